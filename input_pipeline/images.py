@@ -1,0 +1,114 @@
+"""Films as arrays: decode, fit to the model's square, augment, and the way back."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+# The loader and the converter parallelise over films; threads inside a film only get in their way.
+cv2.setNumThreads(1)
+
+
+def decode(image: bytes) -> np.ndarray:
+  """Decodes a JPEG or PNG to uint8 [H, W] grey. Raises ValueError where it is no image."""
+  pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  if pixels is None:
+    raise ValueError("the bytes are no readable JPEG or PNG")
+  return pixels
+
+
+def fit_matrix(height: int, width: int, size_px: int) -> np.ndarray:
+  """[2, 3] affine map from film pixels to the centred, letterboxed square of `size_px`.
+
+  The whole film stays in view: the longer side fills the square, the rest is black. Pixel centres
+  lie at integers, as in cv2.warpAffine.
+  """
+  scale = size_px / max(height, width)
+  return np.array(
+    [
+      [scale, 0, (size_px - 1) / 2 - scale * (width - 1) / 2],
+      [0, scale, (size_px - 1) / 2 - scale * (height - 1) / 2],
+    ],
+    np.float64,
+  )
+
+
+def fit(pixels: np.ndarray, size_px: int) -> np.ndarray:
+  """Letterboxes uint8 [H, W] to float32 [size_px, size_px] in [0, 1]."""
+  return _warp(pixels, fit_matrix(*pixels.shape, size_px), size_px)
+
+
+def unfit(grid: np.ndarray, height: int, width: int, size_px: int) -> np.ndarray:
+  """Brings a map over the square (float32 [h, w], any grid) back to film pixels, [height, width].
+
+  Bilinear; the letterbox margin is left behind, so every film pixel gets a value and no other does.
+  """
+  rows, columns = grid.shape
+  to_square = fit_matrix(height, width, size_px)
+  to_grid = np.array(
+    [[columns / size_px, 0, 0.5 * columns / size_px - 0.5], [0, rows / size_px, 0.5 * rows / size_px - 0.5]]
+  )
+  matrix = to_grid[:, :2] @ to_square
+  matrix[:, 2] += to_grid[:, 2]
+  return cv2.warpAffine(
+    np.asarray(grid, np.float32),
+    matrix,
+    (width, height),
+    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    borderMode=cv2.BORDER_REPLICATE,
+  )
+
+
+@dataclass(frozen=True)
+class Augment:
+  """Random change of a film that keeps its report true: no flips, for sides matter.
+
+  Attributes:
+    rotate_degrees: largest rotation either way.
+    scale_fraction: largest zoom in or out, as a share of the size.
+    shift_fraction: largest shift along each axis, as a share of the size.
+    intensity_fraction: largest change of contrast, and half of it of brightness; also the
+      exponent range of the tone curve.
+  """
+
+  rotate_degrees: float = 8.0
+  scale_fraction: float = 0.08
+  shift_fraction: float = 0.05
+  intensity_fraction: float = 0.2
+
+  def __call__(self, pixels: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [H, W] -> float32 [size_px, size_px] in [0, 1], letterboxed and changed at random."""
+    turn, zoom, right, down, contrast, brightness, tone = rng.uniform(-1, 1, 7)
+    angle = np.deg2rad(self.rotate_degrees * turn)
+    scale = 1 + self.scale_fraction * zoom
+    centre = (size_px - 1) / 2
+    rotate = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shift = size_px * self.shift_fraction * np.array([right, down])
+    matrix = fit_matrix(*pixels.shape, size_px)
+    matrix = np.concatenate(
+      [rotate @ matrix[:, :2], (rotate @ (matrix[:, 2] - centre) + centre + shift)[:, None]], 1
+    )
+    image = _warp(pixels, matrix, size_px)
+    image **= 2.0 ** (self.intensity_fraction * tone)
+    image = (image - 0.5) * (1 + self.intensity_fraction * contrast) + 0.5
+    return np.clip(image + 0.5 * self.intensity_fraction * brightness, 0, 1, dtype=np.float32)
+
+
+def _warp(pixels: np.ndarray, matrix: np.ndarray, size_px: int) -> np.ndarray:
+  scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+  # Plain bilinear sampling skips pixels when it shrinks by much; shrink by whole steps first.
+  if (step := int(1 / scale)) > 1:
+    height, width = pixels.shape
+    small = cv2.resize(
+      pixels, (max(1, width // step), max(1, height // step)), interpolation=cv2.INTER_AREA
+    )
+    ratio = np.diag([width / small.shape[1], height / small.shape[0]])
+    offset = (np.diag(ratio) - 1) / 2
+    matrix = np.concatenate(
+      [matrix[:, :2] @ ratio, (matrix[:, 2] + matrix[:, :2] @ offset)[:, None]], 1
+    )
+    pixels = small
+  warped = cv2.warpAffine(
+    pixels, matrix, (size_px, size_px), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+  )
+  return warped.astype(np.float32) / 255

@@ -1,0 +1,166 @@
+"""Words and word-pieces: a WordPiece vocabulary, and reports as arrays where each piece knows its word."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline import reports
+from input_pipeline.errors import UserError
+
+PAD, UNKNOWN, CLASS, SEPARATOR, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class TokenizerError(UserError):
+  """The tokenizer folder is missing something; the message names file and remedy."""
+
+
+class Encoded(NamedTuple):
+  """One report as arrays.
+
+  Attributes:
+    tokens: [L] int32 piece ids; each sentence stands as [CLS] pieces [SEP].
+    word_index: [L] int32, which word a piece belongs to; -1 for special pieces, punctuation, padding.
+    sentence_index: [L] int32, which sentence a piece stands in; -1 for padding.
+    position: [L] int32, place within the sentence, so that a sentence reads the same wherever it stands.
+    word_mask: [W] bool.
+    words: the words' text, in the order of word_index.
+    dropped: sentences that found no room.
+  """
+
+  tokens: np.ndarray
+  word_index: np.ndarray
+  sentence_index: np.ndarray
+  position: np.ndarray
+  word_mask: np.ndarray
+  words: tuple[str, ...]
+  dropped: int
+
+
+@dataclass
+class Tokenizer:
+  """WordPiece pieces with their words; picklable, so that loader workers can hold one."""
+
+  folder: Path
+
+  def __post_init__(self):
+    from transformers import AutoTokenizer
+
+    config = Path(self.folder) / "tokenizer_config.json"
+    if not config.is_file():
+      raise TokenizerError(
+        f"{self.folder} holds no tokenizer_config.json: it is no tokenizer folder"
+      )
+    tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+    if not tokenizer.is_fast:
+      raise TokenizerError(f"{self.folder}: only fast tokenizers tell which word a piece is from")
+    self._backend = tokenizer.backend_tokenizer
+    self._backend.no_padding()
+    self._backend.no_truncation()
+    ids = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
+    if None in ids or len(tokenizer) < 10:
+      raise TokenizerError(
+        f"{self.folder}: a BERT-style vocabulary with [CLS], [SEP] and [PAD] is needed,"
+        f" found {len(tokenizer)} entries"
+      )
+    self.class_id, self.separator_id, self.pad_id = ids
+    self.vocabulary_size = len(tokenizer)
+
+  def __reduce__(self):
+    return Tokenizer, (self.folder,)
+
+  def encode(
+    self, sentences: Sequence[str], *, max_tokens: int, max_words: int
+  ) -> Encoded:
+    """Encodes sentences in their order; a sentence that does not fit whole is left out and counted.
+
+    A first sentence that is too long by itself is cut, so that a report with words never becomes
+    empty. `[L] = max_tokens`, `[W] = max_words`.
+    """
+    tokens = np.full(max_tokens, self.pad_id, np.int32)
+    word_index = np.full(max_tokens, -1, np.int32)
+    sentence_index = np.full(max_tokens, -1, np.int32)
+    position = np.zeros(max_tokens, np.int32)
+    words: list[str] = []
+    used = dropped = 0
+    for number, sentence in enumerate(sentences):
+      spans = reports.words(sentence)
+      pieces = self._backend.encode(sentence, add_special_tokens=False)
+      ids = [self.class_id, *pieces.ids, self.separator_id]
+      owner = [-1, *_owners(pieces.offsets, spans), -1]
+      if used + len(ids) > max_tokens or len(words) + len(spans) > max_words:
+        if used:
+          dropped += 1
+          continue
+        ids, owner = ids[: max_tokens - 1] + [self.separator_id], owner[: max_tokens - 1] + [-1]
+        owner = [word if word < max_words else -1 for word in owner]
+        spans = spans[: max(owner) + 1]
+      here = slice(used, used + len(ids))
+      tokens[here] = ids
+      word_index[here] = [word + len(words) if word >= 0 else -1 for word in owner]
+      sentence_index[here] = number
+      position[here] = np.arange(len(ids))
+      words += [sentence[start:end] for start, end in spans]
+      used += len(ids)
+    # A word whose every piece was cut away has no vector; it is no word then.
+    word_mask = np.isin(np.arange(max_words), word_index)
+    return Encoded(tokens, word_index, sentence_index, position, word_mask, tuple(words), dropped)
+
+
+def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokenizer:
+  """Trains a lower-case WordPiece vocabulary on the texts and saves it as a Hugging Face folder."""
+  from tokenizers import BertWordPieceTokenizer
+
+  trainer = BertWordPieceTokenizer(lowercase=True)
+  trainer.train_from_iterator(
+    texts,
+    vocab_size=vocabulary_size,
+    min_frequency=2,
+    special_tokens=list(SPECIAL),
+    show_progress=False,
+  )
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  trainer.save(str(folder / "tokenizer.json"))
+  names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+  config = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}
+  config |= dict(zip(names, SPECIAL, strict=True))
+  # Written last: its presence says that the folder is whole.
+  (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+  return Tokenizer(folder)
+
+
+def copy(source: Path, folder: Path) -> Tokenizer:
+  """Copies a local Hugging Face tokenizer into `folder`, so that a run keeps its own.
+
+  Raises TokenizerError, naming the folder, if it is none that fits.
+  """
+  from transformers import AutoTokenizer
+
+  source = Path(source)
+  if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    raise TokenizerError(
+      f"config.text.tokenizer {source} holds neither tokenizer.json nor vocab.txt: name a local"
+      " Hugging Face folder, or leave the key empty to train one on the training reports"
+    )
+  if (source / "tokenizer_config.json").is_file() or (source / "config.json").is_file():
+    tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+  else:
+    from transformers import BertTokenizerFast
+
+    tokenizer = BertTokenizerFast.from_pretrained(str(source), local_files_only=True)
+  tokenizer.save_pretrained(str(folder))
+  return Tokenizer(Path(folder))
+
+
+def _owners(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+  """For each piece the word whose span it starts in, -1 for none."""
+  owners, word = [], 0
+  for start, _ in offsets:
+    while word < len(spans) and spans[word][1] <= start:
+      word += 1
+    owners.append(word if word < len(spans) and spans[word][0] <= start else -1)
+  return owners
