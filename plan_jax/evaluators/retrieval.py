@@ -1,0 +1,284 @@
+"""Image-text retrieval: does a film find its own report among many, and a report its film?
+
+Protocol "retrieval-v1":
+
+- The gallery is every film of the data that has text, with its text, each pair once. Its size is
+  in every row, since the figures fall as it grows. Studies without a word of text are left out.
+- Candidates are ranked by the dot product of unit-norm global embeddings. A candidate is a hit
+  where its text equals the query's after normalisation (case, punctuation, blanks): duplicate
+  reports, and other films of the study, are right answers, not wrong ones.
+- A query's rank is that of its best hit, counted from 1. Scores within 1e-6 of that of the best hit
+  are ties, broken at random: with a candidates above, m misses and k hits tied, the rank is
+  1 + a + m / (k + 1) (the mean over orders; half of the ties for one hit), and the query counts for
+  R@K by the probability 1 - C(m, K - a) / C(m + k, K - a) that a hit is among the first K. So a
+  model that gives every candidate the same score gets chance, not rank 1.
+- R@1, R@5, R@10 and the median rank, image-to-text and text-to-image. Intervals are 95 %
+  percentile intervals of 1,000 bootstrap draws of the queries' patients; the gallery stays whole.
+- Floor `chance`: random scores on the same gallery. R@K is the exact expectation; the median rank
+  is that of the distribution of ranks over all queries and orders. Neither has an interval.
+- Data with both radiologists' reports and sentences made from labels is also scored by kind of
+  text, each kind its own gallery; group "all" holds all.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from input_pipeline import images, reports
+from input_pipeline.study import Study
+from plan_jax.evaluators import bootstrap
+from plan_jax.evaluators.results import RUN, Row
+
+PROTOCOL = "retrieval-v1"
+AT = (1, 5, 10)
+TOLERANCE = 1e-6
+_NONE = float("nan")
+
+
+class Embedder(Protocol):
+  """What retrieval needs of a model: unit-norm global embeddings of one width."""
+
+  def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
+    """Films uint8 [H, W], of any size, to float32 [N, D]."""
+
+  def embed_texts(self, texts: list[tuple[str, ...]]) -> np.ndarray:
+    """Reports, each a tuple of sentences, to float32 [N, D]."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+  """Where the best hit of each of N queries stands; int64 [N] each.
+
+  Attributes:
+    above: candidates scored higher than the best hit.
+    tied_hits: hits that share its score, itself included; at least 1.
+    tied_misses: other candidates that share its score.
+  """
+
+  above: np.ndarray
+  tied_hits: np.ndarray
+  tied_misses: np.ndarray
+
+  def expected(self) -> np.ndarray:
+    """Float64 [N]: the rank of the first hit, from 1, in the mean over orders of the tied."""
+    return 1 + self.above + self.tied_misses / (self.tied_hits + 1)
+
+  def recall(self, k: int) -> np.ndarray:
+    """Float64 [N]: the probability that a hit is among the first k, 0 or 1 without ties."""
+    tied = self.tied_misses + self.tied_hits
+    places = k - self.above  # left for the tied
+    missed = np.ones(len(tied))
+    for i in range(k):
+      factor = np.maximum(self.tied_misses - i, 0) / np.maximum(tied - i, 1)
+      missed = np.where(i < places, missed * factor, missed)
+    return np.where(places > 0, 1 - missed, 0.0)
+
+
+def rank(
+  scores: Callable[[int, int], np.ndarray],
+  keys: np.ndarray,
+  *,
+  block: int = 512,
+  tolerance: float = TOLERANCE,
+) -> Ranks:
+  """Ranks N candidates for each of N queries, never holding more than block x N scores.
+
+  Args:
+    scores: (start, stop) -> float [stop - start, N], scores of queries start..stop-1.
+    keys: int [N]; candidate j is a hit for query i where keys[i] == keys[j].
+    block: queries at a time.
+    tolerance: scores closer than this are tied.
+
+  Raises:
+    ValueError: a block of scores has the wrong shape or holds a NaN.
+  """
+  keys = np.asarray(keys)
+  counts = np.zeros((3, len(keys)), np.int64)
+  for start in range(0, len(keys), block):
+    stop = min(start + block, len(keys))
+    found = np.asarray(scores(start, stop))
+    if found.shape != (stop - start, len(keys)):
+      raise ValueError(f"scores are {found.shape}, not {(stop - start, len(keys))}")
+    if np.isnan(found).any():
+      raise ValueError("a score is NaN")
+    hit = keys[start:stop, None] == keys[None, :]
+    best = np.where(hit, found, -np.inf).max(1, keepdims=True)
+    above = found > best + tolerance  # never a hit
+    tied = (found >= best - tolerance) & ~above
+    counts[0, start:stop] = above.sum(1)
+    counts[1, start:stop] = (tied & hit).sum(1)
+    counts[2, start:stop] = (tied & ~hit).sum(1)
+  return Ranks(*counts)
+
+
+def rank_embeddings(
+  queries: np.ndarray, candidates: np.ndarray, keys: np.ndarray, *, block: int = 512
+) -> Ranks:
+  """`rank` by the dot product of queries [N, D] and candidates [N, D], query i with candidate i.
+
+  Raises:
+    ValueError: the shapes do not fit, or an embedding is not of unit norm (to 1 %).
+  """
+  if queries.ndim != 2 or queries.shape != candidates.shape or len(queries) != len(keys):
+    raise ValueError(f"{queries.shape}, {candidates.shape} and {len(keys)} keys do not fit")
+  for name, values in (("query", queries), ("candidate", candidates)):
+    norm = np.linalg.norm(values.astype(np.float32), axis=1)
+    if len(norm) and not np.abs(norm - 1).max() < 0.01:
+      raise ValueError(f"a {name} is not of unit norm")
+  turned = np.ascontiguousarray(candidates.T, np.float32)
+  return rank(lambda a, b: queries[a:b].astype(np.float32) @ turned, keys, block=block)
+
+
+def chance(keys: np.ndarray) -> tuple[dict[int, float], float]:
+  """What random scores get: K -> R@K for K of `AT`, and the median rank.
+
+  Args:
+    keys: int [N], at least one; see `rank`.
+  """
+  _, inverse, counts = np.unique(np.asarray(keys), return_inverse=True, return_counts=True)
+  hits, n = counts[inverse], len(inverse)
+  everything_tied = Ranks(np.zeros(n, np.int64), hits, n - hits)
+  recalls = {k: float(everything_tied.recall(k).mean()) for k in AT}
+  beyond = np.zeros(n)  # beyond[r - 1]: share of queries whose first hit ranks lower than r
+  sizes, queries = np.unique(hits, return_counts=True)
+  for size, share in zip(sizes.tolist(), (queries / n).tolist(), strict=True):
+    drawn = np.arange(n)
+    beyond += share * np.cumprod(np.maximum(n - size - drawn, 0) / (n - drawn))
+  # As np.median of many ranks would: between two ranks where exactly half lie at or under one.
+  lower = int(np.argmax(beyond <= 0.5 + 1e-12)) + 1
+  upper = int(np.argmax(beyond < 0.5 - 1e-12)) + 1
+  return recalls, (lower + upper) / 2
+
+
+def retrieval_rows(
+  v: np.ndarray,
+  t: np.ndarray,
+  keys: np.ndarray,
+  patients: Sequence[str],
+  *,
+  data: str,
+  group: str = "all",
+  block: int = 512,
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
+) -> list[Row]:
+  """The rows of one gallery.
+
+  Args:
+    v: [N, D] unit-norm embeddings of films.
+    t: [N, D] unit-norm embeddings of their texts.
+    keys: int [N], equal for equal texts.
+    patients: [N], for the bootstrap.
+    data: for the rows.
+    group: for the rows.
+    block: queries ranked at a time.
+    resamples: bootstrap draws.
+    seed: of the draws.
+
+  Raises:
+    ValueError: as `rank_embeddings`.
+  """
+  n = len(keys)
+  by_chance, chance_median = chance(keys)
+  rows = []
+
+  def add(metric: str, run: bootstrap.Summary, floor: float) -> None:
+    head = ("retrieval", PROTOCOL, data, group, metric)
+    rows.append(Row(*head, RUN, run.value, run.low, run.high, n, gallery=n))
+    rows.append(Row(*head, "chance", floor, _NONE, _NONE, n, gallery=n))
+
+  for direction, queries, candidates in (("image-to-text", v, t), ("text-to-image", t, v)):
+    ranks = rank_embeddings(queries, candidates, keys, block=block)
+    recalls = np.stack([ranks.recall(k) for k in AT], axis=1)
+    means = bootstrap.grouped_means(recalls, [group] * n, patients, resamples=resamples, seed=seed)[
+      group
+    ]
+    for k, summary in zip(AT, means, strict=True):
+      add(f"R@{k} {direction}", summary, by_chance[k])
+    middle = bootstrap.median(ranks.expected(), patients, resamples=resamples, seed=seed)
+    add(f"median rank {direction}", middle, chance_median)
+  return rows
+
+
+def evaluate_retrieval(
+  embedder: Embedder,
+  studies: Iterable[Study],
+  *,
+  data: str,
+  batch: int = 64,
+  block: int = 512,
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
+) -> list[Row]:
+  """Scores a model under protocol "retrieval-v1" (see the top of this file).
+
+  Args:
+    embedder: the model.
+    studies: the gallery; films are decoded and embedded `batch` at a time, and not kept.
+    data: name of data set and split, for the rows.
+    batch: films embedded at a time.
+    block: queries ranked at a time.
+    resamples: bootstrap draws.
+    seed: of the draws.
+
+  Returns:
+    Rows of group "all" and, where there are several kinds of text, of each kind; none where no
+    study has text. How many studies had none is logged; `n` and `gallery` count the others.
+
+  Raises:
+    ValueError: a film is unreadable, or the embeddings do not fit; the former names the image.
+  """
+  v, t, films, texts = [], [], [], []
+  known: dict[str, int] = {}
+  keys, patients, kinds = [], [], []
+  without = 0
+
+  def embed() -> None:
+    if films:
+      v.append(np.asarray(embedder.embed_images(list(films)), np.float32))
+      t.append(np.asarray(embedder.embed_texts(list(texts)), np.float32))
+      films.clear()
+      texts.clear()
+
+  for study in studies:
+    normal = reports.normalise(" ".join(study.sentences))
+    if not normal:
+      without += 1
+      continue
+    try:
+      films.append(images.decode(study.image))
+    except ValueError as error:
+      raise ValueError(f"{study.image_id}: {error}") from error
+    texts.append(study.sentences)
+    keys.append(known.setdefault(normal, len(known)))
+    patients.append(study.patient_id)
+    kinds.append(study.text_kind)
+    if len(films) == batch:
+      embed()
+  embed()
+  if without:
+    logging.info("retrieval on %s: %d studies without text are left out", data, without)
+  if not keys:
+    return []
+  v, t, keys, kinds = np.concatenate(v), np.concatenate(t), np.array(keys), np.array(kinds)
+  groups = {"all": np.ones(len(keys), bool)}
+  if len(set(kinds.tolist())) > 1:
+    groups |= {kind: kinds == kind for kind in sorted(set(kinds.tolist()))}
+  return [
+    row
+    for group, chosen in groups.items()
+    for row in retrieval_rows(
+      v[chosen],
+      t[chosen],
+      keys[chosen],
+      np.array(patients)[chosen].tolist(),
+      data=data,
+      group=group,
+      block=block,
+      resamples=resamples,
+      seed=seed,
+    )
+  ]

@@ -1,0 +1,279 @@
+"""Grounding figures against plain loops, edge cases, floors, and the evaluator from end to end."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline.study import Region, Study
+from plan_jax.evaluators import floors, grounding
+
+NAMES = grounding.METRICS
+
+
+def _png(pixels):
+  return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def _study(name, regions, height=24, width=36, patient=None):
+  film = np.random.default_rng(len(name)).integers(0, 255, (height, width), np.uint8)
+  return Study(
+    image=_png(film),
+    width=width,
+    height=height,
+    image_id=name,
+    study_id=name,
+    patient_id=patient or name,
+    regions=tuple(regions),
+  )
+
+
+def _boxes(*boxes):
+  return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def _brute(heat, mask):
+  """All figures by loops over pixels."""
+  inside, rest, everything = [], [], []
+  for y in range(len(heat)):
+    for x in range(len(heat[0])):
+      (inside if mask[y][x] else rest).append(float(heat[y][x]))
+      everything.append((float(heat[y][x]), bool(mask[y][x])))
+
+  def mean(values):
+    return sum(values) / len(values)
+
+  def variance(values):
+    return sum((v - mean(values)) ** 2 for v in values) / len(values)
+
+  cnr = math.nan
+  if inside and rest:
+    cnr = (mean(inside) - mean(rest)) / math.sqrt(variance(inside) + variance(rest))
+  ious, dices = [], []
+  for threshold in (0.1, 0.2, 0.3, 0.4, 0.5):
+    both = sum(1 for v, m in everything if v >= np.float32(threshold) and m)
+    lit = sum(1 for v, m in everything if v >= np.float32(threshold))
+    ious.append(both / (lit + len(inside) - both) if lit else 0.0)
+    dices.append(2 * both / (lit + len(inside)) if lit else 0.0)
+  top = max(v for v, _ in everything)
+  pointing = mean([float(m) for v, m in everything if v == top])
+  return [cnr, abs(cnr), mean(ious), mean(dices), pointing]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_figures_agree_with_plain_loops(seed):
+  rng = np.random.default_rng(seed)
+  height, width = rng.integers(3, 14, 2)
+  heat = rng.random((height, width)).astype(np.float32)
+  if seed % 3 == 0:
+    heat = np.round(heat * 5).astype(np.float32) / 10  # ties, and values on the thresholds
+  mask = rng.random((height, width)) < rng.uniform(0.1, 0.9)
+  mask[0, 0], mask[-1, -1] = True, False
+  assert grounding.score(heat, mask) == pytest.approx(_brute(heat.tolist(), mask.tolist()))
+
+
+def test_a_good_map_scores_high_and_its_reverse_low():
+  mask = np.zeros((20, 30), bool)
+  mask[4:9, 20:28] = True
+  noise = 0.05 * np.random.default_rng(0).random(mask.shape)
+  good = dict(zip(NAMES, grounding.score(0.9 * mask + noise, mask), strict=True))
+  bad = dict(zip(NAMES, grounding.score(0.9 * ~mask + noise, mask), strict=True))
+  assert good["signed CNR"] > 10 and good["mIoU"] == 1 and good["mean Dice"] == 1
+  assert good["pointing"] == 1
+  assert bad["signed CNR"] < -10 and bad["absolute CNR"] > 10
+  assert bad["mIoU"] == 0 and bad["pointing"] == 0
+
+
+def test_empty_prediction_scores_zero_but_has_a_contrast():
+  mask = np.zeros((10, 10), bool)
+  mask[:5] = True
+  heat = np.where(mask, 0.05, 0.01).astype(np.float32)
+  heat[0, 0] = 0.06
+  signed, _, miou, dice, pointing = grounding.score(heat, mask)
+  assert signed > 0 and (miou, dice, pointing) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+def test_constant_map_has_no_contrast_and_points_by_area(level):
+  mask = np.zeros((7, 9), bool)
+  mask[2:4, 3:8] = True
+  signed, absolute, miou, _, pointing = grounding.score(np.full((7, 9), level, np.float32), mask)
+  assert signed == 0 and absolute == 0
+  assert pointing == pytest.approx(mask.mean())
+  lit = sum(level >= t for t in grounding.THRESHOLDS) / 5
+  assert miou == pytest.approx(lit * mask.mean())
+
+
+def test_masks_of_everything_or_nothing_have_no_contrast():
+  heat = np.random.default_rng(0).random((6, 8)).astype(np.float32)
+  full = grounding.score(heat, np.ones((6, 8), bool))
+  assert np.isnan(full[:2]).all() and full[4] == 1 and full[2] > 0.4
+  empty = grounding.score(heat, np.zeros((6, 8), bool))
+  assert np.isnan(empty[:2]).all() and (empty[2:] == 0).all()
+  mask = np.zeros((6, 8), bool)
+  mask[2:4] = True
+  assert np.isnan(grounding.score(mask.astype(np.float32), mask)[0])  # infinite contrast
+
+
+def test_pointing_shares_out_ties():
+  mask = np.zeros((4, 4), bool)
+  mask[0, :3] = True
+  heat = np.zeros((4, 4), np.float32)
+  heat[0] = 1
+  assert grounding.score(heat, mask)[4] == 0.75
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.1, np.nan])
+def test_values_outside_the_unit_range_are_refused(bad):
+  heat = np.zeros((3, 3), np.float32)
+  heat[1, 1] = bad
+  with pytest.raises(ValueError, match=r"\[0, 1\]"):
+    grounding.score(heat, np.eye(3, dtype=bool))
+  with pytest.raises(ValueError, match="mask"):
+    grounding.score(heat, np.ones((3, 4), bool))
+
+
+def test_regions_of_one_phrase_are_one_unit():
+  mask = np.zeros((24, 36), np.uint8)
+  mask[20:, 30:] = 255
+  study = _study(
+    "one",
+    [
+      Region("Small left effusion", "effusion", _boxes((0, 0, 4, 3))),
+      Region("nodule", "nodule", _boxes((10, 10, 11.5, 11.2), (11.7, 10, 13.1, 12))),
+      Region("small LEFT effusion.", "other", _boxes((0, 0, 36, 24)), _png(mask)),
+    ],
+  )
+  first, second = grounding.units(study)
+  assert (first.phrase, first.label, first.patient_id) == ("Small left effusion", "effusion", "one")
+  expected = mask > 0
+  expected[:3, :4] = True
+  assert (first.mask == expected).all()  # the mask stands in for the box beside it
+  expected = np.zeros((24, 36), bool)
+  expected[10:12, 10:14] = True
+  assert (second.mask == expected).all()
+
+
+def test_a_wrong_mask_is_named():
+  small = Region("x", "nodule", _boxes(), _png(np.ones((3, 3), np.uint8)))
+  with pytest.raises(ValueError, match="nodule.*film7 is 3 x 3, its film 36 x 24"):
+    grounding.units(_study("film7", [small]))
+  with pytest.raises(ValueError, match="film8"):
+    grounding.units(_study("film8", [Region("x", "nodule", _boxes(), b"no png")]))
+
+
+def test_centre_is_round_and_central_on_any_film():
+  heat = floors.centre(40, 80)
+  assert heat.shape == (40, 80) and heat.dtype == np.float32 and heat.max() == 1
+  assert heat[19, 39] == heat[20, 40] == 1
+  assert heat[19, 49] == pytest.approx(heat[29, 39], abs=1e-6)  # 10 px along x and along y
+  assert heat[20, 50] == pytest.approx(math.exp(-(10.5**2 + 0.5) / 200 + 0.5 / 200), abs=2e-3)
+
+
+def test_random_is_fixed_by_image_and_phrase():
+  def draw(image="a", phrase="p", seed=0):
+    return floors.random((4, 4), 30, 50, image_id=image, phrase=phrase, seed=seed)
+
+  assert (draw() == draw()).all() and 0.9 < draw().max() <= 1 and draw().shape == (30, 50)
+  for other in (draw(image="b"), draw(phrase="q"), draw(seed=1)):
+    assert (other != draw()).any()
+
+
+def test_the_prior_knows_where_findings_sit():
+  train = [
+    _study(
+      "a",
+      [Region("l", "left", _boxes((0, 0, 18, 24))), Region("r", "right", _boxes((18, 0, 36, 24)))],
+    ),
+    _study("b", [Region("l", "left", _boxes((0, 0, 50, 100)))], height=100, width=100),
+  ]
+  prior = grounding.box_prior(train, grid=16)
+  assert prior.counts == {"left": 2, "right": 1}
+  left = prior.mean_box_per_finding("left", 40, 60)
+  assert left.shape == (40, 60) and left.dtype == np.float32
+  assert left[:, :28].min() == 1 and left[:, 32:].max() == 0
+  mean = prior.mean_box(40, 60)
+  assert mean[20, 5] == 1 and mean[20, 55] == pytest.approx(0.5)
+  assert (prior.mean_box_per_finding("unseen", 40, 60) == mean).all()
+  with pytest.raises(ValueError, match="no regions"):
+    floors.BoxPrior().mean_box(4, 4)
+
+
+class _Oracle:
+  """Knows where each phrase lies: "left" or "right"; records what it was asked."""
+
+  grid = (4, 6)
+
+  def __init__(self, blur=0.01):
+    self.blur, self.asked = blur, []
+
+  def ground(self, images, phrases):
+    self.asked.append(len(phrases))
+    maps = []
+    for image, phrase in zip(images, phrases, strict=True):
+      assert image.dtype == np.uint8
+      heat = np.full(image.shape, self.blur, np.float32)
+      half = image.shape[1] // 2
+      heat[:, :half] += (1 - self.blur) * ("left" in phrase)
+      heat[:, half:] += (1 - self.blur) * ("right" in phrase)
+      maps.append(np.minimum(heat * np.linspace(0.9, 1, image.shape[1], dtype=np.float32), 1))
+    return maps
+
+
+def _data(count, start=0):
+  for i in range(start, start + count):
+    side = "left" if i % 2 else "right"
+    x0 = 0 if i % 2 else 18
+    yield _study(
+      f"film{i}", [Region(f"{side} lung", side, _boxes((x0, 0, x0 + 18, 24)))], patient=f"p{i // 2}"
+    )
+
+
+def test_evaluator_from_end_to_end():
+  oracle = _Oracle()
+  studies = [*_data(20, 100), _study("without", [])]
+  full = Region("left everything", "left", _boxes((0, 0, 36, 24)))
+  studies.append(_study("full", [full]))
+  rows = grounding.evaluate_grounding(
+    oracle, iter(studies), _data(10), data="toy/test", batch=8, resamples=100
+  )
+  assert oracle.asked == [8, 8, 5]
+  cells = {(r.group, r.metric, r.model): r for r in rows}
+  assert len(cells) == len(rows) == 3 * 5 * 5
+  assert {r.protocol for r in rows} == {"grounding-v1"} and rows[0].group == "macro"
+  assert {r.model for r in rows} == {
+    "run", "random", "centre", "mean_box", "mean_box_per_finding"
+  }  # fmt: skip
+  macro = {m: cells["macro", "mIoU", m] for m in ("run", "random", "centre", "mean_box")}
+  assert macro["run"].value > 0.9 > 0.75 > max(macro[m].value for m in list(macro)[1:])
+  assert macro["run"].low <= macro["run"].value <= macro["run"].high
+  assert abs(cells["macro", "signed CNR", "random"].value) < 0.5
+  assert cells["macro", "pointing", "random"].value == pytest.approx(0.5, abs=0.35)
+  assert cells["right", "pointing", "run"].value == 1
+  # The film whose region is everything has no contrast: counted out of CNR, but not of mIoU.
+  assert cells["left", "signed CNR", "run"].n == 10 and cells["left", "mIoU", "run"].n == 11
+  again = grounding.evaluate_grounding(
+    _Oracle(), studies, grounding.box_prior(_data(10)), data="toy/test", batch=3, resamples=100
+  )
+  assert [r.value for r in again] == pytest.approx([r.value for r in rows], nan_ok=True)
+
+
+def test_without_training_regions_the_prior_floors_are_missing():
+  rows = grounding.evaluate_grounding(_Oracle(), _data(4), [], data="toy", resamples=10)
+  assert {r.model for r in rows} == {"run", "random", "centre"}
+  assert grounding.evaluate_grounding(_Oracle(), [_study("x", [])], [], data="toy") == []
+
+
+def test_wrong_maps_and_films_are_named():
+  class Wrong(_Oracle):
+    def ground(self, images, phrases):
+      return [np.zeros((2, 2), np.float32) for _ in phrases]
+
+  with pytest.raises(ValueError, match="film0, 'right lung'"):
+    grounding.evaluate_grounding(Wrong(), _data(1), [], data="toy")
+  study = next(_data(1))
+  for broken in ({"image": b"no"}, {"width": 40}):
+    with pytest.raises(ValueError, match="film0"):
+      changed = Study(**{**study.__dict__, **broken})
+      grounding.evaluate_grounding(_Oracle(), [changed], [], data="toy")
