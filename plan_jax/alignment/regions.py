@@ -1,0 +1,73 @@
+"""Soft regions: from a word's similarity to every pixel to the weights of the pixels it names.
+
+All functions take similarities [..., P] and give weights [..., P] that are >= 0 and sum to one.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def softmax(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
+  """Plain soft attention at temperature `tau`; `gamma` is not used."""
+  return jax.nn.softmax(similarity / tau, axis=-1)
+
+
+def threshold(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
+  """Soft attention less `gamma` uniform shares: pixels below that lose all weight (ours).
+
+  Where no pixel passes, the plain soft attention stays: it is the limit of what survives as the
+  similarities become equal, and it keeps a gradient.
+  """
+  weight = jax.nn.softmax(similarity / tau, axis=-1)
+  kept = jax.nn.relu(weight - gamma / similarity.shape[-1])
+  total = kept.sum(-1, keepdims=True)
+  return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), weight)
+
+
+def minmax(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
+  """SPARC (Bica et al. 2024): min-max scaling, pixels below 1 / P cut; `tau`, `gamma` not used.
+
+  Equal similarities, where the formula divides by zero, give equal weights.
+  """
+  low = similarity.min(-1, keepdims=True)
+  spread = similarity.max(-1, keepdims=True) - low
+  scaled = (similarity - low) / jnp.where(spread > 0, spread, 1)
+  scaled = jnp.where(spread > 0, scaled, 1.0)
+  kept = jnp.where(scaled >= 1 / similarity.shape[-1], scaled, 0)
+  return kept / kept.sum(-1, keepdims=True)
+
+
+@jax.custom_vjp
+def _entmax15(x: jax.Array) -> jax.Array:
+  x = (x - x.max(-1, keepdims=True)) / 2
+  ordered = -jnp.sort(-x, axis=-1)
+  count = jnp.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+  mean = jnp.cumsum(ordered, -1) / count
+  square = jnp.cumsum(ordered**2, -1) / count
+  # Root of sum((x - t)^2) = 1 over the `count` largest entries.
+  root = mean - jnp.sqrt(jnp.maximum((1 - count * (square - mean**2)) / count, 0))
+  support = (root <= ordered).sum(-1, keepdims=True)
+  cut = jnp.take_along_axis(root, support - 1, axis=-1)
+  return jnp.maximum(x - cut, 0) ** 2
+
+
+def _entmax15_forward(x):
+  y = _entmax15(x)
+  return y, y
+
+
+def _entmax15_backward(y, gradient):
+  root = jnp.sqrt(y)
+  product = gradient * root
+  return (product - root * product.sum(-1, keepdims=True) / root.sum(-1, keepdims=True),)
+
+
+_entmax15.defvjp(_entmax15_forward, _entmax15_backward)
+
+
+def entmax15(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
+  """1.5-entmax at temperature `tau` (Peters et al. 2019, exact by sorting); `gamma` not used."""
+  return _entmax15(similarity / tau)
+
+
+SPARSIFIERS = {"softmax": softmax, "threshold": threshold, "minmax": minmax, "entmax15": entmax15}

@@ -1,0 +1,87 @@
+"""BERT-style text encoder (Devlin et al. 2019: post-norm, learned positions)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_INIT = nn.initializers.truncated_normal(0.02)
+
+
+class Layer(nn.Module):
+  """Self-attention and a two-layer perceptron, each with residual and layer norm after it."""
+
+  heads: int
+  mlp_size: int
+  dropout: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, allowed: jax.Array, *, train: bool) -> jax.Array:
+    """[B, L, C], allowed [B, 1, L, L] bool -> [B, L, C]."""
+    size = x.shape[-1]
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+
+    def dense(features, name):
+      return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
+
+    def heads(y):
+      return y.reshape(*y.shape[:2], self.heads, size // self.heads)
+
+    query, key, value = (heads(dense(size, name)(x)) for name in ("query", "key", "value"))
+    y = jax.nn.dot_product_attention(query, key, value, mask=allowed)
+    y = drop(dense(size, "attention_out")(y.reshape(x.shape)))
+    x = nn.LayerNorm(1e-12, dtype=self.dtype, name="attention_norm")(x + y)
+    y = nn.gelu(dense(self.mlp_size, "mlp_in")(x), approximate=False)
+    y = drop(dense(size, "mlp_out")(y))
+    return nn.LayerNorm(1e-12, dtype=self.dtype, name="mlp_norm")(x + y)
+
+
+class Bert(nn.Module):
+  """Text encoder.
+
+  Attributes:
+    vocabulary_size: word-pieces.
+    size, layers, heads, mlp_size: as in BERT.
+    max_position: learned positions; one sentence, or one report where sentences see each other.
+    across_sentences: whether a piece may attend to other sentences. Off by default: a filler word
+      that sees the whole report can carry it, and then grounds nothing.
+    dropout: rate, while training.
+    dtype: of the computation; parameters are float32.
+  """
+
+  vocabulary_size: int
+  size: int = 768
+  layers: int = 12
+  heads: int = 12
+  mlp_size: int = 3072
+  max_position: int = 512
+  across_sentences: bool = False
+  dropout: float = 0.1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, tokens: jax.Array, sentence_index: jax.Array, position: jax.Array, *, train: bool = False
+  ) -> jax.Array:
+    """tokens, sentence_index (-1 pads), position: [B, L] int32 -> hidden states [B, L, size]."""
+
+    def embed(count, name):
+      return nn.Embed(count, self.size, embedding_init=_INIT, dtype=self.dtype, name=name)
+
+    real = sentence_index >= 0
+    if self.across_sentences:
+      position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+      allowed = real[:, None, :]
+    else:
+      allowed = sentence_index[:, :, None] == sentence_index[:, None, :]
+    x = embed(self.vocabulary_size, "token_embedding")(tokens)
+    x += embed(self.max_position, "position_embedding")(position)
+    x += self.param("type_embedding", _INIT, (self.size,)).astype(self.dtype)
+    x = nn.LayerNorm(1e-12, dtype=self.dtype, name="embedding_norm")(x)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    allowed = jnp.broadcast_to(allowed, (*tokens.shape, tokens.shape[1]))[:, None]
+    for i in range(self.layers):
+      x = Layer(self.heads, self.mlp_size, self.dropout, self.dtype, name=f"layer{i + 1}")(
+        x, allowed, train=train
+      )
+    return x

@@ -1,0 +1,130 @@
+"""The two towers: pixels V and film v from the image, words T, significance r and report t from the text."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from plan_jax.models.bert import Bert
+from plan_jax.models.resnet import ResNet
+
+
+class ImageFeatures(NamedTuple):
+  """Unit-norm float32 features of films.
+
+  Attributes:
+    pixels: [B, P, D], rows of the grid one after another.
+    film: [B, D].
+  """
+
+  pixels: jax.Array
+  film: jax.Array
+
+
+class TextFeatures(NamedTuple):
+  """Features of reports, float32.
+
+  Attributes:
+    words: [B, W, D], unit norm (zero where there is no word).
+    mask: [B, W] bool.
+    significance: [B, W] in (0, 1): the say a word has (zero where there is no word).
+    report: [B, D], unit norm (zero for a report without words).
+  """
+
+  words: jax.Array
+  mask: jax.Array
+  significance: jax.Array
+  report: jax.Array
+
+
+class Plan(nn.Module):
+  """Image tower, text tower and the learned temperatures of the two contrasts.
+
+  Attributes:
+    image: keyword arguments of ResNet.
+    text: keyword arguments of Bert.
+    size: D, width of the shared space.
+    scale_init, scale_max: the temperatures' inverse at the start, and the clip.
+    dtype: of the encoders' computation; features and parameters are float32.
+  """
+
+  image: dict
+  text: dict
+  size: int = 128
+  scale_init: float = 10.0
+  scale_max: float = 100.0
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.image_encoder = ResNet(**self.image, dtype=self.dtype)
+    self.text_encoder = Bert(**self.text, dtype=self.dtype)
+    self.pixel_norm = nn.LayerNorm()
+    self.pixel_head = nn.Dense(self.size)
+    self.film_head = nn.Dense(self.size)
+    self.word_head = nn.Dense(self.size)
+    self.report_head = nn.Dense(self.size)
+    # Starts at one half for every word: the contrast decides who gets more.
+    self.significance_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
+    # In logarithms, [global, local].
+    self.log_scale = self.param(
+      "log_scale", nn.initializers.constant(jnp.log(self.scale_init)), (2,)
+    )
+
+  def __call__(
+    self, batch: dict, *, train: bool = False
+  ) -> tuple[ImageFeatures, TextFeatures, jax.Array]:
+    """Both towers over a batch of the loader, and the scales."""
+    return (
+      self.embed_images(batch["image"], train=train),
+      self.embed_texts(batch, train=train),
+      self.scales(),
+    )
+
+  def embed_images(self, image: jax.Array, *, train: bool = False) -> ImageFeatures:
+    """[B, H, W, 1] float32 in [0, 1] -> ImageFeatures."""
+    x = self.image_encoder(image, train=train).astype(jnp.float32)
+    # Over a pixel's own channels: a norm over the film would tell every pixel what the others show.
+    x = self.pixel_norm(x.reshape(x.shape[0], -1, x.shape[-1]))
+    return ImageFeatures(unit(self.pixel_head(x)), unit(self.film_head(x.mean(1))))
+
+  def embed_texts(self, batch: dict, *, train: bool = False) -> TextFeatures:
+    """tokens, word_index, sentence_index, position [B, L]; word_mask [B, W] -> TextFeatures."""
+    mask = batch["word_mask"]
+    x = self.text_encoder(
+      batch["tokens"], batch["sentence_index"], batch["position"], train=train
+    ).astype(jnp.float32)
+    # A word is the mean of its pieces.
+    owner = jax.nn.one_hot(batch["word_index"], mask.shape[1], axis=1)
+    x = owner @ x / jnp.maximum(owner.sum(-1, keepdims=True), 1)
+    significance = jnp.where(mask, nn.sigmoid(self.significance_head(x)[..., 0]), 0)
+    total = jnp.maximum(significance.sum(-1, keepdims=True), 1e-6)
+    report = jnp.einsum("bw,bwd->bd", significance / total, x)
+    any_word = mask.any(-1, keepdims=True)
+    return TextFeatures(
+      words=jnp.where(mask[..., None], unit(self.word_head(x)), 0),
+      mask=mask,
+      significance=significance,
+      report=jnp.where(any_word, unit(self.report_head(report)), 0),
+    )
+
+  def scales(self) -> jax.Array:
+    """[2] inverse temperatures (global, local), clipped to [1, scale_max]."""
+    return jnp.exp(jnp.clip(self.log_scale, 0, jnp.log(self.scale_max)))
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Divides by the Euclidean norm along the last axis; the gradient at zero is finite."""
+  return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+def build(model, vocabulary_size: int) -> Plan:
+  """The towers of `config.model`, for a vocabulary."""
+  return Plan(
+    image=dict(model.image),
+    text=dict(model.text, vocabulary_size=vocabulary_size),
+    size=model.size,
+    scale_init=model.scale_init,
+    scale_max=model.scale_max,
+    dtype=jnp.dtype(model.dtype),
+  )

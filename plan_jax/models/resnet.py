@@ -1,0 +1,156 @@
+"""ResNet image encoder (He et al. 2016, bottleneck stride as in v1.5) that keeps a usable pixel grid."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NORMS = ("batch", "group", "channel")
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+class Conv1x1(nn.Module):
+  """A 1x1 convolution without bias as a dot over channels: its gradient is a plain matrix product."""
+
+  features: int
+  stride: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+    kernel = self.param("kernel", nn.initializers.he_normal(), (x.shape[-1], self.features))
+    x = x[:, :: self.stride, :: self.stride]
+    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+
+  features: int
+  stride: int
+  dilations: tuple[int, int]
+  conv: Callable
+  norm: Callable
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H / stride, W / stride, features]."""
+    y = self.conv(self.features, self.stride, self.dilations[0], name="conv1")(x)
+    y = nn.relu(self.norm(name="norm1")(y))
+    y = self.conv(self.features, 1, self.dilations[1], name="conv2")(y)
+    y = self.norm(name="norm2", scale_init=nn.initializers.zeros)(y)
+    if x.shape != y.shape:
+      x = Conv1x1(self.features, self.stride, self.dtype, name="shortcut")(x)
+      x = self.norm(name="shortcut_norm")(x)
+    return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+  """1x1, 3x3, 1x1 convolutions and a shortcut, four times as wide outside (ResNet-50)."""
+
+  features: int
+  stride: int
+  dilations: tuple[int, int]
+  conv: Callable
+  norm: Callable
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H / stride, W / stride, 4 * features]."""
+    y = Conv1x1(self.features, 1, self.dtype, name="conv1")(x)
+    y = nn.relu(self.norm(name="norm1")(y))
+    y = self.conv(self.features, self.stride, self.dilations[0], name="conv2")(y)
+    y = nn.relu(self.norm(name="norm2")(y))
+    y = Conv1x1(4 * self.features, 1, self.dtype, name="conv3")(y)
+    y = self.norm(name="norm3", scale_init=nn.initializers.zeros)(y)
+    if x.shape != y.shape:
+      x = Conv1x1(4 * self.features, self.stride, self.dtype, name="shortcut")(x)
+      x = self.norm(name="shortcut_norm")(x)
+    return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+  """ResNet trunk.
+
+  Attributes:
+    depth: 18, 34 or 50.
+    width: multiplies every channel count.
+    stages: how many of the four stages run; fewer keep the receptive field of a pixel small.
+    output_stride: film pixels per pixel of the last feature map, 8, 16 or 32; strides that would
+      go beyond it are dropped.
+    dilated: whether a dropped stride dilates the later convolutions, so that they see what they
+      would have seen (weights trained at stride 32 stay valid); without, the receptive field stays
+      small.
+    norm: "batch" (running statistics in the "batch_stats" collection), "group" (8 channels a
+      group) or "channel" (each pixel over its own channels: nothing leaks between pixels).
+    dtype: of the computation; parameters are float32.
+  """
+
+  depth: int = 50
+  width: float = 1.0
+  stages: int = 4
+  output_stride: int = 32
+  dilated: bool = True
+  norm: str = "batch"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+    """[B, H, W, 1] float32 in [0, 1] -> [B, H / output_stride, W / output_stride, C]."""
+    norm = {
+      "batch": partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype),
+      "group": partial(nn.GroupNorm, num_groups=None, group_size=8, dtype=self.dtype),
+      "channel": partial(nn.LayerNorm, dtype=self.dtype),
+    }[self.norm]
+    conv = partial(_conv, dtype=self.dtype)
+    base = max(8, int(64 * self.width) // 8 * 8)
+    x = ((image - 0.5) * 4).astype(self.dtype)  # about zero mean, unit variance for a chest film
+    x = nn.Conv(
+      base, (7, 7), (2, 2), padding=[(3, 3)] * 2, use_bias=False, dtype=self.dtype,
+      kernel_init=nn.initializers.he_normal(), name="stem",
+    )(x)  # fmt: skip
+    x = nn.relu(norm(name="stem_norm")(x))
+    x = max_pool(x)
+    stride, dilation = 4, 1
+    block = Bottleneck if self.depth == 50 else BasicBlock
+    for stage, count in enumerate(BLOCKS[self.depth][: self.stages]):
+      for i in range(count):
+        step, before = 1, dilation
+        if stage and not i:
+          if stride < self.output_stride:
+            step, stride = 2, stride * 2
+          elif self.dilated:
+            dilation *= 2  # of what comes after the dropped stride
+        x = block(
+          base * 2**stage, step, (before, dilation), conv, norm, self.dtype,
+          name=f"stage{stage + 1}_block{i + 1}",
+        )(x)  # fmt: skip
+    return x
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  """3x3 maximum with stride 2, [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
+
+  By shifted slices: the gradient of a windowed maximum is slow on CPU (five times, measured).
+  """
+  for axis in (1, 2):
+    half = -(-x.shape[axis] // 2)
+    pad = [(0, 0)] * 4
+    pad[axis] = (1, 2)
+    x = jnp.pad(x, pad, constant_values=-jnp.inf)
+    parts = [jax.lax.slice_in_dim(x, i, i + 2 * half - 1, 2, axis) for i in range(3)]
+    x = jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
+  return x
+
+
+def _conv(features, stride, dilation, *, dtype, name):
+  return nn.Conv(
+    features, (3, 3), (stride, stride), padding=[(dilation, dilation)] * 2,
+    kernel_dilation=(dilation, dilation), use_bias=False, dtype=dtype,
+    kernel_init=nn.initializers.he_normal(), name=name,
+  )  # fmt: skip

@@ -1,0 +1,182 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plan_jax.models.bert import Bert
+from plan_jax.models.plan import Plan, unit
+from plan_jax.models.resnet import NORMS, Conv1x1, ResNet, max_pool
+
+KEY = jax.random.key(0)
+SMALL_IMAGE = dict(depth=18, width=0.125, stages=3, output_stride=8, dilated=False, norm="channel")
+SMALL_TEXT = dict(vocabulary_size=40, size=16, layers=2, heads=2, mlp_size=32, max_position=32,
+                  dropout=0.0)  # fmt: skip
+
+
+def test_conv1x1_is_a_convolution():
+  x = jax.random.normal(KEY, (2, 7, 6, 5))
+  layer = Conv1x1(4, stride=2)
+  params = layer.init(KEY, x)
+  kernel = params["params"]["kernel"][None, None]
+  want = jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+  np.testing.assert_allclose(layer.apply(params, x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_max_pool_equals_flax(side):
+  x = jax.random.normal(KEY, (2, side, side + 2, 3))
+  np.testing.assert_array_equal(
+    max_pool(x), nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1)] * 2)
+  )
+
+
+@pytest.mark.parametrize(
+  ("depth", "stride", "stages", "channels"),
+  [(18, 8, 4, 64), (34, 16, 4, 64), (50, 32, 4, 256), (50, 8, 3, 128), (18, 8, 2, 16)],
+)
+@pytest.mark.parametrize("norm", NORMS)
+def test_resnet_shapes(depth, stride, stages, channels, norm):
+  net = ResNet(depth, 0.125, stages, stride, True, norm)
+  x = jnp.zeros((1, 64, 96, 1))
+  shape = jax.eval_shape(lambda: net.init_with_output(KEY, x, train=True)[0]).shape
+  assert shape == (1, 64 // stride, 96 // stride, channels)
+
+
+def test_dilation_keeps_what_a_pixel_sees():
+  """The pixels of stride 32 are among those of stride 8 with dilation, with the same weights."""
+  coarse = ResNet(18, 0.125, 4, 32, True, "channel")
+  fine = ResNet(18, 0.125, 4, 8, True, "channel")
+  x = jax.random.normal(KEY, (1, 256, 256, 1))
+  variables = jax.tree.map(lambda p: p + 0.1, coarse.init(KEY, x))
+  a, b = coarse.apply(variables, x), fine.apply(variables, x)
+  assert b.shape[1] == 4 * a.shape[1]
+  np.testing.assert_allclose(a[:, 3:5, 3:5], b[:, 12:20:4, 12:20:4], rtol=1e-4, atol=1e-4)
+
+
+def receptive(net):
+  """How many film columns the gradient of one pixel reaches."""
+  x = jax.random.normal(KEY, (1, 256, 256, 1))
+  variables = jax.tree.map(lambda p: p + 0.02, net.init(KEY, x))
+  gradient = jax.grad(lambda x: net.apply(variables, x)[0, 16, 16].sum())(x)
+  return int((np.abs(gradient[0, :, :, 0]).sum(0) > 0).sum())
+
+
+def test_undilated_stages_bound_the_receptive_field():
+  near = receptive(ResNet(18, 0.125, 2, 8, False, "channel"))
+  far = receptive(ResNet(18, 0.125, 3, 8, False, "channel"))
+  assert near == 99 and far == 163
+  assert receptive(ResNet(18, 0.125, 3, 8, True, "channel")) > far
+
+
+def test_batch_norm_keeps_running_statistics():
+  net = ResNet(18, 0.125, 2, 8, False, "batch")
+  x = jax.random.normal(KEY, (4, 32, 32, 1))
+  variables = net.init(KEY, x)
+  _, mutated = net.apply(variables, x, train=True, mutable=["batch_stats"])
+  before, after = variables["batch_stats"], mutated["batch_stats"]
+  assert not np.allclose(before["stem_norm"]["var"], after["stem_norm"]["var"])
+  still = net.apply(variables, x)
+  assert np.isfinite(still).all()
+
+
+def text_batch(sentence_index):
+  sentence_index = jnp.asarray(sentence_index, jnp.int32)
+  tokens = jnp.arange(5, 5 + sentence_index.size, dtype=jnp.int32).reshape(sentence_index.shape)
+  position = jnp.zeros_like(sentence_index) + jnp.arange(sentence_index.shape[1]) % 3
+  return tokens, sentence_index, position
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_words_see_other_sentences_only_where_asked(across):
+  net = Bert(**SMALL_TEXT, across_sentences=across)
+  tokens, sentences, position = text_batch([[0, 0, 0, 1, 1, 1, -1, -1]])
+  variables = net.init(KEY, tokens, sentences, position)
+  before = net.apply(variables, tokens, sentences, position)
+  after = net.apply(variables, tokens.at[0, 4].set(30), sentences, position)
+  same = np.abs(before - after).max(-1)[0] < 1e-6
+  assert same[:3].tolist() == [not across] * 3 and not same[3:6].any()
+
+
+def test_padding_does_not_reach_words():
+  for across in (False, True):
+    net = Bert(**SMALL_TEXT, across_sentences=across)
+    tokens, sentences, position = text_batch([[0, 0, 0, 1, 1, 1, -1, -1]])
+    variables = net.init(KEY, tokens, sentences, position)
+    a = net.apply(variables, tokens, sentences, position)
+    b = net.apply(variables, tokens.at[0, 6:].set(7), sentences, position)
+    np.testing.assert_allclose(a[0, :6], b[0, :6], atol=1e-6)
+
+
+def plan_batch():
+  tokens, sentences, position = text_batch([[0, 0, 0, 1, 1, 1, -1, -1]] * 3)
+  word_index = jnp.array([[-1, 0, 0, -1, 1, 2, -1, -1]] * 2 + [[-1] * 8])
+  return {
+    "image": jax.random.uniform(KEY, (3, 64, 64, 1)),
+    "tokens": tokens,
+    "sentence_index": sentences,
+    "position": position,
+    "word_index": word_index,
+    "word_mask": jnp.array([[True, True, True, False]] * 2 + [[False] * 4]),
+  }
+
+
+@pytest.fixture(scope="module")
+def plan():
+  model = Plan(image=SMALL_IMAGE, text=SMALL_TEXT, size=8)
+  return model, model.init(KEY, plan_batch())
+
+
+def test_towers_give_unit_vectors(plan):
+  model, variables = plan
+  image, text, scales = model.apply(variables, plan_batch())
+  assert image.pixels.shape == (3, 64, 8) and image.film.shape == (3, 8)
+  for x in (image.pixels, image.film, text.words[:2, :3], text.report[:2]):
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-5)
+    assert x.dtype == jnp.float32
+  assert (np.asarray(text.words[:, 3]) == 0).all() and (np.asarray(text.significance[:, 3]) == 0).all()
+  np.testing.assert_allclose(text.significance[:2, :3], 0.5)
+  np.testing.assert_allclose(scales, 10, rtol=1e-5)
+
+
+def test_empty_report_is_zero_with_finite_gradient(plan):
+  model, variables = plan
+  text = model.apply(variables, plan_batch())[1]
+  assert (np.asarray(text.report[2]) == 0).all() and (np.asarray(text.words[2]) == 0).all()
+
+  def f(variables):
+    image, text, _ = model.apply(variables, plan_batch())
+    return (image.film @ text.report.T).sum() + text.words.sum()
+
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(f)(variables)))
+
+
+def test_pixels_of_one_film_do_not_see_another(plan):
+  model, variables = plan
+  batch = plan_batch()
+  a = model.apply(variables, batch)[0]
+  b = model.apply(variables, batch | {"image": batch["image"].at[1].set(0)})[0]
+  np.testing.assert_allclose(a.pixels[0], b.pixels[0], atol=1e-6)
+  assert np.abs(a.pixels[1] - b.pixels[1]).max() > 1e-3
+
+
+def test_scales_are_clipped(plan):
+  model, variables = plan
+  params = variables["params"] | {"log_scale": jnp.array([9.0, -3.0])}
+  scales = model.apply({"params": params}, method=model.scales)
+  np.testing.assert_allclose(scales, [100, 1], rtol=1e-5)
+
+
+def test_bfloat16_keeps_float32_parameters_and_features():
+  model = Plan(image=SMALL_IMAGE, text=SMALL_TEXT, size=8, dtype=jnp.bfloat16)
+  variables = model.init(KEY, plan_batch())
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
+  image, text, _ = model.apply(variables, plan_batch())
+  assert image.pixels.dtype == text.words.dtype == jnp.float32
+  full = Plan(image=SMALL_IMAGE, text=SMALL_TEXT, size=8).apply(variables, plan_batch())
+  np.testing.assert_allclose(image.film, full[0].film, atol=0.06)
+  assert np.abs(image.film - full[0].film).max() > 0
+
+
+def test_unit_has_a_finite_gradient_at_zero():
+  assert np.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros(3))).all()
