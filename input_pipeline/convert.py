@@ -1,0 +1,397 @@
+"""Converts a raw data set into a folder of records: parallel, resumable, the same bytes every time.
+
+  python -m input_pipeline.convert --dataset=folder --source=/data/films --out=/data/films_records
+
+A conversion that was stopped, by Ctrl-C or a kill, goes on with the same command: finished shards
+stay. Films that cannot be read are left out and listed in `skipped.jsonl` of the output folder.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import cv2
+import tqdm
+
+from input_pipeline import readers, records
+from input_pipeline.errors import UserError
+from input_pipeline.readers import FORMATS, READERS, Item, Source, SourceError
+from input_pipeline.study import SPLITS, Study, UnreadableError
+
+_RECORDS_VERSION = 1  # raise it when records.features or store_image changes what is written
+_ARGUMENTS, _SKIPPED = "convert.json", "skipped.jsonl"
+
+
+class ConvertError(UserError):
+  """A conversion cannot start or go on; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+  """One shard to be: small enough to send to a worker."""
+
+  path: Path
+  split: str
+  items: tuple[Item, ...]
+  source: str  # hash of the items
+
+  def index(self) -> dict[str, Any] | None:
+    """The index of the finished shard; None where it is still to be written."""
+    if not self.path.exists():
+      return None
+    index = records.read_index(self.path)
+    whole = index["source"] == self.source and index["offsets"][-1] == self.path.stat().st_size
+    return index if whole else None
+
+
+def convert(
+  dataset: str,
+  out: str | os.PathLike,
+  *,
+  source: str = "",
+  image_px: int = 512,
+  image_format: str = "keep",
+  shard_size: int = 256,
+  limit: int | None = None,
+  workers: int | None = None,
+  max_skipped_fraction: float = 0.01,
+  retry_skipped: bool = False,
+  progress: bool = True,
+  **reader_options: Any,
+) -> dict[str, Any]:
+  """Converts a data set, or goes on with a conversion that was stopped.
+
+  Args:
+    dataset: a key of READERS.
+    out: folder to write: new, empty, or begun by this function with the same arguments.
+    source: folder of the raw data.
+    image_px: bound of the stored images' short side; larger ones are reduced.
+    image_format: "keep" stores JPEG as JPEG and all else as PNG; "jpeg" and "png" store that alone.
+      An 8-bit grey image within the bound that has its format already keeps its bytes.
+    shard_size: films a shard.
+    limit: takes only the first so many films of every split.
+    workers: processes; 0 and 1 stay in this one, None is one a core. Changes no byte.
+    max_skipped_fraction: share of films that may be unreadable.
+    retry_skipped: writes shards again that left films out, after the files were repaired.
+    progress: shows a bar on stderr.
+    **reader_options: keyword arguments of the reader's open_source.
+
+  Returns:
+    A summary: "out", "films" (split -> records), "skipped", "notes", "fingerprint", "seconds",
+    "films_per_second" (now), and "already": the folder was complete before.
+
+  Raises:
+    ConvertError: wrong arguments, other arguments than the folder was begun with, a patient in two
+      splits, too many unreadable films, a worker that died.
+    SourceError: the source is missing or contradicts itself.
+  """
+  start, out = time.monotonic(), Path(out)
+  arguments = _arguments(
+    dataset, source, reader_options,
+    image_px=image_px, image_format=image_format, shard_size=shard_size, limit=limit,
+  )  # fmt: skip
+  if not 0 <= max_skipped_fraction <= 1:
+    raise ConvertError(f"max_skipped_fraction is {max_skipped_fraction}; it must be 0 to 1")
+  _compare(out, arguments)
+  if _is_complete(out) and not retry_skipped:
+    skipped = (out / _SKIPPED).read_text(encoding="utf-8").splitlines()
+    return _summary(out, start, len(skipped), converted=0, notes=(), already=True)
+
+  opened = READERS[dataset](source, **reader_options)
+  readers.check_patients(opened.items)
+  shards = _plan(opened, out, shard_size, limit)
+  out.mkdir(parents=True, exist_ok=True)
+  with _lock(out):
+    (out / "dataset_info.json").unlink(missing_ok=True)  # incomplete from here on
+    records.replace_text(out / _ARGUMENTS, json.dumps(arguments, indent=1, sort_keys=True) + "\n")
+    _tidy(out, shards)
+    workers = os.cpu_count() or 1 if workers is None else workers
+    job = _Job(opened.read, image_px, image_format)
+    converted = _run(shards, job, out, workers, max_skipped_fraction, retry_skipped, progress)
+    skipped = _finish(out, opened.name, shards)
+  return _summary(out, start, skipped, converted=converted, notes=opened.notes, already=False)
+
+
+def _arguments(dataset: str, source: str, given: dict[str, Any], **more: Any) -> dict[str, Any]:
+  """Everything that decides the bytes written, checked; reader options with their defaults."""
+  if dataset not in READERS:
+    raise ConvertError(f"there is no data set {dataset!r}; known are {', '.join(READERS)}")
+  if more["image_format"] not in FORMATS:
+    raise ConvertError(f"image_format is {more['image_format']!r}, not one of {', '.join(FORMATS)}")
+  for name in ("image_px", "shard_size", "limit"):
+    if more[name] is not None and more[name] < 1:
+      raise ConvertError(f"{name} is {more[name]}; it must be 1 or more")
+  known = readers.default_options(dataset)
+  unknown = [name for name in given if name not in known]
+  if unknown:
+    options = ", ".join(known) or "none"
+    raise ConvertError(f"{', '.join(unknown)}: no option of reader {dataset!r}; it has {options}")
+  source = os.path.abspath(source) if source else ""
+  options = {name: given.get(name, default) for name, default in known.items()}
+  return {"version": _RECORDS_VERSION, "dataset": dataset, "source": source} | more | options
+
+
+def _compare(out: Path, arguments: dict[str, Any]) -> None:
+  """Raises ConvertError unless `out` is free or was begun with these arguments."""
+  if out.exists() and not out.is_dir():
+    raise ConvertError(f"{out} is a file; --out names a folder")
+  try:
+    before = json.loads((out / _ARGUMENTS).read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    if out.exists() and any(out.iterdir()):
+      raise ConvertError(f"{out} holds other files; name a new or empty folder") from None
+    return
+  for name in sorted(before.keys() | arguments.keys()):
+    if before.get(name) != arguments.get(name):
+      raise ConvertError(
+        f"{out} was begun with {name}={before.get(name)!r}, not {arguments.get(name)!r};"
+        " give the same arguments to go on, or name a new folder"
+      )
+
+
+def _is_complete(out: Path) -> bool:
+  try:
+    records.shard_lengths(out)
+  except records.RecordError:
+    return False
+  return True
+
+
+def _plan(source: Source, out: Path, shard_size: int, limit: int | None) -> list[_Shard]:
+  """Cuts the items of every split into shards, in the reader's order."""
+  shards = []
+  for split in SPLITS:
+    items = [item for item in source.items if item.split == split][:limit]
+    chunks = [tuple(items[i : i + shard_size]) for i in range(0, len(items), shard_size)]
+    for i, chunk in enumerate(chunks):
+      digest = hashlib.blake2b(repr(chunk).encode(), digest_size=16).hexdigest()
+      path = out / records.shard_name(source.name, split, i, len(chunks))
+      shards.append(_Shard(path, split, chunk, digest))
+  if not shards:
+    raise ConvertError("there is no film to convert")
+  return shards
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+  """Keeps a second conversion out of the folder; the system lets go when this process dies."""
+  descriptor = os.open(out, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ConvertError(f"another conversion is writing into {out}; wait for its end") from None
+    except OSError:
+      pass  # some network file systems lock no folders
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def _tidy(out: Path, shards: list[_Shard]) -> None:
+  """Removes what a killed run left half-written, and shards of a source that has changed since."""
+  wanted = {path for s in shards for path in (s.path, records.index_path(s.path))}
+  for path in list(out.iterdir()):
+    if path.name.startswith(".metadata-"):
+      shutil.rmtree(path)
+    elif ".tmp-" in path.name or (".tfrecord-" in path.name and path not in wanted):
+      path.unlink()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """Writes shards; picklable, one for all workers."""
+
+  read: Callable[[Item], Study]
+  image_px: int
+  image_format: str
+
+  def __call__(self, shard: _Shard) -> tuple[_Shard, list[dict[str, str]]]:
+    skipped = []
+    with records.ShardWriter(shard.path, shard.source) as writer:
+      for item in shard.items:
+        try:
+          writer.write(readers.store_image(self.read(item), self.image_px, self.image_format))
+        except UnreadableError as error:
+          writer.skip(item.key, str(error))
+          skipped.append({"path": item.key, "reason": str(error)})
+        except ValueError as error:
+          raise SourceError(f"{item.key}: {error}") from error
+    return shard, skipped
+
+
+def _run(
+  shards: list[_Shard], job: _Job, out: Path, workers: int, bound: float, retry: bool, show: bool
+) -> int:
+  """Writes the shards that are missing. Returns the number of films converted now."""
+  pending, skipped = [], []
+  for shard in shards:
+    index = shard.index()
+    if index is None or (retry and index["skipped"]):
+      pending.append(shard)
+    else:
+      skipped += index["skipped"]
+  total = sum(len(shard.items) for shard in shards)
+  todo = sum(len(shard.items) for shard in pending)
+  bar = tqdm.tqdm(
+    total=total, initial=total - todo, unit="film", desc="convert", disable=not show,
+    mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
+  )  # fmt: skip
+  with bar, contextlib.closing(_results(job, pending, workers)) as results:
+    _check_skipped(skipped, total, bound, out)
+    for shard, left_out in results:
+      skipped += left_out
+      bar.update(len(shard.items))
+      _check_skipped(skipped, total, bound, out)
+  return todo
+
+
+def _check_skipped(skipped: list[dict[str, str]], total: int, bound: float, out: Path) -> None:
+  if len(skipped) > bound * total:
+    records.replace_text(out / _SKIPPED, _list(skipped))
+    raise ConvertError(
+      f"{len(skipped)} of {total} films cannot be read so far, more than"
+      f" max_skipped_fraction={bound:g} allows:\n{_list(skipped[:3])}All are in {out / _SKIPPED}."
+      " Repair them and go on with --retry_skipped, or raise the bound"
+    )
+
+
+def _results(job: _Job, shards: list[_Shard], workers: int) -> Iterator[tuple[_Shard, list]]:
+  """Runs the job on every shard; results come as they are ready."""
+  if workers <= 1 or len(shards) <= 1:
+    yield from map(job, shards)
+    return
+  context = multiprocessing.get_context("spawn")  # a fork would copy the threads of the libraries
+  pool = concurrent.futures.ProcessPoolExecutor(
+    min(workers, len(shards)), mp_context=context, initializer=_start_worker
+  )
+  try:
+    # Workers start here and inherit the mask: Ctrl-C ends the parent alone, which ends them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      futures = [pool.submit(job, shard) for shard in shards]
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for future in concurrent.futures.as_completed(futures):
+      yield future.result()
+  except BrokenProcessPool:
+    raise ConvertError(
+      "a worker process died: killed for want of memory, or the calling script has no __main__"
+      " guard. Finished shards are kept: run the same command again, with fewer workers"
+    ) from None
+  finally:
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+  cv2.setNumThreads(1)
+  threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)  # a killed parent cannot tell its workers to stop
+
+
+def _finish(out: Path, name: str, shards: list[_Shard]) -> int:
+  """Writes skipped.jsonl, then the metadata. Returns the number of films skipped."""
+  skipped, films, paths = [], {}, {}
+  for shard in shards:
+    index = records.read_index(shard.path)
+    skipped += index["skipped"]
+    films[shard.split] = films.get(shard.split, 0) + len(index["text"])
+    paths.setdefault(shard.split, []).append(shard.path)
+  for split, count in films.items():
+    if not count:
+      raise ConvertError(f"no film of split {split!r} can be read:\n{_list(skipped[:3])}")
+  records.replace_text(out / _SKIPPED, _list(skipped))
+  records.write_metadata(out, name, paths)
+  return len(skipped)
+
+
+def _list(skipped: list[dict[str, str]]) -> str:
+  return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
+
+
+def _summary(
+  out: Path, start: float, skipped: int, *, converted: int, notes: tuple[str, ...], already: bool
+) -> dict[str, Any]:
+  seconds = time.monotonic() - start
+  return {
+    "out": str(out),
+    "films": records.splits(out),
+    "skipped": skipped,
+    "notes": list(notes),
+    "fingerprint": records.fingerprint(out),
+    "seconds": seconds,
+    "films_per_second": converted / seconds,
+    "already": already,
+  }
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m input_pipeline.convert",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add("--dataset", required=True, choices=READERS, help="which reader reads the source")
+  add("--source", default="", help="folder of the raw data (the phantom needs none)")
+  add("--out", required=True, help="folder to write; a stopped conversion goes on in it")
+  add("--image_px", type=int, default=512, help="bound of the short side (default %(default)s)")
+  add("--image_format", choices=FORMATS, default="keep",
+      help="keep: JPEG stays JPEG, all else becomes PNG (default %(default)s)")  # fmt: skip
+  add("--shard_size", type=int, default=256, help="films a shard (default %(default)s)")
+  add("--limit", type=int, help="only the first so many films of every split")
+  add("--workers", type=int, help="processes (default: one a core)")
+  add("--max_skipped_fraction", type=float, default=0.01,
+      help="share of films that may be unreadable (default %(default)s)")  # fmt: skip
+  add("--retry_skipped", action="store_true", help="read again what was skipped, after repairs")
+  for dataset in READERS:
+    group = parser.add_argument_group(f"options of --dataset={dataset}")
+    for name, default in readers.default_options(dataset).items():
+      if f"--{name}" in parser._option_string_actions:
+        continue  # another reader has it too
+      kind = {"type": str if default is None else type(default)}
+      if isinstance(default, bool):
+        kind = {"action": argparse.BooleanOptionalAction}
+      group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"default {default}", **kind)
+  return parser
+
+
+def main() -> None:
+  """The command line: prints the summary, or one error and exit status 1."""
+  arguments = vars(_parser().parse_args())
+  try:
+    summary = convert(**arguments)
+  except UserError as error:
+    raise SystemExit(f"error: {error}") from None
+  except KeyboardInterrupt:
+    raise SystemExit("stopped; the same command goes on from here") from None
+  for note in summary["notes"]:
+    print(f"note: {note}")
+  films = ", ".join(f"{split} {count}" for split, count in summary["films"].items())
+  print(f"{summary['out']}: {films} (fingerprint {summary['fingerprint']})")
+  print(f"skipped {summary['skipped']} films, listed in {Path(summary['out']) / _SKIPPED}")
+  speed = f"{summary['seconds']:.1f} s, {summary['films_per_second']:.0f} films/s"
+  print("the folder was complete already: nothing to do" if summary["already"] else speed)
+
+
+if __name__ == "__main__":
+  main()

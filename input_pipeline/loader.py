@@ -1,0 +1,120 @@
+"""Shards -> training batches, through Grain.
+
+Batch s is a function of (seed, s) alone: the same on any number of workers and hosts, so a run
+resumes from its step and needs no iterator state.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from input_pipeline import images, reports
+from input_pipeline.errors import UserError
+from input_pipeline.study import Study
+from input_pipeline.tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class Encode(grain.transforms.RandomMap):
+  """Study -> one example of the batch.
+
+  Attributes:
+    tokenizer: of the run.
+    image_px: side of the model's square film.
+    max_tokens, max_words: L and W.
+    augment: change of the film, None for none. Sentences are put in random order either way, so
+      that what finds no room differs from epoch to epoch.
+  """
+
+  tokenizer: Tokenizer
+  image_px: int
+  max_tokens: int
+  max_words: int
+  augment: images.Augment | None
+
+  def random_map(self, study: Study, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """See `batches` for what an example holds."""
+    pixels = images.decode(study.image)
+    if self.augment is None:
+      image = images.fit(pixels, self.image_px)
+    else:
+      image = self.augment(pixels, self.image_px, rng)
+    sentences = [study.sentences[i] for i in rng.permutation(len(study.sentences))]
+    text = self.tokenizer.encode(
+      sentences, max_tokens=self.max_tokens, max_words=self.max_words
+    )
+    return {
+      "image": image[..., None],
+      **text_arrays(text),
+      "report_key": np.int32(reports.key(" ".join(study.sentences))),
+      "study_key": np.int32(reports.identity(study.study_id)),
+      "dropped_sentences": np.int32(text.dropped),
+    }
+
+
+def text_arrays(text) -> dict[str, np.ndarray]:
+  """The arrays of an `Encoded` report that the model reads."""
+  names = ("tokens", "word_index", "sentence_index", "position", "word_mask")
+  return {name: getattr(text, name) for name in names}
+
+
+def batches(
+  source,
+  encode: Encode,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  workers: int = 0,
+  threads: int = 2,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Endless batches from `start_step` on, shuffled anew each epoch.
+
+  Args:
+    source: random access to studies (`__len__`, `__getitem__`), picklable if `workers`.
+    encode: study -> example.
+    batch_size: of all hosts together; a host gets its part, contiguous, in host order.
+    seed: of shuffle and augmentation.
+    start_step: number of batches to skip, at no cost.
+    workers: processes that decode; 0 decodes in threads of this process.
+    threads: reading ahead, in each process.
+    process_index, process_count: this host among all.
+
+  Yields:
+    image [B, H, W, 1] float32; tokens, word_index, sentence_index, position [B, L] int32;
+    word_mask [B, W] bool; report_key, study_key, dropped_sentences [B] int32.
+
+  Raises:
+    UserError: if the source is empty or the batch does not divide over the hosts.
+  """
+  if not len(source):
+    raise UserError("the training split holds no record with text: nothing to train on")
+  if batch_size % process_count:
+    raise UserError(f"config.train.batch_size {batch_size} does not divide over {process_count} hosts")
+  data = (
+    grain.MapDataset.source(source)
+    .seed(seed)
+    .shuffle()
+    .repeat()
+    .random_map(encode)
+    # A host's part is a batch of its own: the global batch is theirs, one after another.
+    .batch(batch_size // process_count)
+  )
+  data = data.slice(slice(start_step * process_count + process_index, None, process_count))
+  reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+  data = data.to_iter_dataset(reading)
+  if workers:
+    data = data.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    )
+  iterator = iter(data)
+  try:
+    for batch in iterator:
+      yield {name: np.asarray(value) for name, value in batch.items()}
+  finally:
+    if hasattr(iterator, "close"):
+      iterator.close()
