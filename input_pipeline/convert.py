@@ -384,13 +384,21 @@ def main() -> None:
     raise SystemExit(f"error: {error}") from None
   except KeyboardInterrupt:
     raise SystemExit("stopped; the same command goes on from here") from None
-  for note in summary["notes"]:
-    print(f"note: {note}")
+  print(describe(summary))
+
+
+def describe(summary: dict[str, Any]) -> str:
+  """The summary of `convert` in a few lines."""
   films = ", ".join(f"{split} {count}" for split, count in summary["films"].items())
-  print(f"{summary['out']}: {films} (fingerprint {summary['fingerprint']})")
-  print(f"skipped {summary['skipped']} films, listed in {Path(summary['out']) / _SKIPPED}")
   speed = f"{summary['seconds']:.1f} s, {summary['films_per_second']:.0f} films/s"
-  print("the folder was complete already: nothing to do" if summary["already"] else speed)
+  return "\n".join(
+    [f"note: {note}" for note in summary["notes"]]
+    + [
+      f"{summary['out']}: {films} (fingerprint {summary['fingerprint']})",
+      f"skipped {summary['skipped']} films, listed in {Path(summary['out']) / _SKIPPED}",
+      "the folder was complete already: nothing to do" if summary["already"] else speed,
+    ]
+  )
 
 
 if __name__ == "__main__":

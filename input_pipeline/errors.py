@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-  """Bad input. The message names file and key and says what to do; it is shown without a traceback."""
+  """Bad input: the message names file and key and says what to do; no traceback is shown."""

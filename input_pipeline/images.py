@@ -38,18 +38,26 @@ def fit(pixels: np.ndarray, size_px: int) -> np.ndarray:
   return _warp(pixels, fit_matrix(*pixels.shape, size_px), size_px)
 
 
-def unfit(grid: np.ndarray, height: int, width: int, size_px: int) -> np.ndarray:
+def unfit(
+  grid: np.ndarray, height: int, width: int, size_px: int, *, first_px: float | None = None
+) -> np.ndarray:
   """Brings a map over the square (float32 [h, w], any grid) back to film pixels, [height, width].
 
   Bilinear; the letterbox margin is left behind, so every film pixel gets a value and no other does.
+
+  Args:
+    grid: the map.
+    height, width: of the film.
+    size_px: side of the square.
+    first_px: where the centre of the first cell lies in the square; by default cells tile it, so
+      half a cell in (less half a pixel, for pixel centres are integers).
   """
-  rows, columns = grid.shape
   to_square = fit_matrix(height, width, size_px)
-  to_grid = np.array(
-    [[columns / size_px, 0, 0.5 * columns / size_px - 0.5], [0, rows / size_px, 0.5 * rows / size_px - 0.5]]
+  cell = np.array([size_px / grid.shape[1], size_px / grid.shape[0]])
+  first = (cell - 1) / 2 if first_px is None else first_px
+  matrix = np.concatenate(
+    [to_square[:, :2] / cell[:, None], ((to_square[:, 2] - first) / cell)[:, None]], 1
   )
-  matrix = to_grid[:, :2] @ to_square
-  matrix[:, 2] += to_grid[:, 2]
   return cv2.warpAffine(
     np.asarray(grid, np.float32),
     matrix,

@@ -42,9 +42,7 @@ class Encode(grain.transforms.RandomMap):
     else:
       image = self.augment(pixels, self.image_px, rng)
     sentences = [study.sentences[i] for i in rng.permutation(len(study.sentences))]
-    text = self.tokenizer.encode(
-      sentences, max_tokens=self.max_tokens, max_words=self.max_words
-    )
+    text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
     return {
       "image": image[..., None],
       **text_arrays(text),
@@ -94,7 +92,9 @@ def batches(
   if not len(source):
     raise UserError("the training split holds no record with text: nothing to train on")
   if batch_size % process_count:
-    raise UserError(f"config.train.batch_size {batch_size} does not divide over {process_count} hosts")
+    raise UserError(
+      f"config.train.batch_size {batch_size} does not divide over {process_count} hosts"
+    )
   data = (
     grain.MapDataset.source(source)
     .seed(seed)

@@ -24,15 +24,29 @@ _KNOWN = {
   "recommendation": "recommendation",
   "recommendations": "recommendation",
 }
-# A full stop ends a sentence unless it stands in a number ("1.5 cm"), a list number or an abbreviation.
-_ABBREVIATIONS = ("dr", "mr", "mrs", "ms", "vs", "approx", "e.g", "i.e", "st", "no", "fig", "cf", "resp")
+# A full stop ends a sentence unless it stands in a number, a list number or an abbreviation.
+_ABBREVIATIONS = (
+  "dr",
+  "mr",
+  "mrs",
+  "ms",
+  "vs",
+  "approx",
+  "e.g",
+  "i.e",
+  "st",
+  "no",
+  "fig",
+  "cf",
+  "resp",
+)
 _STOP = re.compile(r"[.!?]+(?=\s|$)|\n\s*\n")
 _LIST_NUMBER = re.compile(r"^\s*\d{1,2}[.)]\s+")
 _WORD = re.compile(r"[^\W_]+(?:[-'/.][^\W_]+)*")
 
 
 def sections(text: str) -> dict[str, str]:
-  """Splits a report at its known headings ("FINDINGS:", "Impression:"); text before the first is "".
+  """Splits a report at its known headings ("FINDINGS:"); the text before the first is "".
 
   Returns section name -> text, white space folded; empty sections are left out. A heading that
   repeats continues its section. Unknown headings stay in the text of the section they stand in.
@@ -57,7 +71,8 @@ def sentences(text: str) -> list[str]:
     before = text[start : match.start()]
     last = before.split()[-1].lower() if before.split() else ""
     if match.group().startswith(".") and (
-      last in _ABBREVIATIONS and text[match.end() :].lstrip()[:1].islower()
+      last in _ABBREVIATIONS
+      and text[match.end() :].lstrip()[:1].islower()
       or re.fullmatch(r"\d{1,2}", before.strip())
     ):
       continue
@@ -98,9 +113,14 @@ def key(text: str) -> int:
   normal = normalise(text)
   if not normal:
     return 0
-  return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=4).digest(), "big") % (2**31 - 1) + 1
+  return (
+    int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=4).digest(), "big") % (2**31 - 1)
+    + 1
+  )
 
 
 def identity(name: str) -> int:
   """A 31-bit hash, never 0, of an id as it stands (studies, patients)."""
-  return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") % (2**31 - 1) + 1
+  return (
+    int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") % (2**31 - 1) + 1
+  )

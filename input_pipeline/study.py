@@ -73,7 +73,9 @@ def check(study: Study) -> None:
   for region in study.regions:
     boxes = region.boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype != np.float32:
-      raise ValueError(f"boxes of {region.label!r} are {boxes.dtype}{boxes.shape}, not float32[N, 4]")
+      raise ValueError(
+        f"boxes of {region.label!r} are {boxes.dtype}{boxes.shape}, not float32[N, 4]"
+      )
     if not len(boxes) and not region.mask:
       raise ValueError(f"region {region.label!r} has neither a box nor a mask")
     for x0, y0, x1, y1 in boxes.tolist():

@@ -1,4 +1,4 @@
-"""Words and word-pieces: a WordPiece vocabulary, and reports as arrays where each piece knows its word."""
+"""A WordPiece vocabulary, and reports as arrays in which each piece knows its word."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -23,9 +23,9 @@ class Encoded(NamedTuple):
 
   Attributes:
     tokens: [L] int32 piece ids; each sentence stands as [CLS] pieces [SEP].
-    word_index: [L] int32, which word a piece belongs to; -1 for special pieces, punctuation, padding.
+    word_index: [L] int32, the word a piece belongs to; -1 for specials, punctuation, padding.
     sentence_index: [L] int32, which sentence a piece stands in; -1 for padding.
-    position: [L] int32, place within the sentence, so that a sentence reads the same wherever it stands.
+    position: [L] int32, place in the sentence: a sentence reads the same wherever it stands.
     word_mask: [W] bool.
     words: the words' text, in the order of word_index.
     dropped: sentences that found no room.
@@ -72,9 +72,7 @@ class Tokenizer:
   def __reduce__(self):
     return Tokenizer, (self.folder,)
 
-  def encode(
-    self, sentences: Sequence[str], *, max_tokens: int, max_words: int
-  ) -> Encoded:
+  def encode(self, sentences: Sequence[str], *, max_tokens: int, max_words: int) -> Encoded:
     """Encodes sentences in their order; a sentence that does not fit whole is left out and counted.
 
     A first sentence that is too long by itself is cut, so that a report with words never becomes

@@ -85,7 +85,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-  """ "1:02:03" or "2:03"."""
+  """Hours, minutes and seconds: 1:02:03, or 2:03 below an hour."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

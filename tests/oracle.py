@@ -82,4 +82,4 @@ def info_nce(logits, positives, valid):
       others = [j for j in rows if j != i and not positives[i, j]]
       candidates = np.array([values[i]] + [values[j] for j in others])
       loss -= values[i] - np.log(np.exp(candidates).sum())
-  return -(-loss) / len(rows) / 2 if rows else 0.0
+  return loss / len(rows) / 2 if rows else 0.0

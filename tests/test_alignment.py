@@ -77,7 +77,9 @@ def test_score_gradients(sparsifier, count):
       r = jnp.where(significance > 0, significance * jnp.exp(shift), 0)
       return jnp.sin(scores.plan_scores(pixels, words, r, settings)).sum()
 
-    check_grads(f, (pixels, words, jnp.zeros_like(significance)), order=1, modes=["rev"], eps=1e-6, rtol=1e-5)
+    check_grads(
+      f, (pixels, words, jnp.zeros_like(significance)), order=1, modes=["rev"], eps=1e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 3), (8, 8)])
@@ -178,8 +180,10 @@ def test_info_nce_ignores_the_scores_of_positives_and_of_empty_reports():
 
 def test_info_nce_without_any_report_is_zero():
   nothing = jnp.zeros(3, bool)
+
   def f(x):
     return contrast.info_nce(x, jnp.eye(3, dtype=bool), nothing)[0]
+
   assert f(jnp.ones((3, 3))) == 0
   assert (np.asarray(jax.grad(f)(jnp.ones((3, 3)))) == 0).all()
 

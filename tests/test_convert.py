@@ -10,12 +10,12 @@ import google_crc32c
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from test_folder import REAL, film, manifest
 
 from input_pipeline import convert as convert_lib
 from input_pipeline import phantom, records
 from input_pipeline.convert import ConvertError, convert
 from input_pipeline.readers import Item, Source, SourceError
+from test_folder import REAL, film, manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"train_films": 20, "validation_films": 5, "test_films": 0, "size_px": 64}

@@ -22,7 +22,7 @@ def test_fit_and_unfit_are_each_other_s_way_back(shape):
   film = ramp(*shape)
   square = images.fit(film, 64)
   assert square.shape == (64, 64) and square.dtype == np.float32
-  assert 0 <= square.min() and square.max() <= 1
+  assert square.min() >= 0 and square.max() <= 1
   back = images.unfit(square, *shape, 64)
   assert back.shape == shape
   inner = (slice(shape[0] // 8, -shape[0] // 8), slice(shape[1] // 8, -shape[1] // 8))
@@ -51,7 +51,7 @@ def test_augment_is_seeded_and_bounded():
   first, again, other = (augment(film, 64, np.random.default_rng(seed)) for seed in (1, 1, 2))
   assert (first == again).all() and (first != other).any()
   assert first.shape == (64, 64) and first.dtype == np.float32
-  assert 0 <= first.min() and first.max() <= 1
+  assert first.min() >= 0 and first.max() <= 1
 
 
 def test_augment_without_strength_is_fit():

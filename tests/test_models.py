@@ -6,7 +6,7 @@ import pytest
 
 from plan_jax.models.bert import Bert
 from plan_jax.models.plan import Plan, unit
-from plan_jax.models.resnet import NORMS, Conv1x1, ResNet, max_pool
+from plan_jax.models.resnet import FIRST_PX, NORMS, Conv1x1, ResNet, max_pool
 
 KEY = jax.random.key(0)
 SMALL_IMAGE = dict(depth=18, width=0.125, stages=3, output_stride=8, dilated=False, norm="channel")
@@ -19,16 +19,16 @@ def test_conv1x1_is_a_convolution():
   layer = Conv1x1(4, stride=2)
   params = layer.init(KEY, x)
   kernel = params["params"]["kernel"][None, None]
-  want = jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+  want = jax.lax.conv_general_dilated(
+    x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
   np.testing.assert_allclose(layer.apply(params, x), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [8, 9])
 def test_max_pool_equals_flax(side):
   x = jax.random.normal(KEY, (2, side, side + 2, 3))
-  np.testing.assert_array_equal(
-    max_pool(x), nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1)] * 2)
-  )
+  np.testing.assert_array_equal(max_pool(x), nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1)] * 2))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,9 @@ def test_towers_give_unit_vectors(plan):
   for x in (image.pixels, image.film, text.words[:2, :3], text.report[:2]):
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-5)
     assert x.dtype == jnp.float32
-  assert (np.asarray(text.words[:, 3]) == 0).all() and (np.asarray(text.significance[:, 3]) == 0).all()
+  assert (np.asarray(text.words[:, 3]) == 0).all() and (
+    np.asarray(text.significance[:, 3]) == 0
+  ).all()
   np.testing.assert_allclose(text.significance[:2, :3], 0.5)
   np.testing.assert_allclose(scales, 10, rtol=1e-5)
 
@@ -180,3 +182,13 @@ def test_bfloat16_keeps_float32_parameters_and_features():
 
 def test_unit_has_a_finite_gradient_at_zero():
   assert np.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros(3))).all()
+
+
+def test_a_pixel_is_centred_where_the_maps_put_it():
+  """The film pixels that move a feature pixel lie about stride * index (FIRST_PX)."""
+  net = ResNet(18, 0.125, 2, 8, False, "channel")
+  x = jax.random.normal(KEY, (1, 128, 128, 1))
+  variables = jax.tree.map(lambda p: p + 0.02, net.init(KEY, x))
+  gradient = jax.grad(lambda x: net.apply(variables, x)[0, 8, 8].sum())(x)
+  reached = np.nonzero(np.abs(gradient[0, :, :, 0]).sum(0))[0]
+  assert (reached[0] + reached[-1]) / 2 == FIRST_PX + 8 * 8

@@ -49,7 +49,11 @@ def test_sentences(text, want):
 
 
 def test_report_sentences_prefer_findings_and_impression_and_drop_repeats():
-  parts = {"indication": "Cough.", "findings": "Clear lungs. Big heart.", "impression": "Clear lungs!"}
+  parts = {
+    "indication": "Cough.",
+    "findings": "Clear lungs. Big heart.",
+    "impression": "Clear lungs!",
+  }
   assert reports.report_sentences(parts) == ["Clear lungs.", "Big heart."]
   assert reports.report_sentences({"": "Free text."}) == ["Free text."]
   assert reports.report_sentences({"indication": "Cough."}) == []

@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE over a matrix of scores, with reports that say the same kept out of the negatives."""
+"""Symmetric InfoNCE over a matrix of scores; reports that say the same are no negatives."""
 
 import jax
 import jax.numpy as jnp

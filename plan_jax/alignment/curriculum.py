@@ -1,4 +1,4 @@
-"""The stages of training: global contrast first, then round 0, then all rounds with the term filter."""
+"""Stages of training: global contrast, then round 0, then all rounds with the term filter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -2,9 +2,9 @@
 
 Shapes: I images of P pixels, J reports of W words, D channels. Everything after the first product
 lives in pixel space: the region embedding c = norm(sum_p a V_p) is never formed, for with s = T V',
-the weights a and the Gram matrix G = V V'
+weights a and the Gram matrix G = V V'
 
-  |sum_p a V_p|^2 = a' G a      <c, V_p> = (G a)_p / |sum_p a V_p|      <T, c> = a' s / |sum_p a V_p|
+  |sum_p a V_p|^2 = a' G a    <c, V_p> = (G a)_p / |sum_p a V_p|    <T, c> = a' s / |sum_p a V_p|
 
 and the next query q = norm((1 - eta) T + eta c) enters only through its products with pixels.
 """
@@ -66,9 +66,10 @@ def word_regions(pixels: jax.Array, words: jax.Array, rounds: Rounds) -> list[Wo
   precise = jnp.promote_types(pixels.dtype, jnp.float32)
   first = similarity = jnp.einsum("ipd,jwd->ijwp", pixels, words, preferred_element_type=precise)
   gram = jnp.einsum("ipd,iqd->ipq", pixels, pixels, preferred_element_type=precise)
-  found = []
-  for k, (tau, gamma) in enumerate(zip(rounds.tau, rounds.gamma, strict=True)):
-    if k:
+  found: list[WordRegions] = []
+  for tau, gamma in zip(rounds.tau, rounds.gamma, strict=True):
+    if found:
+      weight = found[-1].weight
       projected = jnp.einsum("ijwp,ipq->ijwq", weight, gram)
       length = jnp.sqrt((weight * projected).sum(-1, keepdims=True) + _TINY)
       towards = (weight * first).sum(-1, keepdims=True) / length
@@ -88,7 +89,9 @@ def pool_words(evidence: jax.Array, significance: jax.Array, beta: float) -> jax
     significance: broadcastable to it, >= 0; zero excludes a word. Without any word the score is 0.
     beta: sharpness.
   """
-  log_r = jnp.where(significance > 0, jnp.log(jnp.where(significance > 0, significance, 1)), -jnp.inf)
+  log_r = jnp.where(
+    significance > 0, jnp.log(jnp.where(significance > 0, significance, 1)), -jnp.inf
+  )
   some = (significance > 0).any(-1)
   log_r = jnp.where(some[..., None], log_r, 0)
   score = jax.nn.logsumexp(log_r + beta * evidence, axis=-1) - jax.nn.logsumexp(log_r, axis=-1)

@@ -1,4 +1,4 @@
-"""The two towers: pixels V and film v from the image, words T, significance r and report t from the text."""
+"""The two towers: pixels V and film v; words T, their significance r, and report t."""
 
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ class Plan(nn.Module):
   scale_max: float = 100.0
   dtype: jnp.dtype = jnp.float32
 
-  def setup(self):
+  def setup(self):  # noqa: D102
     self.image_encoder = ResNet(**self.image, dtype=self.dtype)
     self.text_encoder = Bert(**self.text, dtype=self.dtype)
     self.pixel_norm = nn.LayerNorm()

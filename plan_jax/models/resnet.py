@@ -1,4 +1,4 @@
-"""ResNet image encoder (He et al. 2016, bottleneck stride as in v1.5) that keeps a usable pixel grid."""
+"""ResNet image encoder (He et al. 2016, stride as in v1.5) that keeps a usable pixel grid."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 
 NORMS = ("batch", "group", "channel")
+# Strided layers pad both sides alike, so a pixel of the feature map is centred on film pixel
+# stride * index: the first one on the film's first, not half a cell in.
+FIRST_PX = 0.0
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 class Conv1x1(nn.Module):
-  """A 1x1 convolution without bias as a dot over channels: its gradient is a plain matrix product."""
+  """A 1x1 convolution without bias, as a dot over channels: so is its gradient."""
 
   features: int
   stride: int = 1

@@ -1,0 +1,101 @@
+"""Every key there is, with the defaults of a full-size run; the other configs override it."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The full-size configuration."""
+  config = ConfigDict()
+  config.seed = 0
+
+  config.data = ConfigDict()
+  config.data.dataset = "folder"  # a reader of input_pipeline/readers
+  config.data.source = ""  # the raw folder
+  config.data.records = ""  # where the shards are or go; empty: WORKDIR/records
+  config.data.stored_px = 512  # bound on the short side of a stored film
+  config.data.max_skipped_fraction = 0.01  # more unreadable films than this stop the conversion
+  config.data.options = ConfigDict()  # the reader's own
+  config.data.augment = True
+  config.data.workers = 0  # decoding processes; 0: threads only
+  config.data.threads = 2
+
+  config.text = ConfigDict()
+  config.text.tokenizer = ""  # a local Hugging Face folder; empty: trained on the training reports
+  config.text.vocabulary_size = 8192  # of a trained tokenizer
+  config.text.max_tokens = 192
+  config.text.max_words = 96
+
+  config.model = ConfigDict()
+  config.model.image_px = 224
+  config.model.size = 128  # width of the shared space
+  config.model.scale_init = 10.0  # inverse temperatures of the contrasts
+  config.model.scale_max = 100.0
+  config.model.dtype = "bfloat16"
+  config.model.image = ConfigDict(
+    dict(depth=50, width=1.0, stages=4, output_stride=16, dilated=True, norm="batch")
+  )
+  config.model.text = ConfigDict(
+    dict(
+      size=768, layers=12, heads=12, mlp_size=3072, max_position=512, across_sentences=False,
+      dropout=0.1,
+    )
+  )  # fmt: skip
+
+  config.alignment = ConfigDict()
+  config.alignment.sparsifier = "threshold"
+  config.alignment.eta = 0.5  # how far a query moves to its region in a round
+  config.alignment.beta = 5.0  # sharpness of the pooling over words
+  config.alignment.evaluation = "chunked"  # or "full"
+  config.alignment.tile_images = 8
+  config.alignment.tile_reports = 8
+
+  # One entry a stage; per-round tuples set the number of rounds.
+  config.curriculum = ConfigDict()
+  config.curriculum.whole = ConfigDict(
+    dict(
+      start_fraction=0.0, global_weight=1.0, local_weight=(), tau=(), gamma=(), term_filter=False,
+      cut_below=0.0,
+    )
+  )  # fmt: skip
+  config.curriculum.words = ConfigDict(
+    dict(
+      start_fraction=0.02, global_weight=1.0, local_weight=(1.0,), tau=(0.25,), gamma=(0.0,),
+      term_filter=False, cut_below=0.0,
+    )
+  )  # fmt: skip
+  config.curriculum.refine = ConfigDict(
+    dict(
+      start_fraction=0.6, global_weight=1.0, local_weight=(0.5, 1.0), tau=(0.25, 0.2),
+      gamma=(0.0, 0.5), term_filter=True, cut_below=0.0,
+    )
+  )  # fmt: skip
+
+  config.train = ConfigDict()
+  config.train.steps = 50_000
+  config.train.batch_size = 256
+  config.train.learning_rate = 5e-4
+  config.train.warmup_fraction = 0.05
+  config.train.weight_decay = 0.05
+  config.train.beta2 = 0.98
+  config.train.clip_norm = 1.0
+  config.train.ema_decay = 0.0  # 0: none; with it, the running mean is what is evaluated
+  config.train.log_every_steps = 50
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every_steps = 1000
+  config.checkpoint.keep_last = 2
+  config.checkpoint.best_metric = ""  # e.g. "validation/grounding/mIoU"; needs evaluation there
+  config.checkpoint.evaluate = "last"  # or "best"
+
+  config.evaluation = ConfigDict()
+  config.evaluation.split = "test"
+  config.evaluation.every_steps = 5000  # on `during_films` of validation; 0: never
+  config.evaluation.during_films = 500
+  config.evaluation.batch_size = 32
+  config.evaluation.max_tokens = 384  # a whole report
+  config.evaluation.max_words = 256
+  config.evaluation.resamples = 1000  # of the bootstrap
+  config.evaluation.report_films = 12
+
+  config.mesh = ConfigDict(dict(data=-1, fsdp=1))
+  return config

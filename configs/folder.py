@@ -1,0 +1,29 @@
+"""Your own films: any folder with a manifest.csv, a model that some thousand films can feed.
+
+python -m plan_jax.main --config=configs/folder.py --config.data.source=FOLDER --workdir=runs/mine
+"""
+
+from ml_collections import ConfigDict
+
+from configs import phantom
+
+
+def get_config() -> ConfigDict:
+  """The phantom's small model at 160 px, on a folder."""
+  config = phantom.get_config()
+  config.data.dataset = "folder"
+  config.data.options = ConfigDict()
+  config.text.vocabulary_size = 2000
+  config.text.max_tokens = 96
+  config.text.max_words = 48
+
+  config.model.image_px = 160
+  config.model.text.max_position = 256
+
+  config.train.steps = 600
+  config.evaluation.split = "validation"
+  config.evaluation.every_steps = 200
+  config.evaluation.during_films = 200
+  config.evaluation.max_tokens = 256
+  config.evaluation.max_words = 160
+  return config

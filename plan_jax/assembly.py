@@ -1,0 +1,83 @@
+"""The parts of a run, put together from its config."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from input_pipeline.tokens import Tokenizer
+from plan_jax.alignment import curriculum
+from plan_jax.checkpoint import abstract_state
+from plan_jax.mesh import make_mesh, state_sharding
+from plan_jax.models.plan import Plan, build
+from plan_jax.train_state import TrainState, initial_state, make_optimizer
+
+
+@dataclass(frozen=True)
+class Assembly:
+  """What training and inference share.
+
+  Attributes:
+    model: the two towers.
+    optimizer, schedule: as make_optimizer gives them.
+    stages: of the curriculum.
+    mesh: of devices.
+    shardings: tree like the state.
+    abstract_state: shapes, dtypes and shardings of the state.
+    config: of the run.
+  """
+
+  model: Plan
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  stages: tuple[curriculum.Stage, ...]
+  mesh: Mesh
+  shardings: TrainState
+  abstract_state: TrainState
+  config: ConfigDict
+
+  def initial_state(self) -> TrainState:
+    """The state before the first step, on the mesh."""
+    return jax.jit(
+      lambda: _initial(self.model, self.optimizer, self.config), out_shardings=self.shardings
+    )()
+
+
+def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
+  """Builds the parts; nothing is computed yet. Raises ValueError naming a key that does not fit."""
+  model = build(config.model, tokenizer.vocabulary_size)
+  optimizer, schedule = make_optimizer(config.train, config.train.steps)
+  mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+
+  def make():
+    return _initial(model, optimizer, config)
+
+  shardings = state_sharding(jax.eval_shape(make), mesh)
+  return Assembly(
+    model=model,
+    optimizer=optimizer,
+    schedule=schedule,
+    stages=curriculum.stages(config.curriculum),
+    mesh=mesh,
+    shardings=shardings,
+    abstract_state=abstract_state(make, shardings),
+    config=config,
+  )
+
+
+def _initial(model, optimizer, config) -> TrainState:
+  side, length, words = config.model.image_px, config.text.max_tokens, config.text.max_words
+  pieces = np.zeros((1, length), np.int32)
+  batch = {
+    "image": np.zeros((1, side, side, 1), np.float32),
+    "tokens": pieces,
+    "word_index": pieces,
+    "sentence_index": pieces,
+    "position": pieces,
+    "word_mask": np.ones((1, words), bool),
+  }
+  ema = config.train.ema_decay > 0
+  return initial_state(model, optimizer, batch, seed=config.seed, ema=ema)

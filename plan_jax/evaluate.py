@@ -1,0 +1,147 @@
+"""All evaluators over a trained run, and the page that shows what they found."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline import images, records
+from input_pipeline.errors import UserError
+from input_pipeline.study import Study
+from plan_jax import report, reporting
+from plan_jax.evaluators import grounding, results, retrieval
+from plan_jax.grounder import Grounder
+from plan_jax.reporting import say
+from plan_jax.workdir import Workdir
+
+
+def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> list[results.Row]:
+  """Scores the run on its evaluation split; writes evaluation.json and the report.
+
+  Raises UserError, naming split and key, where there is nothing to evaluate on.
+  """
+  split = evaluation_split(config, folder)
+  data = f"{config.data.dataset}/{split}"
+  say(f"evaluating step {model.step} on {data}")
+  common = {"data": data, "resamples": config.evaluation.resamples, "seed": config.seed}
+  rows = grounding.evaluate_grounding(
+    model, _all(folder, split, "regions"), _prior(folder), **common
+  )
+  if not rows:
+    say(f"no grounding: {data} has no true regions")
+  rows += retrieval.evaluate_retrieval(model, _all(folder, split, "text"), **common)
+  if not rows:
+    raise UserError(f"{data} has neither true regions nor texts: set config.evaluation.split")
+  if model.dropped_sentences:
+    say(
+      f"{model.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"
+      " and max_words"
+    )
+  results.write(workdir.evaluation, model.step, rows)
+  say(results.table(rows))
+  views = film_views(model, folder, split, config.evaluation.report_films)
+  path = report.write_report(
+    workdir.report,
+    title=f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
+    rows=rows,
+    curves=reporting.curves(workdir.metrics),
+    films=views,
+    notes=_notes(model, config, folder, data),
+  )
+  report.save_overlays(workdir.report.with_name("overlays.png"), views)
+  say(f"\n{results.headline(rows)}\n\nreport: {path}")
+  return rows
+
+
+def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str, float]:
+  """A few figures on the first films of the validation split, by name, for the curves.
+
+  No bootstrap: the last table has the intervals.
+  """
+  if "validation" not in records.splits(folder):
+    return {}
+  count = config.evaluation.during_films
+  common = {"data": "validation", "resamples": 0, "seed": config.seed}
+  rows = grounding.evaluate_grounding(
+    model, islice(_all(folder, "validation", "regions"), count), grounding.box_prior([]), **common
+  )
+  rows += retrieval.evaluate_retrieval(
+    model, islice(_all(folder, "validation", "text"), count), **common
+  )
+  return {
+    f"validation/{row.task}/{row.metric.replace(' ', '_')}": row.value
+    for row in rows
+    if row.model == results.RUN and (row.task, row.group, row.metric) in results.HEADLINES
+  }
+
+
+def evaluation_split(config: ConfigDict, folder) -> str:
+  """config.evaluation.split, or an error that names those there are."""
+  there = records.splits(folder)
+  if config.evaluation.split not in there:
+    raise UserError(
+      f"config.evaluation.split {config.evaluation.split!r} is not in {folder}"
+      f" (there: {', '.join(there)})"
+    )
+  return config.evaluation.split
+
+
+def film_views(model: Grounder, folder, split: str, count: int) -> list[report.FilmView]:
+  """Films with regions spread over the split (else any with text), looked at by the model."""
+  source = records.RecordSource(folder, split, where="regions")
+  if not len(source):
+    source = records.RecordSource(folder, split, where="text")
+  chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
+  studies = [source[int(i)] for i in chosen]
+  return [_view(model, study) for study in studies]
+
+
+def _view(model: Grounder, study: Study) -> report.FilmView:
+  film = images.decode(study.image)
+  units = grounding.units(study)
+  words = []
+  if study.sentences:
+    # One sentence at a time, so that each knows its words.
+    looks = model.look([film] * len(study.sentences), [(s,) for s in study.sentences])
+    words = [
+      [report.Word(word, say, model.on_film(region, film.shape)) for word, say, region in look]
+      for look in looks
+    ]
+  maps = model.ground([film] * len(units), [unit.phrase for unit in units]) if units else []
+  return report.FilmView(
+    image=film,
+    image_id=study.image_id,
+    sentences=words,
+    phrases=[
+      report.Phrase(unit.phrase, unit.label, unit.mask, heat)
+      for unit, heat in zip(units, maps, strict=True)
+    ],
+  )
+
+
+def _all(folder, split: str, where: str) -> Iterator[Study]:
+  source = records.RecordSource(folder, split, where=where)
+  return (source[i] for i in range(len(source)))
+
+
+def _prior(folder):
+  if "train" not in records.splits(folder):
+    return grounding.box_prior([])
+  return grounding.box_prior(_all(folder, "train", "regions"))
+
+
+def _notes(model: Grounder, config: ConfigDict, folder, data: str) -> dict[str, str]:
+  """Facts for the head of the page."""
+  model_line = (
+    f"ResNet-{config.model.image.depth} x {config.model.image.width:g}, {config.model.image_px} px"
+  )
+  notes = {
+    "data": f"{data} (records {records.fingerprint(folder)})",
+    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
+    "model": f"{model_line}, grid {model.grid[0]} x {model.grid[1]}",
+    "seed": str(config.seed),
+  }
+  if config.data.dataset == "phantom":
+    notes["note"] = "synthetic films and reports: these figures say nothing about patients"
+  return notes

@@ -1,0 +1,67 @@
+"""A whole experiment: records, training, evaluation. What is done already is not done again."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline import convert, records
+from plan_jax import settings
+from plan_jax.evaluate import evaluate, evaluation_split
+from plan_jax.evaluators import results
+from plan_jax.grounder import load
+from plan_jax.reporting import say
+from plan_jax.train import train
+from plan_jax.workdir import Workdir
+
+
+def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
+  """Runs what `mode` names: "train", "evaluate", or "all" for both in turn.
+
+  Raises UserError where config, data or workdir are not fit, before any work if it can be known.
+  """
+  settings.check(config)
+  if mode == "evaluate":
+    workdir.claim(config, new=False)
+    evaluate(load(workdir, config), config, workdir, _records(config, workdir))
+    return
+  workdir.claim(config)
+  folder = _records(config, workdir)
+  if mode == "all":
+    evaluation_split(config, folder)
+  step = train(config, workdir, folder)
+  if mode == "train":
+    return
+  if workdir.evaluation.exists():
+    done, rows = results.read(workdir.evaluation)
+    if done == step and workdir.report.exists():
+      say("evaluation is complete too (--mode=evaluate does it again)\n")
+      say(f"{results.headline(rows)}\n\nreport: {workdir.report}")
+      return
+  evaluate(load(workdir, config), config, workdir, folder)
+
+
+def _records(config: ConfigDict, workdir: Workdir) -> Path:
+  """The folder of shards, checked to be those the run has always had."""
+  folder = _convert(config, workdir)
+  workdir.claim_records(folder, records.fingerprint(folder))
+  return folder
+
+
+def _convert(config: ConfigDict, workdir: Workdir) -> Path:
+  """The shards the config names, if they are there; else converted from the source."""
+  data = config.data
+  if data.records and data.dataset == "folder" and not data.source:
+    records.splits(data.records)  # raises where they are not whole
+    return Path(data.records)
+  folder = Path(data.records or workdir.records)
+  summary = convert.convert(
+    data.dataset,
+    folder,
+    source=data.source,
+    image_px=data.stored_px,
+    max_skipped_fraction=data.max_skipped_fraction,
+    **data.options,
+  )
+  if not summary["already"]:
+    say(convert.describe(summary))
+  return folder

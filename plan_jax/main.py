@@ -1,0 +1,50 @@
+"""python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom."""
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The experiment, e.g. configs/phantom.py; --config.a.b=c overrides a key."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+_MODE = flags.DEFINE_enum(
+  "mode", "all", ["all", "train", "evaluate"], "What to do; all: train, then evaluate."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Flags, compile cache, one call."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}: flags begin with --")
+  # Here, not above: converter and loader processes import this file, and need none of it.
+  import jax
+
+  from input_pipeline.errors import UserError
+  from plan_jax.experiment import run
+  from plan_jax.workdir import Workdir
+
+  logging.set_verbosity(logging.WARNING)
+  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/plan_jax/compiled")
+  jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  try:
+    run(_CONFIG.value, Workdir(_WORKDIR.value), _MODE.value)
+  except UserError as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("stopped; the same command goes on from the last checkpoint")
+
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it laments the absence of torch
+
+if __name__ == "__main__":
+  if "GLIBC_TUNABLES" not in os.environ:
+    # The CPU backend allocates its temporaries anew each step; huge pages save a fifth of the time.
+    # glibc reads the setting when a process starts, hence the new start.
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    os.execv(sys.executable, [sys.executable, "-m", "plan_jax.main", *sys.argv[1:]])
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

@@ -1,0 +1,55 @@
+"""The device mesh, how parameters lie on it, and how host batches become global arrays."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from input_pipeline.errors import UserError
+
+_SMALL = 2**18  # parameters below this many numbers are not worth splitting
+
+
+def make_mesh(data: int, fsdp: int) -> Mesh:
+  """Mesh with axes "data" and "fsdp"; `data` -1 takes all devices that `fsdp` leaves.
+
+  Raises UserError, naming the key, where the devices do not divide.
+  """
+  count = jax.device_count()
+  if fsdp < 1 or count % fsdp:
+    raise UserError(f"config.mesh.fsdp {fsdp} does not divide {count} devices")
+  if data == -1:
+    data = count // fsdp
+  if data < 1 or data * fsdp != count:
+    raise UserError(
+      f"config.mesh.data {data} x mesh.fsdp {fsdp} are not the {count} devices there are"
+    )
+  # Auto axes: the compiler places the collectives (explicit axes would reject the B x B product).
+  return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The first axis over all devices."""
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_sharding(state, mesh: Mesh):
+  """A sharding per leaf: the largest axis that divides over "fsdp" is split, small leaves none."""
+  size = mesh.shape["fsdp"]
+
+  def place(leaf):
+    shape = np.shape(leaf)
+    if size > 1 and np.prod(shape) >= _SMALL:
+      for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
+        if shape[axis] % size == 0:
+          return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+    return NamedSharding(mesh, PartitionSpec())
+
+  return jax.tree.map(place, state)
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Host batches, [B / hosts, ...] each, to global arrays [B, ...] over all devices."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()
+  }

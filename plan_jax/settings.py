@@ -1,0 +1,108 @@
+"""Is a config possible? Asked before any work."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.readers import READERS
+from plan_jax.alignment import curriculum
+from plan_jax.alignment.regions import SPARSIFIERS
+from plan_jax.models.resnet import BLOCKS, NORMS
+
+
+class ConfigError(UserError):
+  """A key of the config cannot be; the message names it."""
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ConfigError at the first impossible key: its name, what it is and what it may be."""
+  _one_of(config, "data.dataset", tuple(READERS))
+  _one_of(config, "model.dtype", ("float32", "bfloat16"))
+  _one_of(config, "model.image.depth", tuple(BLOCKS))
+  _one_of(config, "model.image.output_stride", (8, 16, 32))
+  _one_of(config, "model.image.norm", NORMS)
+  _one_of(config, "model.image.stages", (1, 2, 3, 4))
+  _one_of(config, "alignment.sparsifier", tuple(SPARSIFIERS))
+  _one_of(config, "alignment.evaluation", ("full", "chunked"))
+  _one_of(config, "checkpoint.evaluate", ("last", "best"))
+  for key in (
+    "data.stored_px", "text.vocabulary_size", "text.max_tokens", "text.max_words", "model.image_px",
+    "model.size", "train.steps", "train.batch_size", "train.log_every_steps",
+    "alignment.tile_images", "alignment.tile_reports", "alignment.beta", "train.learning_rate",
+    "train.clip_norm", "checkpoint.keep_last", "evaluation.batch_size", "evaluation.max_tokens",
+    "evaluation.max_words", "model.scale_init", "model.image.width",
+  ):  # fmt: skip
+    _check(config, key, lambda value: value > 0, "must be positive")
+  for key in (
+    "train.warmup_fraction", "alignment.eta", "train.ema_decay", "train.beta2",
+    "data.max_skipped_fraction", "model.text.dropout",
+  ):  # fmt: skip
+    _check(config, key, lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+  _check(config, "train.batch_size", lambda value: value > 1, "a contrast needs at least two pairs")
+  least = 2 ** (1 + config.model.image.stages)  # the stride that these stages can reach
+  _check(
+    config, "model.image.output_stride", lambda value: value <= least,
+    f"{config.model.image.stages} stages reach a stride of {least} only",
+  )  # fmt: skip
+  stride = config.model.image.output_stride
+  _check(
+    config, "model.image_px", lambda value: value % stride == 0, f"must be a multiple of {stride}"
+  )
+  text = config.model.text
+  _check(
+    config,
+    "model.text.size",
+    lambda value: value % text.heads == 0,
+    f"must be a multiple of {text.heads} heads",
+  )
+  if text.across_sentences:
+    for key in ("text.max_tokens", "evaluation.max_tokens"):
+      _check(
+        config,
+        key,
+        lambda value: value <= text.max_position,
+        f"exceeds model.text.max_position {text.max_position}",
+      )
+  else:
+    # Positions count within a sentence; a sentence alone may fill the whole report.
+    longest = max(config.text.max_tokens, config.evaluation.max_tokens)
+    _check(
+      config,
+      "model.text.max_position",
+      lambda value: value >= longest,
+      f"must hold a sentence as long as max_tokens, {longest}",
+    )
+  if config.checkpoint.best_metric and not config.evaluation.every_steps:
+    raise ConfigError("config.checkpoint.best_metric: needs config.evaluation.every_steps above 0")
+  if config.checkpoint.evaluate == "best" and not config.checkpoint.best_metric:
+    raise ConfigError('config.checkpoint.evaluate: "best" needs config.checkpoint.best_metric')
+  if (
+    config.checkpoint.best_metric
+    and config.checkpoint.every_steps
+    and (config.evaluation.every_steps % config.checkpoint.every_steps)
+  ):
+    raise ConfigError(
+      "config.evaluation.every_steps: must be a multiple of checkpoint.every_steps, for the best"
+      " checkpoint is chosen among those that were evaluated"
+    )
+  try:
+    curriculum.stages(config.curriculum)
+  except ValueError as error:
+    raise ConfigError(f"config.{error}") from error
+  if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
+    raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")
+
+
+def _one_of(config, key, allowed):
+  _check(
+    config, key, lambda value: value in allowed, f"must be one of {', '.join(map(str, allowed))}"
+  )
+
+
+def _check(config, key, test, must):
+  value = config
+  for name in key.split("."):
+    value = value[name]
+  if not test(value):
+    raise ConfigError(f"config.{key}: is {value!r}; {must}")

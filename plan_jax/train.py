@@ -1,0 +1,198 @@
+"""Pre-training: records -> batches -> steps -> checkpoints."""
+
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from input_pipeline import images, loader, records, tokens
+from input_pipeline.errors import UserError
+from plan_jax import grounder, mesh
+from plan_jax.alignment import curriculum
+from plan_jax.assembly import Assembly, assemble
+from plan_jax.checkpoint import Checkpoints
+from plan_jax.evaluate import validation_scalars
+from plan_jax.reporting import Progress, Scalars, duration, say
+from plan_jax.train_state import TrainState, make_step
+from plan_jax.workdir import Workdir
+
+_TOKENIZER_TEXTS = (
+  50_000  # reports are enough for a vocabulary; reading a million more is not worth it
+)
+
+
+class DivergedError(UserError):
+  """The loss is no number any more; the message says since when and what to try."""
+
+
+def train(config: ConfigDict, workdir: Workdir, folder) -> int:
+  """Trains to config.train.steps, from the newest checkpoint if there is one.
+
+  Args:
+    config: checked.
+    workdir: claimed for this config.
+    folder: the record folder.
+
+  Returns:
+    The last step.
+
+  Raises:
+    DivergedError: the loss became NaN or infinite.
+    UserError: the data or devices do not fit the config.
+  """
+  source = records.RecordSource(folder, "train", where="text")
+  tokenizer = make_tokenizer(config, workdir, source)
+  parts = assemble(config, tokenizer)
+  steps = config.train.steps
+  checkpoints = Checkpoints(
+    workdir.checkpoints,
+    keep_last=config.checkpoint.keep_last,
+    best_metric=config.checkpoint.best_metric,
+  )
+  try:
+    done = checkpoints.latest()
+    if done == steps:
+      say(f"training is complete: {done} steps in {workdir.path}")
+      return steps
+    if done is None:
+      state, done = parts.initial_state(), 0
+      say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    else:
+      state = checkpoints.restore(parts.abstract_state)
+      say(f"resumed from step {done}")
+    batches = _batches(config, tokenizer, source, done)
+    _loop(parts, state, done, batches, checkpoints, workdir, tokenizer, folder)
+  finally:
+    checkpoints.close()
+  return steps
+
+
+def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> tokens.Tokenizer:
+  """The run's own vocabulary: trained on the training reports, or copied from a folder."""
+  if not (workdir.tokenizer / "tokenizer_config.json").exists():
+    if config.text.tokenizer:
+      tokens.copy(config.text.tokenizer, workdir.tokenizer)
+    else:
+      some = range(0, len(source), max(1, len(source) // _TOKENIZER_TEXTS))
+      texts = (" ".join(source[i].sentences) for i in some)
+      tokens.train(texts, workdir.tokenizer, vocabulary_size=config.text.vocabulary_size)
+  return tokens.Tokenizer(workdir.tokenizer)
+
+
+def _batches(config, tokenizer, source, start_step) -> Iterator[dict[str, np.ndarray]]:
+  return loader.batches(
+    source,
+    loader.Encode(
+      tokenizer,
+      config.model.image_px,
+      config.text.max_tokens,
+      config.text.max_words,
+      images.Augment() if config.data.augment else None,
+    ),
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    start_step=start_step,
+    workers=config.data.workers,
+    threads=config.data.threads,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def _loop(
+  parts: Assembly, state, done: int, batches, checkpoints, workdir, tokenizer, folder
+) -> None:
+  config = parts.config
+  steps, every = config.train.steps, config.train.log_every_steps
+  update = _Updates(parts)
+  scalars = Scalars(workdir.path, from_step=done)
+  progress = Progress("step", steps, start=done, unit="films", per_step=config.train.batch_size)
+  pending, began = [], time.monotonic()
+  say(f"training to step {steps}; the first steps of a stage wait for its compilation")
+  try:
+    for step in range(done, steps):
+      # 1. The batch of this step, a function of (seed, step) alone.
+      batch = mesh.to_global(next(batches), parts.mesh)
+      # 2. The update, dispatched; the device works while the host goes on.
+      state, metrics = update(step, state, batch)
+      pending.append(metrics)
+      now = step + 1
+      # 3. What the last steps measured: to files and terminal, and a stop where it is no number.
+      if now % every == 0 or now in (1, done + 1, steps) or _due(now, config.checkpoint):
+        values = _mean(pending, now)
+        pending = []
+        values |= {"learning_rate": float(parts.schedule(step))}
+        scalars.write(now, {f"train/{name}": value for name, value in values.items()})
+        stage = curriculum.stage_at(parts.stages, step, steps).name
+        say(progress.line(now, f"loss {values['loss']:.3f}  stage {stage}"))
+      # 4. Evaluation, before the checkpoint, so that the checkpoint knows its figures.
+      figures = None
+      if config.evaluation.every_steps and (
+        now % config.evaluation.every_steps == 0 or now == steps
+      ):
+        model = grounder.of_state(parts.model, state, tokenizer, config)
+        figures = validation_scalars(model, folder, config)
+        if figures:
+          scalars.write(now, figures)
+          say("  " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        progress.skip()
+      # 5. The checkpoint.
+      if _due(now, config.checkpoint) or now == steps:
+        checkpoints.save(now, state, figures)
+  finally:
+    batches.close()
+    scalars.close()
+  checkpoints.wait()
+  say(f"trained steps {done + 1} to {steps} in {duration(time.monotonic() - began)}")
+
+
+class _Updates:
+  """The jitted update of the stage that a step belongs to."""
+
+  def __init__(self, parts: Assembly):
+    self._parts = parts
+    self._compiled = {}
+
+  def __call__(self, step: int, state: TrainState, batch: dict):
+    parts, config = self._parts, self._parts.config
+    stage = curriculum.stage_at(parts.stages, step, config.train.steps)
+    if stage.name not in self._compiled:
+      update = make_step(
+        parts.model,
+        parts.optimizer,
+        stage,
+        seed=config.seed,
+        ema_decay=config.train.ema_decay,
+        **config.alignment,
+      )
+      batch_sharding = mesh.batch_sharding(parts.mesh)
+      self._compiled[stage.name] = jax.jit(
+        update,
+        in_shardings=(parts.shardings, batch_sharding),
+        out_shardings=(parts.shardings, None),
+        donate_argnums=0,
+      )
+    with jax.set_mesh(parts.mesh):
+      return self._compiled[stage.name](state, batch)
+
+
+def _due(step: int, checkpoint) -> bool:
+  return bool(checkpoint.every_steps) and step % checkpoint.every_steps == 0
+
+
+def _mean(pending: list[dict], step: int) -> dict[str, float]:
+  """Mean of each scalar over the steps since the last report; stages differ in what they have."""
+  host = jax.device_get(pending)
+  names = {name for metrics in host for name in metrics}
+  values = {name: float(np.mean([m[name] for m in host if name in m])) for name in sorted(names)}
+  if not np.isfinite(values["loss"]):
+    first = next(i for i, m in enumerate(host) if not np.isfinite(m["loss"]))
+    raise DivergedError(
+      f"the loss is not finite since step {step - len(host) + first + 1}: lower"
+      " config.train.learning_rate or raise config.train.warmup_fraction; the last checkpoint is"
+      " from before"
+    )
+  return values

@@ -1,0 +1,119 @@
+"""What training carries from step to step, and how a step changes it."""
+
+from collections.abc import Callable
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from plan_jax.alignment.curriculum import Stage
+from plan_jax.alignment.objective import Embedded, objective
+from plan_jax.models.plan import Plan
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything a checkpoint holds.
+
+  Attributes:
+    step: int32 scalar, steps done.
+    params: float32.
+    batch_stats: running statistics of batch norm, empty without.
+    opt_state: of the optimizer.
+    ema: running mean of the parameters, None when off.
+  """
+
+  step: jax.Array
+  params: dict
+  batch_stats: dict
+  opt_state: optax.OptState
+  ema: dict | None
+
+
+def make_optimizer(config, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """AdamW with linear warm-up, cosine decay and gradient clipping.
+
+  Args:
+    config: learning_rate, warmup_fraction, weight_decay, clip_norm, beta2.
+    steps: length of training.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, config.learning_rate, max(1, round(config.warmup_fraction * steps)), steps
+  )
+
+  def decayed(params):
+    # Matrices and kernels; not biases, norms, temperatures.
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(schedule, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed),
+  )
+  return optimizer, schedule
+
+
+def initial_state(model: Plan, optimizer, batch: dict, *, seed: int, ema: bool) -> TrainState:
+  """Fresh state; `batch` gives shapes only. A pure function: jit it with the shardings wanted."""
+  variables = model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)
+  params = variables["params"]
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables.get("batch_stats", {}),
+    opt_state=optimizer.init(params),
+    ema=jax.tree.map(jnp.array, params) if ema else None,
+  )
+
+
+def make_step(
+  model: Plan, optimizer, stage: Stage, *, seed: int, ema_decay: float, **alignment
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """One update under `stage`: (state, batch) -> (state, scalar metrics).
+
+  Args:
+    model, optimizer: as in `initial_state`.
+    stage: of the curriculum; it is compiled in, for rounds change the shape of the computation.
+    seed: of dropout.
+    ema_decay: of the running mean of parameters; 0 keeps none.
+    **alignment: keyword arguments of `objective`.
+  """
+  base = jax.random.fold_in(jax.random.key(seed), 1)
+
+  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def loss(params):
+      (image, text, scales), mutated = model.apply(
+        {"params": params, "batch_stats": state.batch_stats},
+        batch,
+        train=True,
+        rngs={"dropout": jax.random.fold_in(base, state.step)},
+        mutable=["batch_stats"],
+      )
+      embedded = Embedded(
+        pixels=image.pixels,
+        film=image.film,
+        words=text.words,
+        report=text.report,
+        mask=text.mask,
+        significance=text.significance,
+        report_key=batch["report_key"],
+        study_key=batch["study_key"],
+        global_scale=scales[0],
+        local_scale=scales[1],
+      )
+      total, parts = objective(embedded, stage, **alignment)
+      return total, (parts, mutated.get("batch_stats", {}))
+
+    gradient, (parts, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+      ema = optax.incremental_update(params, ema, 1 - ema_decay)
+    parts |= {
+      "gradient_norm": optax.global_norm(gradient),
+      "dropped_sentences": batch["dropped_sentences"].sum(),
+    }
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), parts
+
+  return step

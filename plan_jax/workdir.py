@@ -1,0 +1,103 @@
+"""The folder of a run: what lies where, and whose it is."""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+
+# What may differ when a run goes on or is evaluated again: none of it changes what is learned.
+# Where the records lie is free too: their fingerprint tells whether they are the same.
+FREE = (
+  "evaluation", "checkpoint", "mesh", "data.workers", "data.threads", "data.records", "data.source",
+  "train.log_every_steps",
+)  # fmt: skip
+
+
+class WorkdirError(UserError):
+  """The folder is not fit for this run; the message names key and remedy."""
+
+
+class Workdir:
+  """Paths of a run."""
+
+  def __init__(self, path: str | Path):
+    self.path = Path(path)
+    self.config = self.path / "config.json"
+    self.records = self.path / "records"
+    self.tokenizer = self.path / "tokenizer"
+    self.checkpoints = self.path / "checkpoints"
+    self.metrics = self.path / "metrics.jsonl"
+    self.evaluation = self.path / "evaluation.json"
+    self.report = self.path / "report" / "index.html"
+
+  def claim(self, config: ConfigDict, *, new: bool = True) -> None:
+    """Writes the config of a new run, or checks that the run here has the same.
+
+    Without `new` there must be a run already.
+
+    Raises WorkdirError if the folder belongs to a run of another config (naming the keys), or holds
+    files of something else.
+    """
+    if not new:
+      self.read_config()
+    if not self.config.exists():
+      if self.path.exists() and any(self.path.iterdir()):
+        raise WorkdirError(
+          f"{self.path} is not empty and holds no config.json: name an empty --workdir"
+        )
+      self.path.mkdir(parents=True, exist_ok=True)
+      write_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+      return
+    before, now = flatten(self.read_config()), flatten(json.loads(json.dumps(config.to_dict())))
+    differ = [
+      f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
+      for key in sorted(before.keys() | now.keys())
+      if before.get(key) != now.get(key) and not key.startswith(FREE)
+    ]
+    if differ:
+      raise WorkdirError(
+        f"{self.path} belongs to a run of another config ({'; '.join(differ)}):"
+        " name another --workdir, or delete this one"
+      )
+
+  def claim_records(self, folder: Path, fingerprint: str) -> None:
+    """Notes the records of a new run, or checks that the run here has the same.
+
+    Raises WorkdirError, naming both, where it was trained on others.
+    """
+    note = self.path / "records.txt"
+    if not note.exists():
+      write_text(note, f"{fingerprint}\n")
+    elif (before := note.read_text().strip()) != fingerprint:
+      raise WorkdirError(
+        f"{self.path} was trained on records {before}, {folder} holds {fingerprint}: give back"
+        " config.data.records, or name another --workdir"
+      )
+
+  def read_config(self) -> dict:
+    """The config the run was started with."""
+    if not self.config.exists():
+      raise WorkdirError(
+        f"{self.path} holds no run (no config.json): train first, or name another --workdir"
+      )
+    return json.loads(self.config.read_text())
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+  """Nested dict -> {"a.b": value}."""
+  flat = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+  return flat
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file so that it is seen whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text)
+  os.replace(temporary, path)

@@ -1,0 +1,44 @@
+"""A tiny experiment for the tests: 64-px phantom films, a model of a few thousand parameters."""
+
+from ml_collections import ConfigDict
+
+from configs import phantom
+
+TINY = {
+  "data.options.size_px": 64,
+  "data.options.train_films": 32,
+  "data.options.validation_films": 8,
+  "data.options.test_films": 8,
+  "text.vocabulary_size": 200,
+  "text.max_tokens": 32,
+  "text.max_words": 16,
+  "model.image_px": 64,
+  "model.size": 8,
+  "model.image.width": 0.125,
+  "model.image.stages": 2,
+  "model.text.size": 16,
+  "model.text.heads": 2,
+  "model.text.mlp_size": 16,
+  "model.text.layers": 1,
+  "model.text.dropout": 0.1,
+  "train.steps": 6,
+  "train.batch_size": 8,
+  "train.log_every_steps": 1,
+  "checkpoint.every_steps": 2,
+  "evaluation.every_steps": 0,
+  "evaluation.batch_size": 8,
+  "evaluation.resamples": 20,
+  "evaluation.report_films": 2,
+  "mesh.data": -1,
+}
+
+
+def tiny(**more) -> ConfigDict:
+  config = phantom.get_config()
+  config.lock()
+  config.update_from_flattened_dict(TINY | more)
+  return config
+
+
+def flags(**more) -> list[str]:
+  return [f"--config.{key}={value}" for key, value in (TINY | more).items()]

@@ -1,0 +1,90 @@
+import jax
+import numpy as np
+import pytest
+
+from experiments import tiny
+from input_pipeline import images, phantom, reports, tokens
+from plan_jax import grounder
+from plan_jax.assembly import assemble
+
+STUDIES = [phantom.study(1, i, 64) for i in range(5)]
+FILMS = [images.decode(study.image) for study in STUDIES]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  texts = [" ".join(study.sentences) for study in STUDIES]
+  tokenizer = tokens.train(texts, tmp_path_factory.mktemp("tokenizer"), vocabulary_size=200)
+  config = tiny(**{"evaluation.batch_size": 3})
+  parts = assemble(config, tokenizer)
+  return grounder.of_state(parts.model, jax.device_get(parts.initial_state()), tokenizer, config)
+
+
+def test_embeddings_are_unit_and_do_not_depend_on_the_batch(model):
+  films, texts = model.embed_images(FILMS), model.embed_texts([s.sentences for s in STUDIES])
+  assert films.shape == texts.shape == (5, 8)
+  np.testing.assert_allclose(np.linalg.norm(films, axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(model.embed_images(FILMS[3:4]), films[3:4], atol=1e-6)
+  np.testing.assert_allclose(model.embed_texts([STUDIES[4].sentences]), texts[4:], atol=1e-6)
+
+
+def test_sentence_order_does_not_change_a_report(model):
+  sentences = STUDIES[0].sentences
+  a, b = model.embed_texts([sentences, sentences[::-1]])
+  np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 90), (130, 70)])
+def test_maps_have_the_film_s_shape_and_a_maximum_of_one(model, shape):
+  film = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+  (heat,) = model.ground([film], ["small left effusion"])
+  assert heat.shape == shape and heat.dtype == np.float32
+  assert heat.min() >= 0 and 0.5 < heat.max() <= 1
+  grid = model.ground_on_grid([film], ["small left effusion"])
+  assert grid.shape == (1, 8, 8) and grid.max() == 1
+
+
+def test_phrase_map_is_the_words_regions_by_significance(model):
+  phrase = "small left effusion"
+  ((*words,),) = model.look(FILMS[:1], [(phrase,)])
+  assert [word for word, _, _ in words] == phrase.split()
+  mixed = sum(significance * region for _, significance, region in words)
+  np.testing.assert_allclose(
+    model.ground_on_grid(FILMS[:1], [phrase])[0], mixed / mixed.max(), atol=1e-5
+  )
+
+
+def test_look_gives_every_word_a_region(model):
+  texts = [study.sentences for study in STUDIES[:2]]
+  for text, words in zip(texts, model.look(FILMS[:2], texts), strict=True):
+    assert [w for w, _, _ in words] == [s[a:b] for s in text for a, b in reports.words(s)]
+    for _, significance, region in words:
+      assert 0 <= significance <= 1 and region.shape == model.grid
+      np.testing.assert_allclose(region.sum(), 1, rtol=1e-4)
+
+
+def test_a_phrase_that_follows_the_film(model):
+  """Moving the film moves the map: the way back from the grid keeps its place."""
+  film = np.zeros((64, 64), np.uint8)
+  film[8:24, 8:24] = 255
+  maps = model.ground([film, np.roll(film, 32, 1)], ["effusion"] * 2)
+  flat = [np.abs(np.diff(heat, axis=1)).sum(0) for heat in maps]
+  centre = [float((np.arange(63) * f).sum() / f.sum()) for f in flat]
+  assert centre[1] > centre[0] + 5
+
+
+def test_nothing_to_embed(model):
+  with pytest.raises(ValueError, match="empty"):
+    model.embed_images([])
+
+
+def test_a_run_without_local_rounds_grounds_by_similarity(model, tmp_path):
+  config = tiny(**{"evaluation.batch_size": 2})
+  config.unlock()
+  config.curriculum = {"whole": config.curriculum.whole}
+  tokenizer = model._tokenizer
+  parts = assemble(config, tokenizer)
+  plain = grounder.of_state(parts.model, jax.device_get(parts.initial_state()), tokenizer, config)
+  (heat,) = plain.ground(FILMS[:1], ["effusion"])
+  assert heat.shape == (64, 64) and heat.min() >= 0 and heat.max() <= 1

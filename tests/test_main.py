@@ -1,0 +1,258 @@
+"""The command as a user gives it, and the errors a user can meet."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from experiments import flags, tiny
+from input_pipeline import phantom
+from input_pipeline.errors import UserError
+from plan_jax import experiment, settings
+from plan_jax.evaluators import results
+from plan_jax.workdir import Workdir
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "plan_jax.main", *map(str, arguments)],
+    capture_output=True, text=True, timeout=300, cwd=ROOT,
+  )  # fmt: skip
+
+
+def test_importing_needs_neither_tensorflow_nor_torch():
+  code = (
+    "import sys, plan_jax.experiment, plan_jax.main, input_pipeline.convert;"
+    "print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+  assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+  """One whole tiny experiment through the real command."""
+  where = tmp_path_factory.mktemp("demo") / "run"
+  arguments = [
+    "--config=configs/phantom.py",
+    f"--workdir={where}",
+    *flags(**{"train.steps": 4, "evaluation.every_steps": 2}),
+  ]
+  done = command(*arguments)
+  assert done.returncode == 0, done.stderr + done.stdout
+  return where, arguments, done.stdout
+
+
+def test_the_demo_ends_with_figures_floors_and_the_report(demo):
+  where, _, output = demo
+  report = where / "report" / "index.html"
+  assert report.exists() and (where / "report" / "overlays.png").exists()
+  last = output.strip().splitlines()
+  assert last[-1] == f"report: {report}"
+  assert "mean_box" in output and "chance" in output and "ETA" in output
+  assert any(line.startswith("phantom/test") and "mIoU" in line for line in last[-8:])
+
+
+def test_evaluation_json(demo):
+  where, _, _ = demo
+  step, rows = results.read(where / "evaluation.json")
+  assert step == 4
+  models = {row.model for row in rows if row.task == "grounding"}
+  assert models == {"run", "random", "centre", "mean_box", "mean_box_per_finding"}
+  assert {row.group for row in rows if row.task == "retrieval"} == {"all"}
+  assert {"step", "rows"} == set(json.loads((where / "evaluation.json").read_text()))
+
+
+def test_metrics_have_training_and_validation(demo):
+  where, _, _ = demo
+  rows = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
+  assert any("train/loss_global" in row for row in rows)
+  assert any("validation/grounding/mIoU" in row for row in rows)
+  assert list((where / "tensorboard").iterdir())
+
+
+def test_a_second_start_says_that_all_is_complete(demo):
+  where, arguments, _ = demo
+  before = {p: p.stat().st_mtime_ns for p in where.rglob("*") if p.is_file()}
+  done = command(*arguments)
+  assert done.returncode == 0
+  assert "training is complete: 4 steps" in done.stdout and "evaluation is complete" in done.stdout
+  assert {p: p.stat().st_mtime_ns for p in where.rglob("*") if p.is_file()} == before
+
+
+def test_evaluate_again(demo):
+  where, arguments, _ = demo
+  before = (where / "evaluation.json").read_bytes()
+  done = command(*arguments, "--mode=evaluate")
+  assert done.returncode == 0 and "report:" in done.stdout
+  assert (where / "evaluation.json").read_bytes() == before
+
+
+def test_workdir_of_another_config(demo):
+  where, arguments, _ = demo
+  done = command(*arguments, "--config.train.learning_rate=0.5")
+  assert done.returncode == 1
+  assert "train.learning_rate: 0.002 there, 0.5 now" in done.stderr and "--workdir" in done.stderr
+
+
+def test_unknown_key(tmp_path):
+  done = command("--config=configs/phantom.py", f"--workdir={tmp_path}", "--config.train.stepz=3")
+  assert done.returncode != 0 and "stepz" in done.stderr
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_checkpoint_to_evaluate(tmp_path):
+  config, run = tiny(), Workdir(tmp_path / "run")
+  with pytest.raises(UserError, match="holds no run.*train first"):
+    experiment.run(config, run, "evaluate")
+  run.claim(config)
+  with pytest.raises(UserError, match="train first"):
+    experiment.run(config, run, "evaluate")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+  (tmp_path / "thesis.txt").write_text("mine")
+  with pytest.raises(UserError, match="is not empty"):
+    experiment.run(tiny(), Workdir(tmp_path), "all")
+  assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def folder_config(source, **more):
+  config = tiny(**more)
+  config.unlock()
+  config.data.dataset = "folder"
+  config.data.options = {}
+  config.data.source = str(source)
+  config.evaluation.split = "validation"
+  return config
+
+
+def make_folder(path, films=12):
+  path.mkdir()
+  rows = []
+  for i in range(films):
+    study = phantom.study(0, i, 64)
+    pixels = cv2.imdecode(np.frombuffer(study.image, np.uint8), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(path / f"{i}.jpg"), pixels)
+    x0, y0, x1, y1 = study.regions[0].boxes[0].tolist() if study.regions else (1, 2, 9, 12)
+    box = {"label": "finding", "x": x0, "y": y0, "w": x1 - x0, "h": y1 - y0}
+    rows.append({"image": f"{i}.jpg", "text": " ".join(study.sentences), "boxes": json.dumps([box]),
+                 "split": "validation" if i % 3 == 0 else "train"})  # fmt: skip
+  write(path, rows)
+  return rows
+
+
+def write(path, rows):
+  with (path / "manifest.csv").open("w", newline="") as file:
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def test_a_folder_of_films_end_to_end(tmp_path):
+  make_folder(tmp_path / "films")
+  run = Workdir(tmp_path / "run")
+  experiment.run(folder_config(tmp_path / "films", **{"train.steps": 2}), run, "all")
+  _, rows = results.read(run.evaluation)
+  assert {(row.task, row.data) for row in rows} == {
+    ("grounding", "folder/validation"), ("retrieval", "folder/validation"),
+  }  # fmt: skip
+  assert run.report.exists()
+
+
+def test_missing_source(tmp_path):
+  with pytest.raises(UserError, match="nowhere"):
+    experiment.run(folder_config(tmp_path / "nowhere"), Workdir(tmp_path / "run"), "all")
+
+
+def test_missing_evaluation_split_is_said_before_training(tmp_path):
+  make_folder(tmp_path / "films")
+  config = folder_config(tmp_path / "films")
+  config.evaluation.split = "test"
+  run = Workdir(tmp_path / "run")
+  with pytest.raises(UserError, match=r"evaluation\.split 'test'.*there: "):
+    experiment.run(config, run, "all")
+  assert not run.checkpoints.exists()
+
+
+def test_manifest_without_image(tmp_path):
+  rows = make_folder(tmp_path / "films")
+  write(tmp_path / "films", [{k: v for k, v in row.items() if k != "image"} for row in rows])
+  with pytest.raises(UserError, match="manifest.csv.*image"):
+    experiment.run(folder_config(tmp_path / "films"), Workdir(tmp_path / "run"), "all")
+
+
+def test_box_outside_its_image(tmp_path):
+  rows = make_folder(tmp_path / "films")
+  rows[4]["boxes"] = json.dumps([{"label": "finding", "x": 50, "y": 2, "w": 40, "h": 9}])
+  write(tmp_path / "films", rows)
+  with pytest.raises(UserError, match="row 6.*boxes"):
+    experiment.run(folder_config(tmp_path / "films"), Workdir(tmp_path / "run"), "all")
+
+
+def test_truncated_image_is_counted_and_too_many_stop(tmp_path):
+  make_folder(tmp_path / "films")
+  film = tmp_path / "films" / "4.jpg"
+  film.write_bytes(film.read_bytes()[:-200])
+  with pytest.raises(UserError, match="4.jpg"):
+    experiment.run(folder_config(tmp_path / "films"), Workdir(tmp_path / "run"), "all")
+  run = Workdir(tmp_path / "other")
+  config = folder_config(tmp_path / "films", **{"data.max_skipped_fraction": 0.2, "train.steps": 1})
+  experiment.run(config, run, "all")
+  assert "4.jpg" in (run.records / "skipped.jsonl").read_text()
+
+
+def test_flipped_byte_in_a_shard(tmp_path):
+  run, config = Workdir(tmp_path / "run"), tiny(**{"train.steps": 1})
+  experiment.run(config, run, "train")
+  shard = next(run.records.glob("*train.tfrecord-*-of-*[0-9]"))
+  data = bytearray(shard.read_bytes())
+  data[len(data) // 2] ^= 1
+  shard.write_bytes(data)
+  for path in run.checkpoints.rglob("*"):
+    if path.is_file():
+      path.unlink()
+  import shutil
+
+  shutil.rmtree(run.checkpoints)
+  with pytest.raises(UserError, match=rf"{shard.name}.*record \d+"):
+    experiment.run(config, run, "train")
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("model.image.depth", 19, r"config\.model\.image\.depth: is 19; must be one of 18, 34, 50"),
+    ("model.image_px", 66, r"config\.model\.image_px.*multiple of 8"),
+    ("model.text.heads", 3, r"config\.model\.text\.size.*multiple of 3 heads"),
+    ("model.image.output_stride", 16, r"output_stride.*reach a stride of 8 only"),
+    ("train.batch_size", 1, r"config\.train\.batch_size.*at least two pairs"),
+    ("train.steps", 0, r"config\.train\.steps.*positive"),
+    ("alignment.sparsifier", "hardmax", r"alignment\.sparsifier.*softmax, threshold"),
+    ("alignment.eta", 1.5, r"config\.alignment\.eta.*\[0, 1\]"),
+    ("evaluation.max_tokens", 4000, r"max_position.*4000"),
+    ("checkpoint.evaluate", "best", r"needs config\.checkpoint\.best_metric"),
+    ("curriculum.words.tau", (0.1, 0.2), r"config\.curriculum\.words: local_weight, tau and gamma"),
+    ("text.tokenizer", "/nowhere", r"config\.text\.tokenizer: there is no folder /nowhere"),
+  ],
+)
+def test_impossible_configs_are_named(key, value, message):
+  config = tiny()
+  config.unlock()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(settings.ConfigError, match=message):
+    settings.check(config)
+
+
+@pytest.mark.parametrize("name", ["base", "phantom", "folder"])
+def test_shipped_configs_are_possible(name):
+  import importlib
+
+  settings.check(importlib.import_module(f"configs.{name}").get_config())

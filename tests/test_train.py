@@ -1,0 +1,254 @@
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import flags, tiny
+from input_pipeline import convert
+from input_pipeline.errors import UserError
+from plan_jax import grounder, mesh, train, workdir
+from plan_jax.alignment import curriculum
+from plan_jax.assembly import assemble
+from plan_jax.checkpoint import CheckpointError, Checkpoints
+from plan_jax.reporting import read_scalars
+from plan_jax.train_state import make_step
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+  out = tmp_path_factory.mktemp("records") / "phantom"
+  convert.convert("phantom", out, workers=0, progress=False, **tiny().data.options)
+  return out
+
+
+def leaves(where):
+  """The newest checkpoint of a run as {path: array}."""
+  run = workdir.Workdir(where)
+  config = tiny()
+  config.unlock()
+  config.update_from_flattened_dict({})
+  from input_pipeline.tokens import Tokenizer
+
+  parts = assemble(tiny(**SETTINGS), Tokenizer(run.tokenizer))
+  checkpoints = Checkpoints(run.checkpoints, create=False)
+  state = checkpoints.restore(parts.abstract_state)
+  checkpoints.close()
+  return {jax.tree_util.keystr(path): np.asarray(leaf)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(state)}  # fmt: skip
+
+
+SETTINGS = {"train.ema_decay": 0.9, "curriculum.words.start_fraction": 0.2}
+
+
+def start(folder, where, **more):
+  """The real command, one CPU device, in a process of its own."""
+  command = [
+    sys.executable, "-m", "plan_jax.main", "--config=configs/phantom.py", f"--workdir={where}",
+    "--mode=train", *flags(**{"data.records": folder}, **SETTINGS, **more),
+  ]  # fmt: skip
+  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  return output
+
+
+def test_killed_and_started_again_gives_the_same_bits(folder, tmp_path):
+  never, killed = tmp_path / "never", tmp_path / "killed"
+  finish(start(folder, never))
+  process = start(folder, killed)
+  deadline = time.monotonic() + 240
+  while not (killed / "checkpoints" / "2").exists():  # the first whole checkpoint
+    assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+    time.sleep(0.01)
+  os.kill(process.pid, signal.SIGKILL)
+  process.communicate()
+  output = finish(start(folder, killed))
+  assert "resumed from step" in output or "training is complete" in output
+  one, other = leaves(never), leaves(killed)
+  assert one.keys() == other.keys() and int(one[".step"]) == 6
+  for path in one:
+    np.testing.assert_array_equal(one[path], other[path], err_msg=path)
+  for name in ("never", "killed"):
+    steps = [row["step"] for row in read_scalars(tmp_path / name / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+  # And a third start does nothing.
+  assert "training is complete: 6 steps" in finish(start(folder, killed))
+
+
+def loop(config, folder, count):
+  """`count` steps by hand: states and metrics."""
+  source = train.records.RecordSource(folder, "train", where="text")
+  tokenizer = loop.tokenizer
+  parts = assemble(config, tokenizer)
+  state = parts.initial_state()
+  update = train._Updates(parts)
+  batches = train._batches(config, tokenizer, source, 0)
+  for step, batch in enumerate(itertools.islice(batches, count)):
+    state, metrics = update(step, state, mesh.to_global(batch, parts.mesh))
+  batches.close()
+  return jax.device_get(state), jax.device_get(metrics)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vocabulary(folder, tmp_path_factory):
+  source = train.records.RecordSource(folder, "train", where="text")
+  run = workdir.Workdir(tmp_path_factory.mktemp("vocabulary"))
+  loop.tokenizer = train.make_tokenizer(tiny(), run, source)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_eight_devices_equal_one(folder, fsdp, monkeypatch):
+  """The same loss and parameters on a mesh of 8 as on one device, also with split parameters."""
+  config = tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0,
+                   "curriculum.refine.start_fraction": 0.3, "curriculum.words.start_fraction": 0.1,
+                   "train.steps": 4, "mesh.fsdp": fsdp})  # fmt: skip
+  monkeypatch.setattr(mesh, "_SMALL", 64)
+  many, metrics = loop(config, folder, 3)
+  one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+  monkeypatch.setattr("plan_jax.assembly.make_mesh", lambda *_: one_device)
+  one, wanted = loop(config, folder, 3)
+  np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-4)
+  for a, b in zip(jax.tree.leaves(many.params), jax.tree.leaves(one.params), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_fsdp_splits_what_is_large(folder):
+  parts = assemble(tiny(**{"mesh.fsdp": 4, "model.text.size": 512, "model.text.heads": 2,
+                           "model.text.mlp_size": 1024}), loop.tokenizer)  # fmt: skip
+  specs = [s.spec for s in jax.tree.leaves(parts.shardings.params)]
+  assert any("fsdp" in spec for spec in specs) and any("fsdp" not in spec for spec in specs)
+
+
+def test_the_loss_falls(folder):
+  config = tiny(**{"train.steps": 40, "train.warmup_fraction": 0.0, "train.learning_rate": 5e-3,
+                   "model.text.dropout": 0.0, "data.augment": False,
+                   "curriculum.refine.start_fraction": 0.99})  # fmt: skip
+  _, early = loop(config, folder, 3)
+  _, late = loop(config, folder, 40)
+  assert late["loss_global"] < early["loss_global"] - 0.2
+  assert late["loss_local_0"] < early["loss_local_0"] - 0.05
+
+
+def test_stages_change_what_is_measured(folder):
+  config = tiny(**{"train.steps": 3, "curriculum.words.start_fraction": 0.3,
+                   "curriculum.refine.start_fraction": 0.6})  # fmt: skip
+  found = [set(loop(config, folder, count)[1]) for count in (1, 2, 3)]
+  assert [{name for name in names if "loss_local" in name} for names in found] == [
+    set(), {"loss_local_0"}, {"loss_local_0", "loss_local_1"},
+  ]  # fmt: skip
+
+
+def test_weight_decay_spares_biases_norms_and_temperatures(folder):
+  parts = assemble(tiny(), loop.tokenizer)
+  state = parts.initial_state()
+  zero = jax.tree.map(jnp.zeros_like, state.params)
+  opt_state = state.opt_state
+  for _ in range(3):  # the first rate of the warm-up is zero
+    updates, opt_state = parts.optimizer.update(zero, opt_state, state.params)
+  for path, update in jax.tree_util.tree_leaves_with_path(updates):
+    if update.ndim < 2:
+      assert (np.asarray(update) == 0).all(), path
+  assert any((np.asarray(update) != 0).any() for update in jax.tree.leaves(updates))
+
+
+def test_ema_follows_the_parameters(folder):
+  config = tiny(**{"train.ema_decay": 0.5, "train.warmup_fraction": 0.0})
+  parts = assemble(config, loop.tokenizer)
+  before = jax.device_get(parts.initial_state())
+  after, _ = loop(config, folder, 1)
+  for a, b, ema in zip(
+    *map(jax.tree.leaves, (before.params, after.params, after.ema)), strict=True
+  ):
+    np.testing.assert_allclose(ema, (a + b) / 2, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
+  config = tiny(**{"train.learning_rate": 1e30, "train.warmup_fraction": 0.0,
+                   "train.clip_norm": 1e30,
+                   "train.log_every_steps": 2})  # fmt: skip
+  run = workdir.Workdir(tmp_path / "run")
+  run.claim(config)
+  with pytest.raises(train.DivergedError, match=r"not finite since step \d.*learning_rate"):
+    train.train(config, run, folder)
+  for row in read_scalars(run.metrics):
+    assert row["train/loss"] is not None
+  saved = [int(p.name) for p in run.checkpoints.iterdir() if p.name.isdigit()]
+  assert all(step < 6 for step in saved)
+
+
+def test_checkpoints_keep_the_last_and_the_best(tmp_path):
+  state = {"x": jnp.arange(3.0)}
+  checkpoints = Checkpoints(tmp_path / "c", keep_last=2, best_metric="score")
+  for step, score in enumerate([0.1, 0.9, 0.2, 0.3, 0.4]):
+    checkpoints.save(step, {"x": state["x"] + step}, {"score": score})
+  checkpoints.wait()
+  assert checkpoints.latest() == 4 and checkpoints.best() == 1
+  there = sorted(int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit())
+  assert there == [1, 3, 4]
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  np.testing.assert_array_equal(checkpoints.restore(abstract, 1)["x"], [1, 2, 3])
+  with pytest.raises(CheckpointError, match="no checkpoint of step 2"):
+    checkpoints.restore(abstract, 2)
+  checkpoints.close()
+
+
+def test_a_checkpoint_of_another_model(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+  state = {"x": jnp.arange(3.0)}
+  checkpoints.save(1, state)
+  checkpoints.wait()
+  sharding = state["x"].sharding
+  other = {"x": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)}
+  with pytest.raises(CheckpointError, match="does not fit the model"):
+    checkpoints.restore(other)
+  other = {"y": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=sharding)}
+  with pytest.raises(CheckpointError, match="does not fit the model"):
+    checkpoints.restore(other)
+  checkpoints.close()
+
+
+def test_mesh_that_does_not_divide():
+  with pytest.raises(UserError, match="config.mesh.fsdp 3 does not divide 8 devices"):
+    mesh.make_mesh(-1, 3)
+  with pytest.raises(UserError, match="config.mesh.data 3"):
+    mesh.make_mesh(3, 2)
+
+
+def test_the_step_is_one_function_of_its_inputs(folder):
+  """No hidden state: the same state and batch give the same bits."""
+  config = tiny()
+  parts = assemble(config, loop.tokenizer)
+  source = train.records.RecordSource(folder, "train", where="text")
+  batches = train._batches(config, loop.tokenizer, source, 0)
+  batch = next(batches)
+  batches.close()
+  stage = curriculum.stages(config.curriculum)[-1]
+  step = jax.jit(
+    make_step(parts.model, parts.optimizer, stage, seed=0, ema_decay=0.0, **config.alignment)
+  )
+  state = parts.initial_state()
+  one, other = step(state, batch), step(state, batch)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_no_checkpoint_to_load(tmp_path):
+  with pytest.raises(workdir.WorkdirError, match="holds no run"):
+    grounder.load(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps(tiny().to_dict()))
+  loop.tokenizer._backend.save(str(tmp_path / "x.json"))
+  with pytest.raises(UserError, match="train first|no tokenizer"):
+    grounder.load(tmp_path)
