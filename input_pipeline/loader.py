@@ -16,6 +16,9 @@ from input_pipeline.study import Study
 from input_pipeline.tokens import Tokenizer
 
 
+_FILMS = 2**40  # "endless": Grain cannot count further than an index goes
+
+
 @dataclass(frozen=True)
 class Encode(grain.transforms.RandomMap):
   """Study -> one example of the batch.
@@ -99,7 +102,7 @@ def batches(
     grain.MapDataset.source(source)
     .seed(seed)
     .shuffle()
-    .repeat()
+    .repeat(_FILMS // len(source) + 1)
     .random_map(encode)
     # A host's part is a batch of its own: the global batch is theirs, one after another.
     .batch(batch_size // process_count)

@@ -1,6 +1,8 @@
 """A WordPiece vocabulary, and reports as arrays in which each piece knows its word."""
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,25 +111,37 @@ class Tokenizer:
 
 
 def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokenizer:
-  """Trains a lower-case WordPiece vocabulary on the texts and saves it as a Hugging Face folder."""
+  """Trains a lower-case WordPiece vocabulary on the texts and saves it as a Hugging Face folder.
+
+  The same texts give the same vocabulary, bit by bit.
+  """
   from tokenizers import BertWordPieceTokenizer
 
+  texts = list(texts)
   trainer = BertWordPieceTokenizer(lowercase=True)
+  letters = {letter for text in texts for letter in trainer.normalize(text) if letter.strip()}
+  # The library numbers the letters inside words in the order of a random hash, and breaks ties by
+  # number. Named as special tokens, they are numbered beforehand; the vocabulary is then put into a
+  # tokenizer to which they are not special.
+  inner = [f"##{letter}" for letter in sorted(letters)]
   trainer.train_from_iterator(
     texts,
     vocab_size=vocabulary_size,
     min_frequency=2,
-    special_tokens=list(SPECIAL),
+    special_tokens=[*SPECIAL, *inner],
     show_progress=False,
   )
+  tokenizer = BertWordPieceTokenizer(vocab=trainer.get_vocab(), lowercase=True)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  trainer.save(str(folder / "tokenizer.json"))
+  tokenizer.save(str(folder / "tokenizer.json"))
   names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
   config = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}
   config |= dict(zip(names, SPECIAL, strict=True))
-  # Written last: its presence says that the folder is whole.
-  (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+  # Written last, at once: its presence says that the folder is whole.
+  temporary = folder / "tokenizer_config.tmp"
+  temporary.write_text(json.dumps(config, indent=2) + "\n")
+  os.replace(temporary, folder / "tokenizer_config.json")
   return Tokenizer(folder)
 
 
@@ -150,8 +164,12 @@ def copy(source: Path, folder: Path) -> Tokenizer:
     from transformers import BertTokenizerFast
 
     tokenizer = BertTokenizerFast.from_pretrained(str(source), local_files_only=True)
-  tokenizer.save_pretrained(str(folder))
-  return Tokenizer(Path(folder))
+  folder = Path(folder)
+  temporary = folder.with_name(folder.name + ".tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
+  tokenizer.save_pretrained(str(temporary))
+  os.replace(temporary, folder)
+  return Tokenizer(folder)
 
 
 def _owners(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -166,12 +166,12 @@ def load(workdir, config: ConfigDict | None = None, *, step: int | None = None) 
     workdir = Workdir(workdir)
   if config is None:
     config = ConfigDict(workdir.read_config())
-  tokenizer = Tokenizer(workdir.tokenizer)
-  parts = assemble(config, tokenizer)
   checkpoints = Checkpoints(
     workdir.checkpoints, best_metric=config.checkpoint.best_metric, create=False
   )
   try:
+    tokenizer = Tokenizer(workdir.tokenizer)
+    parts = assemble(config, tokenizer)
     if step is None and config.checkpoint.evaluate == "best":
       step = checkpoints.best()
     state = checkpoints.restore(parts.abstract_state, step)

@@ -44,6 +44,9 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> int:
     UserError: the data or devices do not fit the config.
   """
   source = records.RecordSource(folder, "train", where="text")
+  films = records.splits(folder)["train"]
+  if len(source) < films:
+    say(f"{films - len(source)} of {films} training films have no text and are left out")
   tokenizer = make_tokenizer(config, workdir, source)
   parts = assemble(config, tokenizer)
   steps = config.train.steps
@@ -121,7 +124,9 @@ def _loop(
       pending.append(metrics)
       now = step + 1
       # 3. What the last steps measured: to files and terminal, and a stop where it is no number.
-      if now % every == 0 or now in (1, done + 1, steps) or _due(now, config.checkpoint):
+      if now == done + 1:
+        say(progress.line(now, f"loss {float(metrics['loss']):.3f}"))
+      if now % every == 0 or now == steps or _due(now, config.checkpoint):
         values = _mean(pending, now)
         pending = []
         values |= {"learning_rate": float(parts.schedule(step))}
@@ -188,10 +193,12 @@ def _mean(pending: list[dict], step: int) -> dict[str, float]:
   host = jax.device_get(pending)
   names = {name for metrics in host for name in metrics}
   values = {name: float(np.mean([m[name] for m in host if name in m])) for name in sorted(names)}
-  if not np.isfinite(values["loss"]):
-    first = next(i for i, m in enumerate(host) if not np.isfinite(m["loss"]))
+  # A gradient that is no number has spoilt the parameters, though the loss before was one.
+  bad = [not np.isfinite(m["loss"] + m["gradient_norm"]) for m in host]
+  if any(bad):
+    first = bad.index(True)
     raise DivergedError(
-      f"the loss is not finite since step {step - len(host) + first + 1}: lower"
+      f"loss or gradient are not finite since step {step - len(host) + first + 1}: lower"
       " config.train.learning_rate or raise config.train.warmup_fraction; the last checkpoint is"
       " from before"
     )

@@ -38,8 +38,9 @@ def make_optimizer(config, steps: int) -> tuple[optax.GradientTransformation, op
     config: learning_rate, warmup_fraction, weight_decay, clip_norm, beta2.
     steps: length of training.
   """
+  warmup = min(round(config.warmup_fraction * steps), steps - 1)
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, config.learning_rate, max(1, round(config.warmup_fraction * steps)), steps
+    0.0 if warmup else config.learning_rate, config.learning_rate, warmup, steps
   )
 
   def decayed(params):
@@ -111,7 +112,7 @@ def make_step(
     if ema is not None:
       ema = optax.incremental_update(params, ema, 1 - ema_decay)
     parts |= {
-      "gradient_norm": optax.global_norm(gradient),
+      "gradient_norm": optax.tree.norm(gradient),
       "dropped_sentences": batch["dropped_sentences"].sum(),
     }
     return TrainState(state.step + 1, params, batch_stats, opt_state, ema), parts

@@ -162,7 +162,7 @@ def test_info_nce_equals_the_oracle():
     np.testing.assert_allclose(
       loss, oracle.info_nce(logits, np.asarray(positives), valid), rtol=1e-9
     )
-  assert 0 <= accuracy <= 1
+  assert 0 <= float(accuracy) <= 1
 
 
 def test_info_nce_ignores_the_scores_of_positives_and_of_empty_reports():

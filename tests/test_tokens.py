@@ -1,4 +1,7 @@
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,3 +90,17 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     tokens.copy(tmp_path, tmp_path / "copy")
   with pytest.raises(tokens.TokenizerError, match="no tokenizer_config.json"):
     tokens.Tokenizer(tmp_path)
+
+
+def test_the_same_texts_give_the_same_vocabulary(tmp_path):
+  """Across processes too: a vocabulary that differs makes every later number differ."""
+  code = (
+    "import sys; from input_pipeline import tokens;"
+    f"tokens.train({TEXTS[:3]!r} * 20, sys.argv[1], vocabulary_size=60)"
+  )
+  folders = [tmp_path / name for name in "abc"]
+  for folder in folders:
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True,
+                   cwd=Path(__file__).parents[1])  # fmt: skip
+  contents = {(folder / "tokenizer.json").read_bytes() for folder in folders}
+  assert len(contents) == 1
