@@ -1,13 +1,15 @@
 # One virtual environment, set up once: `make PYTHON=python3.12 test` chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+READY := .venv/ready-$(VERSION)
 
 .PHONY: setup demo test test-slow lint format clean
 
-setup: .venv/ready
+setup: $(READY)
 
-.venv/ready: requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@

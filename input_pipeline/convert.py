@@ -108,7 +108,7 @@ def convert(
   if not 0 <= max_skipped_fraction <= 1:
     raise ConvertError(f"max_skipped_fraction is {max_skipped_fraction}; it must be 0 to 1")
   _compare(out, arguments)
-  if _is_complete(out) and not retry_skipped:
+  if records.is_complete(out) and not retry_skipped:
     skipped = (out / _SKIPPED).read_text(encoding="utf-8").splitlines()
     return _summary(out, start, len(skipped), converted=0, notes=(), already=True)
 
@@ -162,14 +162,6 @@ def _compare(out: Path, arguments: dict[str, Any]) -> None:
         f"{out} was begun with {name}={before.get(name)!r}, not {arguments.get(name)!r};"
         " give the same arguments to go on, or name a new folder"
       )
-
-
-def _is_complete(out: Path) -> bool:
-  try:
-    records.shard_lengths(out)
-  except records.RecordError:
-    return False
-  return True
 
 
 def _plan(source: Source, out: Path, shard_size: int, limit: int | None) -> list[_Shard]:
@@ -267,7 +259,7 @@ def _check_skipped(skipped: list[dict[str, str]], total: int, bound: float, out:
     raise ConvertError(
       f"{len(skipped)} of {total} films cannot be read so far, more than"
       f" max_skipped_fraction={bound:g} allows:\n{_list(skipped[:3])}All are in {out / _SKIPPED}."
-      " Repair them and go on with --retry_skipped, or raise the bound"
+      " Repair them and run again (the converter: with --retry_skipped), or raise the bound"
     )
 
 

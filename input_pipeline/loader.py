@@ -15,7 +15,6 @@ from input_pipeline.errors import UserError
 from input_pipeline.study import Study
 from input_pipeline.tokens import Tokenizer
 
-
 _FILMS = 2**40  # "endless": Grain cannot count further than an index goes
 
 
@@ -48,17 +47,11 @@ class Encode(grain.transforms.RandomMap):
     text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
     return {
       "image": image[..., None],
-      **text_arrays(text),
+      **text.arrays(),
       "report_key": np.int32(reports.key(" ".join(study.sentences))),
       "study_key": np.int32(reports.identity(study.study_id)),
       "dropped_sentences": np.int32(text.dropped),
     }
-
-
-def text_arrays(text) -> dict[str, np.ndarray]:
-  """The arrays of an `Encoded` report that the model reads."""
-  names = ("tokens", "word_index", "sentence_index", "position", "word_mask")
-  return {name: getattr(text, name) for name in names}
 
 
 def batches(

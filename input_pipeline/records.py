@@ -287,6 +287,15 @@ def shard_lengths(directory: str | os.PathLike) -> dict[str, list[tuple[Path, in
   return found
 
 
+def is_complete(directory: str | os.PathLike) -> bool:
+  """Whether a conversion into `directory` has finished."""
+  try:
+    shard_lengths(directory)
+  except RecordError:
+    return False
+  return True
+
+
 def splits(directory: str | os.PathLike) -> dict[str, int]:
   """Split -> number of records.
 

@@ -3,7 +3,8 @@
 import hashlib
 import re
 
-_HEADING = re.compile(r"^[ \t]*([A-Z][A-Za-z ,/()]{2,60}):[ \t]*", re.MULTILINE)
+# At the start of a line or, as in reports that were folded into one, of a sentence.
+_HEADING = re.compile(r"(?:^|(?<=[.:!?])[ \t]+)[ \t]*([A-Z][A-Za-z ]{2,40}):[ \t]*", re.MULTILINE)
 _KNOWN = {
   "findings": "findings",
   "finding": "findings",
@@ -25,21 +26,9 @@ _KNOWN = {
   "recommendations": "recommendation",
 }
 # A full stop ends a sentence unless it stands in a number, a list number or an abbreviation.
-_ABBREVIATIONS = (
-  "dr",
-  "mr",
-  "mrs",
-  "ms",
-  "vs",
-  "approx",
-  "e.g",
-  "i.e",
-  "st",
-  "no",
-  "fig",
-  "cf",
-  "resp",
-)
+_TITLES = ("dr", "mr", "mrs", "ms", "prof")
+_BEFORE_DIGIT = ("no", "fig")
+_BEFORE_LOWER = ("vs", "approx", "e.g", "i.e", "cf", "resp")
 _STOP = re.compile(r"[.!?]+(?=\s|$)|\n\s*\n")
 _LIST_NUMBER = re.compile(r"^\s*\d{1,2}[.)]\s+")
 _WORD = re.compile(r"[^\W_]+(?:[-'/.][^\W_]+)*")
@@ -69,10 +58,12 @@ def sentences(text: str) -> list[str]:
   out, start = [], 0
   for match in _STOP.finditer(text):
     before = text[start : match.start()]
-    last = before.split()[-1].lower() if before.split() else ""
+    last, following = before.split()[-1:], text[match.end() :].lstrip()[:1]
+    last = last[0].lower() if last else ""
     if match.group().startswith(".") and (
-      last in _ABBREVIATIONS
-      and text[match.end() :].lstrip()[:1].islower()
+      last in _TITLES
+      or (last in _BEFORE_DIGIT and following.isdigit())
+      or (last in _BEFORE_LOWER and following.islower())
       or re.fullmatch(r"\d{1,2}", before.strip())
     ):
       continue
@@ -84,13 +75,16 @@ def sentences(text: str) -> list[str]:
 
 
 def report_sentences(parts: dict[str, str]) -> list[str]:
-  """The sentences training reads: findings, then impression; without either, all text there is.
+  """The sentences training reads: findings, then impression.
 
-  A sentence that the impression repeats word for word is kept once.
+  Where no section is headed findings, the text before the first heading takes its place; where
+  neither gives a sentence, all sections do. A sentence that stands twice is kept once.
   """
   chosen = [parts[name] for name in ("findings", "impression") if name in parts]
-  if not chosen:
-    chosen = [part for name, part in parts.items() if name in ("", "examination")]
+  if "findings" not in parts and "" in parts:
+    chosen = [parts[""], *chosen]
+  if not any(map(sentences, chosen)):
+    chosen = list(parts.values())
   found = {}
   for part in chosen:
     for sentence in sentences(part):

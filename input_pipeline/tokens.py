@@ -41,6 +41,11 @@ class Encoded(NamedTuple):
   words: tuple[str, ...]
   dropped: int
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What the model reads, by the name it has in a batch."""
+    names = ("tokens", "word_index", "sentence_index", "position", "word_mask")
+    return {name: getattr(self, name) for name in names}
+
 
 @dataclass
 class Tokenizer:
@@ -95,8 +100,9 @@ class Tokenizer:
         if used:
           dropped += 1
           continue
-        ids, owner = ids[: max_tokens - 1] + [self.separator_id], owner[: max_tokens - 1] + [-1]
-        owner = [word if word < max_words else -1 for word in owner]
+        beyond = (i for i, word in enumerate(owner) if word >= max_words)
+        room = min(next(beyond, len(ids) - 1), max_tokens - 1)
+        ids, owner = [*ids[:room], self.separator_id], [*owner[:room], -1]
         spans = spans[: max(owner) + 1]
       here = slice(used, used + len(ids))
       tokens[here] = ids
@@ -168,6 +174,7 @@ def copy(source: Path, folder: Path) -> Tokenizer:
   temporary = folder.with_name(folder.name + ".tmp")
   shutil.rmtree(temporary, ignore_errors=True)
   tokenizer.save_pretrained(str(temporary))
+  shutil.rmtree(folder, ignore_errors=True)
   os.replace(temporary, folder)
   return Tokenizer(folder)
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run; the only file that knows Orbax."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,11 +31,16 @@ class Checkpoints:
     """Opens `folder`; with `create` it is made, else it must be there to be read."""
     if not create and not Path(folder).is_dir():
       raise CheckpointError(f"no checkpoint: {folder} does not exist; train first (--mode=train)")
+
+    def score(metrics: dict) -> float:
+      value = metrics.get(best_metric)
+      return value if value is not None and math.isfinite(value) else -math.inf
+
     policies = [keep.LatestN(keep_last)]
     if best_metric:
       policies.append(
         keep.BestN(
-          get_metric_fn=lambda metrics: metrics[best_metric],
+          get_metric_fn=score,
           n=1,
           keep_checkpoints_without_metrics=False,
         )
@@ -46,7 +52,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=keep.AnyPreservationPolicy(policies),
         create=create,
-        best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
+        best_fn=score if best_metric else None,
       ),
     )
 
@@ -57,6 +63,21 @@ class Checkpoints:
   def best(self) -> int | None:
     """Step of the checkpoint with the highest `best_metric`."""
     return self._manager.best_step() if self._best_metric else None
+
+  def to_evaluate(self, which: str) -> int | None:
+    """Step of the "last" or the "best" checkpoint, None without any.
+
+    Raises CheckpointError where the best is asked for and none was scored.
+    """
+    if which == "last":
+      return self.latest()
+    best = self.best()
+    if best is None and self.latest() is not None:
+      raise CheckpointError(
+        f"no checkpoint in {self._folder} was scored by {self._best_metric!r}: use"
+        " --config.checkpoint.evaluate=last"
+      )
+    return best
 
   def save(self, step: int, state, metrics: dict[str, float] | None = None) -> None:
     """Starts saving; the state may be changed at once. A step that is there already is left."""

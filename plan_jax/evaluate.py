@@ -5,6 +5,7 @@ from itertools import islice
 
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from input_pipeline import images, records
 from input_pipeline.errors import UserError
@@ -19,20 +20,18 @@ from plan_jax.workdir import Workdir
 def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> list[results.Row]:
   """Scores the run on its evaluation split; writes evaluation.json and the report.
 
-  Raises UserError, naming split and key, where there is nothing to evaluate on.
+  Raises UserError as `evaluation_data` does.
   """
-  split = evaluation_split(config, folder)
-  data = f"{config.data.dataset}/{split}"
+  data, split = evaluation_data(config, folder), config.evaluation.split
   say(f"evaluating step {model.step} on {data}")
   common = {"data": data, "resamples": config.evaluation.resamples, "seed": config.seed}
+  prior = grounding.box_prior([])
+  if "train" in records.splits(folder):
+    prior = grounding.box_prior(_all(folder, "train", "regions", "mean box of training"))
   rows = grounding.evaluate_grounding(
-    model, _all(folder, split, "regions"), _prior(folder), **common
+    model, _all(folder, split, "regions", "grounding"), prior, **common
   )
-  if not rows:
-    say(f"no grounding: {data} has no true regions")
-  rows += retrieval.evaluate_retrieval(model, _all(folder, split, "text"), **common)
-  if not rows:
-    raise UserError(f"{data} has neither true regions nor texts: set config.evaluation.split")
+  rows += retrieval.evaluate_retrieval(model, _all(folder, split, "text", "retrieval"), **common)
   if model.dropped_sentences:
     say(
       f"{model.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"
@@ -70,21 +69,26 @@ def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str,
     model, islice(_all(folder, "validation", "text"), count), **common
   )
   return {
-    f"validation/{row.task}/{row.metric.replace(' ', '_')}": row.value
+    results.scalar_name(row.task, row.metric): row.value
     for row in rows
     if row.model == results.RUN and (row.task, row.group, row.metric) in results.HEADLINES
   }
 
 
-def evaluation_split(config: ConfigDict, folder) -> str:
-  """config.evaluation.split, or an error that names those there are."""
-  there = records.splits(folder)
-  if config.evaluation.split not in there:
+def evaluation_data(config: ConfigDict, folder) -> str:
+  """Name of what the run is evaluated on: data set and split.
+
+  Raises UserError where config.evaluation.split is not there (naming those that are), or holds
+  neither true regions nor texts.
+  """
+  there, split = records.splits(folder), config.evaluation.split
+  if not there.get(split):
     raise UserError(
-      f"config.evaluation.split {config.evaluation.split!r} is not in {folder}"
-      f" (there: {', '.join(there)})"
+      f"config.evaluation.split {split!r} is not in {folder} (there: {', '.join(there)})"
     )
-  return config.evaluation.split
+  if not any(len(records.RecordSource(folder, split, where=w)) for w in ("regions", "text")):
+    raise UserError(f"config.evaluation.split {split!r} in {folder} has neither regions nor texts")
+  return f"{config.data.dataset}/{split}"
 
 
 def film_views(model: Grounder, folder, split: str, count: int) -> list[report.FilmView]:
@@ -120,15 +124,13 @@ def _view(model: Grounder, study: Study) -> report.FilmView:
   )
 
 
-def _all(folder, split: str, where: str) -> Iterator[Study]:
+def _all(folder, split: str, where: str, what: str = "") -> Iterator[Study]:
+  """The studies of a split that have `where`; with `what`, a bar and how many have not."""
   source = records.RecordSource(folder, split, where=where)
-  return (source[i] for i in range(len(source)))
-
-
-def _prior(folder):
-  if "train" not in records.splits(folder):
-    return grounding.box_prior([])
-  return grounding.box_prior(_all(folder, "train", "regions"))
+  if what and (without := records.splits(folder)[split] - len(source)):
+    say(f"{what}: {without} of the {split} films have no {where} and are left out")
+  bar = tqdm(range(len(source)), desc=what, unit="film", disable=not what, mininterval=1)
+  return (source[i] for i in bar)
 
 
 def _notes(model: Grounder, config: ConfigDict, folder, data: str) -> dict[str, str]:

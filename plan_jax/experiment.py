@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import convert, records
 from plan_jax import settings
-from plan_jax.evaluate import evaluate, evaluation_split
+from plan_jax.evaluate import evaluate, evaluation_data
 from plan_jax.evaluators import results
 from plan_jax.grounder import load
 from plan_jax.reporting import say
@@ -20,6 +20,7 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   Raises UserError where config, data or workdir are not fit, before any work if it can be known.
   """
   settings.check(config)
+  settings.check_devices(config)
   if mode == "evaluate":
     workdir.claim(config, new=False)
     evaluate(load(workdir, config), config, workdir, _records(config, workdir))
@@ -27,17 +28,18 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   workdir.claim(config)
   folder = _records(config, workdir)
   if mode == "all":
-    evaluation_split(config, folder)
-  step = train(config, workdir, folder)
+    data = evaluation_data(config, folder)
+  train(config, workdir, folder)
   if mode == "train":
     return
-  if workdir.evaluation.exists():
-    done, rows = results.read(workdir.evaluation)
-    if done == step and workdir.report.exists():
+  model = load(workdir, config)
+  if workdir.evaluation.exists() and workdir.report.exists():
+    step, rows = results.read(workdir.evaluation)
+    if step == model.step and all(row.data == data for row in rows):
       say("evaluation is complete too (--mode=evaluate does it again)\n")
       say(f"{results.headline(rows)}\n\nreport: {workdir.report}")
       return
-  evaluate(load(workdir, config), config, workdir, folder)
+  evaluate(model, config, workdir, folder)
 
 
 def _records(config: ConfigDict, workdir: Workdir) -> Path:
@@ -60,6 +62,8 @@ def _convert(config: ConfigDict, workdir: Workdir) -> Path:
     source=data.source,
     image_px=data.stored_px,
     max_skipped_fraction=data.max_skipped_fraction,
+    # What stopped a conversion may have been repaired since.
+    retry_skipped=not records.is_complete(folder),
     **data.options,
   )
   if not summary["already"]:

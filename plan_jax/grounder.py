@@ -9,11 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import images as films
-from input_pipeline import loader
 from input_pipeline.tokens import Tokenizer
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.scores import Rounds, word_regions
-from plan_jax.assembly import assemble
+from plan_jax.assembly import Assembly, assemble
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.models.plan import Plan
 from plan_jax.models.resnet import FIRST_PX
@@ -28,31 +27,42 @@ class Grounder:
   done in batches of one size, so each function compiles once.
   """
 
-  def __init__(
-    self, model: Plan, variables: dict, tokenizer: Tokenizer, config: ConfigDict, *, step: int = 0
-  ):
-    """`variables`: {"params": ..., "batch_stats": ...}; `config`: of the run; `step`: done."""
-    self.step = step
-    self._model, self._variables, self._tokenizer = model, variables, tokenizer
+  def __init__(self, model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict):
+    """`state`: of training, see `take`; `config`: of the run."""
+    self._model, self._tokenizer = model, tokenizer
     self._image_px = config.model.image_px
     self._batch = config.evaluation.batch_size
     self._lengths = {
       "max_tokens": config.evaluation.max_tokens,
       "max_words": config.evaluation.max_words,
     }
-    self._stage = curriculum.stages(config.curriculum)[-1]
-    self._rounds = None
-    if self._stage.local_weight:
-      self._rounds = Rounds(
-        self._stage.tau, self._stage.gamma, config.alignment.eta, config.alignment.beta,
-        config.alignment.sparsifier,
-      )  # fmt: skip
+    self._stages, self._steps = curriculum.stages(config.curriculum), config.train.steps
+    self._alignment = config.alignment
     side = -(-self._image_px // model.image["output_stride"])
     self.grid = (side, side)
     self._image = jax.jit(partial(model.apply, method=model.embed_images))
     self._text = jax.jit(partial(model.apply, method=model.embed_texts))
-    self._look = jax.jit(jax.vmap(self._regions))
+    self._look = jax.jit(jax.vmap(_look, (0, 0, 0, 0, None, None)), static_argnums=(4, 5))
     self.dropped_sentences = 0  # that found no room in max_tokens, max_words
+    self.take(state)
+
+  def take(self, state: TrainState) -> None:
+    """Takes the parameters of a point of training, or their running mean where there is one.
+
+    Words are looked at as the stage of training at that point does.
+    """
+    self.step = int(state.step)
+    self._variables = {
+      "params": state.params if state.ema is None else state.ema,
+      "batch_stats": state.batch_stats,
+    }
+    self._stage = curriculum.stage_at(self._stages, max(0, self.step - 1), self._steps)
+    self._rounds = None
+    if self._stage.local_weight:
+      self._rounds = Rounds(
+        self._stage.tau, self._stage.gamma, self._alignment.eta, self._alignment.beta,
+        self._alignment.sparsifier,
+      )  # fmt: skip
 
   def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """N films -> [N, D] float32, unit norm."""
@@ -105,25 +115,11 @@ class Grounder:
       image = self._image(self._variables, self._films([image for image, _ in pairs]))
       batch, _ = self._tokens([text for _, text in pairs])
       text = self._text(self._variables, batch)
-      return self._look(image.pixels, text.words, text.significance, text.mask)
+      return self._look(
+        image.pixels, text.words, text.significance, text.mask, self._stage, self._rounds
+      )
 
     return self._run(some, list(zip(images, texts, strict=True)))
-
-  def _regions(self, pixels, words, significance, mask):
-    """One pair: pixels [P, D], words [W, D] -> the last round."""
-    if self._rounds is None:  # trained on the global contrast alone: plain cosine, shifted to >= 0
-      similarity = words @ pixels.T
-      weight = (similarity + 1) / 2
-      evidence = similarity.max(-1)
-    else:
-      last = word_regions(pixels[None], words[None], self._rounds)[-1]
-      weight, evidence = last.weight[0, 0], last.evidence[0, 0]
-    say = curriculum.say(self._stage, significance[None], mask[None])[0]
-    return {
-      "weight": weight,
-      "evidence": evidence,
-      "significance": say,
-    }
 
   def _films(self, images) -> jnp.ndarray:
     fitted = [films.fit(image, self._image_px) for image in images]
@@ -135,7 +131,7 @@ class Grounder:
   def _tokens(self, texts):
     encoded = [self._encode(text) for text in texts]
     self.dropped_sentences += sum(text.dropped for text in encoded)
-    arrays = [loader.text_arrays(text) for text in encoded]
+    arrays = [text.arrays() for text in encoded]
     return {name: jnp.asarray(np.stack([a[name] for a in arrays])) for name in arrays[0]}, encoded
 
   def _run(self, function, items):
@@ -166,22 +162,33 @@ def load(workdir, config: ConfigDict | None = None, *, step: int | None = None) 
     workdir = Workdir(workdir)
   if config is None:
     config = ConfigDict(workdir.read_config())
+    config.mesh = {"data": -1, "fsdp": 1}  # of the devices here, not those it was trained on
   checkpoints = Checkpoints(
     workdir.checkpoints, best_metric=config.checkpoint.best_metric, create=False
   )
   try:
+    if step is None:
+      step = checkpoints.to_evaluate(config.checkpoint.evaluate)
     tokenizer = Tokenizer(workdir.tokenizer)
     parts = assemble(config, tokenizer)
-    if step is None and config.checkpoint.evaluate == "best":
-      step = checkpoints.best()
     state = checkpoints.restore(parts.abstract_state, step)
   finally:
     checkpoints.close()
-  return of_state(parts.model, state, tokenizer, config)
+  return of_state(parts, state, tokenizer)
 
 
-def of_state(model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict) -> Grounder:
-  """The model at a point of training; the running mean of its parameters where there is one."""
-  params = state.params if state.ema is None else state.ema
-  variables = {"params": params, "batch_stats": state.batch_stats}
-  return Grounder(model, variables, tokenizer, config, step=int(state.step))
+def of_state(parts: Assembly, state: TrainState, tokenizer: Tokenizer) -> Grounder:
+  """The model at a point of training."""
+  return Grounder(parts.model, state, tokenizer, parts.config)
+
+
+def _look(pixels, words, significance, mask, stage: curriculum.Stage, rounds: Rounds | None):
+  """One film and one text: pixels [P, D], words [W, D] -> what the last round sees."""
+  if rounds is None:  # trained on the global contrast alone: plain cosine, shifted to >= 0
+    similarity = words @ pixels.T
+    weight, evidence = (similarity + 1) / 2, similarity.max(-1)
+  else:
+    last = word_regions(pixels[None], words[None], rounds)[-1]
+    weight, evidence = last.weight[0, 0], last.evidence[0, 0]
+  say = curriculum.say(stage, significance[None], mask[None])[0]
+  return {"weight": weight, "evidence": evidence, "significance": say}

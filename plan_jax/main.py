@@ -15,6 +15,16 @@ _MODE = flags.DEFINE_enum(
 )
 
 
+def parse(argv: list[str]) -> list[str]:
+  """Parses the flags; what they get wrong is one line, not a traceback."""
+  flags.mark_flags_as_required(["config", "workdir"])
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    told = error.args[0] if isinstance(error, KeyError) else error
+    sys.exit(f"error: in the flags: {' '.join(str(told).split())} (configs/base.py has all keys)")
+
+
 def main(argv: list[str]) -> None:
   """Flags, compile cache, one call."""
   if len(argv) > 1:
@@ -46,5 +56,4 @@ if __name__ == "__main__":
     # glibc reads the setting when a process starts, hence the new start.
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, [sys.executable, "-m", "plan_jax.main", *sys.argv[1:]])
-  flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=parse)

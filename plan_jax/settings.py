@@ -6,8 +6,11 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.readers import READERS
+from input_pipeline.study import SPLITS
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.regions import SPARSIFIERS
+from plan_jax.evaluators.results import HEADLINES, scalar_name
+from plan_jax.mesh import make_mesh
 from plan_jax.models.resnet import BLOCKS, NORMS
 
 
@@ -31,14 +34,26 @@ def check(config: ConfigDict) -> None:
     "model.size", "train.steps", "train.batch_size", "train.log_every_steps",
     "alignment.tile_images", "alignment.tile_reports", "alignment.beta", "train.learning_rate",
     "train.clip_norm", "checkpoint.keep_last", "evaluation.batch_size", "evaluation.max_tokens",
-    "evaluation.max_words", "model.scale_init", "model.image.width",
+    "evaluation.max_words", "model.image.width", "model.text.heads", "model.text.layers",
+    "model.text.size", "model.text.mlp_size", "model.text.max_position", "data.threads",
   ):  # fmt: skip
     _check(config, key, lambda value: value > 0, "must be positive")
-  for key in (
-    "train.warmup_fraction", "alignment.eta", "train.ema_decay", "train.beta2",
-    "data.max_skipped_fraction", "model.text.dropout",
-  ):  # fmt: skip
+  for key in ("alignment.eta", "data.max_skipped_fraction"):
     _check(config, key, lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+  for key in ("train.warmup_fraction", "train.ema_decay", "train.beta2", "model.text.dropout"):
+    _check(config, key, lambda value: 0 <= value < 1, "must lie in [0, 1)")
+  for key in (
+    "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "evaluation.resamples",
+    "evaluation.report_films", "train.weight_decay", "seed",
+  ):  # fmt: skip
+    _check(config, key, lambda value: value >= 0, "must not be negative")
+  highest = config.model.scale_max
+  _check(config, "model.scale_init", lambda value: 1 <= value <= highest, f"must be 1 to {highest}")
+  _one_of(config, "evaluation.split", SPLITS)
+  names = tuple(scalar_name(task, metric) for task, _, metric in HEADLINES)
+  _one_of(config, "checkpoint.best_metric", ("", *names))
+  if config.data.dataset == "folder" and not config.data.source and not config.data.records:
+    raise ConfigError("config.data.source: is empty; name the folder that holds manifest.csv")
   _check(config, "train.batch_size", lambda value: value > 1, "a contrast needs at least two pairs")
   least = 2 ** (1 + config.model.image.stages)  # the stride that these stages can reach
   _check(
@@ -92,6 +107,13 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(f"config.{error}") from error
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
     raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")
+
+
+def check_devices(config: ConfigDict) -> None:
+  """Raises UserError, naming the key, where the devices here do not fit; wakes the backend."""
+  devices = make_mesh(config.mesh.data, config.mesh.fsdp).size
+  must = f"must be a multiple of the {devices} devices"
+  _check(config, "train.batch_size", lambda value: value % devices == 0, must)
 
 
 def _one_of(config, key, allowed):

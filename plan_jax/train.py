@@ -111,6 +111,7 @@ def _loop(
   config = parts.config
   steps, every = config.train.steps, config.train.log_every_steps
   update = _Updates(parts)
+  model = None
   scalars = Scalars(workdir.path, from_step=done)
   progress = Progress("step", steps, start=done, unit="films", per_step=config.train.batch_size)
   pending, began = [], time.monotonic()
@@ -138,7 +139,10 @@ def _loop(
       if config.evaluation.every_steps and (
         now % config.evaluation.every_steps == 0 or now == steps
       ):
-        model = grounder.of_state(parts.model, state, tokenizer, config)
+        if model is None:
+          model = grounder.of_state(parts, state, tokenizer)
+        else:
+          model.take(state)
         figures = validation_scalars(model, folder, config)
         if figures:
           scalars.write(now, figures)
@@ -193,13 +197,12 @@ def _mean(pending: list[dict], step: int) -> dict[str, float]:
   host = jax.device_get(pending)
   names = {name for metrics in host for name in metrics}
   values = {name: float(np.mean([m[name] for m in host if name in m])) for name in sorted(names)}
-  # A gradient that is no number has spoilt the parameters, though the loss before was one.
-  bad = [not np.isfinite(m["loss"] + m["gradient_norm"]) for m in host]
+  # The loss is that before the update: the parameters after it must be numbers too.
+  bad = [not np.isfinite(m["loss"] + m["gradient_norm"] + m["parameter_norm"]) for m in host]
   if any(bad):
     first = bad.index(True)
     raise DivergedError(
-      f"loss or gradient are not finite since step {step - len(host) + first + 1}: lower"
-      " config.train.learning_rate or raise config.train.warmup_fraction; the last checkpoint is"
-      " from before"
+      f"loss or parameters are not finite since step {step - len(host) + first + 1}: lower"
+      " config.train.learning_rate or raise config.train.warmup_fraction, in a new --workdir"
     )
   return values

@@ -9,7 +9,7 @@ import optax
 
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.objective import Embedded, objective
-from plan_jax.models.plan import Plan
+from plan_jax.models.plan import Plan, bounded
 
 
 @flax.struct.dataclass
@@ -107,12 +107,13 @@ def make_step(
 
     gradient, (parts, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = bounded(optax.apply_updates(state.params, updates), model.scale_max)
     ema = state.ema
     if ema is not None:
       ema = optax.incremental_update(params, ema, 1 - ema_decay)
     parts |= {
       "gradient_norm": optax.tree.norm(gradient),
+      "parameter_norm": optax.tree.norm(params),
       "dropped_sentences": batch["dropped_sentences"].sum(),
     }
     return TrainState(state.step + 1, params, batch_stats, opt_state, ema), parts

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from input_pipeline.errors import UserError
 # Where the records lie is free too: their fingerprint tells whether they are the same.
 FREE = (
   "evaluation", "checkpoint", "mesh", "data.workers", "data.threads", "data.records", "data.source",
-  "train.log_every_steps",
+  "data.max_skipped_fraction", "train.log_every_steps",
 )  # fmt: skip
 
 
@@ -27,6 +28,7 @@ class Workdir:
     self.path = Path(path)
     self.config = self.path / "config.json"
     self.records = self.path / "records"
+    self.records_note = self.path / "records.txt"  # their fingerprint
     self.tokenizer = self.path / "tokenizer"
     self.checkpoints = self.path / "checkpoints"
     self.metrics = self.path / "metrics.jsonl"
@@ -57,21 +59,29 @@ class Workdir:
       for key in sorted(before.keys() | now.keys())
       if before.get(key) != now.get(key) and not key.startswith(FREE)
     ]
-    if differ:
+    if differ and not self.begun():
+      # Nothing was learned yet: a config that was mended takes the place of the one that failed.
+      shutil.rmtree(self.tokenizer, ignore_errors=True)
+      self.records_note.unlink(missing_ok=True)
+      write_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+    elif differ:
       raise WorkdirError(
         f"{self.path} belongs to a run of another config ({'; '.join(differ)}):"
         " name another --workdir, or delete this one"
       )
+
+  def begun(self) -> bool:
+    """Whether there is a checkpoint."""
+    return self.checkpoints.is_dir() and any(p.name.isdigit() for p in self.checkpoints.iterdir())
 
   def claim_records(self, folder: Path, fingerprint: str) -> None:
     """Notes the records of a new run, or checks that the run here has the same.
 
     Raises WorkdirError, naming both, where it was trained on others.
     """
-    note = self.path / "records.txt"
-    if not note.exists():
-      write_text(note, f"{fingerprint}\n")
-    elif (before := note.read_text().strip()) != fingerprint:
+    if not self.begun():
+      write_text(self.records_note, f"{fingerprint}\n")
+    elif (before := self.records_note.read_text().strip()) != fingerprint:
       raise WorkdirError(
         f"{self.path} was trained on records {before}, {folder} holds {fingerprint}: give back"
         " config.data.records, or name another --workdir"

@@ -1,6 +1,18 @@
+import atexit
+import os
+import shutil
+import tempfile
+
 import jax
 from absl import flags
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 flags.FLAGS.mark_as_parsed()  # Grain reads a flag in its workers
+
+# Tests compile the same small programs again and again, here and in processes they start.
+_cache = tempfile.mkdtemp(prefix="plan_jax-compiled-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+jax.config.update("jax_compilation_cache_dir", _cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

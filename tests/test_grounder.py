@@ -17,7 +17,8 @@ def model(tmp_path_factory):
   tokenizer = tokens.train(texts, tmp_path_factory.mktemp("tokenizer"), vocabulary_size=200)
   config = tiny(**{"evaluation.batch_size": 3})
   parts = assemble(config, tokenizer)
-  return grounder.of_state(parts.model, jax.device_get(parts.initial_state()), tokenizer, config)
+  state = jax.device_get(parts.initial_state())
+  return grounder.of_state(parts, state.replace(step=config.train.steps), tokenizer)
 
 
 def test_embeddings_are_unit_and_do_not_depend_on_the_batch(model):
@@ -85,6 +86,21 @@ def test_a_run_without_local_rounds_grounds_by_similarity(model, tmp_path):
   config.curriculum = {"whole": config.curriculum.whole}
   tokenizer = model._tokenizer
   parts = assemble(config, tokenizer)
-  plain = grounder.of_state(parts.model, jax.device_get(parts.initial_state()), tokenizer, config)
+  plain = grounder.of_state(parts, jax.device_get(parts.initial_state()), tokenizer)
   (heat,) = plain.ground(FILMS[:1], ["effusion"])
   assert heat.shape == (64, 64) and heat.min() >= 0 and heat.max() <= 1
+
+
+def test_words_are_looked_at_as_the_stage_of_training_does(tmp_path):
+  """Before the rounds begin a map is that of round 0."""
+  tokenizer = tokens.train(["small left effusion"] * 9, tmp_path, vocabulary_size=60)
+  config = tiny(**{"train.steps": 100, "evaluation.batch_size": 2})
+  parts = assemble(config, tokenizer)
+  state = jax.device_get(parts.initial_state())
+  maps = []
+  model = grounder.of_state(parts, state, tokenizer)
+  for step in (50, 100):
+    model.take(state.replace(step=np.int32(step)))
+    assert model.step == step
+    maps.append(model.ground_on_grid(FILMS[:1], ["small left effusion"]))
+  assert np.abs(maps[0] - maps[1]).max() > 1e-3

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from plan_jax.models.bert import Bert
-from plan_jax.models.plan import Plan, unit
+from plan_jax.models.plan import Plan, bounded, unit
 from plan_jax.models.resnet import FIRST_PX, NORMS, Conv1x1, ResNet, max_pool
 
 KEY = jax.random.key(0)
@@ -162,11 +162,16 @@ def test_pixels_of_one_film_do_not_see_another(plan):
   assert np.abs(a.pixels[1] - b.pixels[1]).max() > 1e-3
 
 
-def test_scales_are_clipped(plan):
+def test_scales_are_bounded_and_can_come_back(plan):
   model, variables = plan
-  params = variables["params"] | {"log_scale": jnp.array([9.0, -3.0])}
-  scales = model.apply({"params": params}, method=model.scales)
-  np.testing.assert_allclose(scales, [100, 1], rtol=1e-5)
+  params = bounded(variables["params"] | {"log_scale": jnp.array([9.0, -3.0])}, 100.0)
+
+  def scales(params):
+    return model.apply({"params": params}, method=model.scales)
+
+  np.testing.assert_allclose(scales(params), [100, 1], rtol=1e-5)
+  gradient = jax.grad(lambda params: scales(params).sum())(params)["log_scale"]
+  assert (np.asarray(gradient) > 0).all()
 
 
 def test_bfloat16_keeps_float32_parameters_and_features():

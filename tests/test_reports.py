@@ -36,7 +36,10 @@ def test_unknown_heading_stays_in_its_section():
     ("One. Two! Three?", ["One.", "Two!", "Three?"]),
     ("It measures 1.5 cm. Next.", ["It measures 1.5 cm.", "Next."]),
     ("1. First. 2. Second.", ["First.", "Second."]),
-    ("Seen by Dr. smith today.", ["Seen by Dr. smith today."]),
+    ("Seen by Dr. Smith today.", ["Seen by Dr. Smith today."]),
+    ("No. 3 rib is broken.", ["No. 3 rib is broken."]),
+    ("Effusion? No. Clear.", ["Effusion?", "No.", "Clear."]),
+    ("Right vs. left.", ["Right vs. left."]),
     ("no end", ["no end"]),
     ("First\n\nSecond", ["First", "Second"]),
     ("folded\nline.", ["folded line."]),
@@ -56,7 +59,16 @@ def test_report_sentences_prefer_findings_and_impression_and_drop_repeats():
   }
   assert reports.report_sentences(parts) == ["Clear lungs.", "Big heart."]
   assert reports.report_sentences({"": "Free text."}) == ["Free text."]
-  assert reports.report_sentences({"indication": "Cough."}) == []
+  assert reports.report_sentences({"": "Body.", "impression": "End."}) == ["Body.", "End."]
+  assert reports.report_sentences({"technique": "Portable film."}) == ["Portable film."]
+  assert reports.report_sentences({}) == []
+
+
+def test_headings_in_a_report_folded_into_one_line():
+  text = "INDICATION: Cough. FINDINGS: Clear lungs. IMPRESSION: Normal."
+  assert reports.sections(text) == {
+    "indication": "Cough.", "findings": "Clear lungs.", "impression": "Normal.",
+  }  # fmt: skip
 
 
 def test_words():

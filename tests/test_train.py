@@ -50,7 +50,11 @@ def start(folder, where, **more):
     sys.executable, "-m", "plan_jax.main", "--config=configs/phantom.py", f"--workdir={where}",
     "--mode=train", *flags(**{"data.records": folder}, **SETTINGS, **more),
   ]  # fmt: skip
-  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  # No compile cache: the next stage's compilation leaves the time to be killed in.
+  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{where}-cache"}
+  return subprocess.Popen(
+    command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
 
 
 def finish(process):
@@ -69,8 +73,7 @@ def test_killed_and_started_again_gives_the_same_bits(folder, tmp_path):
     time.sleep(0.01)
   os.kill(process.pid, signal.SIGKILL)
   process.communicate()
-  output = finish(start(folder, killed))
-  assert "resumed from step" in output or "training is complete" in output
+  assert "resumed from step" in finish(start(folder, killed))
   one, other = leaves(never), leaves(killed)
   assert one.keys() == other.keys() and int(one[".step"]) == 6
   for path in one:
@@ -103,7 +106,7 @@ def vocabulary(folder, tmp_path_factory):
   loop.tokenizer = train.make_tokenizer(tiny(), run, source)
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, 8])
+@pytest.mark.parametrize("fsdp", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(folder, fsdp, monkeypatch):
   """The same loss and parameters on a mesh of 8 as on one device, also with split parameters."""
   config = tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0,
@@ -179,8 +182,7 @@ def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
     train.train(config, run, folder)
   for row in read_scalars(run.metrics):
     assert row["train/loss"] is not None
-  saved = [int(p.name) for p in run.checkpoints.iterdir() if p.name.isdigit()]
-  assert all(step < 6 for step in saved)
+  assert not [p.name for p in run.checkpoints.iterdir() if p.name.isdigit()]
 
 
 def test_checkpoints_keep_the_last_and_the_best(tmp_path):

@@ -53,6 +53,11 @@ class Row:
   gallery: int | None = None
 
 
+def scalar_name(task: str, metric: str) -> str:
+  """What a headline figure on validation is called in the curves and as `best_metric`."""
+  return f"validation/{task}/{metric.replace(' ', '_')}"
+
+
 def lower_is_better(metric: str) -> bool:
   """Whether a smaller figure is the better one; so for ranks, and for nothing else here."""
   return metric.startswith("median rank")

@@ -109,8 +109,16 @@ class Plan(nn.Module):
     )
 
   def scales(self) -> jax.Array:
-    """[2] inverse temperatures (global, local), clipped to [1, scale_max]."""
-    return jnp.exp(jnp.clip(self.log_scale, 0, jnp.log(self.scale_max)))
+    """[2] inverse temperatures (global, local); `bounded` keeps them in [1, scale_max]."""
+    return jnp.exp(self.log_scale)
+
+
+def bounded(params: dict, scale_max: float) -> dict:
+  """Parameters with the scales brought back to [1, scale_max].
+
+  Applied after each update: a clip inside the model would stop the gradient that leads back.
+  """
+  return params | {"log_scale": jnp.clip(params["log_scale"], 0, jnp.log(scale_max))}
 
 
 def unit(x: jax.Array) -> jax.Array:
