@@ -14,5 +14,7 @@ flags.FLAGS.mark_as_parsed()  # Grain reads a flag in its workers
 _cache = tempfile.mkdtemp(prefix="plan_jax-compiled-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+# Nor do such small programs gain from being optimised.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 jax.config.update("jax_compilation_cache_dir", _cache)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
