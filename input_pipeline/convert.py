@@ -30,6 +30,7 @@ import tqdm
 
 from input_pipeline import readers, records
 from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
 from input_pipeline.readers import FORMATS, READERS, Item, Source, SourceError
 from input_pipeline.study import SPLITS, Study, UnreadableError
 
@@ -118,7 +119,7 @@ def convert(
   out.mkdir(parents=True, exist_ok=True)
   with _lock(out):
     (out / "dataset_info.json").unlink(missing_ok=True)  # incomplete from here on
-    records.replace_text(out / _ARGUMENTS, json.dumps(arguments, indent=1, sort_keys=True) + "\n")
+    replace_text(out / _ARGUMENTS, json.dumps(arguments, indent=1, sort_keys=True) + "\n")
     _tidy(out, shards)
     workers = os.cpu_count() or 1 if workers is None else workers
     job = _Job(opened.read, image_px, image_format)
@@ -255,7 +256,7 @@ def _run(
 
 def _check_skipped(skipped: list[dict[str, str]], total: int, bound: float, out: Path) -> None:
   if len(skipped) > bound * total:
-    records.replace_text(out / _SKIPPED, _list(skipped))
+    replace_text(out / _SKIPPED, _list(skipped))
     raise ConvertError(
       f"{len(skipped)} of {total} films cannot be read so far, more than"
       f" max_skipped_fraction={bound:g} allows:\n{_list(skipped[:3])}All are in {out / _SKIPPED}."
@@ -311,7 +312,7 @@ def _finish(out: Path, name: str, shards: list[_Shard]) -> int:
   for split, count in films.items():
     if not count:
       raise ConvertError(f"no film of split {split!r} can be read:\n{_list(skipped[:3])}")
-  records.replace_text(out / _SKIPPED, _list(skipped))
+  replace_text(out / _SKIPPED, _list(skipped))
   records.write_metadata(out, name, paths)
   return len(skipped)
 

@@ -30,6 +30,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import study as study_lib
 from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
 from input_pipeline.study import Region, Study
 
 _LENGTH = struct.Struct("<Q")
@@ -193,13 +194,6 @@ class ShardWriter:
     self._path.unlink(missing_ok=True)  # a shard written again must not meet its new index
     replace_text(index_path(self._path), json.dumps(self._index | {"crc": self._crc}))
     os.replace(self._temporary, self._path)
-
-
-def replace_text(path: Path, text: str) -> None:
-  """Writes a small file so that it is seen whole or not at all."""
-  temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
 
 
 def _masked_crc(data: bytes) -> bytes:

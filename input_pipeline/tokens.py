@@ -12,6 +12,7 @@ import numpy as np
 
 from input_pipeline import reports
 from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
 
 PAD, UNKNOWN, CLASS, SEPARATOR, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -144,10 +145,8 @@ def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokeni
   names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
   config = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}
   config |= dict(zip(names, SPECIAL, strict=True))
-  # Written last, at once: its presence says that the folder is whole.
-  temporary = folder / "tokenizer_config.tmp"
-  temporary.write_text(json.dumps(config, indent=2) + "\n")
-  os.replace(temporary, folder / "tokenizer_config.json")
+  # Written last: its presence says that the folder is whole.
+  replace_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
   return Tokenizer(folder)
 
 

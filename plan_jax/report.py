@@ -17,6 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from input_pipeline.files import replace_text
 from plan_jax import report_drawing as drawing
 from plan_jax.evaluators import grounding, results, retrieval
 from plan_jax.evaluators.results import RUN, Row
@@ -134,12 +135,8 @@ def write_report(
   # What replaces a mark is escaped and so holds no mark of its own.
   for mark, text in (("TITLE", escape(title)), ("BODY", "\n".join(body)), ("FILMS", data)):
     page = page.replace(f"<!--{mark}-->", text)
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(page, encoding="utf-8")
-  os.replace(partial, path)
-  return path
+  replace_text(path, page)
+  return Path(path)
 
 
 def save_overlays(

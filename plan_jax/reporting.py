@@ -2,9 +2,10 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
+
+from input_pipeline.files import replace_text
 
 
 class Scalars:
@@ -16,9 +17,7 @@ class Scalars:
 
     path = Path(workdir) / "metrics.jsonl"
     kept = [row for row in read_scalars(path) if row["step"] <= from_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(temporary, path)
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = path.open("a")
     self._events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=from_step + 1)
 

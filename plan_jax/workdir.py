@@ -1,13 +1,13 @@
 """The folder of a run: what lies where, and whose it is."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
 
 # What may differ when a run goes on or is evaluated again: none of it changes what is learned.
 # Where the records lie is free too: their fingerprint tells whether they are the same.
@@ -51,7 +51,7 @@ class Workdir:
           f"{self.path} is not empty and holds no config.json: name an empty --workdir"
         )
       self.path.mkdir(parents=True, exist_ok=True)
-      write_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+      replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
       return
     before, now = flatten(self.read_config()), flatten(json.loads(json.dumps(config.to_dict())))
     differ = [
@@ -63,7 +63,7 @@ class Workdir:
       # Nothing was learned yet: a config that was mended takes the place of the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)
       self.records_note.unlink(missing_ok=True)
-      write_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+      replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
     elif differ:
       raise WorkdirError(
         f"{self.path} belongs to a run of another config ({'; '.join(differ)}):"
@@ -80,7 +80,7 @@ class Workdir:
     Raises WorkdirError, naming both, where it was trained on others.
     """
     if not self.begun():
-      write_text(self.records_note, f"{fingerprint}\n")
+      replace_text(self.records_note, f"{fingerprint}\n")
     elif (before := self.records_note.read_text().strip()) != fingerprint:
       raise WorkdirError(
         f"{self.path} was trained on records {before}, {folder} holds {fingerprint}: give back"
@@ -103,11 +103,3 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     name = f"{prefix}{key}"
     flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
   return flat
-
-
-def write_text(path: Path, text: str) -> None:
-  """Writes a file so that it is seen whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)

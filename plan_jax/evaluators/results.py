@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from input_pipeline.files import replace_text
+
 RUN = "run"
 # What a reader wants to know first: (task, group, metric).
 HEADLINES = (
@@ -69,12 +71,8 @@ def write(path: str | os.PathLike, step: int, rows: Sequence[Row]) -> None:
   Raises:
     ValueError: a figure is infinite; the file would not be JSON.
   """
-  path = Path(path)
   text = json.dumps({"step": int(step), "rows": [_as_json(row) for row in rows]}, indent=1)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text + "\n", encoding="utf-8")
-  os.replace(partial, path)
+  replace_text(path, text + "\n")
 
 
 def read(path: str | os.PathLike) -> tuple[int, list[Row]]:
