@@ -31,14 +31,15 @@ def get_config() -> ConfigDict:
       dropout=0.0,
     )
   )  # fmt: skip
-  config.alignment.tile_images = 4
+  config.alignment.tile_images = 2
 
-  config.train.steps = 850
+  config.curriculum.refine.start_fraction = 0.65
+  config.train.steps = 720
   config.train.batch_size = 32
   config.train.learning_rate = 2e-3
   config.train.log_every_steps = 20
-  config.checkpoint.every_steps = 200
-  config.evaluation.every_steps = 400
+  config.checkpoint.every_steps = 120
+  config.evaluation.every_steps = 360
   config.evaluation.during_films = 100
   config.evaluation.max_tokens = 128
   config.evaluation.max_words = 64
