@@ -98,7 +98,9 @@ def open_source(source: str) -> Source:
   if not source:
     raise SourceError("the folder reader needs a source: the folder that holds manifest.csv")
   if not folder.is_dir():
-    raise SourceError(f"{folder}: there is no such folder")
+    raise SourceError(
+      f"{folder}: there is no such folder; name the raw folder (--source, config.data.source)"
+    )
   manifest = folder / MANIFEST
   columns, cells = _read_manifest(manifest)
   items, first_row = [], {}
