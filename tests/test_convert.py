@@ -365,7 +365,9 @@ def test_command_line(tmp_path, raw):
   assert "12/12" in done.stderr
   failed = _line("--dataset=folder", "--source=nowhere", f"--out={tmp_path / 'new'}")
   assert failed.returncode == 1
-  assert failed.stderr == "error: nowhere: there is no such folder\n"
+  assert failed.stderr == (
+    "error: nowhere: there is no such folder; name the raw folder (--source, config.data.source)\n"
+  )
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real films are not here")
