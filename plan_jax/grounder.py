@@ -29,7 +29,7 @@ class Grounder:
 
   def __init__(self, model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict):
     """`state`: of training, see `take`; `config`: of the run."""
-    self._model, self._tokenizer = model, tokenizer
+    self._tokenizer = tokenizer
     self._image_px = config.model.image_px
     self._batch = config.evaluation.batch_size
     self._lengths = {
@@ -70,7 +70,7 @@ class Grounder:
 
   def embed_texts(self, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
     """N texts, each of sentences -> [N, D] float32, unit norm."""
-    return self._run(lambda some: self._text(self._variables, self._tokens(some)[0]).report, texts)
+    return self._run(lambda some: self._text(self._variables, self._tokens(some)).report, texts)
 
   def ground(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> list[np.ndarray]:
     """Maps of phrase i on film i: float32 [H, W] of the film, maximum 1 on the model's grid."""
@@ -109,12 +109,11 @@ class Grounder:
     return films.unfit(region, rows, columns, self._image_px, first_px=FIRST_PX)
 
   def _pairs(self, images, texts) -> dict[str, np.ndarray]:
-    """Significance [N, W], weight [N, W, P], evidence [N, W] of the last round."""
+    """Significance [N, W] and weight [N, W, P] of the last round."""
 
     def some(pairs):
       image = self._image(self._variables, self._films([image for image, _ in pairs]))
-      batch, _ = self._tokens([text for _, text in pairs])
-      text = self._text(self._variables, batch)
+      text = self._text(self._variables, self._tokens([text for _, text in pairs]))
       return self._look(
         image.pixels, text.words, text.significance, text.mask, self._stage, self._rounds
       )
@@ -132,7 +131,7 @@ class Grounder:
     encoded = [self._encode(text) for text in texts]
     self.dropped_sentences += sum(text.dropped for text in encoded)
     arrays = [text.arrays() for text in encoded]
-    return {name: jnp.asarray(np.stack([a[name] for a in arrays])) for name in arrays[0]}, encoded
+    return {name: jnp.asarray(np.stack([a[name] for a in arrays])) for name in arrays[0]}
 
   def _run(self, function, items):
     """Applies `function` to lists of one size, the last filled up, and joins what comes back."""
@@ -185,10 +184,8 @@ def of_state(parts: Assembly, state: TrainState, tokenizer: Tokenizer) -> Ground
 def _look(pixels, words, significance, mask, stage: curriculum.Stage, rounds: Rounds | None):
   """One film and one text: pixels [P, D], words [W, D] -> what the last round sees."""
   if rounds is None:  # trained on the global contrast alone: plain cosine, shifted to >= 0
-    similarity = words @ pixels.T
-    weight, evidence = (similarity + 1) / 2, similarity.max(-1)
+    weight = (words @ pixels.T + 1) / 2
   else:
-    last = word_regions(pixels[None], words[None], rounds)[-1]
-    weight, evidence = last.weight[0, 0], last.evidence[0, 0]
+    weight = word_regions(pixels[None], words[None], rounds)[-1].weight[0, 0]
   say = curriculum.say(stage, significance[None], mask[None])[0]
-  return {"weight": weight, "evidence": evidence, "significance": say}
+  return {"weight": weight, "significance": say}

@@ -19,16 +19,15 @@ from plan_jax.reporting import Progress, Scalars, duration, say
 from plan_jax.train_state import TrainState, make_step
 from plan_jax.workdir import Workdir
 
-_TOKENIZER_TEXTS = (
-  50_000  # reports are enough for a vocabulary; reading a million more is not worth it
-)
+# Enough for a vocabulary; reading a million reports more is not worth it.
+_TOKENIZER_TEXTS = 50_000
 
 
 class DivergedError(UserError):
   """The loss is no number any more; the message says since when and what to try."""
 
 
-def train(config: ConfigDict, workdir: Workdir, folder) -> int:
+def train(config: ConfigDict, workdir: Workdir, folder) -> None:
   """Trains to config.train.steps, from the newest checkpoint if there is one.
 
   Args:
@@ -36,19 +35,10 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> int:
     workdir: claimed for this config.
     folder: the record folder.
 
-  Returns:
-    The last step.
-
   Raises:
     DivergedError: the loss became NaN or infinite.
     UserError: the data or devices do not fit the config.
   """
-  source = records.RecordSource(folder, "train", where="text")
-  films = records.splits(folder)["train"]
-  if len(source) < films:
-    say(f"{films - len(source)} of {films} training films have no text and are left out")
-  tokenizer = make_tokenizer(config, workdir, source)
-  parts = assemble(config, tokenizer)
   steps = config.train.steps
   checkpoints = Checkpoints(
     workdir.checkpoints,
@@ -59,7 +49,13 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> int:
     done = checkpoints.latest()
     if done == steps:
       say(f"training is complete: {done} steps in {workdir.path}")
-      return steps
+      return
+    source = records.RecordSource(folder, "train", where="text")
+    films = records.splits(folder)["train"]
+    if len(source) < films:
+      say(f"{films - len(source)} of {films} training films have no text and are left out")
+    tokenizer = make_tokenizer(config, workdir, source)
+    parts = assemble(config, tokenizer)
     if done is None:
       state, done = parts.initial_state(), 0
       say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
@@ -70,7 +66,6 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> int:
     _loop(parts, state, done, batches, checkpoints, workdir, tokenizer, folder)
   finally:
     checkpoints.close()
-  return steps
 
 
 def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> tokens.Tokenizer:

@@ -29,6 +29,14 @@ class Conv1x1(nn.Module):
     return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
+def _join(block: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
+  """The block's input added to its output, through a 1x1 convolution where shapes differ."""
+  if x.shape != y.shape:
+    x = Conv1x1(y.shape[-1], block.stride, block.dtype, name="shortcut")(x)
+    x = block.norm(name="shortcut_norm")(x)
+  return nn.relu(x + y)
+
+
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
 
@@ -46,10 +54,7 @@ class BasicBlock(nn.Module):
     y = nn.relu(self.norm(name="norm1")(y))
     y = self.conv(self.features, 1, self.dilations[1], name="conv2")(y)
     y = self.norm(name="norm2", scale_init=nn.initializers.zeros)(y)
-    if x.shape != y.shape:
-      x = Conv1x1(self.features, self.stride, self.dtype, name="shortcut")(x)
-      x = self.norm(name="shortcut_norm")(x)
-    return nn.relu(x + y)
+    return _join(self, x, y)
 
 
 class Bottleneck(nn.Module):
@@ -71,10 +76,7 @@ class Bottleneck(nn.Module):
     y = nn.relu(self.norm(name="norm2")(y))
     y = Conv1x1(4 * self.features, 1, self.dtype, name="conv3")(y)
     y = self.norm(name="norm3", scale_init=nn.initializers.zeros)(y)
-    if x.shape != y.shape:
-      x = Conv1x1(4 * self.features, self.stride, self.dtype, name="shortcut")(x)
-      x = self.norm(name="shortcut_norm")(x)
-    return nn.relu(x + y)
+    return _join(self, x, y)
 
 
 class ResNet(nn.Module):
