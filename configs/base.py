@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
   config.text = ConfigDict()
   config.text.tokenizer = ""  # a local Hugging Face folder; empty: trained on the training reports
   config.text.vocabulary_size = 8192  # of a trained tokenizer
+  config.text.terms = ""  # a list of diagnostic terms; empty: input_pipeline/terms.txt
   config.text.max_tokens = 192
   config.text.max_words = 96
 
@@ -42,9 +43,14 @@ def get_config() -> ConfigDict:
   )  # fmt: skip
 
   config.alignment = ConfigDict()
+  config.alignment.method = "plan"  # or a baseline: none, gloria, sparc, mgca
+  config.alignment.mask_positives = True  # reports that say the same are no negatives
   config.alignment.sparsifier = "threshold"
+  config.alignment.evidence = "soft_maximum"  # of a word: or "cosine" with its region
   config.alignment.eta = 0.5  # how far a query moves to its region in a round
   config.alignment.beta = 5.0  # sharpness of the pooling over words
+  config.alignment.word_weight = 3.0  # of the contrast of single words over the images
+  config.alignment.term_weight = 1.0  # of the diagnostic terms as a teacher of the significance
   config.alignment.evaluation = "chunked"  # or "full"
   config.alignment.tile_images = 8
   config.alignment.tile_reports = 8

@@ -13,6 +13,7 @@ import numpy as np
 from input_pipeline import images, reports
 from input_pipeline.errors import UserError
 from input_pipeline.study import Study
+from input_pipeline.terms import Terms
 from input_pipeline.tokens import Tokenizer
 
 _FILMS = 2**40  # "endless": Grain cannot count further than an index goes
@@ -24,6 +25,7 @@ class Encode(grain.transforms.RandomMap):
 
   Attributes:
     tokenizer: of the run.
+    terms: the diagnostic terms.
     image_px: side of the model's square film.
     max_tokens, max_words: L and W.
     augment: change of the film, None for none. Sentences are put in random order either way, so
@@ -31,6 +33,7 @@ class Encode(grain.transforms.RandomMap):
   """
 
   tokenizer: Tokenizer
+  terms: Terms
   image_px: int
   max_tokens: int
   max_words: int
@@ -45,9 +48,14 @@ class Encode(grain.transforms.RandomMap):
       image = self.augment(pixels, self.image_px, rng)
     sentences = [study.sentences[i] for i in rng.permutation(len(study.sentences))]
     text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
+    # A first sentence that was cut has fewer words than it had.
+    named = [flag for i in text.kept for flag in self.terms.named(sentences[i])][: self.max_words]
+    term = np.zeros(self.max_words, bool)
+    term[: len(named)] = named
     return {
       "image": image[..., None],
       **text.arrays(),
+      "term": term & text.word_mask,
       "report_key": np.int32(reports.key(" ".join(study.sentences))),
       "study_key": np.int32(reports.identity(study.study_id)),
       "dropped_sentences": np.int32(text.dropped),
@@ -80,7 +88,8 @@ def batches(
 
   Yields:
     image [B, H, W, 1] float32; tokens, word_index, sentence_index, position [B, L] int32;
-    word_mask [B, W] bool; report_key, study_key, dropped_sentences [B] int32.
+    word_mask, term [B, W] bool (term: a word that names something seen); report_key, study_key,
+    dropped_sentences [B] int32.
 
   Raises:
     UserError: if the source is empty or the batch does not divide over the hosts.

@@ -31,7 +31,8 @@ class Encoded(NamedTuple):
     position: [L] int32, place in the sentence: a sentence reads the same wherever it stands.
     word_mask: [W] bool.
     words: the words' text, in the order of word_index.
-    dropped: sentences that found no room.
+    kept: the sentences that found room, by their number.
+    dropped: how many found none.
   """
 
   tokens: np.ndarray
@@ -40,6 +41,7 @@ class Encoded(NamedTuple):
   position: np.ndarray
   word_mask: np.ndarray
   words: tuple[str, ...]
+  kept: tuple[int, ...]
   dropped: int
 
   def arrays(self) -> dict[str, np.ndarray]:
@@ -91,6 +93,7 @@ class Tokenizer:
     sentence_index = np.full(max_tokens, -1, np.int32)
     position = np.zeros(max_tokens, np.int32)
     words: list[str] = []
+    kept: list[int] = []
     used = dropped = 0
     for number, sentence in enumerate(sentences):
       spans = reports.words(sentence)
@@ -111,10 +114,13 @@ class Tokenizer:
       sentence_index[here] = number
       position[here] = np.arange(len(ids))
       words += [sentence[start:end] for start, end in spans]
+      kept.append(number)
       used += len(ids)
     # A word whose every piece was cut away has no vector; it is no word then.
     word_mask = np.isin(np.arange(max_words), word_index)
-    return Encoded(tokens, word_index, sentence_index, position, word_mask, tuple(words), dropped)
+    return Encoded(
+      tokens, word_index, sentence_index, position, word_mask, tuple(words), tuple(kept), dropped
+    )
 
 
 def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokenizer:

@@ -7,18 +7,18 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from input_pipeline import images, records
+from input_pipeline import images, phantom_reports, records
 from input_pipeline.errors import UserError
 from input_pipeline.study import Study
 from plan_jax import report, reporting
-from plan_jax.evaluators import grounding, results, retrieval
+from plan_jax.evaluators import grounding, presence, results, retrieval, terms, units
 from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir
 
 
 def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> list[results.Row]:
-  """Scores the run on its evaluation split; writes evaluation.json and the report.
+  """Scores the run on its evaluation split; writes units/, evaluation.json and the report.
 
   Raises UserError as `evaluation_data` does.
   """
@@ -28,15 +28,24 @@ def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> l
   prior = grounding.box_prior([])
   if "train" in records.splits(folder):
     prior = grounding.box_prior(_all(folder, "train", "regions", "mean box of training"))
-  rows = grounding.evaluate_grounding(
-    model, _all(folder, split, "regions", "grounding"), prior, **common
+  grounded = grounding.score_grounding(
+    model, _all(folder, split, "regions", "grounding"), prior, seed=config.seed
   )
-  rows += retrieval.evaluate_retrieval(model, _all(folder, split, "text", "retrieval"), **common)
+  galleries = retrieval.score_retrieval(model, _all(folder, split, "text", "retrieval"))
+  rows = grounding.grounding_rows(grounded, **common)
+  rows += retrieval.retrieval_rows(galleries, **common)
   if model.dropped_sentences:
     say(
       f"{model.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"
       " and max_words"
     )
+  rows += presence.evaluate_presence(model, _all(folder, split, what="presence"), **common)
+  if config.data.dataset == "phantom":  # only there is it known what every word does
+    rows += terms.evaluate_terms(
+      model, _all(folder, split, "text", "terms"), phantom_reports.word_kinds, **common
+    )
+  _write_units(workdir, "grounding", grounded.get(results.RUN))
+  _write_units(workdir, "retrieval", galleries["all"].units if galleries else None)
   results.write(workdir.evaluation, model.step, rows)
   say(results.table(rows))
   views = film_views(model, folder, split, config.evaluation.report_films)
@@ -54,7 +63,7 @@ def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> l
 
 
 def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str, float]:
-  """A few figures on the first films of the validation split, by name, for the curves.
+  """`results.FOLLOWED` on the first films of the validation split, by name, for the curves.
 
   No bootstrap: the last table has the intervals.
   """
@@ -71,7 +80,7 @@ def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str,
   return {
     results.scalar_name(row.task, row.metric): row.value
     for row in rows
-    if row.model == results.RUN and (row.task, row.group, row.metric) in results.HEADLINES
+    if row.model == results.RUN and (row.task, row.group, row.metric) in results.FOLLOWED
   }
 
 
@@ -91,6 +100,15 @@ def evaluation_data(config: ConfigDict, folder) -> str:
   return f"{config.data.dataset}/{split}"
 
 
+def _write_units(workdir: Workdir, task: str, scores: units.Units | None) -> None:
+  """Scores for a comparison pair by pair; those of an earlier evaluation go in any case."""
+  path = workdir.units / f"{task}.csv"
+  if scores is None:
+    path.unlink(missing_ok=True)
+  else:
+    units.write(path, scores)
+
+
 def film_views(model: Grounder, folder, split: str, count: int) -> list[report.FilmView]:
   """Films with regions spread over the split (else any with text), looked at by the model."""
   source = records.RecordSource(folder, split, where="regions")
@@ -103,7 +121,7 @@ def film_views(model: Grounder, folder, split: str, count: int) -> list[report.F
 
 def _view(model: Grounder, study: Study) -> report.FilmView:
   film = images.decode(study.image)
-  units = grounding.units(study)
+  phrases = grounding.units(study)
   words = []
   if study.sentences:
     # One sentence at a time, so that each knows its words.
@@ -112,20 +130,20 @@ def _view(model: Grounder, study: Study) -> report.FilmView:
       [report.Word(word, say, model.on_film(region, film.shape)) for word, say, region in look]
       for look in looks
     ]
-  maps = model.ground([film] * len(units), [unit.phrase for unit in units]) if units else []
+  maps = model.ground([film] * len(phrases), [unit.phrase for unit in phrases]) if phrases else []
   return report.FilmView(
     image=film,
     image_id=study.image_id,
     sentences=words,
     phrases=[
       report.Phrase(unit.phrase, unit.label, unit.mask, heat)
-      for unit, heat in zip(units, maps, strict=True)
+      for unit, heat in zip(phrases, maps, strict=True)
     ],
   )
 
 
-def _all(folder, split: str, where: str, what: str = "") -> Iterator[Study]:
-  """The studies of a split that have `where`; with `what`, a bar and how many have not."""
+def _all(folder, split: str, where: str | None = None, what: str = "") -> Iterator[Study]:
+  """The studies of a split, all or those with `where`; with `what`, a bar and how many have not."""
   source = records.RecordSource(folder, split, where=where)
   if what and (without := records.splits(folder)[split] - len(source)):
     say(f"{what}: {without} of the {split} films have no {where} and are left out")

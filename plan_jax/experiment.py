@@ -44,18 +44,21 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
 
 def _records(config: ConfigDict, workdir: Workdir) -> Path:
   """The folder of shards, checked to be those the run has always had."""
-  folder = _convert(config, workdir)
+  folder = Path(config.data.records or workdir.records)
+  make_records(config, folder)
   workdir.claim_records(folder, records.fingerprint(folder))
   return folder
 
 
-def _convert(config: ConfigDict, workdir: Workdir) -> Path:
-  """The shards the config names, if they are there; else converted from the source."""
+def make_records(config: ConfigDict, folder: Path) -> None:
+  """Sees to it that `folder` holds the shards of the config: converts the source if it does not.
+
+  Raises UserError where shards without a source are not whole, or the source is not fit.
+  """
   data = config.data
-  if data.records and data.dataset == "folder" and not data.source:
-    records.splits(data.records)  # raises where they are not whole
-    return Path(data.records)
-  folder = Path(data.records or workdir.records)
+  if data.dataset == "folder" and not data.source:
+    records.splits(folder)  # raises where they are not whole
+    return
   summary = convert.convert(
     data.dataset,
     folder,
@@ -68,4 +71,3 @@ def _convert(config: ConfigDict, workdir: Workdir) -> Path:
   )
   if not summary["already"]:
     say(convert.describe(summary))
-  return folder

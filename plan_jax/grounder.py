@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from input_pipeline import images as films
 from input_pipeline.tokens import Tokenizer
 from plan_jax.alignment import curriculum
-from plan_jax.alignment.scores import Rounds, word_regions
+from plan_jax.alignment.methods import METHODS, Alignment
 from plan_jax.assembly import Assembly, assemble
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.models.plan import Plan
@@ -37,12 +37,15 @@ class Grounder:
       "max_words": config.evaluation.max_words,
     }
     self._stages, self._steps = curriculum.stages(config.curriculum), config.train.steps
-    self._alignment = config.alignment
+    self._alignment = Alignment(**config.alignment)
     side = -(-self._image_px // model.image["output_stride"])
     self.grid = (side, side)
     self._image = jax.jit(partial(model.apply, method=model.embed_images))
     self._text = jax.jit(partial(model.apply, method=model.embed_texts))
-    self._look = jax.jit(jax.vmap(_look, (0, 0, 0, 0, None, None)), static_argnums=(4, 5))
+    self._look, self._ground = (
+      jax.jit(jax.vmap(function, (0, 0, None, None)), static_argnums=(2, 3))
+      for function in (_look, _ground)
+    )
     self.dropped_sentences = 0  # that found no room in max_tokens, max_words
     self.take(state)
 
@@ -57,12 +60,6 @@ class Grounder:
       "batch_stats": state.batch_stats,
     }
     self._stage = curriculum.stage_at(self._stages, max(0, self.step - 1), self._steps)
-    self._rounds = None
-    if self._stage.local_weight:
-      self._rounds = Rounds(
-        self._stage.tau, self._stage.gamma, self._alignment.eta, self._alignment.beta,
-        self._alignment.sparsifier,
-      )  # fmt: skip
 
   def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """N films -> [N, D] float32, unit norm."""
@@ -82,20 +79,36 @@ class Grounder:
 
   def ground_on_grid(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
     """[N, rows, columns] float32: the words' soft regions, weighted by significance, maximum 1."""
-    look = self._pairs(images, [(phrase,) for phrase in phrases])
-    regions, significance = look["weight"], look["significance"]
-    maps = np.einsum("nw,nwp->np", significance, regions)
+    maps, _ = self._pairs(self._ground, images, [(phrase,) for phrase in phrases])
     top = maps.max(-1, keepdims=True)
     return (maps / np.where(top > 0, top, 1)).reshape(-1, *self.grid)
+
+  def peaks(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
+    """[N] float32: how brightly phrase i lights up on film i, before a map is scaled.
+
+    The highest of the pixels' mean similarity to the words, each word by its say. Of any scale:
+    peaks of one model can be compared, those of two cannot.
+    """
+    return self._pairs(self._ground, images, [(phrase,) for phrase in phrases])[1]
+
+  def significances(self, texts: Sequence[tuple[str, ...]]) -> list[list[tuple[str, float]]]:
+    """The words of each text in order, with their significance."""
+    found = self._run(
+      lambda some: self._text(self._variables, self._tokens(some)).significance, texts
+    )
+    return [
+      [(word, float(found[i, w])) for w, word in enumerate(self._encode(text).words)]
+      for i, text in enumerate(texts)
+    ]
 
   def look(
     self, images: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
   ) -> list[list[tuple[str, float, np.ndarray]]]:
-    """The words of each text in order: (word, significance, region [rows, columns])."""
-    found = self._pairs(images, texts)
+    """The words of each text in order: (word, its say, region [rows, columns])."""
+    looked, say = self._pairs(self._look, images, texts)
     return [
       [
-        (word, float(found["significance"][i, w]), found["weight"][i, w].reshape(self.grid))
+        (word, float(say[i, w]), looked.weight[i, w].reshape(self.grid))
         for w, word in enumerate(self._encode(text).words)
       ]
       for i, text in enumerate(texts)
@@ -108,17 +121,19 @@ class Grounder:
     # The film reduced to rows x columns stands in for the film: it fits the square just so.
     return films.unfit(region, rows, columns, self._image_px, first_px=FIRST_PX)
 
-  def _pairs(self, images, texts) -> dict[str, np.ndarray]:
-    """Significance [N, W] and weight [N, W, P] of the last round."""
+  def _pairs(self, function, images, texts):
+    """`function` of each film and its text; a film or text that comes again is embedded once."""
+    film, films_there = _first_seen(images, id)
+    text, texts_there = _first_seen(texts, tuple)
+    image = self._run(lambda some: self._image(self._variables, self._films(some)), films_there)
+    words = self._run(lambda some: self._text(self._variables, self._tokens(some)), texts_there)
 
     def some(pairs):
-      image = self._image(self._variables, self._films([image for image, _ in pairs]))
-      text = self._text(self._variables, self._tokens([text for _, text in pairs]))
-      return self._look(
-        image.pixels, text.words, text.significance, text.mask, self._stage, self._rounds
-      )
+      i, j = np.array(pairs).T
+      picked = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], words)
+      return function(*picked, self._stage, self._alignment)
 
-    return self._run(some, list(zip(images, texts, strict=True)))
+    return self._run(some, list(zip(film, text, strict=True)))
 
   def _films(self, images) -> jnp.ndarray:
     fitted = [films.fit(image, self._image_px) for image in images]
@@ -181,11 +196,27 @@ def of_state(parts: Assembly, state: TrainState, tokenizer: Tokenizer) -> Ground
   return Grounder(parts.model, state, tokenizer, parts.config)
 
 
-def _look(pixels, words, significance, mask, stage: curriculum.Stage, rounds: Rounds | None):
-  """One film and one text: pixels [P, D], words [W, D] -> what the last round sees."""
-  if rounds is None:  # trained on the global contrast alone: plain cosine, shifted to >= 0
-    weight = (words @ pixels.T + 1) / 2
-  else:
-    weight = word_regions(pixels[None], words[None], rounds)[-1].weight[0, 0]
-  say = curriculum.say(stage, significance[None], mask[None])[0]
-  return {"weight": weight, "significance": say}
+def _look(image, text, stage: curriculum.Stage, alignment: Alignment):
+  """One film and one text -> what the words see, and their say."""
+  # Trained on the global contrast alone, only the global vectors know anything.
+  look = METHODS[alignment.method if stage.local_weight else "none"].look
+  say = curriculum.say(stage, text.significance[None], text.mask[None])[0]
+  return look(image, text, stage, alignment), say
+
+
+def _ground(image, text, stage: curriculum.Stage, alignment: Alignment):
+  """One film and one phrase -> its map [P] of any scale, and its peak."""
+  looked, say = _look(image, text, stage, alignment)
+  peak = (say @ looked.similarity).max() / jnp.maximum(say.sum(), 1e-12)
+  return say @ looked.weight, peak
+
+
+def _first_seen(items: Sequence, key) -> tuple[list[int], list]:
+  """The place of each item among the different ones, and these."""
+  places: dict = {}
+  different = []
+  for item in items:
+    if key(item) not in places:
+      places[key(item)] = len(different)
+      different.append(item)
+  return [places[key(item)] for item in items], different

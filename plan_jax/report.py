@@ -19,12 +19,12 @@ import numpy as np
 
 from input_pipeline.files import replace_text
 from plan_jax import report_drawing as drawing
-from plan_jax.evaluators import grounding, results, retrieval
+from plan_jax.evaluators import grounding, presence, results, retrieval, terms
 from plan_jax.evaluators.results import RUN, Row
 
 PROTOCOLS = {
-  grounding.PROTOCOL: inspect.cleandoc(grounding.__doc__),
-  retrieval.PROTOCOL: inspect.cleandoc(retrieval.__doc__),
+  module.PROTOCOL: inspect.cleandoc(module.__doc__)
+  for module in (grounding, retrieval, presence, terms)
 }
 _TEMPLATE = Path(__file__).with_name("report.html")
 _FILM_PX, _MAP_PX, _TILE_PX = 640, 96, 224  # longest sides

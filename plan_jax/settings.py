@@ -1,5 +1,6 @@
 """Is a config possible? Asked before any work."""
 
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -8,8 +9,10 @@ from input_pipeline.errors import UserError
 from input_pipeline.readers import READERS
 from input_pipeline.study import SPLITS
 from plan_jax.alignment import curriculum
+from plan_jax.alignment.methods import METHODS
 from plan_jax.alignment.regions import SPARSIFIERS
-from plan_jax.evaluators.results import HEADLINES, scalar_name
+from plan_jax.alignment.scores import EVIDENCE
+from plan_jax.evaluators.results import FOLLOWED, scalar_name
 from plan_jax.mesh import make_mesh
 from plan_jax.models.resnet import BLOCKS, NORMS
 
@@ -23,10 +26,12 @@ def check(config: ConfigDict) -> None:
   _one_of(config, "data.dataset", tuple(READERS))
   _one_of(config, "model.dtype", ("float32", "bfloat16"))
   _one_of(config, "model.image.depth", tuple(BLOCKS))
-  _one_of(config, "model.image.output_stride", (8, 16, 32))
+  _one_of(config, "model.image.output_stride", (4, 8, 16, 32))
   _one_of(config, "model.image.norm", NORMS)
   _one_of(config, "model.image.stages", (1, 2, 3, 4))
+  _one_of(config, "alignment.method", tuple(METHODS))
   _one_of(config, "alignment.sparsifier", tuple(SPARSIFIERS))
+  _one_of(config, "alignment.evidence", EVIDENCE)
   _one_of(config, "alignment.evaluation", ("full", "chunked"))
   _one_of(config, "checkpoint.evaluate", ("last", "best"))
   for key in (
@@ -50,7 +55,7 @@ def check(config: ConfigDict) -> None:
   highest = config.model.scale_max
   _check(config, "model.scale_init", lambda value: 1 <= value <= highest, f"must be 1 to {highest}")
   _one_of(config, "evaluation.split", SPLITS)
-  names = tuple(scalar_name(task, metric) for task, _, metric in HEADLINES)
+  names = tuple(scalar_name(task, metric) for task, _, metric in FOLLOWED)
   _one_of(config, "checkpoint.best_metric", ("", *names))
   if config.data.dataset == "folder" and not config.data.source and not config.data.records:
     raise ConfigError("config.data.source: is empty; name the folder that holds manifest.csv")
@@ -102,9 +107,17 @@ def check(config: ConfigDict) -> None:
       " checkpoint is chosen among those that were evaluated"
     )
   try:
-    curriculum.stages(config.curriculum)
+    stages = curriculum.stages(config.curriculum)
   except ValueError as error:
     raise ConfigError(f"config.{error}") from error
+  method = config.alignment.method
+  most = {"plan": math.inf, "none": 0}.get(method, 1)
+  for stage in stages:
+    if len(stage.local_weight) > most:
+      raise ConfigError(
+        f"config.curriculum.{stage.name}.local_weight: is {stage.local_weight}; method {method!r}"
+        f" has {most} local losses (tau and gamma need as many values)"
+      )
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
     raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")
 

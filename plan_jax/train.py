@@ -8,10 +8,11 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from input_pipeline import images, loader, records, tokens
+from input_pipeline import images, loader, records, terms, tokens
 from input_pipeline.errors import UserError
 from plan_jax import grounder, mesh
 from plan_jax.alignment import curriculum
+from plan_jax.alignment.methods import Alignment
 from plan_jax.assembly import Assembly, assemble
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.evaluate import validation_scalars
@@ -85,6 +86,7 @@ def _batches(config, tokenizer, source, start_step) -> Iterator[dict[str, np.nda
     source,
     loader.Encode(
       tokenizer,
+      terms.load(config.text.terms),
       config.model.image_px,
       config.text.max_tokens,
       config.text.max_words,
@@ -168,9 +170,9 @@ class _Updates:
         parts.model,
         parts.optimizer,
         stage,
+        Alignment(**config.alignment),
         seed=config.seed,
         ema_decay=config.train.ema_decay,
-        **config.alignment,
       )
       batch_sharding = mesh.batch_sharding(parts.mesh)
       self._compiled[stage.name] = jax.jit(

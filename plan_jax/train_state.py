@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.objective import Embedded, objective
+from plan_jax.alignment.methods import Alignment, Embedded
+from plan_jax.alignment.objective import objective
 from plan_jax.models.plan import Plan, bounded
 
 
@@ -68,16 +69,16 @@ def initial_state(model: Plan, optimizer, batch: dict, *, seed: int, ema: bool) 
 
 
 def make_step(
-  model: Plan, optimizer, stage: Stage, *, seed: int, ema_decay: float, **alignment
+  model: Plan, optimizer, stage: Stage, alignment: Alignment, *, seed: int, ema_decay: float
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """One update under `stage`: (state, batch) -> (state, scalar metrics).
 
   Args:
     model, optimizer: as in `initial_state`.
     stage: of the curriculum; it is compiled in, for rounds change the shape of the computation.
+    alignment: of `objective`.
     seed: of dropout.
     ema_decay: of the running mean of parameters; 0 keeps none.
-    **alignment: keyword arguments of `objective`.
   """
   base = jax.random.fold_in(jax.random.key(seed), 1)
 
@@ -96,13 +97,15 @@ def make_step(
         words=text.words,
         report=text.report,
         mask=text.mask,
+        term=batch["term"],
         significance=text.significance,
+        attention=text.attention,
         report_key=batch["report_key"],
         study_key=batch["study_key"],
         global_scale=scales[0],
         local_scale=scales[1],
       )
-      total, parts = objective(embedded, stage, **alignment)
+      total, parts = objective(embedded, stage, alignment)
       return total, (parts, mutated.get("batch_stats", {}))
 
     gradient, (parts, batch_stats) = jax.grad(loss, has_aux=True)(state.params)

@@ -33,6 +33,7 @@ class Workdir:
     self.checkpoints = self.path / "checkpoints"
     self.metrics = self.path / "metrics.jsonl"
     self.evaluation = self.path / "evaluation.json"
+    self.units = self.path / "units"  # the scores behind it, one file a task
     self.report = self.path / "report" / "index.html"
 
   def claim(self, config: ConfigDict, *, new: bool = True) -> None:

@@ -36,11 +36,28 @@ def entmax15_region(s, tau, gamma):
   return a / a.sum()
 
 
+def topk_region(s, tau, gamma):
+  best = np.sort(s)[::-1][int(np.ceil(len(s) / 16)) - 1]
+  return (s >= best) / (s >= best).sum()
+
+
+def box_region(s, tau, gamma):
+  side = round(len(s) ** 0.5)
+  a = softmax_region(s, tau, gamma)
+  lit = [(p // side, p % side) for p in range(len(s)) if a[p] >= a.max() / 2]
+  rows, columns = [r for r, _ in lit], [c for _, c in lit]
+  box = np.zeros((side, side))
+  box[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = 1
+  return (box / box.sum()).ravel()
+
+
 REGIONS = {
   "softmax": softmax_region,
   "threshold": threshold_region,
   "minmax": minmax_region,
   "entmax15": entmax15_region,
+  "topk": topk_region,
+  "box": box_region,
 }
 
 
@@ -50,15 +67,15 @@ def evidence(pixels, word, rounds):
   for tau, gamma in zip(rounds.tau, rounds.gamma, strict=True):
     s = pixels @ query
     a = REGIONS[rounds.sparsifier](s, tau, gamma)
-    found.append((a, float(a @ s)))
     region = a @ pixels
     region = region / np.linalg.norm(region)
+    found.append((a, float(query @ region if rounds.evidence == "cosine" else a @ s)))
     query = (1 - rounds.eta) * word + rounds.eta * region
     query = query / np.linalg.norm(query)
   return found
 
 
-def scores(pixels, words, significance, rounds):
+def scores(pixels, words, significance, rounds, beta):
   """[I, P, D], [J, W, D], [J, W] -> [K, I, J]."""
   out = np.zeros((len(rounds.tau), len(pixels), len(words)))
   for i, image in enumerate(pixels):
@@ -70,7 +87,7 @@ def scores(pixels, words, significance, rounds):
       found = [evidence(image, report[w], rounds) for w in named]
       for k in range(len(rounds.tau)):
         e = np.array([f[k][1] for f in found])
-        out[k, i, j] = np.log((r * np.exp(rounds.beta * e)).sum() / r.sum()) / rounds.beta
+        out[k, i, j] = np.log((r * np.exp(beta * e)).sum() / r.sum()) / beta
   return out
 
 
@@ -83,3 +100,68 @@ def info_nce(logits, positives, valid):
       candidates = np.array([values[i]] + [values[j] for j in others])
       loss -= values[i] - np.log(np.exp(candidates).sum())
   return loss / len(rows) / 2 if rows else 0.0
+
+
+def word_info_nce(logits, positives, valid, weight):
+  """Word by word: its own image against the others."""
+  loss = total = 0.0
+  rows = [i for i in range(len(valid)) if valid[i]]
+  for j in rows:
+    for w in range(weight.shape[1]):
+      others = [i for i in rows if i != j and not positives[i, j]]
+      candidates = np.array([logits[i, j, w] for i in [j, *others]])
+      loss -= weight[j, w] * (candidates[0] - np.log(np.exp(candidates).sum()))
+      total += weight[j, w]
+  return loss / total if total else 0.0
+
+
+def gloria_scores(pixels, words, mask):
+  """GLoRIA, as published: [I, P, D], [J, W, D], [J, W] -> [I, J]."""
+  out = np.zeros((len(pixels), len(words)))
+  for i, v in enumerate(pixels):
+    for j, report in enumerate(words):
+      t = report[mask[j]]
+      if not len(t):
+        continue
+      s = v @ t.T  # [P, W]
+      p = np.exp(s) / np.exp(s).sum(1, keepdims=True)
+      a = np.exp(4 * p) / np.exp(4 * p).sum(0, keepdims=True)
+      c = a.T @ v
+      cosine = (c * t).sum(1) / np.linalg.norm(c, axis=1) / np.linalg.norm(t, axis=1)
+      out[i, j] = 10 * np.log(np.exp(5 * cosine).sum())
+  return out
+
+
+def _unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _within(c, t, weight, scale):
+  """Words against regions of one report, both ways, halved."""
+  s = scale * c @ t.T
+  rows = np.log(np.exp(s).sum(1)) - np.diagonal(s)
+  columns = np.log(np.exp(s).sum(0)) - np.diagonal(s)
+  return (weight * (rows + columns)).sum() / 2
+
+
+def sparc_loss(pixels, words, mask, scale):
+  """SPARC's fine-grained loss (Bica et al. 2024), report by report."""
+  losses = []
+  for v, report, m in zip(pixels, words, mask, strict=True):
+    if m.any():
+      t = report[m]
+      a = np.stack([minmax_region(row, 1, 0) for row in t @ v.T])
+      losses.append(_within(_unit(a @ v), _unit(t), 1 / len(t), scale))
+  return np.mean(losses)
+
+
+def mgca_loss(pixels, words, mask, attention):
+  """The word side of MGCA's token alignment (Wang et al. 2022), report by report."""
+  losses = []
+  for v, report, m, w in zip(pixels, words, mask, attention, strict=True):
+    if m.any():
+      v, t, w = _unit(v), _unit(report[m]), w[m]
+      w = np.clip(w, *np.quantile(w, [0.1, 0.9]))
+      a = np.stack([softmax_region(row, 0.1, 0) for row in t @ v.T])
+      losses.append(_within(_unit(a @ v), t, w / w.sum(), 1 / 0.1))
+  return np.mean(losses)

@@ -150,3 +150,73 @@ def test_it_is_fast():
   start = time.process_time()
   bootstrap.grouped_means(values, groups, [str(i) for i in range(1000)])
   assert time.process_time() - start < 2  # about 0.2 s; room for a busy machine
+
+
+def _seeded_brute(values, groups, clusters, patients, seeds):
+  """Macro of one draw by plain loops; patients: name -> times, seeds: list of those drawn."""
+  macros = [_brute(values[s].tolist(), groups, clusters, patients)[1] for s in seeds]
+  macros = [x for x in macros if not math.isnan(x)]
+  return sum(macros) / len(macros)
+
+
+def test_seeded_means_agree_with_plain_loops():
+  rng = np.random.default_rng(5)
+  seeds, units = 3, 40
+  values = rng.normal(size=(seeds, units, 1)) + rng.normal(size=(seeds, 1, 1))
+  values[rng.random(values.shape) < 0.2] = np.nan
+  groups = rng.choice(["a", "b"], units).tolist()
+  clusters = [f"p{i}" for i in rng.integers(0, 8, units)]
+  got = bootstrap.seeded_means(values, groups, clusters, resamples=150, seed=3)
+  assert list(got) == ["macro", "a", "b"]
+
+  once = dict.fromkeys(clusters, 1)
+  every = [_brute(v[:, 0].tolist(), groups, clusters, once)[0] for v in values]
+  for name in ("a", "b"):
+    assert got[name][0].value == pytest.approx(np.mean([found[name] for found in every]))
+  assert got["macro"][0].value == pytest.approx(
+    _seeded_brute(values[..., 0], groups, clusters, once, range(seeds))
+  )
+  assert got["macro"][0].n == np.isfinite(values).any(0).sum()
+
+  first = {name: clusters.index(name) for name in clusters}
+  draws = np.concatenate(list(bootstrap.unit_weights(clusters, resamples=150, seed=3)))
+  picked = np.random.default_rng([3, 1]).integers(0, seeds, (150, seeds))
+  drawn = [
+    _seeded_brute(
+      values[..., 0], groups, clusters, {name: int(draw[i]) for name, i in first.items()}, chosen
+    )
+    for draw, chosen in zip(draws, picked, strict=True)
+  ]
+  assert (got["macro"][0].low, got["macro"][0].high) == pytest.approx(
+    tuple(np.percentile(drawn, [2.5, 97.5]))
+  )
+
+
+def test_one_seed_draws_patients_only_and_more_seeds_add_their_spread():
+  rng = np.random.default_rng(6)
+  values, patients = rng.normal(size=(60, 2)), [str(i) for i in range(60)]
+  one = bootstrap.seeded_means(values[None], ["g"] * 60, patients, seed=4)
+  assert one == bootstrap.grouped_means(values, ["g"] * 60, patients, seed=4)
+  same = bootstrap.seeded_means(np.stack([values] * 3), ["g"] * 60, patients, seed=4)["g"][0]
+  assert (same.low, same.high) == pytest.approx((one["g"][0].low, one["g"][0].high))
+  apart = values + np.array([-1.0, 0.0, 1.0])[:, None, None]
+  wide = bootstrap.seeded_means(apart, ["g"] * 60, patients, seed=4)["g"][0]
+  assert wide.value == pytest.approx(one["g"][0].value)
+  assert wide.high - wide.low > 2 * (same.high - same.low)
+
+
+def test_a_paired_difference_is_narrower_than_either():
+  rng = np.random.default_rng(7)
+  hard, patients = rng.normal(size=(80, 1)), [str(i) for i in range(80)]
+  a, b = (hard + 0.1 * rng.normal(size=(2, 80, 1)) + shift for shift in (0.3, 0.0))
+  either = bootstrap.seeded_means(a, ["g"] * 80, patients)["macro"][0]
+  paired = bootstrap.seeded_means(a - b, ["g"] * 80, patients)["macro"][0]
+  assert paired.low > 0.2 and paired.high < 0.4
+  assert paired.high - paired.low < (either.high - either.low) / 3
+
+
+def test_seeds_that_do_not_fit_are_named():
+  with pytest.raises(ValueError, match="do not fit"):
+    bootstrap.seeded_means(np.ones((2, 1)), ["g"], ["p"])
+  with pytest.raises(ValueError, match="no units"):
+    bootstrap.seeded_means(np.ones((0, 1, 1)), ["g"], ["p"])

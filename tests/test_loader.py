@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from input_pipeline import images, loader, phantom, tokens
+from input_pipeline import images, loader, phantom, terms, tokens
 from input_pipeline.errors import UserError
 
 FILMS = [phantom.study(0, i, 64) for i in range(10)]
@@ -13,7 +13,7 @@ FILMS = [phantom.study(0, i, 64) for i in range(10)]
 def encode(tmp_path_factory):
   texts = [" ".join(study.sentences) for study in FILMS]
   tokenizer = tokens.train(texts, tmp_path_factory.mktemp("tokenizer"), vocabulary_size=300)
-  return loader.Encode(tokenizer, 64, 48, 24, images.Augment())
+  return loader.Encode(tokenizer, terms.load(), 64, 48, 24, images.Augment())
 
 
 def take(encode, count, source=FILMS, **options):
@@ -37,6 +37,7 @@ def test_shapes_and_types(encode):
     "sentence_index": ((4, 48), "int32"),
     "position": ((4, 48), "int32"),
     "word_mask": ((4, 24), "bool"),
+    "term": ((4, 24), "bool"),
     "report_key": ((4,), "int32"),
     "study_key": ((4,), "int32"),
     "dropped_sentences": ((4,), "int32"),
@@ -97,7 +98,7 @@ def test_a_film_is_changed_anew_each_epoch(encode):
 
 def test_sentences_without_room_are_counted(encode):
   total = sum(int(batch["dropped_sentences"].sum()) for batch in take(encode, 5, batch_size=2))
-  room = loader.Encode(encode.tokenizer, 64, 256, 128, None)
+  room = loader.Encode(encode.tokenizer, encode.terms, 64, 256, 128, None)
   assert total > 0
   assert all((batch["dropped_sentences"] == 0).all() for batch in take(room, 5, batch_size=2))
 

@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE over a matrix of scores; reports that say the same are no negatives."""
+"""Contrasts: of pairs over a matrix of scores, and of a report's words among themselves."""
 
 import jax
 import jax.numpy as jnp
@@ -43,4 +43,60 @@ def info_nce(
     cross_entropy = jax.nn.logsumexp(logits, axis=axis) - diagonal
     loss += jnp.where(valid, cross_entropy, 0).sum() / count / 2
     accuracy += (valid & (diagonal >= logits.max(axis))).sum() / count / 2
+  return loss, accuracy
+
+
+def word_info_nce(
+  logits: jax.Array, positives: jax.Array, valid: jax.Array, weight: jax.Array
+) -> jax.Array:
+  """Each single word must find its own image among all (ours); a weighted mean over the words.
+
+  Pooled scores let a report's easiest word answer for all; here every word answers for itself.
+
+  Args:
+    logits: [I, J, W] float32, of word w of report j in image i; I = J.
+    positives, valid: as in `info_nce`.
+    weight: [J, W] >= 0, zero for padding.
+
+  Returns:
+    The loss, 0 where no word has weight.
+  """
+  own = jnp.eye(len(logits), dtype=bool)
+  counted = valid[:, None] & valid[None] & (own | ~positives)
+  logits = jnp.where(counted[..., None], logits, -1e9)
+  mine = jnp.diagonal(logits).T  # [J, W]
+  cross_entropy = jax.nn.logsumexp(logits, axis=0) - mine
+  weight = jnp.where(valid[:, None], weight, 0)
+  total = weight.sum()
+  return (weight * cross_entropy).sum() / jnp.where(total > 0, total, 1)
+
+
+def words_info_nce(
+  regions: jax.Array, words: jax.Array, weight: jax.Array, mask: jax.Array, scale
+) -> tuple[jax.Array, jax.Array]:
+  """Each word against the regions of its own report's words, and each region against the words.
+
+  Mean over reports of sum_w weight_w of the two cross-entropies, halved (as SPARC and MGCA have it,
+  with padding left out of both normalisers).
+
+  Args:
+    regions: [B, W, D], unit norm, the region each word attends to in its own film.
+    words: [B, W, D], unit norm.
+    weight: [B, W], sums to one over the words of a report.
+    mask: [B, W] bool.
+    scale: scalar, inverse temperature.
+
+  Returns:
+    The loss, and the share of words that find their own region and are found by it, halved each.
+  """
+  logits = scale * jnp.einsum("bwd,bud->bwu", regions, words)
+  logits = jnp.where(mask[:, :, None] & mask[:, None], logits, -1e9)
+  diagonal = jnp.diagonal(logits, axis1=1, axis2=2)
+  weight = jnp.where(mask, weight, 0)
+  reports = jnp.maximum(mask.any(-1).sum(), 1)
+  loss, accuracy = 0.0, 0.0
+  for axis in (1, 2):
+    cross_entropy = jax.nn.logsumexp(logits, axis=axis) - diagonal
+    loss += (weight * cross_entropy).sum() / reports / 2
+    accuracy += (mask & (diagonal >= logits.max(axis))).sum() / jnp.maximum(mask.sum(), 1) / 2
   return loss, accuracy

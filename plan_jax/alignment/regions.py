@@ -3,6 +3,8 @@
 All functions take similarities [..., P] and give weights [..., P] that are >= 0 and sum to one.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -70,4 +72,50 @@ def entmax15(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
   return _entmax15(similarity / tau)
 
 
-SPARSIFIERS = {"softmax": softmax, "threshold": threshold, "minmax": minmax, "entmax15": entmax15}
+def topk(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
+  """A hard region: equal weights to the best `TOP_SHARE` of the pixels; `tau`, `gamma` not used.
+
+  Pixels that tie for the last place all belong.
+  """
+  count = math.ceil(TOP_SHARE * similarity.shape[-1])
+  least = jax.lax.top_k(similarity, count)[0][..., -1:]
+  return _equal(similarity >= least, similarity.dtype)
+
+
+def box(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
+  """A hard region: equal weights in the smallest box round the lit pixels of a square grid (ours).
+
+  Lit are the pixels with at least half of the highest soft attention at temperature `tau`; `gamma`
+  is not used. Raises ValueError where P is no square number.
+  """
+  side = math.isqrt(similarity.shape[-1])
+  if side * side != similarity.shape[-1]:
+    raise ValueError(f"boxes need a square grid, not {similarity.shape[-1]} pixels")
+  highest = similarity.max(-1, keepdims=True)
+  lit = (similarity >= highest - tau * math.log(2)).reshape(*similarity.shape[:-1], side, side)
+
+  def spanned(line):
+    """[..., side] bool: between the first and the last true one."""
+    seen = jnp.cumsum(line, -1) > 0
+    ahead = jnp.cumsum(line[..., ::-1], -1)[..., ::-1] > 0
+    return seen & ahead
+
+  rows, columns = spanned(lit.any(-1)), spanned(lit.any(-2))
+  inside = (rows[..., :, None] & columns[..., None, :]).reshape(similarity.shape)
+  return _equal(inside, similarity.dtype)
+
+
+def _equal(region: jax.Array, dtype) -> jax.Array:
+  weight = region.astype(dtype)
+  return weight / weight.sum(-1, keepdims=True)
+
+
+TOP_SHARE = 1 / 16
+SPARSIFIERS = {
+  "softmax": softmax,
+  "threshold": threshold,
+  "minmax": minmax,
+  "entmax15": entmax15,
+  "topk": topk,
+  "box": box,
+}

@@ -1,4 +1,7 @@
-"""How well a report's words find themselves in an image: the local score, round by round (ours).
+"""How well a report's words find themselves in an image: the local score of a pair.
+
+`evidence` of the words, round by round, and `pool_words` are ours; `gloria_scores` is the baseline
+of that name.
 
 Shapes: I images of P pixels, J reports of W words, D channels. Everything after the first product
 lives in pixel space: the region embedding c = norm(sum_p a V_p) is never formed, for with s = T V',
@@ -17,6 +20,7 @@ import jax.numpy as jnp
 
 from plan_jax.alignment.regions import SPARSIFIERS
 
+EVIDENCE = ("soft_maximum", "cosine")
 _TINY = 1e-12
 
 
@@ -28,15 +32,15 @@ class Rounds:
     tau: temperature of the region, one a round, falling.
     gamma: suppressed uniform shares, one a round, rising.
     eta: how far the next query moves from the word to its region, 0 to 1.
-    beta: sharpness of the pooling over words; large comes near to the maximum.
     sparsifier: a name of regions.SPARSIFIERS.
+    evidence: what speaks for a word, "soft_maximum" or "cosine"; see `WordRegions`.
   """
 
   tau: tuple[float, ...]
   gamma: tuple[float, ...]
   eta: float
-  beta: float
   sparsifier: str
+  evidence: str = "soft_maximum"
 
 
 class WordRegions(NamedTuple):
@@ -45,7 +49,8 @@ class WordRegions(NamedTuple):
   Attributes:
     similarity: [I, J, W, P], of the round's query with each pixel.
     weight: [I, J, W, P], the soft region.
-    evidence: [I, J, W], sum of weight times similarity: a soft maximum of the similarity.
+    evidence: [I, J, W], the sum of weight times similarity (a soft maximum of the similarity), or
+      the cosine of the query with the region: the same over the region's length.
   """
 
   similarity: jax.Array
@@ -66,18 +71,26 @@ def word_regions(pixels: jax.Array, words: jax.Array, rounds: Rounds) -> list[Wo
   precise = jnp.promote_types(pixels.dtype, jnp.float32)
   first = similarity = jnp.einsum("ipd,jwd->ijwp", pixels, words, preferred_element_type=precise)
   gram = jnp.einsum("ipd,iqd->ipq", pixels, pixels, preferred_element_type=precise)
+
+  def reach(weight):
+    """The region's products with the pixels [I, J, W, P], and its length [I, J, W, 1]."""
+    projected = jnp.einsum("ijwp,ipq->ijwq", weight, gram)
+    return projected, jnp.sqrt((weight * projected).sum(-1, keepdims=True) + _TINY)
+
   found: list[WordRegions] = []
   for tau, gamma in zip(rounds.tau, rounds.gamma, strict=True):
     if found:
       weight = found[-1].weight
-      projected = jnp.einsum("ijwp,ipq->ijwq", weight, gram)
-      length = jnp.sqrt((weight * projected).sum(-1, keepdims=True) + _TINY)
+      projected, length = reach(weight)
       towards = (weight * first).sum(-1, keepdims=True) / length
       keep, move = 1 - rounds.eta, rounds.eta
       norm = jnp.sqrt(keep**2 + move**2 + 2 * keep * move * towards + _TINY)
       similarity = (keep * first + move * projected / length) / norm
     weight = sparsify(similarity, tau, gamma)
-    found.append(WordRegions(similarity, weight, (weight * similarity).sum(-1)))
+    evidence = (weight * similarity).sum(-1)
+    if rounds.evidence == "cosine":
+      evidence = evidence / reach(weight)[1][..., 0]
+    found.append(WordRegions(similarity, weight, evidence))
   return found
 
 
@@ -87,7 +100,7 @@ def pool_words(evidence: jax.Array, significance: jax.Array, beta: float) -> jax
   Args:
     evidence: [..., W].
     significance: broadcastable to it, >= 0; zero excludes a word. Without any word the score is 0.
-    beta: sharpness.
+    beta: sharpness; large comes near to the highest evidence.
   """
   log_r = jnp.where(
     significance > 0, jnp.log(jnp.where(significance > 0, significance, 1)), -jnp.inf
@@ -98,20 +111,53 @@ def pool_words(evidence: jax.Array, significance: jax.Array, beta: float) -> jax
   return jnp.where(some, score / beta, 0)
 
 
-def plan_scores(
-  pixels: jax.Array, words: jax.Array, significance: jax.Array, rounds: Rounds
-) -> jax.Array:
-  """Local scores of all pairs, [K, I, J] float32, one a round.
+def evidence(pixels: jax.Array, words: jax.Array, rounds: Rounds) -> jax.Array:
+  """[K, I, J, W] float32: what speaks for each word in each image, round by round.
 
   Args:
     pixels: [I, P, D], unit norm.
-    words: [J, W, D], unit norm.
-    significance: [J, W], zero where there is no word.
+    words: [J, W, D], unit norm, or zero for padding.
     rounds: K rounds.
   """
-  return jnp.stack(
-    [
-      pool_words(found.evidence, significance, rounds.beta)
-      for found in word_regions(pixels, words, rounds)
-    ]
-  )
+  return jnp.stack([found.evidence for found in word_regions(pixels, words, rounds)])
+
+
+def gloria_attention(pixels: jax.Array, words: jax.Array, mask: jax.Array) -> jax.Array:
+  """[I, J, W, P] attention of GLoRIA (Huang et al. 2021): words compete for a pixel, then pixels.
+
+  softmax over pixels of 4 * softmax over words of the plain dot product.
+
+  Args:
+    pixels: [I, P, D], of any norm.
+    words: [J, W, D], of any norm.
+    mask: [J, W] bool; padding takes no part in the words' competition.
+  """
+  return _gloria(pixels, words, mask)[1]
+
+
+def gloria_scores(pixels: jax.Array, words: jax.Array, mask: jax.Array) -> jax.Array:
+  """[1, I, J] float32 local scores of GLoRIA (Huang et al. 2021), its temperatures included.
+
+  S = 10 log sum_w exp(5 cos(t_w, c_w)) with c_w the attended sum of the pixels: a sum over words,
+  so that longer reports score higher, as published. 0 for a report without words.
+
+  Args:
+    pixels, words, mask: as in `gloria_attention`.
+  """
+  similarity, attention, gram = _gloria(pixels, words, mask)
+  projected = jnp.einsum("ijwp,ipq->ijwq", attention, gram)
+  length = jnp.sqrt((attention * projected).sum(-1) + _TINY)
+  word = jnp.sqrt(jnp.square(words.astype(length.dtype)).sum(-1) + _TINY)
+  cosine = (attention * similarity).sum(-1) / (length * word)
+  some = mask.any(-1)
+  counted = jnp.where(mask | ~some[:, None], 5 * cosine, -jnp.inf)
+  score = 10 * jax.nn.logsumexp(counted, axis=-1)
+  return jnp.where(some, score, 0)[None]
+
+
+def _gloria(pixels, words, mask):
+  precise = jnp.promote_types(pixels.dtype, jnp.float32)
+  similarity = jnp.einsum("ipd,jwd->ijwp", pixels, words, preferred_element_type=precise)
+  gram = jnp.einsum("ipd,iqd->ipq", pixels, pixels, preferred_element_type=precise)
+  among = jnp.where(mask[None, :, :, None], similarity, -1e9)  # finite: a report may be empty
+  return similarity, jax.nn.softmax(4 * jax.nn.softmax(among, axis=2), axis=-1), gram

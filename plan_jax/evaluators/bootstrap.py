@@ -53,49 +53,88 @@ def grouped_means(
   Raises:
     ValueError: lengths differ, there are no units, or a group is called "macro".
   """
+  return seeded_means(
+    np.asarray(values, np.float64)[None], groups, clusters, resamples=resamples, seed=seed
+  )
+
+
+def seeded_means(
+  values: np.ndarray,
+  groups: Sequence[str],
+  clusters: Sequence[str],
+  *,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> dict[str, list[Summary]]:
+  """`grouped_means` of several trainings on the same units: means over seeds, with intervals.
+
+  A draw takes S of the S trainings and, the same for each of them, C of the C patients, both with
+  replacement, so the interval tells how much the figure would move with other seeds and other
+  patients. The spread of few seeds is drawn too narrow, by about sqrt((S - 1) / S). With one seed
+  only patients are drawn.
+
+  Args:
+    values: [S, U, M] float, M figures of each of U units after each of S trainings; for a paired
+      difference, those of one method minus those of another. NaN where there is no such figure.
+    groups: as in `grouped_means`.
+    clusters: as in `grouped_means`.
+    resamples: as in `grouped_means`.
+    seed: of the draws.
+
+  Returns:
+    As `grouped_means`; every figure is taken for each training, then averaged over those that have
+    it. `n` counts the units that have a figure after any training.
+
+  Raises:
+    ValueError: as `grouped_means`, or there are no trainings.
+  """
   values = np.asarray(values, np.float64)
-  if values.ndim != 2 or not len(values) == len(groups) == len(clusters):
+  if values.ndim != 3 or not values.shape[1] == len(groups) == len(clusters):
     raise ValueError(
       f"values {values.shape}, {len(groups)} groups and {len(clusters)} clusters do not fit"
     )
-  if not len(values):
+  if not values.shape[0] or not values.shape[1]:
     raise ValueError("there are no units to average")
   if MACRO in groups:
     raise ValueError(f"a group is called {MACRO!r}, the name of the mean over groups")
   names, group = np.unique(np.asarray(groups, str), return_inverse=True)
   members, cluster = np.unique(np.asarray(clusters, str), return_inverse=True)
-  shape = (len(members), len(names), values.shape[1])
+  seeds, _, figures = values.shape
+  shape = (len(members), len(names), seeds, figures)
 
-  # Sums and counts of each (cluster, group, figure): a draw is then a weighted sum over clusters.
+  # Sums and counts of each (cluster, group, seed, figure): a draw is then a weighted sum over
+  # clusters.
   cell = cluster * len(names) + group
   sums, counts = np.zeros((2, *shape))
-  for m in range(shape[2]):
-    known = np.isfinite(values[:, m])
+  for s, m in np.ndindex(seeds, figures):
+    known = np.isfinite(values[s, :, m])
     size = shape[0] * shape[1]
-    sums[..., m] = np.bincount(cell[known], values[known, m], size).reshape(shape[:2])
-    counts[..., m] = np.bincount(cell[known], minlength=size).reshape(shape[:2])
+    sums[..., s, m] = np.bincount(cell[known], values[s, known, m], size).reshape(shape[:2])
+    counts[..., s, m] = np.bincount(cell[known], minlength=size).reshape(shape[:2])
 
-  value = _ratio(sums.sum(0), counts.sum(0))
+  value = _over_seeds(_ratio(sums.sum(0), counts.sum(0))[None], np.ones((1, seeds)))[0]
   drawn = []
+  # Of other random numbers than the clusters': else as many seeds as clusters would move alike.
+  seed_weights = np.concatenate([np.zeros((0, seeds)), *_draws(seeds, resamples, [seed, 1])])
   for weights in _draws(len(members), resamples, seed):
     weights = weights.astype(np.float64)
     total = (weights @ sums.reshape(shape[0], -1)).reshape(-1, *shape[1:])
     count = (weights @ counts.reshape(shape[0], -1)).reshape(-1, *shape[1:])
-    drawn.append(_ratio(total, count))
-  drawn = np.concatenate(drawn) if drawn else np.zeros((0, *shape[1:]))  # [resamples, G, M]
-  supported = (counts > 0).sum(0)  # [G, M]: the clusters behind each figure
+    used, seed_weights = np.split(seed_weights, [len(weights)])
+    drawn.append(_over_seeds(_ratio(total, count), used))
+  drawn = np.concatenate(drawn) if drawn else np.zeros((0, *value.shape))  # [resamples, 1 + G, M]
+  behind = (counts > 0).any(2)  # [C, G, M]
+  behind = np.concatenate([behind.any(1, keepdims=True), behind], 1).sum(0)  # clusters, [1 + G, M]
+  units = np.zeros((len(names), figures), np.int64)
+  np.add.at(units, group, np.isfinite(values).any(0))
+  units = np.concatenate([units.sum(0, keepdims=True), units])
 
-  out = {MACRO: []}
-  for m in range(shape[2]):
-    clusters_behind = (counts[..., m].sum(1) > 0).sum()
-    low, high = interval(_nanmean(drawn[:, :, m])) if clusters_behind > 1 else (math.nan,) * 2
-    macro = float(_nanmean(value[None, :, m])[0])
-    out[MACRO].append(Summary(macro, low, high, int(counts[..., m].sum())))
-  for g, name in enumerate(names.tolist()):
+  out = {}
+  for g, name in enumerate([MACRO, *names.tolist()]):
     out[name] = []
-    for m in range(shape[2]):
-      low, high = interval(drawn[:, g, m]) if supported[g, m] > 1 else (math.nan,) * 2
-      out[name].append(Summary(float(value[g, m]), low, high, int(counts[:, g, m].sum())))
+    for m in range(figures):
+      low, high = interval(drawn[:, g, m]) if behind[g, m] > 1 else (math.nan, math.nan)
+      out[name].append(Summary(float(value[g, m]), low, high, int(units[g, m])))
   return out
 
 
@@ -144,7 +183,7 @@ def interval(drawn: np.ndarray) -> tuple[float, float]:
   return float(low), float(high)
 
 
-def _draws(clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _draws(clusters: int, resamples: int, seed: int | list[int]) -> Iterator[np.ndarray]:
   """Blocks [r, C] int64: how often each cluster is drawn; a block stays near 2 million numbers."""
   rng = np.random.default_rng(seed)
   block = max(1, 2_000_000 // clusters)
@@ -152,6 +191,15 @@ def _draws(clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     rows = min(block, resamples - start)
     picked = rng.integers(0, clusters, (rows, clusters)) + clusters * np.arange(rows)[:, None]
     yield np.bincount(picked.ravel(), minlength=rows * clusters).reshape(rows, clusters)
+
+
+def _over_seeds(means: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Means of groups [R, G, S, M], weights of seeds [R, S] -> macro and groups [R, 1 + G, M]."""
+  macro = _nanmean(np.moveaxis(means, 1, -1))[:, None]
+  means = np.concatenate([macro, means], axis=1)
+  known = ~np.isnan(means)
+  weights = weights[:, None, :, None] * known
+  return _ratio((weights * np.where(known, means, 0)).sum(2), weights.sum(2))
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:

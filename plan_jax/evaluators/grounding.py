@@ -34,6 +34,7 @@ from input_pipeline import images, reports
 from input_pipeline.study import Region, Study
 from plan_jax.evaluators import bootstrap, floors
 from plan_jax.evaluators.results import RUN, Row
+from plan_jax.evaluators.units import Units, unit_id
 
 PROTOCOL = "grounding-v1"
 METRICS = ("signed CNR", "absolute CNR", "mIoU", "mean Dice", "pointing")
@@ -169,20 +170,37 @@ def evaluate_grounding(
     seed: of the random floor and the draws.
 
   Returns:
-    Rows by group ("macro" first), metric and model; none where no study has a region.
+    As `grounding_rows`.
 
   Raises:
     ValueError: a film or map contradicts its study; the message names the image.
   """
+  scores = score_grounding(grounder, studies, prior, batch=batch, seed=seed)
+  return grounding_rows(scores, data=data, resamples=resamples, seed=seed)
+
+
+def score_grounding(
+  grounder: Grounder,
+  studies: Iterable[Study],
+  prior: floors.BoxPrior | Iterable[Study],
+  *,
+  batch: int = 64,
+  seed: int = 0,
+) -> dict[str, Units]:
+  """The figures of every unit, by model: "run" first, then the floors on the same units.
+
+  Empty where no study has a region. Arguments and errors are those of `evaluate_grounding`.
+  """
   if not isinstance(prior, floors.BoxPrior):
     prior = box_prior(prior)
   scores: dict[str, list[np.ndarray]] = {}
-  labels, patients = [], []
+  ids, labels, patients = [], [], []
   for films, some in _batches(studies, batch):
     maps = grounder.ground(films, [unit.phrase for unit in some])
     if len(maps) != len(some):
       raise ValueError(f"the grounder gave {len(maps)} maps for {len(some)} phrases")
     for unit, heat in zip(some, maps, strict=True):
+      ids.append(unit_id(unit.image_id, unit.phrase))
       labels.append(unit.label)
       patients.append(unit.patient_id)
       try:
@@ -191,11 +209,20 @@ def evaluate_grounding(
         raise ValueError(f"{unit.image_id}, {unit.phrase!r}: {error}") from error
       for name, floor in floor_maps(unit, prior, tuple(grounder.grid), seed).items():
         scores.setdefault(name, []).append(score(floor, unit.mask))
-  if not labels:
+  return {
+    model: Units(ids, labels, patients, METRICS, np.stack(found)) for model, found in scores.items()
+  }
+
+
+def grounding_rows(
+  scores: dict[str, Units], *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+) -> list[Row]:
+  """Rows of `score_grounding` by group ("macro" first), metric and model; none of no scores."""
+  if not scores:
     return []
   summaries = {
     model: bootstrap.grouped_means(
-      np.stack(found), labels, patients, resamples=resamples, seed=seed
+      found.values, found.groups, found.patients, resamples=resamples, seed=seed
     )
     for model, found in scores.items()
   }

@@ -15,13 +15,19 @@ from pathlib import Path
 from input_pipeline.files import replace_text
 
 RUN = "run"
-# What a reader wants to know first: (task, group, metric).
-HEADLINES = (
+# What is followed during training, on the validation split: (task, group, metric).
+FOLLOWED = (
   ("grounding", "macro", "signed CNR"),
   ("grounding", "macro", "mIoU"),
   ("grounding", "macro", "pointing"),
   ("retrieval", "all", "R@5 image-to-text"),
   ("retrieval", "all", "R@5 text-to-image"),
+)
+# What a reader wants to know first.
+HEADLINES = (
+  *FOLLOWED,
+  ("presence", "macro", "AUC"),
+  ("terms", "all", "AUC finding against rest"),
 )
 
 
@@ -30,7 +36,7 @@ class Row:
   """One figure.
 
   Attributes:
-    task: "grounding", "retrieval", ...
+    task: "grounding", "retrieval", "presence" or "terms".
     protocol: name and version of the rules it was measured by, e.g. "grounding-v1".
     data: the data set and split, e.g. "phantom/test".
     group: a finding, "macro" for the mean over findings, or "all".
@@ -56,7 +62,7 @@ class Row:
 
 
 def scalar_name(task: str, metric: str) -> str:
-  """What a headline figure on validation is called in the curves and as `best_metric`."""
+  """What a figure of `FOLLOWED` is called in the curves and as `best_metric`."""
   return f"validation/{task}/{metric.replace(' ', '_')}"
 
 

@@ -31,9 +31,11 @@ from input_pipeline import images, reports
 from input_pipeline.study import Study
 from plan_jax.evaluators import bootstrap
 from plan_jax.evaluators.results import RUN, Row
+from plan_jax.evaluators.units import Units, unit_id
 
 PROTOCOL = "retrieval-v1"
 AT = (1, 5, 10)
+DIRECTIONS = ("image-to-text", "text-to-image")
 TOLERANCE = 1e-6
 _NONE = float("nan")
 
@@ -153,54 +155,55 @@ def chance(keys: np.ndarray) -> tuple[dict[int, float], float]:
   return recalls, (lower + upper) / 2
 
 
-def retrieval_rows(
+@dataclass(frozen=True)
+class Gallery:
+  """What the queries of one gallery score, and what chance does.
+
+  Attributes:
+    units: the pairs, by the image; metrics "R@K DIRECTION" for K of `AT`, then "rank DIRECTION"
+      (the expected rank), for both of `DIRECTIONS`.
+    recalls: K -> R@K of chance.
+    median: the median rank of chance.
+  """
+
+  units: Units
+  recalls: dict[int, float]
+  median: float
+
+
+def score_gallery(
   v: np.ndarray,
   t: np.ndarray,
   keys: np.ndarray,
+  ids: Sequence[str],
   patients: Sequence[str],
   *,
-  data: str,
   group: str = "all",
   block: int = 512,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
-) -> list[Row]:
-  """The rows of one gallery.
+) -> Gallery:
+  """Ranks every pair of a gallery in both directions.
 
   Args:
     v: [N, D] unit-norm embeddings of films.
     t: [N, D] unit-norm embeddings of their texts.
     keys: int [N], equal for equal texts.
+    ids: [N], the images.
     patients: [N], for the bootstrap.
-    data: for the rows.
-    group: for the rows.
+    group: name of the gallery.
     block: queries ranked at a time.
-    resamples: bootstrap draws.
-    seed: of the draws.
 
   Raises:
     ValueError: as `rank_embeddings`.
   """
-  n = len(keys)
-  by_chance, chance_median = chance(keys)
-  rows = []
-
-  def add(metric: str, run: bootstrap.Summary, floor: float) -> None:
-    head = ("retrieval", PROTOCOL, data, group, metric)
-    rows.append(Row(*head, RUN, run.value, run.low, run.high, n, gallery=n))
-    rows.append(Row(*head, "chance", floor, _NONE, _NONE, n, gallery=n))
-
-  for direction, queries, candidates in (("image-to-text", v, t), ("text-to-image", t, v)):
+  figures = {}
+  for direction, queries, candidates in zip(DIRECTIONS, (v, t), (t, v), strict=True):
     ranks = rank_embeddings(queries, candidates, keys, block=block)
-    recalls = np.stack([ranks.recall(k) for k in AT], axis=1)
-    means = bootstrap.grouped_means(recalls, [group] * n, patients, resamples=resamples, seed=seed)[
-      group
-    ]
-    for k, summary in zip(AT, means, strict=True):
-      add(f"R@{k} {direction}", summary, by_chance[k])
-    middle = bootstrap.median(ranks.expected(), patients, resamples=resamples, seed=seed)
-    add(f"median rank {direction}", middle, chance_median)
-  return rows
+    figures |= {f"R@{k} {direction}": ranks.recall(k) for k in AT}
+    figures[f"rank {direction}"] = ranks.expected()
+  values = np.stack(list(figures.values()), axis=1)
+  names = [unit_id(image_id) for image_id in ids]
+  units = Units(names, [group] * len(names), list(patients), tuple(figures), values)
+  return Gallery(units, *chance(keys))
 
 
 def evaluate_retrieval(
@@ -225,15 +228,25 @@ def evaluate_retrieval(
     seed: of the draws.
 
   Returns:
-    Rows of group "all" and, where there are several kinds of text, of each kind; none where no
-    study has text. How many studies had none is logged; `n` and `gallery` count the others.
+    As `retrieval_rows`. How many studies had no text is logged; `n` and `gallery` count the others.
 
   Raises:
     ValueError: a film is unreadable, or the embeddings do not fit; the former names the image.
   """
+  galleries = score_retrieval(embedder, studies, batch=batch, block=block)
+  return retrieval_rows(galleries, data=data, resamples=resamples, seed=seed)
+
+
+def score_retrieval(
+  embedder: Embedder, studies: Iterable[Study], *, batch: int = 64, block: int = 512
+) -> dict[str, Gallery]:
+  """The gallery "all" and, where there are several kinds of text, that of each kind.
+
+  Empty where no study has text. Arguments and errors are those of `evaluate_retrieval`.
+  """
   v, t, films, texts = [], [], [], []
   known: dict[str, int] = {}
-  keys, patients, kinds = [], [], []
+  keys, ids, patients, kinds = [], [], [], []
   without = 0
 
   def embed() -> None:
@@ -254,31 +267,55 @@ def evaluate_retrieval(
       raise ValueError(f"{study.image_id}: {error}") from error
     texts.append(study.sentences)
     keys.append(known.setdefault(normal, len(known)))
+    ids.append(study.image_id)
     patients.append(study.patient_id)
     kinds.append(study.text_kind)
     if len(films) == batch:
       embed()
   embed()
   if without:
-    logging.info("retrieval on %s: %d studies without text are left out", data, without)
+    logging.info("retrieval: %d studies without text are left out", without)
   if not keys:
-    return []
+    return {}
   v, t, keys, kinds = np.concatenate(v), np.concatenate(t), np.array(keys), np.array(kinds)
+  ids, patients = np.array(ids), np.array(patients)
   groups = {"all": np.ones(len(keys), bool)}
   if len(set(kinds.tolist())) > 1:
     groups |= {kind: kinds == kind for kind in sorted(set(kinds.tolist()))}
-  return [
-    row
-    for group, chosen in groups.items()
-    for row in retrieval_rows(
-      v[chosen],
-      t[chosen],
-      keys[chosen],
-      np.array(patients)[chosen].tolist(),
-      data=data,
-      group=group,
-      block=block,
-      resamples=resamples,
-      seed=seed,
+  return {
+    group: score_gallery(
+      v[chosen], t[chosen], keys[chosen], ids[chosen].tolist(), patients[chosen].tolist(),
+      group=group, block=block,
     )
-  ]
+    for group, chosen in groups.items()
+  }  # fmt: skip
+
+
+def retrieval_rows(
+  galleries: dict[str, Gallery],
+  *,
+  data: str,
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
+) -> list[Row]:
+  """Rows of `score_retrieval` by gallery, direction and metric, the run beside chance."""
+  rows = []
+  for group, gallery in galleries.items():
+    units, n = gallery.units, len(gallery.units.ids)
+    means = bootstrap.grouped_means(
+      units.values, units.groups, units.patients, resamples=resamples, seed=seed
+    )[group]
+    means = dict(zip(units.metrics, means, strict=True))
+    figures = []
+    for direction in DIRECTIONS:
+      for k in AT:
+        metric = f"R@{k} {direction}"
+        figures.append((metric, means[metric], gallery.recalls[k]))
+      ranks = units.values[:, units.metrics.index(f"rank {direction}")]
+      middle = bootstrap.median(ranks, units.patients, resamples=resamples, seed=seed)
+      figures.append((f"median rank {direction}", middle, gallery.median))
+    for metric, run, floor in figures:
+      head = ("retrieval", PROTOCOL, data, group, metric)
+      rows.append(Row(*head, RUN, run.value, run.low, run.high, n, gallery=n))
+      rows.append(Row(*head, "chance", floor, _NONE, _NONE, n, gallery=n))
+  return rows

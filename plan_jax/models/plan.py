@@ -1,4 +1,7 @@
-"""The two towers: pixels V and film v; words T, their significance r, and report t."""
+"""The two towers: pixels V and film v; words T, their significance r, and report t.
+
+Pixels and words leave as they are; a method of alignment brings them to unit norm if it wants that.
+"""
 
 from typing import NamedTuple
 
@@ -6,35 +9,40 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.alignment.unit import unit
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 
 
 class ImageFeatures(NamedTuple):
-  """Unit-norm float32 features of films.
+  """Features of films, float32.
 
   Attributes:
     pixels: [B, P, D], rows of the grid one after another.
-    film: [B, D].
+    film: [B, D], unit norm.
+    film_pixels: [B, P, D], unit norm: what each pixel alone would make of the film.
   """
 
   pixels: jax.Array
   film: jax.Array
+  film_pixels: jax.Array
 
 
 class TextFeatures(NamedTuple):
   """Features of reports, float32.
 
   Attributes:
-    words: [B, W, D], unit norm (zero where there is no word).
+    words: [B, W, D], zero where there is no word.
     mask: [B, W] bool.
     significance: [B, W] in (0, 1): the say a word has (zero where there is no word).
+    attention: [B, W] >= 0, sums to one: the share of a word in the report's vector.
     report: [B, D], unit norm (zero for a report without words).
   """
 
   words: jax.Array
   mask: jax.Array
   significance: jax.Array
+  attention: jax.Array
   report: jax.Array
 
 
@@ -66,6 +74,8 @@ class Plan(nn.Module):
     self.report_head = nn.Dense(self.size)
     # Starts at one half for every word: the contrast decides who gets more.
     self.significance_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
+    # Apart from the significance: what a report denies tells it from others, but lights no pixel.
+    self.attention_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
     # In logarithms, [global, local].
     self.log_scale = self.param(
       "log_scale", nn.initializers.constant(jnp.log(self.scale_init)), (2,)
@@ -86,7 +96,9 @@ class Plan(nn.Module):
     x = self.image_encoder(image, train=train).astype(jnp.float32)
     # Over a pixel's own channels: a norm over the film would tell every pixel what the others show.
     x = self.pixel_norm(x.reshape(x.shape[0], -1, x.shape[-1]))
-    return ImageFeatures(unit(self.pixel_head(x)), unit(self.film_head(x.mean(1))))
+    return ImageFeatures(
+      self.pixel_head(x), unit(self.film_head(x.mean(1))), unit(self.film_head(x))
+    )
 
   def embed_texts(self, batch: dict, *, train: bool = False) -> TextFeatures:
     """tokens, word_index, sentence_index, position [B, L]; word_mask [B, W] -> TextFeatures."""
@@ -98,13 +110,15 @@ class Plan(nn.Module):
     owner = jax.nn.one_hot(batch["word_index"], mask.shape[1], axis=1)
     x = owner @ x / jnp.maximum(owner.sum(-1, keepdims=True), 1)
     significance = jnp.where(mask, nn.sigmoid(self.significance_head(x)[..., 0]), 0)
-    total = jnp.maximum(significance.sum(-1, keepdims=True), 1e-6)
-    report = jnp.einsum("bw,bwd->bd", significance / total, x)
+    attention = jnp.where(mask, nn.sigmoid(self.attention_head(x)[..., 0]), 0)
+    attention /= jnp.maximum(attention.sum(-1, keepdims=True), 1e-6)
+    report = jnp.einsum("bw,bwd->bd", attention, x)
     any_word = mask.any(-1, keepdims=True)
     return TextFeatures(
-      words=jnp.where(mask[..., None], unit(self.word_head(x)), 0),
+      words=jnp.where(mask[..., None], self.word_head(x), 0),
       mask=mask,
       significance=significance,
+      attention=attention,
       report=jnp.where(any_word, unit(self.report_head(report)), 0),
     )
 
@@ -119,11 +133,6 @@ def bounded(params: dict, scale_max: float) -> dict:
   Applied after each update: a clip inside the model would stop the gradient that leads back.
   """
   return params | {"log_scale": jnp.clip(params["log_scale"], 0, jnp.log(scale_max))}
-
-
-def unit(x: jax.Array) -> jax.Array:
-  """Divides by the Euclidean norm along the last axis; the gradient at zero is finite."""
-  return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
 
 
 def build(model, vocabulary_size: int) -> Plan:

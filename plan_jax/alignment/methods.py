@@ -1,0 +1,221 @@
+"""The local alignments by name: `plan`, and the baselines that it must beat under equal encoders.
+
+- `plan`: contrast of all pairs by the scores of refined soft regions (ours, after PLAN).
+- `none`: no local loss (ConVIRT, CLIP); a phrase is grounded by its global vector against pixels
+  through the film's own head.
+- `gloria`: contrast of all pairs by GLoRIA's scores (Huang et al. 2021).
+- `sparc`: words against regions of one report, regions by min-max scaling (Bica et al. 2024).
+- `mgca`: words against regions of one report, regions by softmax, words weighted by the attention
+  they get from the report vector (Wang et al. 2022, the word side of its token alignment).
+
+Each is its published formula, temperatures included, on the same features; only padding is left out
+where the published code lets it in.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plan_jax.alignment import contrast, curriculum, pairwise, regions, scores
+from plan_jax.alignment.unit import unit
+
+MGCA_TAU = 0.1
+
+
+class Embedded(NamedTuple):
+  """What the objective needs of B pairs; all float32 but the masks and keys.
+
+  Attributes:
+    pixels: [B, P, D] and film [B, D]; films unit norm.
+    words: [B, W, D] and report [B, D]; reports unit norm.
+    mask: [B, W] bool, which words are words; term [B, W] bool, which name something seen.
+    significance: [B, W] in (0, 1), zero for padding.
+    attention: [B, W], share of each word in the report's vector.
+    report_key, study_key: [B] int32.
+    global_scale, local_scale: inverse temperatures.
+  """
+
+  pixels: jax.Array
+  film: jax.Array
+  words: jax.Array
+  report: jax.Array
+  mask: jax.Array
+  term: jax.Array
+  significance: jax.Array
+  attention: jax.Array
+  report_key: jax.Array
+  study_key: jax.Array
+  global_scale: jax.Array
+  local_scale: jax.Array
+
+
+@dataclass(frozen=True)
+class Alignment:
+  """What holds through all of training; `config.alignment`.
+
+  Attributes:
+    method: a name of METHODS.
+    mask_positives: whether reports that say the same are left out of each other's negatives.
+    sparsifier, evidence, eta: of `plan`, see scores.Rounds.
+    beta: of `plan`, see scores.pool_words.
+    word_weight: of `plan`, of the contrast of single words over the images.
+    term_weight: of the significance's own loss, towards the diagnostic terms; 0: it learns from the
+      other losses alone.
+    evaluation: "full" or "chunked" scores of all pairs.
+    tile_images, tile_reports: of a chunk.
+  """
+
+  method: str
+  mask_positives: bool
+  sparsifier: str
+  evidence: str
+  eta: float
+  beta: float
+  word_weight: float
+  term_weight: float
+  evaluation: str
+  tile_images: int
+  tile_reports: int
+
+  def rounds(self, stage: curriculum.Stage) -> scores.Rounds:
+    """The refinement rounds of a stage."""
+    return scores.Rounds(stage.tau, stage.gamma, self.eta, self.sparsifier, self.evidence)
+
+
+class Looked(NamedTuple):
+  """What the words of a text see in a film.
+
+  Attributes:
+    weight: [W, P] float32 >= 0, the region.
+    similarity: [W, P] float32, signed.
+  """
+
+  weight: jax.Array
+  similarity: jax.Array
+
+
+# --- the losses: one (loss, accuracy) a round -------------------------------------------------
+
+
+def _of_pairs(alignment: Alignment, score, pixels, words, say):
+  """Something of every image and report, by the evaluation that the config names."""
+  if alignment.evaluation == "full":
+    return pairwise.full(score, pixels, words, say)
+  return pairwise.chunked(
+    score, pixels, words, say,
+    tile_images=alignment.tile_images, tile_reports=alignment.tile_reports,
+  )  # fmt: skip
+
+
+def _plan_losses(x: Embedded, stage, alignment: Alignment, positives):
+  rounds = alignment.rounds(stage)
+  say = curriculum.say(stage, x.significance, x.mask)
+  evidence = _of_pairs(
+    alignment, lambda v, t, _: scores.evidence(v, t, rounds), unit(x.pixels), unit(x.words), say
+  )
+  valid = x.mask.any(-1)
+  losses = []
+  for e in evidence:
+    matrix = scores.pool_words(e, say, alignment.beta)
+    loss, accuracy = contrast.info_nce(x.local_scale * matrix, positives, valid)
+    if alignment.word_weight:
+      weight = jax.lax.stop_gradient(say)
+      word_loss = contrast.word_info_nce(x.local_scale * e, positives, valid, weight)
+      loss += alignment.word_weight * word_loss
+    losses.append((loss, accuracy))
+  return losses
+
+
+def _gloria_losses(x: Embedded, stage, alignment: Alignment, positives):
+  (matrix,) = _of_pairs(
+    alignment, lambda v, t, mask: scores.gloria_scores(v, t, mask > 0),
+    x.pixels, x.words, x.mask.astype(jnp.float32),
+  )  # fmt: skip
+  return [contrast.info_nce(matrix, positives, x.mask.any(-1))]
+
+
+def _sparc_losses(x: Embedded, stage, alignment: Alignment, positives):
+  attended = unit(jnp.einsum("bwp,bpd->bwd", _sparc_attention(x.pixels, x.words), x.pixels))
+  weight = x.mask / jnp.maximum(x.mask.sum(-1, keepdims=True), 1)
+  return [contrast.words_info_nce(attended, unit(x.words), weight, x.mask, x.local_scale)]
+
+
+def _mgca_losses(x: Embedded, stage, alignment: Alignment, positives):
+  pixels, words = unit(x.pixels), unit(x.words)
+  attended = unit(jnp.einsum("bwp,bpd->bwd", _mgca_attention(pixels, words), pixels))
+  weight = mgca_weight(x.attention, x.mask)
+  return [contrast.words_info_nce(attended, words, weight, x.mask, 1 / MGCA_TAU)]
+
+
+def mgca_weight(attention: jax.Array, mask: jax.Array) -> jax.Array:
+  """[B, W]: attention clipped to its 10th and 90th percentile in the report, summing to one.
+
+  The attention is that which the report's vector pays its words. No gradient passes. Zero for
+  padding.
+  """
+  known = jnp.where(mask | ~mask.any(-1, keepdims=True), attention, jnp.nan)
+  low, high = jnp.nanquantile(known, jnp.array([0.1, 0.9]), axis=-1, keepdims=True)
+  clipped = jnp.where(mask, jnp.clip(attention, low, high), 0)
+  total = clipped.sum(-1, keepdims=True)
+  return jax.lax.stop_gradient(clipped / jnp.where(total > 0, total, 1))
+
+
+def _none_losses(x: Embedded, stage, alignment: Alignment, positives):
+  return []
+
+
+# --- the maps: of one film and one text -------------------------------------------------------
+
+
+def _plan_look(image, text, stage, alignment: Alignment) -> Looked:
+  found = scores.word_regions(
+    unit(image.pixels)[None], unit(text.words)[None], alignment.rounds(stage)
+  )[-1]
+  return Looked(found.weight[0, 0], found.similarity[0, 0])
+
+
+def _gloria_look(image, text, stage, alignment: Alignment) -> Looked:
+  attention = scores.gloria_attention(image.pixels[None], text.words[None], text.mask[None])
+  return Looked(attention[0, 0], text.words @ image.pixels.T)
+
+
+def _sparc_attention(pixels, words):
+  return regions.minmax(jnp.einsum("...wd,...pd->...wp", words, pixels), 1.0, 0.0)
+
+
+def _sparc_look(image, text, stage, alignment: Alignment) -> Looked:
+  return Looked(_sparc_attention(image.pixels, text.words), text.words @ image.pixels.T)
+
+
+def _mgca_attention(pixels, words):
+  return regions.softmax(jnp.einsum("...wd,...pd->...wp", words, pixels), MGCA_TAU, 0.0)
+
+
+def _mgca_look(image, text, stage, alignment: Alignment) -> Looked:
+  pixels, words = unit(image.pixels), unit(text.words)
+  return Looked(_mgca_attention(pixels, words), words @ pixels.T)
+
+
+def _none_look(image, text, stage, alignment: Alignment) -> Looked:
+  similarity = jnp.broadcast_to(
+    image.film_pixels @ text.report, (text.mask.shape[-1], image.film_pixels.shape[-2])
+  )
+  return Looked(jax.nn.relu(similarity), similarity)
+
+
+class Method(NamedTuple):
+  """A local alignment: its losses in training, and what it shows of a film and a text."""
+
+  losses: callable
+  look: callable
+
+
+METHODS = {
+  "plan": Method(_plan_losses, _plan_look),
+  "none": Method(_none_losses, _none_look),
+  "gloria": Method(_gloria_losses, _gloria_look),
+  "sparc": Method(_sparc_losses, _sparc_look),
+  "mgca": Method(_mgca_losses, _mgca_look),
+}

@@ -1,0 +1,132 @@
+"""Terms: does the significance of words tell those that name a visible finding from the rest?
+
+Protocol "terms-v1":
+
+- The unit is a word of a sentence of a report; every occurrence counts. The kind of each word is
+  given with the data: "finding" for words that name a finding the film shows or may show,
+  "attribute" for those that say where it lies or how large it is, "other" for all the rest.
+- The score of a word is its significance in its sentence, read alone.
+- A sentence of which the model does not return every word (its limits on tokens or words cut it) is
+  left out whole, and counted.
+- AUC is the probability that a word of one side has the higher significance, ties counted half (see
+  `auc`): finding against rest (attribute and other), finding against other (attributes left out),
+  finding or attribute against other. Mean significance is the plain mean over the words of a kind.
+- Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
+- Floor `chance`: an AUC of .5, without an interval. Mean significances have no floor.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+
+from input_pipeline.study import Study
+from plan_jax.evaluators import auc, bootstrap
+from plan_jax.evaluators.results import RUN, Row
+from plan_jax.reporting import say
+
+PROTOCOL = "terms-v1"
+KINDS = ("finding", "attribute", "other")
+# AUC -> the kinds that should score high, and those that should score low.
+CONTRASTS = {
+  "AUC finding against rest": (("finding",), ("attribute", "other")),
+  "AUC finding against other": (("finding",), ("other",)),
+  "AUC finding or attribute against other": (("finding", "attribute"), ("other",)),
+}
+
+
+class Reader(Protocol):
+  """What terms needs of a model."""
+
+  def significances(self, texts: list[tuple[str, ...]]) -> list[list[tuple[str, float]]]:
+    """The words of each text, a tuple of sentences, in order, with their significance."""
+
+
+def evaluate_terms(
+  reader: Reader,
+  studies: Iterable[Study],
+  kinds: Callable[[str], list[str]],
+  *,
+  data: str,
+  batch: int = 64,
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
+) -> list[Row]:
+  """Scores a model under protocol "terms-v1" (see the top of this file).
+
+  Args:
+    reader: the model.
+    studies: the reports.
+    kinds: sentence -> one of `KINDS` for each of its words.
+    data: name of data set and split, for the rows.
+    batch: how many sentences the reader is given at a time.
+    resamples: bootstrap draws.
+    seed: of the draws.
+
+  Returns:
+    Rows of group "all" by metric and model; none where no sentence is left. An AUC of which one
+    side has no words is NaN. How many sentences were left out is said.
+
+  Raises:
+    ValueError: `kinds` gives something else than `KINDS`, or a significance is no number.
+  """
+  said = [(study.patient_id, sentence) for study in studies for sentence in study.sentences]
+  # A sentence read alone says the same in every report: it is read once.
+  read: dict[str, list[float]] = {}
+  distinct = list(dict.fromkeys(sentence for _, sentence in said))
+  for start in range(0, len(distinct), batch):
+    some = distinct[start : start + batch]
+    found = reader.significances([(sentence,) for sentence in some])
+    for sentence, words in zip(some, found, strict=True):
+      read[sentence] = [figure for _, figure in words]
+
+  cut = 0
+  figures, kind_of, patients = [], [], []
+  for patient, sentence in said:
+    some = kinds(sentence)
+    if unknown := set(some) - set(KINDS):
+      raise ValueError(f"{sentence!r} has words of kind {', '.join(sorted(unknown))}")
+    if len(some) != len(read[sentence]):
+      cut += 1
+      continue
+    figures += read[sentence]
+    kind_of += some
+    patients += [patient] * len(some)
+  if cut:
+    say(f"terms: {cut} of {len(said)} sentences came back without all their words and are left out")
+  if not figures:
+    return []
+  return _rows(
+    np.array(figures), np.array(kind_of), np.array(patients), data, resamples=resamples, seed=seed
+  )
+
+
+def _rows(
+  figures: np.ndarray,
+  kinds: np.ndarray,
+  patients: np.ndarray,
+  data: str,
+  *,
+  resamples: int,
+  seed: int,
+) -> list[Row]:
+  draws = {"resamples": resamples, "seed": seed}
+  rows = []
+  for metric, (high, low) in CONTRASTS.items():
+    chosen = np.isin(kinds, high + low)
+    s = auc.grouped(
+      figures[chosen],
+      np.isin(kinds[chosen], high),
+      ["all"] * chosen.sum(),
+      patients[chosen].tolist(),
+      **draws,
+    )[bootstrap.MACRO]  # of one group; it is there without words, too
+    head = ("terms", PROTOCOL, data, "all", metric)
+    rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))
+    rows.append(Row(*head, "chance", 0.5, np.nan, np.nan, s.n))
+  each = np.where(kinds[:, None] == np.array(KINDS), figures[:, None], np.nan)
+  means = bootstrap.grouped_means(each, ["all"] * len(each), patients.tolist(), **draws)["all"]
+  for kind, s in zip(KINDS, means, strict=True):
+    head = ("terms", PROTOCOL, data, "all", f"mean significance {kind}")
+    rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))
+  return rows

@@ -1,0 +1,105 @@
+"""Terms: contrasts by hand, cut sentences, and the kinds of the phantom's words."""
+
+import math
+
+import pytest
+
+from input_pipeline import phantom_reports, reports
+from input_pipeline.study import Study
+from plan_jax.evaluators import terms
+
+SCORES = {"mass": 0.9, "left": 0.6, "lower": 0.3, "the": 0.1, "is": 0.3, "clear": 0.7}
+KINDS = {"mass": "finding", "left": "attribute", "lower": "attribute"}
+
+
+def _study(i, *sentences):
+  return Study(b"film", 1, 1, f"i{i}", f"s{i}", f"p{i}", sentences=sentences)
+
+
+def _kinds(sentence):
+  return [KINDS.get(word, "other") for word in reports.normalise(sentence).split()]
+
+
+class _Reader:
+  """Knows the words of `SCORES`; returns three words of a sentence at most."""
+
+  def __init__(self):
+    self.asked = []
+
+  def significances(self, texts):
+    self.asked.append(texts)
+    return [
+      [(word, SCORES[word]) for word in reports.normalise(text[0]).split()[:3]] for text in texts
+    ]
+
+
+def test_contrasts_by_hand(capsys):
+  reader = _Reader()
+  studies = [
+    _study(0, "Left mass.", "The is clear."),
+    _study(1, "Left mass.", "Left lower."),
+    _study(2, "The left lower mass is clear."),
+    _study(3),
+  ]
+  rows = terms.evaluate_terms(reader, iter(studies), _kinds, data="toy", batch=3, resamples=50)
+  # Each distinct sentence is read once, each occurrence counts.
+  assert reader.asked == [
+    [("Left mass.",), ("The is clear.",), ("Left lower.",)],
+    [("The left lower mass is clear.",)],
+  ]
+  assert capsys.readouterr().out == (
+    "terms: 1 of 5 sentences came back without all their words and are left out\n"
+  )
+  assert {(row.task, row.protocol, row.group) for row in rows} == {("terms", "terms-v1", "all")}
+  cells = {(row.metric, row.model): row for row in rows}
+  assert len(cells) == len(rows) == 3 * 2 + 3
+  # finding .9 .9, attribute .6 .6 .6 .3, other .1 .3 .7
+  expected = {
+    "AUC finding against rest": (1.0, 9),
+    "AUC finding against other": (1.0, 5),
+    "AUC finding or attribute against other": ((2 * 3 + 3 * 2 + 1.5) / 18, 9),
+  }
+  for metric, (value, n) in expected.items():
+    run, chance = cells[metric, "run"], cells[metric, "chance"]
+    assert (run.value, run.n) == (pytest.approx(value), n)
+    assert run.low <= run.value <= run.high
+    assert (chance.value, chance.n) == (0.5, n) and math.isnan(chance.low)
+  for kind, value, n in (("finding", 0.9, 2), ("attribute", 2.1 / 4, 4), ("other", 1.1 / 3, 3)):
+    row = cells[f"mean significance {kind}", "run"]
+    assert (row.value, row.n) == (pytest.approx(value), n)
+
+
+def test_without_finding_words_the_area_is_missing():
+  rows = terms.evaluate_terms(_Reader(), [_study(0, "the is")], _kinds, data="toy", resamples=10)
+  for row in rows:
+    known = row.model == "chance" or row.metric == "mean significance other"
+    assert math.isnan(row.value) != known
+    assert math.isnan(row.low)  # one patient
+  only_attributes = [_study(0, "left"), _study(1, "left")]
+  rows = terms.evaluate_terms(_Reader(), only_attributes, _kinds, data="toy", resamples=10)
+  assert [row.value for row in rows if row.metric == "mean significance attribute"] == [0.6]
+
+
+def test_empty_and_wrong_input():
+  assert terms.evaluate_terms(_Reader(), [], _kinds, data="toy") == []
+  assert terms.evaluate_terms(_Reader(), [_study(0)], _kinds, data="toy") == []
+  cut = [_study(0, "the is clear mass")]
+  assert terms.evaluate_terms(_Reader(), cut, _kinds, data="toy") == []
+  with pytest.raises(ValueError, match="'mass' has words of kind verb"):
+    terms.evaluate_terms(_Reader(), [_study(0, "mass")], lambda s: ["verb"], data="toy")
+
+
+def test_the_phantoms_words_have_kinds_that_terms_knows():
+  class Perfect:
+    def significances(self, texts):
+      levels = {"finding": 0.9, "attribute": 0.5, "other": 0.1}
+      return [[("", levels[kind]) for kind in phantom_reports.word_kinds(t[0])] for t in texts]
+
+  studies = [
+    _study(0, "Small left pleural effusion is seen.", "The heart size is normal."),
+    _study(1, "There is no pleural effusion or pneumothorax."),
+  ]
+  rows = terms.evaluate_terms(
+    Perfect(), studies, phantom_reports.word_kinds, data="toy", resamples=10
+  )
+  assert [row.value for row in rows if row.model == "run"][:3] == [1, 1, 1]
