@@ -14,8 +14,48 @@ def get_config() -> ConfigDict:
   config.data.options.size_px = 96
   config.model.image_px = 96
   config.model.image.width = 0.375
-  config.train.steps = 500
+  config.train.steps = 800
+  config.data.threads = 1
   config.checkpoint.every_steps = 0
   config.evaluation.every_steps = 0
   config.evaluation.report_films = 4
   return config
+
+
+def rounds(**values) -> dict[str, object]:
+  """Overrides of the last stage."""
+  return {f"curriculum.refine.{key}": value for key, value in values.items()}
+
+
+METHODS = [{}, *({"alignment.method": name} for name in ("none", "gloria", "sparc", "mgca"))]
+
+
+def sweep() -> list[dict[str, object]]:
+  """Every method on five seeds, PLAN without each of its parts on three, harder films on two."""
+  every_stage = ("words", "refine")
+  two = rounds(local_weight=(0.5, 1.0), tau=(0.2, 0.2), gamma=(0.0, 1.0))
+  parts = [
+    {"alignment.evidence": "cosine"},
+    # Other regions, soft and hard.
+    *({"alignment.sparsifier": name} for name in ("minmax", "entmax15", "topk", "box")),
+    rounds(gamma=(0.0,)),  # no suppression
+    # More rounds, from the last third of training on.
+    *(two | {"alignment.eta": eta} for eta in (0.25, 0.5, 0.75)),
+    rounds(local_weight=(0.5, 0.5, 1.0), tau=(0.2, 0.2, 0.2), gamma=(0.0, 1.0, 1.0)),
+    {"alignment.word_weight": 0.0},
+    {"alignment.term_weight": 0.0},  # the significance learns untaught
+    {"alignment.term_weight": 0.0} | {f"curriculum.{s}.term_filter": False for s in every_stage},
+    {"curriculum.words.start_fraction": 0.001},  # no curriculum
+    {"alignment.mask_positives": False},
+    {"model.image.output_stride": 16},
+    {"model.image.output_stride": 4},
+  ]
+  harder = [
+    {"data.options.small_only": True},
+    {"data.options.wrong_sentence_fraction": 0.3},
+    {"data.options.swapped_side_fraction": 0.1},
+  ]
+  runs = [method | {"seed": seed} for seed in range(5) for method in METHODS]
+  runs += [part | {"seed": seed} for seed in range(3) for part in parts]
+  runs += [data | method | {"seed": s} for s in range(2) for data in harder for method in METHODS]
+  return runs

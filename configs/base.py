@@ -65,14 +65,14 @@ def get_config() -> ConfigDict:
   )  # fmt: skip
   config.curriculum.words = ConfigDict(
     dict(
-      start_fraction=0.02, global_weight=1.0, local_weight=(1.0,), tau=(0.25,), gamma=(0.0,),
-      term_filter=False, cut_below=0.0,
+      start_fraction=0.02, global_weight=1.0, local_weight=(1.0,), tau=(0.2,), gamma=(0.0,),
+      term_filter=True, cut_below=0.0,
     )
   )  # fmt: skip
   config.curriculum.refine = ConfigDict(
     dict(
-      start_fraction=0.6, global_weight=1.0, local_weight=(0.5, 1.0), tau=(0.25, 0.2),
-      gamma=(0.0, 0.5), term_filter=True, cut_below=0.0,
+      start_fraction=0.6, global_weight=1.0, local_weight=(1.0,), tau=(0.2,), gamma=(1.0,),
+      term_filter=True, cut_below=0.0,
     )
   )  # fmt: skip
 

@@ -34,12 +34,12 @@ def get_config() -> ConfigDict:
   config.alignment.tile_images = 2
 
   config.curriculum.refine.start_fraction = 0.65
-  config.train.steps = 720
-  config.train.batch_size = 32
-  config.train.learning_rate = 2e-3
-  config.train.log_every_steps = 20
-  config.checkpoint.every_steps = 120
-  config.evaluation.every_steps = 360
+  config.train.steps = 1440
+  config.train.batch_size = 16
+  config.train.learning_rate = 1.5e-3
+  config.train.log_every_steps = 40
+  config.checkpoint.every_steps = 240
+  config.evaluation.every_steps = 720
   config.evaluation.during_films = 100
   config.evaluation.max_tokens = 128
   config.evaluation.max_words = 64

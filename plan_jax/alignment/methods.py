@@ -61,8 +61,8 @@ class Alignment:
     sparsifier, evidence, eta: of `plan`, see scores.Rounds.
     beta: of `plan`, see scores.pool_words.
     word_weight: of `plan`, of the contrast of single words over the images.
-    term_weight: of the significance's own loss, towards the diagnostic terms; 0: it learns from the
-      other losses alone.
+    term_weight: of `plan`, of the significance's own loss, towards the diagnostic terms; 0: it
+      learns from the other losses alone.
     evaluation: "full" or "chunked" scores of all pairs.
     tile_images, tile_reports: of a chunk.
   """

@@ -32,12 +32,15 @@ def objective(
     "scale_local": x.local_scale,
   }
   if stage.local_weight:
+    # None of `none`, whose stages keep their weights so that one key alone chooses the method.
     local = METHODS[alignment.method].losses(x, stage, alignment, positives)
-    for k, (weight, (loss, accuracy)) in enumerate(zip(stage.local_weight, local, strict=True)):
+    for k, (weight, (loss, accuracy)) in enumerate(
+      zip(stage.local_weight, local, strict=bool(local))
+    ):
       total += weight * loss
       parts |= {f"loss_local_{k}": loss, f"accuracy_local_{k}": accuracy}
   words = jnp.maximum(x.mask.sum(), 1)
-  if alignment.term_weight:
+  if alignment.method == "plan" and alignment.term_weight:
     says = jnp.clip(x.significance, 1e-6, 1 - 1e-6)
     surprise = -jnp.log(jnp.where(x.term, says, 1 - says))
     parts["loss_term"] = jnp.where(x.mask, surprise, 0).sum() / words
