@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from input_pipeline import terms
 from input_pipeline.errors import UserError
 from input_pipeline.readers import READERS
 from input_pipeline.study import SPLITS
@@ -48,7 +49,8 @@ def check(config: ConfigDict) -> None:
     _check(config, key, lambda value: 0 <= value < 1, "must lie in [0, 1)")
   for key in (
     "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "evaluation.resamples",
-    "evaluation.report_films", "train.weight_decay", "seed",
+    "evaluation.report_films", "train.weight_decay", "seed", "alignment.word_weight",
+    "alignment.term_weight",
   ):  # fmt: skip
     _check(config, key, lambda value: value >= 0, "must not be negative")
   highest = config.model.scale_max
@@ -116,6 +118,7 @@ def check(config: ConfigDict) -> None:
         f"config.curriculum.{stage.name}.local_weight: is {stage.local_weight}; method {method!r}"
         " has one round (tau and gamma need as many values)"
       )
+  terms.load(config.text.terms)
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
     raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")
 

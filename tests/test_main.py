@@ -277,6 +277,11 @@ def test_flipped_byte_in_a_shard(tmp_path):
     ("data.threads", 0, r"config\.data\.threads.*positive"),
     ("evaluation.split", "tset", r"config\.evaluation\.split.*validation, test"),
     ("train.steps", 0, r"config\.train\.steps.*positive"),
+    ("alignment.method", "magic", r"alignment\.method: is 'magic'; must be one of plan, none"),
+    ("alignment.method", "gloria", r"curriculum\.refine\.local_weight.*'gloria' has one round"),
+    ("alignment.evidence", "gut", r"alignment\.evidence.*soft_maximum, cosine"),
+    ("alignment.word_weight", -1.0, r"alignment\.word_weight.*negative"),
+    ("text.terms", "nowhere.txt", r"text\.terms: nowhere\.txt cannot be read"),
     ("alignment.sparsifier", "hardmax", r"alignment\.sparsifier.*softmax, threshold"),
     ("alignment.eta", 1.5, r"config\.alignment\.eta.*\[0, 1\]"),
     ("evaluation.max_tokens", 4000, r"max_position.*4000"),
@@ -289,7 +294,7 @@ def test_impossible_configs_are_named(key, value, message):
   config = tiny()
   config.unlock()
   config.update_from_flattened_dict({key: value})
-  with pytest.raises(settings.ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     settings.check(config)
 
 
@@ -298,7 +303,7 @@ def test_batch_that_does_not_divide_over_the_devices():
     settings.check_devices(tiny(**{"train.batch_size": 12}))
 
 
-@pytest.mark.parametrize("name", ["phantom", "folder", "base"])
+@pytest.mark.parametrize("name", ["phantom", "folder", "base", "ablation"])
 def test_shipped_configs_are_possible(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   if config.data.dataset == "folder":

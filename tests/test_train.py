@@ -17,6 +17,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.tokens import Tokenizer
 from plan_jax import grounder, mesh, train, workdir
 from plan_jax.alignment import curriculum
+from plan_jax.alignment.methods import METHODS
 from plan_jax.assembly import assemble
 from plan_jax.checkpoint import CheckpointError, Checkpoints
 from plan_jax.reporting import read_scalars
@@ -150,6 +151,22 @@ def test_stages_change_what_is_measured(folder):
   assert [{name for name in names if "loss_local" in name} for names in found] == [
     set(), {"loss_local_0"}, {"loss_local_0", "loss_local_1"},
   ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_learns_and_grounds(folder, method):
+  one_round = {f"curriculum.refine.{key}": (1.0,) for key in ("local_weight", "tau", "gamma")}
+  config = tiny(**{"alignment.method": method, "train.steps": 3, "train.learning_rate": 1e-3,
+                   "curriculum.words.start_fraction": 0.3, **one_round})  # fmt: skip
+  state, metrics = loop(config, folder, 3)
+  assert all(np.isfinite(value) for step in metrics for value in step.values())
+  assert ("loss_local_0" in metrics[-1]) == (method != "none")
+  assert ("loss_term" in metrics[-1]) == (method == "plan")
+  model = grounder.of_state(assemble(config, loop.tokenizer), state, loop.tokenizer)
+  film = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+  maps = model.ground_on_grid([film, film], ["effusion", "mass"])
+  assert maps.shape == (2, 8, 8) and np.isfinite(maps).all() and (maps >= 0).all()
+  assert np.isfinite(model.peaks([film, film], ["effusion", "mass"])).all()
 
 
 def test_weight_decay_spares_biases_norms_and_temperatures(folder):
