@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   config.data.options.size_px = 96
   config.model.image_px = 96
   config.model.image.width = 0.375
-  config.train.steps = 800
+  config.train.steps = 1000
   config.data.threads = 1
   config.checkpoint.every_steps = 0
   config.evaluation.every_steps = 0

@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
   config.alignment.evidence = "soft_maximum"  # of a word: or "cosine" with its region
   config.alignment.eta = 0.5  # how far a query moves to its region in a round
   config.alignment.beta = 5.0  # sharpness of the pooling over words
-  config.alignment.word_weight = 6.0  # of the contrast of single words over the images
+  config.alignment.word_weight = 3.0  # of the contrast of single words over the images
   config.alignment.term_weight = 1.0  # of the diagnostic terms as a teacher of the significance
   config.alignment.evaluation = "chunked"  # or "full"
   config.alignment.tile_images = 8
@@ -65,13 +65,13 @@ def get_config() -> ConfigDict:
   )  # fmt: skip
   config.curriculum.words = ConfigDict(
     dict(
-      start_fraction=0.02, global_weight=2.0, local_weight=(1.0,), tau=(0.2,), gamma=(0.0,),
+      start_fraction=0.02, global_weight=1.0, local_weight=(1.0,), tau=(0.2,), gamma=(0.0,),
       term_filter=True, cut_below=0.0,
     )
   )  # fmt: skip
   config.curriculum.refine = ConfigDict(
     dict(
-      start_fraction=0.6, global_weight=2.0, local_weight=(1.0,), tau=(0.2,), gamma=(1.0,),
+      start_fraction=0.6, global_weight=1.0, local_weight=(1.0,), tau=(0.2,), gamma=(1.0,),
       term_filter=True, cut_below=0.0,
     )
   )  # fmt: skip

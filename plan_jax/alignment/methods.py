@@ -22,6 +22,7 @@ from plan_jax.alignment import contrast, curriculum, pairwise, regions, scores
 from plan_jax.alignment.unit import unit
 
 MGCA_TAU = 0.1
+NONE_TAU = 0.2  # of the map alone (ours)
 
 
 class Embedded(NamedTuple):
@@ -167,6 +168,7 @@ def _none_losses(x: Embedded, stage, alignment: Alignment, positives):
 
 
 # --- the maps: of one film and one text -------------------------------------------------------
+# A baseline shows its attention or its similarity, whichever grounded better on validation films.
 
 
 def _plan_look(image, text, stage, alignment: Alignment) -> Looked:
@@ -177,8 +179,8 @@ def _plan_look(image, text, stage, alignment: Alignment) -> Looked:
 
 
 def _gloria_look(image, text, stage, alignment: Alignment) -> Looked:
-  attention = scores.gloria_attention(image.pixels[None], text.words[None], text.mask[None])
-  return Looked(attention[0, 0], text.words @ image.pixels.T)
+  similarity = text.words @ image.pixels.T
+  return Looked(jax.nn.relu(similarity), similarity)
 
 
 def _sparc_attention(pixels, words):
@@ -194,15 +196,15 @@ def _mgca_attention(pixels, words):
 
 
 def _mgca_look(image, text, stage, alignment: Alignment) -> Looked:
-  pixels, words = unit(image.pixels), unit(text.words)
-  return Looked(_mgca_attention(pixels, words), words @ pixels.T)
+  similarity = unit(text.words) @ unit(image.pixels).T
+  return Looked(jax.nn.relu(similarity), similarity)
 
 
 def _none_look(image, text, stage, alignment: Alignment) -> Looked:
   similarity = jnp.broadcast_to(
     image.film_pixels @ text.report, (text.mask.shape[-1], image.film_pixels.shape[-2])
   )
-  return Looked(jax.nn.relu(similarity), similarity)
+  return Looked(regions.softmax(similarity, NONE_TAU, 0.0), similarity)
 
 
 class Method(NamedTuple):
