@@ -103,6 +103,27 @@ def test_sentences_without_room_are_counted(encode):
   assert all((batch["dropped_sentences"] == 0).all() for batch in take(room, 5, batch_size=2))
 
 
+def test_terms_stand_beside_their_words(encode):
+  """Also where sentences are shuffled and some find no room."""
+  some = 0
+  for seed in range(4):
+    for film in FILMS:
+      example = encode.random_map(film, np.random.default_rng(seed))
+      rng = np.random.default_rng(seed)
+      encode.augment(images.decode(film.image), 64, rng)  # draws before the sentences do
+      sentences = [film.sentences[i] for i in rng.permutation(len(film.sentences))]
+      text = encode.tokenizer.encode(sentences, max_tokens=48, max_words=24)
+      named = dict.fromkeys(range(24), False)
+      words = iter(range(24))
+      for i in text.kept:
+        for flag, place in zip(encode.terms.named(sentences[i]), words, strict=False):
+          named[place] = flag
+      np.testing.assert_array_equal(example["term"], [named[w] for w in range(24)])
+      assert not (example["term"] & ~example["word_mask"]).any()
+      some += example["term"].sum()
+  assert some > 0
+
+
 def test_nothing_to_train_on(encode):
   with pytest.raises(UserError, match="no record with text"):
     take(encode, 1, source=[])

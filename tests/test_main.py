@@ -101,7 +101,7 @@ def test_workdir_of_another_config(demo):
   where, arguments, _ = demo
   done = command(*arguments, "--config.train.learning_rate=0.5")
   assert done.returncode == 1 and "Traceback" not in done.stderr
-  assert "train.learning_rate: 0.002 there, 0.5 now" in done.stderr and "--workdir" in done.stderr
+  assert "train.learning_rate: 0.0015 there, 0.5 now" in done.stderr and "--workdir" in done.stderr
 
 
 def test_unknown_key(tmp_path):

@@ -127,17 +127,20 @@ def plan():
   return model, model.init(KEY, plan_batch())
 
 
-def test_towers_give_unit_vectors(plan):
+def test_towers(plan):
   model, variables = plan
   image, text, scales = model.apply(variables, plan_batch())
   assert image.pixels.shape == (3, 64, 8) and image.film.shape == (3, 8)
-  for x in (image.pixels, image.film, text.words[:2, :3], text.report[:2]):
+  assert image.film_pixels.shape == (3, 64, 8)
+  assert image.pixels.dtype == text.words.dtype == jnp.float32
+  for x in (image.film, image.film_pixels, text.report[:2]):
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-5)
     assert x.dtype == jnp.float32
   assert (np.asarray(text.words[:, 3]) == 0).all() and (
     np.asarray(text.significance[:, 3]) == 0
   ).all()
   np.testing.assert_allclose(text.significance[:2, :3], 0.5)
+  np.testing.assert_allclose(text.attention, [[1 / 3] * 3 + [0]] * 2 + [[0] * 4], rtol=1e-5)
   np.testing.assert_allclose(scales, 10, rtol=1e-5)
 
 

@@ -17,7 +17,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.tokens import Tokenizer
 from plan_jax import grounder, mesh, train, workdir
 from plan_jax.alignment import curriculum
-from plan_jax.alignment.methods import METHODS
+from plan_jax.alignment.methods import METHODS, Alignment
 from plan_jax.assembly import assemble
 from plan_jax.checkpoint import CheckpointError, Checkpoints
 from plan_jax.reporting import read_scalars
@@ -256,7 +256,9 @@ def test_the_step_is_one_function_of_its_inputs(folder):
   batches.close()
   stage = curriculum.stages(config.curriculum)[-1]
   step = jax.jit(
-    make_step(parts.model, parts.optimizer, stage, seed=0, ema_decay=0.0, **config.alignment)
+    make_step(
+      parts.model, parts.optimizer, stage, Alignment(**config.alignment), seed=0, ema_decay=0.0
+    )
   )
   state = parts.initial_state()
   one, other = step(state, batch), step(state, batch)
