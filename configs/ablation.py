@@ -34,6 +34,8 @@ def sweep() -> list[dict[str, object]]:
   """Every method on five seeds, PLAN without each of its parts on three, harder films on two."""
   every_stage = ("words", "refine")
   two = rounds(local_weight=(0.5, 1.0), tau=(0.2, 0.2), gamma=(0.0, 1.0))
+  no_filter = {"alignment.term_weight": 0.0}
+  no_filter |= {f"curriculum.{s}.term_filter": False for s in every_stage}
   parts = [
     {"alignment.evidence": "cosine"},
     # Other regions, soft and hard.
@@ -44,8 +46,9 @@ def sweep() -> list[dict[str, object]]:
     rounds(local_weight=(0.5, 0.5, 1.0), tau=(0.2, 0.2, 0.2), gamma=(0.0, 1.0, 1.0)),
     {"alignment.word_weight": 0.0},
     {"alignment.term_weight": 0.0},  # the significance learns untaught
-    {"alignment.term_weight": 0.0} | {f"curriculum.{s}.term_filter": False for s in every_stage},
-    {"curriculum.words.start_fraction": 0.001},  # no curriculum
+    no_filter,
+    {"curriculum.words.start_fraction": 0.001},  # words from the first step
+    {"curriculum.words.start_fraction": 0.001, "curriculum.refine.start_fraction": 0.002},  # all is
     {"alignment.mask_positives": False},
     {"model.image.output_stride": 16},
     {"model.image.output_stride": 4},
@@ -57,5 +60,11 @@ def sweep() -> list[dict[str, object]]:
   ]
   runs = [method | {"seed": seed} for seed in range(5) for method in METHODS]
   runs += [part | {"seed": seed} for seed in range(3) for part in parts]
-  runs += [data | method | {"seed": s} for s in range(2) for data in harder for method in METHODS]
+  plain = [rounds(gamma=(0.0,)), no_filter]
+  runs += [
+    data | method | {"seed": s}
+    for s in range(2)
+    for data in harder
+    for method in (*METHODS, *plain)
+  ]
   return runs

@@ -303,7 +303,7 @@ def test_batch_that_does_not_divide_over_the_devices():
     settings.check_devices(tiny(**{"train.batch_size": 12}))
 
 
-@pytest.mark.parametrize("name", ["phantom", "folder", "base", "ablation"])
+@pytest.mark.parametrize("name", ["phantom", "folder", "base", "ablation", "transfer"])
 def test_shipped_configs_are_possible(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   if config.data.dataset == "folder":
