@@ -57,15 +57,9 @@ def get_config() -> ConfigDict:
 
   # One entry a stage; per-round tuples set the number of rounds.
   config.curriculum = ConfigDict()
-  config.curriculum.whole = ConfigDict(
-    dict(
-      start_fraction=0.0, global_weight=1.0, local_weight=(), tau=(), gamma=(), term_filter=False,
-      cut_below=0.0,
-    )
-  )  # fmt: skip
   config.curriculum.words = ConfigDict(
     dict(
-      start_fraction=0.02, global_weight=1.0, local_weight=(1.0,), tau=(0.2,), gamma=(0.0,),
+      start_fraction=0.0, global_weight=1.0, local_weight=(1.0,), tau=(0.2,), gamma=(0.0,),
       term_filter=True, cut_below=0.0,
     )
   )  # fmt: skip

@@ -10,7 +10,7 @@ from configs import ablation
 
 def get_config() -> ConfigDict:
   """As in the study: 96 px, batch 16, 1,000 steps."""
-  return ablation.get_config()
+  return ablation.small()
 
 
 def sweep() -> list[dict[str, object]]:
@@ -24,7 +24,7 @@ def sweep() -> list[dict[str, object]]:
     {},
     *({f"curriculum.{stage}.tau": (tau,) for stage in ("words", "refine")} for tau in (0.15, 0.3)),
     *({"alignment.word_weight": weight} for weight in (1.0, 8.0)),
-    {f"curriculum.{stage}.global_weight": 2.0 for stage in ("whole", "words", "refine")},
+    {f"curriculum.{stage}.global_weight": 2.0 for stage in ("words", "refine")},
     {"alignment.mask_positives": False},
   ]
   return [point | change | {"seed": 0} for point in points for change in changes]

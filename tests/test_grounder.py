@@ -83,7 +83,8 @@ def test_nothing_to_embed(model):
 def test_a_run_without_local_rounds_grounds_by_similarity(model, tmp_path):
   config = tiny(**{"evaluation.batch_size": 2})
   config.unlock()
-  config.curriculum = {"whole": config.curriculum.whole}
+  rounds = dict.fromkeys(("local_weight", "tau", "gamma"), ())
+  config.curriculum = {"words": config.curriculum.words.to_dict() | rounds}
   tokenizer = model._tokenizer
   parts = assemble(config, tokenizer)
   plain = grounder.of_state(parts, jax.device_get(parts.initial_state()), tokenizer)

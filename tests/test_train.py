@@ -42,7 +42,7 @@ def leaves(where):
           for path, leaf in jax.tree_util.tree_leaves_with_path(state)}  # fmt: skip
 
 
-SETTINGS = {"train.ema_decay": 0.9, "curriculum.words.start_fraction": 0.2}
+SETTINGS = {"train.ema_decay": 0.9}
 
 
 def start(folder, where, *, cached=True, **more):
@@ -115,7 +115,7 @@ def vocabulary(folder, tmp_path_factory):
 def test_eight_devices_equal_one(folder, fsdp, monkeypatch):
   """The same loss and parameters on a mesh of 8 as on one device, also with split parameters."""
   config = tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0,
-                   "curriculum.refine.start_fraction": 0.1, "curriculum.words.start_fraction": 0.05,
+                   "curriculum.refine.start_fraction": 0.1,
                    "train.steps": 4, "mesh.fsdp": fsdp})  # fmt: skip
   monkeypatch.setattr(mesh, "_SMALL", 64)
   many, metrics = loop(config, folder, 3)
@@ -144,12 +144,13 @@ def test_the_loss_falls(folder):
   assert late["loss_local_0"] < early["loss_local_0"] - 0.05
 
 
-def test_stages_change_what_is_measured(folder):
-  config = tiny(**{"train.steps": 3, "curriculum.words.start_fraction": 0.3,
-                   "curriculum.refine.start_fraction": 0.6})  # fmt: skip
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_stages_change_what_is_measured(folder, rounds):
+  words = {f"curriculum.words.{key}": (1.0,) * rounds for key in ("local_weight", "tau", "gamma")}
+  config = tiny(**{"train.steps": 3, "curriculum.refine.start_fraction": 0.6, **words})
   found = [set(metrics) for metrics in loop(config, folder, 3)[1]]
   assert [{name for name in names if "loss_local" in name} for names in found] == [
-    set(), {"loss_local_0"}, {"loss_local_0", "loss_local_1"},
+    *[{"loss_local_0"} if rounds else set()] * 2, {"loss_local_0", "loss_local_1"},
   ]  # fmt: skip
 
 
@@ -157,7 +158,7 @@ def test_stages_change_what_is_measured(folder):
 def test_every_method_learns_and_grounds(folder, method):
   one_round = {f"curriculum.refine.{key}": (1.0,) for key in ("local_weight", "tau", "gamma")}
   config = tiny(**{"alignment.method": method, "train.steps": 3, "train.learning_rate": 1e-3,
-                   "curriculum.words.start_fraction": 0.3, **one_round})  # fmt: skip
+                   **one_round})  # fmt: skip
   state, metrics = loop(config, folder, 3)
   assert all(np.isfinite(value) for step in metrics for value in step.values())
   assert ("loss_local_0" in metrics[-1]) == (method != "none")

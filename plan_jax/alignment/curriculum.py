@@ -1,4 +1,4 @@
-"""Stages of training: global contrast, then round 0, then all rounds with the term filter."""
+"""Stages of training: which losses, rounds and filter hold from when on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
