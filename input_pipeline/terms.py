@@ -1,8 +1,9 @@
 """Diagnostic terms: which words of a sentence name something that its film shows.
 
 A list of words, and a few rules of negation after the manner of NegEx (Chapman et al. 2001): within
-a statement, which ends at a semicolon, a full stop or a "but", a denial such as "no" reaches to the
-end, and one such as "absent" or "not seen" back to the beginning.
+a statement, which ends at a semicolon, a full stop, a "but" or a ", with", a denial such as "no"
+reaches to the end, and one such as "absent" or "not seen" back to the beginning. "No change in" and
+"cannot be excluded" deny nothing.
 """
 
 import re
@@ -13,26 +14,21 @@ from input_pipeline import reports
 from input_pipeline.errors import UserError
 
 CHEST = Path(__file__).with_name("terms.txt")
-_FORWARD = {
-  "no",
-  "not",
-  "without",
-  "free",
-  "absence",
-  "negative",
-  "neither",
-  "nor",
-  "lacks",
-  "clear",
-}
+_FORWARD = {"no", "not", "without", "absence", "negative", "neither", "nor", "lacks"}
 _BACKWARD = {"absent", "resolved", "removed", "excluded"}
 # After "not": the denial is the predicate, and what came before is denied.
 _SEEN = {
   "seen", "present", "identified", "evident", "visible", "visualized", "demonstrated", "noted",
   "found", "detected", "observed", "appreciated",
 }  # fmt: skip
+# After "no" or "not" and at most two words more: what is spoken of is there, and has not changed.
+_CHANGE = {
+  "change", "changes", "changed", "increase", "decrease", "improvement", "worsening", "progression",
+  "growth",
+}  # fmt: skip
+_NOT_CHANGED = {"increased", "decreased", "improved", "worsened", "progressed"}  # after "not" alone
 _HEDGED = re.compile(r"\b(?:cannot|can not|not|may not) be (?:excluded|ruled out)|\bnot excluded")
-_ENDS = re.compile(r"[;.]|\b(?:but|however|except|although|though)\b", re.IGNORECASE)
+_ENDS = {"but", "however", "except", "although", "though"}
 
 
 class TermsError(UserError):
@@ -55,18 +51,20 @@ class Terms:
     """For each span of `reports.words(sentence)`, whether the word names something seen there."""
     spans = reports.words(sentence)
     words = [sentence[start:end].lower() for start, end in spans]
-    ends = [
-      i for i in range(1, len(spans)) if _ENDS.search(sentence[spans[i - 1][1] : spans[i][1]])
-    ]
-    ends += [i for i, word in enumerate(words) if _ENDS.fullmatch(word)]
-    starts = sorted({0, *ends})
+    if not words:
+      return []
+    starts = [0]
+    for i in range(1, len(words)):
+      gap = sentence[spans[i - 1][1] : spans[i][0]]
+      if re.search("[;.]", gap) or words[i] in _ENDS or ("," in gap and words[i] == "with"):
+        starts.append(i)
     out = []
     for start, stop in zip(starts, [*starts[1:], len(words)], strict=True):
       statement = words[start:stop]
-      seen = _affirmed(statement, _HEDGED.search(sentence.lower()) is not None)
-      finding = [
-        is_seen and _is_in(w, self.findings) for w, is_seen in zip(statement, seen, strict=True)
-      ]
+      terms = [_is_in(word, self.findings) for word in statement]
+      text = sentence[spans[start][0] : spans[stop - 1][1]].lower()
+      seen = [True] * len(terms) if _HEDGED.search(text) else _affirmed(statement, terms)
+      finding = [is_term and is_seen for is_term, is_seen in zip(terms, seen, strict=True)]
       beside = any(finding)
       out += [
         named or (beside and is_seen and _is_in(word, self.anatomy))
@@ -99,17 +97,27 @@ def load(path: str | Path = "") -> Terms:
   return Terms(frozenset(findings), frozenset(anatomy))
 
 
-def _affirmed(statement: list[str], hedged: bool) -> list[bool]:
-  """Whether each word of a statement stands, or is denied."""
+def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:
+  """Whether each word of a statement stands, or is denied; `terms` marks the findings."""
   seen = [True] * len(statement)
-  if hedged:
-    return seen
   for i, word in enumerate(statement):
-    if word in _BACKWARD or (word == "not" and _SEEN & set(statement[i + 1 : i + 3])):
+    after = statement[i + 1 : i + 4]
+    if word == "no" and after[:1] == ["longer"]:
+      return [False] * len(statement)
+    if word in _BACKWARD or (word == "not" and _SEEN & set(after[:2])):
       seen[: i + 1] = [False] * (i + 1)
-    elif word in _FORWARD:
+    elif word in _FORWARD and not _unchanged(word, after, terms[i + 1 : i + 4]):
+      seen[i:] = [False] * (len(statement) - i)
+    elif word in ("free", "clear") and after[:1] in (["of"], ["from"]):
       seen[i:] = [False] * (len(statement) - i)
   return seen
+
+
+def _unchanged(denial: str, after: list[str], terms: list[bool]) -> bool:
+  """Whether a denial is of a change, not of a finding."""
+  if True in terms:
+    after = after[: terms.index(True)]
+  return bool(_CHANGE & set(after)) or (denial == "not" and bool(_NOT_CHANGED & set(after)))
 
 
 def _is_in(word: str, terms: frozenset[str]) -> bool:
