@@ -106,18 +106,18 @@ def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:
       return [False] * len(statement)
     if word in _BACKWARD or (word == "not" and _SEEN & set(after[:2])):
       seen[: i + 1] = [False] * (i + 1)
-    elif word in _FORWARD and not _unchanged(word, after, terms[i + 1 : i + 4]):
-      seen[i:] = [False] * (len(statement) - i)
-    elif word in ("free", "clear") and after[:1] in (["of"], ["from"]):
+    elif _denies(word, after, terms[i + 1 : i + 4]):
       seen[i:] = [False] * (len(statement) - i)
   return seen
 
 
-def _unchanged(denial: str, after: list[str], terms: list[bool]) -> bool:
-  """Whether a denial is of a change, not of a finding."""
-  if True in terms:
-    after = after[: terms.index(True)]
-  return bool(_CHANGE & set(after)) or (denial == "not" and bool(_NOT_CHANGED & set(after)))
+def _denies(word: str, after: list[str], terms: list[bool]) -> bool:
+  """Whether a word denies what follows; not where it is a change that is denied."""
+  if word in ("free", "clear"):
+    return after[:1] in (["of"], ["from"])
+  between = set(after[: terms.index(True)] if True in terms else after)
+  unchanged = between & _CHANGE or (word == "not" and between & _NOT_CHANGED)
+  return word in _FORWARD and not unchanged
 
 
 def _is_in(word: str, terms: frozenset[str]) -> bool:
