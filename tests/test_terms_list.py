@@ -29,7 +29,7 @@ def named(sentence):
     ("No interval change of the opacity.", ["opacity"]),
     ("No increased opacity.", []),
     ("No effusion or interval change.", []),
-    ("Free air beside the mass.", ["mass"]),
+    ("Clear lungs beside the mass.", ["mass"]),
     ("There is a clear increase in the effusion.", ["effusion"]),
     ("No pneumothorax, with a small left effusion.", ["effusion"]),
     ("No effusion; pneumonia cannot be excluded.", ["pneumonia"]),
