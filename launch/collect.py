@@ -1,7 +1,7 @@
 """The tables of a study: every method over its seeds, and its paired difference from a reference.
 
-A figure whose scores a run keeps unit by unit (`WORKDIR/units/TASK.csv`) gets an interval from
-draws of seeds and patients, see `bootstrap.seeded_means`; any other gets Student's t over seeds.
+A figure whose scores a run keeps unit by unit (`WORKDIR/units/TASK.csv`) gets an interval over
+seeds and patients, see `bootstrap.seeded_means`; any other gets Student's t over seeds alone.
 """
 
 import json
@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import special
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
@@ -167,9 +166,10 @@ class _Table:
     for method in self.methods:
       if method is reference:
         continue
-      other = reference
-      if not self._comparable(method, reference):
-        other = self._on_data_of(method, reference)
+      # PLAN and a baseline on the same bad reports, say: else data and method would be one effect.
+      other = self._on_data_of(method, reference)
+      if other in (None, method) and self._comparable(method, reference):
+        other = reference
       if other is None:
         sentences.append(
           f"{method.label} is not compared: it rests on other units than {against}, and there is no"
@@ -245,12 +245,10 @@ class _Table:
 def over_seeds(values: np.ndarray) -> Summary:
   """Mean of values [S], NaNs left out, with Student's 95 % interval; n counts the seeds."""
   values = values[~np.isnan(values)]
-  n = len(values)
-  if n < 2:
-    return Summary(float(values[0]) if n else math.nan, math.nan, math.nan, n)
-  mean = float(values.mean())
-  half = float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n))
-  return Summary(mean, mean - half, mean + half, n)
+  if not len(values):
+    return NOTHING
+  mean, half = float(values.mean()), bootstrap.seed_half_width(values)
+  return Summary(mean, mean - half, mean + half, len(values))
 
 
 def _read(run: Run) -> Scored:

@@ -59,7 +59,7 @@ class Run:
     return [python, "-m", "plan_jax.main", *self.flags]
 
   def complete(self) -> bool:
-    """Whether the evaluation of the last training step is there.
+    """Whether the evaluation of the last training step is there, on the split that is wanted.
 
     Raises StudyError where the evaluation is damaged, or the workdir is that of another config.
     """
@@ -67,8 +67,11 @@ class Run:
       return False
     if self.workdir.config.exists():
       self._check_config()
-    step, _ = self.results()
+    step, rows = self.results()
     steps = self.config.train.steps
+    wanted = f"{self.config.data.dataset}/{self.config.evaluation.split}"
+    if any(row.data != wanted for row in rows):
+      return False
     if self.config.checkpoint.evaluate == "best":  # of any step, but chosen when all are done
       return (self.workdir.checkpoints / str(steps)).is_dir()
     return step == steps
@@ -82,13 +85,15 @@ class Run:
 
   def _check_config(self) -> None:
     # Figures of another config must not enter a table. A key that only one of them knows does not
-    # count: the library may have grown since.
+    # count, the library may have grown since; but a stage that only one of them has does.
     before = flatten(self.workdir.read_config())
     now = flatten(json.loads(json.dumps(self.config.to_dict())))
     differ = [
-      f"{key}: {before[key]!r} there, {now[key]!r} now"
-      for key in sorted(before.keys() & now.keys())
-      if before[key] != now[key] and not key.startswith(FREE)
+      f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
+      for key in sorted(before.keys() | now.keys())
+      if before.get(key, "absent") != now.get(key, "absent")
+      and not key.startswith(FREE)
+      and (key.startswith("curriculum.") or (key in before and key in now))
     ]
     if differ:
       raise StudyError(
@@ -114,7 +119,7 @@ def load(file: str, out: str, extra: Sequence[str] = ()) -> list[Run]:
   for flag in extra:
     if not re.match(r"--config\.[^=]+=", flag):
       raise StudyError(f"{flag!r} after --: only --config.KEY=VALUE can stand there")
-  runs, seeds, keys = [], {}, {}
+  runs, seeds, keys, folders = [], {}, {}, {}
   for i, overrides in enumerate(listed):
     if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
       raise StudyError(f"{file}: run {i} of sweep() is {overrides!r}, not a dict of overrides")
@@ -127,6 +132,9 @@ def load(file: str, out: str, extra: Sequence[str] = ()) -> list[Run]:
     for label in (run.name, name(without_seed(overrides))):
       if keys.setdefault(label, same) != same:
         raise StudyError(f"{file}: two runs of sweep() would both be called {label}")
+    folder = run.config.data.records
+    if folder == _records(out, run.data) and folders.setdefault(folder, run.data) != run.data:
+      raise StudyError(f"{file}: runs of different data would share the records {folder}")
     if len(run.name) > _LONGEST:
       raise StudyError(
         f"{file}: the name {run.name} is longer than {_LONGEST}: let the run override fewer keys"
@@ -190,11 +198,15 @@ def _run(file: str, get_config, out: str, overrides: dict, extra: tuple[str, ...
       )
   if not config.data.records:
     data = {key: value for key, value in overrides.items() if key.startswith("data.")}
-    config.data.records = str(Path(out, "records", name(data)))
+    config.data.records = _records(out, data)
     more += (f"--config.data.records={config.data.records}",)
   workdir = Workdir(Path(out, called))
   every = (f"--config={file}", *more, f"--workdir={workdir.path}")
   return Run(dict(overrides), config, workdir, every)
+
+
+def _records(out: str, data: dict[str, object]) -> str:
+  return str(Path(out, "records", name(data)))
 
 
 def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:

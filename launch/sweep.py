@@ -144,8 +144,8 @@ def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:
   head = [
     f"--job-name={out.absolute().name}",
     f"--array=0-{len(waiting) - 1}%{parallel}",
-    f"--output={commands.with_name('slurm-%A_%a.log')}",
-    *shlex.split(more),
+    f'--output="{commands.with_name("slurm-%A_%a.log")}"',
+    *([more] if more else []),
   ]
   lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in head)]
   lines += [

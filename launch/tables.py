@@ -48,9 +48,8 @@ def _caption(content: dict) -> list[str]:
   """What a reader must know of the first table, in sentences."""
   missing, out = content["missing"], [f"Data: {', '.join(content['data'])}."]
   out.append(
-    f"Means over seeds [95 % interval] of {content['resamples']} draws, with replacement, of seeds"
-    " and of patients, the same patients for every seed; with one seed, of patients alone. With few"
-    " seeds these intervals are a little narrow."
+    "Means over seeds [95 % interval]: Student's t over the seeds, joined with"
+    f" {content['resamples']} bootstrap draws of patients; with one seed, of patients alone."
   )
   if content["seeds_alone"]:
     out.append(r"\*: the interval is Student's t over the seeds alone; one seed has none.")

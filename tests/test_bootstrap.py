@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from plan_jax.evaluators import bootstrap
 
@@ -152,11 +153,10 @@ def test_it_is_fast():
   assert time.process_time() - start < 2  # about 0.2 s; room for a busy machine
 
 
-def _seeded_brute(values, groups, clusters, patients, seeds):
-  """Macro of one draw by plain loops; patients: name -> times, seeds: list of those drawn."""
-  macros = [_brute(values[s].tolist(), groups, clusters, patients)[1] for s in seeds]
-  macros = [x for x in macros if not math.isnan(x)]
-  return sum(macros) / len(macros)
+def _macros(values, groups, clusters, patients):
+  """Macro of each seed in one draw by plain loops; patients: name -> times."""
+  macros = [_brute(v.tolist(), groups, clusters, patients)[1] for v in values]
+  return [x for x in macros if not math.isnan(x)]
 
 
 def test_seeded_means_agree_with_plain_loops():
@@ -173,23 +173,32 @@ def test_seeded_means_agree_with_plain_loops():
   every = [_brute(v[:, 0].tolist(), groups, clusters, once)[0] for v in values]
   for name in ("a", "b"):
     assert got[name][0].value == pytest.approx(np.mean([found[name] for found in every]))
-  assert got["macro"][0].value == pytest.approx(
-    _seeded_brute(values[..., 0], groups, clusters, once, range(seeds))
-  )
+  macros = _macros(values[..., 0], groups, clusters, once)
+  assert got["macro"][0].value == pytest.approx(np.mean(macros))
   assert got["macro"][0].n == np.isfinite(values).any(0).sum()
 
   first = {name: clusters.index(name) for name in clusters}
   draws = np.concatenate(list(bootstrap.unit_weights(clusters, resamples=150, seed=3)))
-  picked = np.random.default_rng([3, 1]).integers(0, seeds, (150, seeds))
   drawn = [
-    _seeded_brute(
-      values[..., 0], groups, clusters, {name: int(draw[i]) for name, i in first.items()}, chosen
-    )
-    for draw, chosen in zip(draws, picked, strict=True)
+    np.mean(_macros(values[..., 0], groups, clusters, {n: int(draw[i]) for n, i in first.items()}))
+    for draw in draws
   ]
-  assert (got["macro"][0].low, got["macro"][0].high) == pytest.approx(
-    tuple(np.percentile(drawn, [2.5, 97.5]))
-  )
+  patients = np.abs(np.percentile(drawn, [2.5, 97.5]) - np.mean(macros))
+  low, high = stats.t.interval(0.95, seeds - 1, scale=stats.sem(macros))
+  want = np.mean(macros) + np.hypot(patients, [low, high]) * [-1, 1]
+  assert (got["macro"][0].low, got["macro"][0].high) == pytest.approx(tuple(want))
+
+
+@pytest.mark.parametrize("spread", [0.05, 1.0])
+def test_intervals_of_few_seeds_cover(spread):
+  """Of 300 studies of 3 seeds and 30 patients, about 95 % of the intervals hold the truth, 0."""
+  rng = np.random.default_rng(8)
+  held = 0
+  for _ in range(300):
+    values = rng.normal(size=(1, 30, 1)) + spread * rng.normal(size=(3, 1, 1))
+    got = bootstrap.seeded_means(values, ["g"] * 30, [str(i) for i in range(30)], resamples=200)
+    held += got["g"][0].low <= 0 <= got["g"][0].high
+  assert 0.9 < held / 300 <= 1
 
 
 def test_one_seed_draws_patients_only_and_more_seeds_add_their_spread():

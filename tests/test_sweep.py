@@ -94,6 +94,7 @@ def test_names_do_not_depend_on_the_other_runs(tmp_path):
     ([{}, {"seed": 0}], r"names the run seed=0 twice \(also as base\)"),
     ([{"data.source": "a/b"}, {"data.source": "a_b"}], r"both be called data\.source=a_b"),
     ([{"data.source": "a/b"}, {"data.source": "a_b", "seed": 1}], r"both be called"),
+    ([{"data.source": "a/b"}, {"data.source": "a_b", "alignment.eta": 0.1}], r"share the records"),
     ([{"data.source": "x" * 300}], r"longer than 240"),
     ([], r"sweep\(\) returns \[\], not a list of runs"),
     ([["seed", 3]], r"run 0 of sweep\(\) is \['seed', 3\], not a dict"),
@@ -213,6 +214,8 @@ def test_complete_is_an_evaluation_of_the_last_step(tmp_path):
   assert not run.complete()
   write_run(run, [row(IOU, 0.5)])
   assert run.complete()
+  write_run(run, [row(IOU, 0.5, data="phantom/validation")])
+  assert not run.complete()
   run.workdir.evaluation.write_text("{")
   with pytest.raises(UserError, match=r"evaluation\.json is not JSON.*delete the file"):
     run.complete()
@@ -238,6 +241,10 @@ def test_figures_of_another_config_are_refused(tmp_path):
   del before["train"]["beta2"]  # as before the library had it
   run.workdir.config.write_text(json.dumps(before))
   assert run.complete()
+  with_stage = before | {"curriculum": before["curriculum"] | {"early": {"tau": []}}}
+  run.workdir.config.write_text(json.dumps(with_stage))
+  with pytest.raises(UserError, match=r"curriculum\.early\.tau: .* there, 'absent' now"):
+    run.complete()
   before["train"]["learning_rate"] = 0.5
   run.workdir.config.write_text(json.dumps(before))
   with pytest.raises(
@@ -276,8 +283,8 @@ if "fail" in how:
   print("warming up", file=sys.stderr)
   sys.exit("error: config.x: the disk is full\\n")
 if "forget" not in how:
-  row = {"task": "grounding", "protocol": "v", "data": "d", "group": "macro", "metric": "mIoU",
-         "model": "run", "value": 0.5, "low": None, "high": None, "n": 1}
+  row = {"task": "grounding", "protocol": "v", "data": "phantom/test", "group": "macro",
+         "metric": "mIoU", "model": "run", "value": 0.5, "low": None, "high": None, "n": 1}
   with open(workdir + "/evaluation.json", "w") as file:
     json.dump({"step": 6, "rows": [row]}, file)
 """
@@ -469,14 +476,14 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
   write_run(runs[0], [row(IOU, 0.5)])
   sweep.main(
     [f"--config={file}", f"--out={out}", "--mode=slurm", "--parallel=2",
-     "--sbatch=--gres=gpu:1 --time=4:00:00"]
+     "--sbatch=-p gpu --gres gpu:1 --time=4:00:00"]
   )  # fmt: skip
   assert (tmp_path / "seen").read_text().strip() == str(out / "sweep.sbatch")
   output = capsys.readouterr().out
   assert "Submitted batch job 7" in output and f"{out / 'sweep.sbatch'}: 3 of 4 runs" in output
   script = (out / "sweep.sbatch").read_text().splitlines()
   assert script[0] == "#!/bin/bash"
-  for line in ("--array=0-2%2", "--gres=gpu:1", "--time=4:00:00", "--job-name=out"):
+  for line in ("--array=0-2%2", "-p gpu --gres gpu:1 --time=4:00:00", "--job-name=out"):
     assert f"#SBATCH {line}" in script
   commands = (out / "commands.txt").read_text()
   assert len(shlex.split(commands)) == 3 * 6  # FAKE itself has lines
@@ -569,20 +576,20 @@ def collected(runs, tmp_path, metrics="terms/all/AUC", against=collect.REFERENCE
 
 
 def drawn(values, groups):
-  """The interval of values [S, 6] by plain loops, with the draws of the bootstrap."""
+  """The interval of values [S, 6] by plain loops, with the bootstrap's draws of patients."""
   names, count = sorted(set(PATIENTS)), 20  # resamples of tiny
+
+  def mean(of_seed, chosen):
+    kept = [(g, v) for i in chosen for g, v, p in zip(groups, of_seed, PATIENTS, strict=True)
+            if p == names[i]]  # fmt: skip
+    return np.mean([np.mean([v for g, v in kept if g == name]) for name in {g for g, _ in kept}])
+
   members = np.random.default_rng(0).integers(0, len(names), (count, len(names)))
-  trainings = np.random.default_rng([0, 1]).integers(0, len(values), (count, len(values)))
-  figures = []
-  for chosen, some in zip(members, trainings, strict=True):
-    of_seed = []
-    for s in some:
-      kept = [(g, v) for i in chosen for g, v, p in zip(groups, values[s], PATIENTS, strict=True)
-              if p == names[i]]  # fmt: skip
-      means = [np.mean([v for g, v in kept if g == name]) for name in {g for g, _ in kept}]
-      of_seed.append(np.mean(means))
-    figures.append(np.mean(of_seed))
-  return np.percentile(figures, [2.5, 97.5])
+  figures = [np.mean([mean(of_seed, chosen) for of_seed in values]) for chosen in members]
+  each = [mean(of_seed, range(len(names))) for of_seed in values]
+  seeds = stats.t.ppf(0.975, len(each) - 1) * stats.sem(each) if len(each) > 1 else 0
+  value = np.mean(each)
+  return value + np.hypot(np.percentile(figures, [2.5, 97.5]) - value, seeds) * [-1, 1]
 
 
 def test_means_over_seeds_and_their_intervals(scored, tmp_path):
@@ -611,7 +618,7 @@ def test_means_over_seeds_and_their_intervals(scored, tmp_path):
   assert content["missing"] == ["alignment.eta=0.1,seed=1"]
   assert "8 of 9 runs are complete; missing or incomplete: alignment.eta=0.1,seed=1." in text
   assert re.search(r"No run has grounding/macro/signed CNR, .*R@5 text-to-image", text)
-  assert "20 draws" in text and "a little narrow" in text and "phantom/test" in text
+  assert "20 bootstrap draws of patients" in text and "phantom/test" in text
   value = rows["(base)"]["figures"]["grounding/macro/mIoU"]["value"]
   assert f"| (base) | 3 | {value:.3f} [" in text
 
@@ -673,6 +680,18 @@ def test_other_training_data_but_the_same_test_units_are_compared(tmp_path):
   assert found["against"] == "(base)" and not content["left_out"]
 
 
+def test_a_method_is_compared_with_the_reference_of_its_training_data(tmp_path):
+  worse, method = {"data.options.wrong_sentence_fraction": 0.5}, {"alignment.eta": 0.1}
+  runs = load(tmp_path, [{}, worse, worse | method])
+  for run in runs:
+    score(run, np.arange(6) / 10, np.ones(6), 0.5)
+  _, content = collected(runs, tmp_path)
+  label = "data.options.wrong_sentence_fraction=0.5"
+  assert [(d["row"], d["against"]) for d in content["differences"]] == [
+    (label, "(base)"), (f"{label},alignment.eta=0.1", label),
+  ]  # fmt: skip
+
+
 def test_without_units_the_interval_is_of_the_seeds(tmp_path):
   runs = load(tmp_path, [*seeds(2), {"data.options.seed": 1}, {"alignment.eta": 0.1, "seed": 5}])
   for i, run in enumerate(runs):
@@ -708,7 +727,7 @@ def test_what_cannot_be_collected_is_named(scored, tmp_path):
   broken.write_text("image_id\n")
   with pytest.raises(UserError, match=r"grounding\.csv, line 1.*--mode=evaluate"):
     collected(runs, tmp_path)
-  write_run(runs[1], [row(IOU, 0.5), row(IOU, 0.6, data="other/test")])
+  write_run(runs[1], [row(IOU, 0.5), row(IOU, 0.6, protocol="v2")])
   with pytest.raises(UserError, match="run has grounding/macro/mIoU on several data"):
     collected(runs, tmp_path)
 

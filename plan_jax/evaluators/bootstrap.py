@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 MACRO = "macro"
 RESAMPLES = 1000
@@ -68,10 +69,11 @@ def seeded_means(
 ) -> dict[str, list[Summary]]:
   """`grouped_means` of several trainings on the same units: means over seeds, with intervals.
 
-  A draw takes S of the S trainings and, the same for each of them, C of the C patients, both with
-  replacement, so the interval tells how much the figure would move with other seeds and other
-  patients. The spread of few seeds is drawn too narrow, by about sqrt((S - 1) / S). With one seed
-  only patients are drawn.
+  The interval tells how much the figure would move with other seeds and other patients: the
+  bootstrap interval over patients, the same draws for every training, and Student's t interval over
+  the seeds, joined side by side as the root of the sum of squares (Zou and Donner, Statistics in
+  Medicine 27, 2008, on sums of independent parts). Few seeds are too few to be drawn from
+  themselves: of 3, a bootstrap's 95 % cover about 76 %. With one seed it is that over patients.
 
   Args:
     values: [S, U, M] float, M figures of each of U units after each of S trainings; for a paired
@@ -112,16 +114,14 @@ def seeded_means(
     sums[..., s, m] = np.bincount(cell[known], values[s, known, m], size).reshape(shape[:2])
     counts[..., s, m] = np.bincount(cell[known], minlength=size).reshape(shape[:2])
 
-  value = _over_seeds(_ratio(sums.sum(0), counts.sum(0))[None], np.ones((1, seeds)))[0]
+  each = _with_macro(_ratio(sums.sum(0), counts.sum(0))[None])[0]  # [1 + G, S, M]
+  value = _nanmean(each.swapaxes(1, 2))
   drawn = []
-  # Of other random numbers than the clusters': else as many seeds as clusters would move alike.
-  seed_weights = np.concatenate([np.zeros((0, seeds)), *_draws(seeds, resamples, [seed, 1])])
   for weights in _draws(len(members), resamples, seed):
     weights = weights.astype(np.float64)
     total = (weights @ sums.reshape(shape[0], -1)).reshape(-1, *shape[1:])
     count = (weights @ counts.reshape(shape[0], -1)).reshape(-1, *shape[1:])
-    used, seed_weights = np.split(seed_weights, [len(weights)])
-    drawn.append(_over_seeds(_ratio(total, count), used))
+    drawn.append(_nanmean(_with_macro(_ratio(total, count)).swapaxes(2, 3)))
   drawn = np.concatenate(drawn) if drawn else np.zeros((0, *value.shape))  # [resamples, 1 + G, M]
   behind = (counts > 0).any(2)  # [C, G, M]
   behind = np.concatenate([behind.any(1, keepdims=True), behind], 1).sum(0)  # clusters, [1 + G, M]
@@ -134,8 +134,21 @@ def seeded_means(
     out[name] = []
     for m in range(figures):
       low, high = interval(drawn[:, g, m]) if behind[g, m] > 1 else (math.nan, math.nan)
-      out[name].append(Summary(float(value[g, m]), low, high, int(units[g, m])))
+      spread = seed_half_width(each[g, :, m])
+      if not math.isnan(spread):
+        low = value[g, m] - math.hypot(value[g, m] - low, spread)
+        high = value[g, m] + math.hypot(high - value[g, m], spread)
+      out[name].append(Summary(float(value[g, m]), float(low), float(high), int(units[g, m])))
   return out
+
+
+def seed_half_width(values: np.ndarray) -> float:
+  """Half of Student's 95 % interval of the mean of values [S], NaNs left out; NaN for one value."""
+  values = values[~np.isnan(values)]
+  n = len(values)
+  if n < 2:
+    return math.nan
+  return float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n))
 
 
 def median(
@@ -193,13 +206,9 @@ def _draws(clusters: int, resamples: int, seed: int | list[int]) -> Iterator[np.
     yield np.bincount(picked.ravel(), minlength=rows * clusters).reshape(rows, clusters)
 
 
-def _over_seeds(means: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Means of groups [R, G, S, M], weights of seeds [R, S] -> macro and groups [R, 1 + G, M]."""
-  macro = _nanmean(np.moveaxis(means, 1, -1))[:, None]
-  means = np.concatenate([macro, means], axis=1)
-  known = ~np.isnan(means)
-  weights = weights[:, None, :, None] * known
-  return _ratio((weights * np.where(known, means, 0)).sum(2), weights.sum(2))
+def _with_macro(means: np.ndarray) -> np.ndarray:
+  """Means of groups [R, G, S, M] -> macro and groups [R, 1 + G, S, M]."""
+  return np.concatenate([_nanmean(np.moveaxis(means, 1, -1))[:, None], means], axis=1)
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
