@@ -1,5 +1,6 @@
 """Is a config possible? Asked before any work."""
 
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -37,12 +38,19 @@ def check(config: ConfigDict) -> None:
   for key in (
     "data.stored_px", "text.vocabulary_size", "text.max_tokens", "text.max_words", "model.image_px",
     "model.size", "train.steps", "train.batch_size", "train.log_every_steps",
-    "alignment.tile_images", "alignment.tile_reports", "alignment.beta", "train.learning_rate",
+    "alignment.tile_images", "alignment.tile_reports", "train.learning_rate",
     "train.clip_norm", "checkpoint.keep_last", "evaluation.batch_size", "evaluation.max_tokens",
     "evaluation.max_words", "model.image.width", "model.text.heads", "model.text.layers",
     "model.text.size", "model.text.mlp_size", "model.text.max_position", "data.threads",
   ):  # fmt: skip
     _check(config, key, lambda value: value > 0, "must be positive")
+  _check(
+    config, "alignment.beta", lambda value: 0 < value < math.inf, "must be positive and finite"
+  )
+  if config.evaluation.every_steps:
+    _check(config, "evaluation.during_films", lambda value: value > 0, "must be positive")
+  for key in ("text.max_tokens", "evaluation.max_tokens"):
+    _check(config, key, lambda value: value > 2, "must have room for a piece and its two marks")
   for key in ("alignment.eta", "data.max_skipped_fraction"):
     _check(config, key, lambda value: 0 <= value <= 1, "must lie in [0, 1]")
   for key in ("train.warmup_fraction", "train.ema_decay", "train.beta2", "model.text.dropout"):
@@ -113,6 +121,10 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(f"config.{error}") from error
   method = config.alignment.method
   for stage in stages:
+    if method == "none" and not stage.global_weight:
+      raise ConfigError(
+        f"config.curriculum.{stage.name}.global_weight: is 0; method 'none' learns by nothing else"
+      )
     if len(stage.local_weight) > 1 and method in ("gloria", "sparc", "mgca"):
       raise ConfigError(
         f"config.curriculum.{stage.name}.local_weight: is {stage.local_weight}; method {method!r}"

@@ -11,7 +11,8 @@ def softmax_region(s, tau, gamma):
 def threshold_region(s, tau, gamma):
   a = softmax_region(s, tau, gamma)
   kept = np.maximum(a - gamma / len(s), 0)
-  return kept / kept.sum() if kept.sum() > 0 else a
+  missing = max(0.01 - kept.sum(), 0)
+  return (kept + missing * a) / max(kept.sum(), 0.01)
 
 
 def minmax_region(s, tau, gamma):

@@ -93,6 +93,18 @@ def test_threshold_suppresses_pixels_below_the_uniform_share():
   assert (np.asarray(regions.threshold(jnp.array([1.0, 0.9, -1.0, -1.0]), 0.5, 0.0)) > 0).all()
 
 
+@pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 0.0])
+def test_threshold_is_continuous_where_pixels_become_alike(spread):
+  """At gamma 1 almost nothing passes then: neither a jump of the weights nor a huge gradient."""
+  s = 0.3 + spread * jnp.array([0.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])
+  weight = regions.threshold(s, 0.2, 1.0)
+  assert weight.sum() == pytest.approx(1, abs=1e-6)
+  if spread <= 1e-4:
+    np.testing.assert_allclose(weight, 1 / 9, atol=0.02)
+  jacobian = jax.jacrev(lambda x: regions.threshold(x, 0.2, 1.0))(s)
+  assert np.abs(jacobian).max() < 1 / (0.2 * 0.01)
+
+
 @pytest.mark.parametrize("sparsifier", ["softmax", "threshold", "entmax15"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_score_gradients(sparsifier, count):
@@ -271,6 +283,7 @@ def test_stages_follow_training():
     ({"start_fraction": 1.0}, r"late\.start_fraction"),
     ({"start_fraction": 0.0}, "begin at the same"),
     ({"cut_below": 1.0}, r"late\.cut_below"),
+    ({"global_weight": -1.0}, r"late: loss weights must not be negative"),
     ({"global_weight": 0.0, "local_weight": (0.0, 0.0)}, "every loss weight is zero"),
   ],
 )

@@ -278,6 +278,8 @@ def test_flipped_byte_in_a_shard(tmp_path):
     ("evaluation.split", "tset", r"config\.evaluation\.split.*validation, test"),
     ("train.steps", 0, r"config\.train\.steps.*positive"),
     ("alignment.method", "magic", r"alignment\.method: is 'magic'; must be one of plan, none"),
+    ("alignment.beta", float("inf"), r"alignment\.beta.*finite"),
+    ("text.max_tokens", 2, r"text\.max_tokens.*room"),
     ("alignment.method", "gloria", r"curriculum\.refine\.local_weight.*'gloria' has one round"),
     ("alignment.evidence", "gut", r"alignment\.evidence.*soft_maximum, cosine"),
     ("alignment.word_weight", -1.0, r"alignment\.word_weight.*negative"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import oracle
-from plan_jax.alignment import curriculum, methods, scores
+from plan_jax.alignment import curriculum, methods
 from plan_jax.alignment.objective import objective
 from plan_jax.models.plan import ImageFeatures, TextFeatures
 
@@ -151,12 +151,3 @@ def test_none_grounds_by_the_report_alone():
     np.testing.assert_allclose(row, want, rtol=1e-5, atol=1e-6)
   for row in np.asarray(looked.weight):
     np.testing.assert_allclose(row, oracle.softmax_region(want, 0.2, 0), rtol=1e-4)
-
-
-def test_gloria_attention_is_the_published_one():
-  image, text, _ = look("gloria")
-  got = scores.gloria_attention(image.pixels[None], text.words[None], text.mask[None])[0, 0]
-  s = np.asarray(image.pixels) @ np.asarray(text.words)[:3].T
-  p = np.exp(s) / np.exp(s).sum(1, keepdims=True)
-  a = np.exp(4 * p) / np.exp(4 * p).sum(0)
-  np.testing.assert_allclose(got[:3], a.T, rtol=1e-5)

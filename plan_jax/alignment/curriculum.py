@@ -45,6 +45,8 @@ def stages(config: Mapping[str, Mapping]) -> tuple[Stage, ...]:
       raise ValueError(f"{where}.tau: must be positive, is {stage.tau}")
     if any(gamma < 0 for gamma in stage.gamma):
       raise ValueError(f"{where}.gamma: must not be negative, is {stage.gamma}")
+    if min(stage.global_weight, *stage.local_weight, 0) < 0:
+      raise ValueError(f"{where}: loss weights must not be negative")
     if not 0 <= stage.start_fraction < 1:
       raise ValueError(f"{where}.start_fraction: must lie in [0, 1), is {stage.start_fraction}")
     if not 0 <= stage.cut_below < 1:

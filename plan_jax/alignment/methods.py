@@ -8,8 +8,9 @@
 - `mgca`: words against regions of one report, regions by softmax, words weighted by the attention
   they get from the report vector (Wang et al. 2022, the word side of its token alignment).
 
-Each is its published formula, temperatures included, on the same features; only padding is left out
-where the published code lets it in.
+Each is its published formula, temperatures included, on the same features. Padding is left out
+where the published code lets it in, and contrasts of pairs leave out equal reports and reports
+without words, for every method alike.
 """
 
 from dataclasses import dataclass

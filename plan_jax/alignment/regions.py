@@ -8,6 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+_LEAST = 0.01  # of the attention that suppression lets pass, before the plain one fills it up
+
 
 def softmax(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
   """Plain soft attention at temperature `tau`; `gamma` is not used."""
@@ -17,13 +19,13 @@ def softmax(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
 def threshold(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
   """Soft attention less `gamma` uniform shares: pixels below that lose all weight (ours).
 
-  Where no pixel passes, the plain soft attention stays: it is the limit of what survives as the
-  similarities become equal, and it keeps a gradient.
+  Where less than a hundredth of the attention passes, the plain one fills it up to that: a word
+  that fits all pixels alike keeps the plain attention, and the gradient stays bounded.
   """
   weight = jax.nn.softmax(similarity / tau, axis=-1)
   kept = jax.nn.relu(weight - gamma / similarity.shape[-1])
   total = kept.sum(-1, keepdims=True)
-  return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), weight)
+  return (kept + jax.nn.relu(_LEAST - total) * weight) / jnp.maximum(total, _LEAST)
 
 
 def minmax(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:

@@ -122,19 +122,6 @@ def evidence(pixels: jax.Array, words: jax.Array, rounds: Rounds) -> jax.Array:
   return jnp.stack([found.evidence for found in word_regions(pixels, words, rounds)])
 
 
-def gloria_attention(pixels: jax.Array, words: jax.Array, mask: jax.Array) -> jax.Array:
-  """[I, J, W, P] attention of GLoRIA (Huang et al. 2021): words compete for a pixel, then pixels.
-
-  softmax over pixels of 4 * softmax over words of the plain dot product.
-
-  Args:
-    pixels: [I, P, D], of any norm.
-    words: [J, W, D], of any norm.
-    mask: [J, W] bool; padding takes no part in the words' competition.
-  """
-  return _gloria(pixels, words, mask)[1]
-
-
 def gloria_scores(pixels: jax.Array, words: jax.Array, mask: jax.Array) -> jax.Array:
   """[1, I, J] float32 local scores of GLoRIA (Huang et al. 2021), its temperatures included.
 
@@ -142,7 +129,9 @@ def gloria_scores(pixels: jax.Array, words: jax.Array, mask: jax.Array) -> jax.A
   so that longer reports score higher, as published. 0 for a report without words.
 
   Args:
-    pixels, words, mask: as in `gloria_attention`.
+    pixels: [I, P, D], of any norm.
+    words: [J, W, D], of any norm.
+    mask: [J, W] bool; padding takes no part in the words' competition.
   """
   similarity, attention, gram = _gloria(pixels, words, mask)
   projected = jnp.einsum("ijwp,ipq->ijwq", attention, gram)
