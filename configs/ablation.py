@@ -41,7 +41,7 @@ METHODS = [{}, *({"alignment.method": name} for name in ("none", "gloria", "spar
 
 
 def sweep() -> list[dict[str, object]]:
-  """Every method on five seeds, PLAN without each of its parts on three, harder films on two."""
+  """Every method on five seeds, PLAN without each of its parts and all on harder films on three."""
   every_stage = ("words", "refine")
   two = rounds(local_weight=(0.5, 1.0), tau=(0.2, 0.2), gamma=(0.0, 1.0))
   no_filter = {"alignment.term_weight": 0.0}
@@ -74,7 +74,7 @@ def sweep() -> list[dict[str, object]]:
   plain = [rounds(gamma=(0.0,)), no_filter]
   runs += [
     data | method | {"seed": s}
-    for s in range(2)
+    for s in range(3)
     for data in harder
     for method in (*METHODS, *plain)
   ]
