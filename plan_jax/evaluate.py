@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline import images, phantom_reports, records
+from input_pipeline import terms as terms_list
 from input_pipeline.errors import UserError
 from input_pipeline.study import Study
 from plan_jax import report, reporting
@@ -42,7 +43,11 @@ def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> l
   rows += presence.evaluate_presence(model, _all(folder, split, what="presence"), **common)
   if config.data.dataset == "phantom":  # only there is it known what every word does
     rows += terms.evaluate_terms(
-      model, _all(folder, split, "text", "terms"), phantom_reports.word_kinds, **common
+      model,
+      _all(folder, split, "text", "terms"),
+      phantom_reports.word_kinds,
+      terms_list.load(config.text.terms).named,
+      **common,
     )
   _write_units(workdir, "grounding", grounded.get(results.RUN))
   _write_units(workdir, "retrieval", galleries["all"].units if galleries else None)

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from input_pipeline import phantom_reports, reports
+from input_pipeline import terms as term_lists
 from input_pipeline.study import Study
 from plan_jax.evaluators import terms
 
@@ -18,6 +19,10 @@ def _study(i, *sentences):
 
 def _kinds(sentence):
   return [KINDS.get(word, "other") for word in reports.normalise(sentence).split()]
+
+
+def _listed(sentence):
+  return [word in ("mass", "clear") for word in reports.normalise(sentence).split()]
 
 
 class _Reader:
@@ -41,7 +46,9 @@ def test_contrasts_by_hand(capsys):
     _study(2, "The left lower mass is clear."),
     _study(3),
   ]
-  rows = terms.evaluate_terms(reader, iter(studies), _kinds, data="toy", batch=3, resamples=50)
+  rows = terms.evaluate_terms(
+    reader, iter(studies), _kinds, _listed, data="toy", batch=3, resamples=50
+  )
   # Each distinct sentence is read once, each occurrence counts.
   assert reader.asked == [
     [("Left mass.",), ("The is clear.",), ("Left lower.",)],
@@ -52,7 +59,7 @@ def test_contrasts_by_hand(capsys):
   )
   assert {(row.task, row.protocol, row.group) for row in rows} == {("terms", "terms-v1", "all")}
   cells = {(row.metric, row.model): row for row in rows}
-  assert len(cells) == len(rows) == 3 * 2 + 3
+  assert len(cells) == len(rows) == 3 * 3 + 3
   # finding .9 .9, attribute .6 .6 .6 .3, other .1 .3 .7
   expected = {
     "AUC finding against rest": (1.0, 9),
@@ -64,29 +71,34 @@ def test_contrasts_by_hand(capsys):
     assert (run.value, run.n) == (pytest.approx(value), n)
     assert run.low <= run.value <= run.high
     assert (chance.value, chance.n) == (0.5, n) and math.isnan(chance.low)
+  # On the list: both findings, and one of three other words.
+  floors = [row.value for row in rows if row.model == "term_list"]
+  assert floors == pytest.approx([1 - 0.5 / 7, 1 - 0.5 / 3, (2 * (1 - 0.5 / 3) + 4 / 3) / 6])
   for kind, value, n in (("finding", 0.9, 2), ("attribute", 2.1 / 4, 4), ("other", 1.1 / 3, 3)):
     row = cells[f"mean significance {kind}", "run"]
     assert (row.value, row.n) == (pytest.approx(value), n)
 
 
 def test_without_finding_words_the_area_is_missing():
-  rows = terms.evaluate_terms(_Reader(), [_study(0, "the is")], _kinds, data="toy", resamples=10)
+  rows = terms.evaluate_terms(
+    _Reader(), [_study(0, "the is")], _kinds, _listed, data="toy", resamples=10
+  )
   for row in rows:
     known = row.model == "chance" or row.metric == "mean significance other"
     assert math.isnan(row.value) != known
     assert math.isnan(row.low)  # one patient
   only_attributes = [_study(0, "left"), _study(1, "left")]
-  rows = terms.evaluate_terms(_Reader(), only_attributes, _kinds, data="toy", resamples=10)
+  rows = terms.evaluate_terms(_Reader(), only_attributes, _kinds, _listed, data="toy", resamples=10)
   assert [row.value for row in rows if row.metric == "mean significance attribute"] == [0.6]
 
 
 def test_empty_and_wrong_input():
-  assert terms.evaluate_terms(_Reader(), [], _kinds, data="toy") == []
-  assert terms.evaluate_terms(_Reader(), [_study(0)], _kinds, data="toy") == []
+  assert terms.evaluate_terms(_Reader(), [], _kinds, _listed, data="toy") == []
+  assert terms.evaluate_terms(_Reader(), [_study(0)], _kinds, _listed, data="toy") == []
   cut = [_study(0, "the is clear mass")]
-  assert terms.evaluate_terms(_Reader(), cut, _kinds, data="toy") == []
+  assert terms.evaluate_terms(_Reader(), cut, _kinds, _listed, data="toy") == []
   with pytest.raises(ValueError, match="'mass' has words of kind verb"):
-    terms.evaluate_terms(_Reader(), [_study(0, "mass")], lambda s: ["verb"], data="toy")
+    terms.evaluate_terms(_Reader(), [_study(0, "mass")], lambda s: ["verb"], _listed, data="toy")
 
 
 def test_the_phantoms_words_have_kinds_that_terms_knows():
@@ -100,6 +112,12 @@ def test_the_phantoms_words_have_kinds_that_terms_knows():
     _study(1, "There is no pleural effusion or pneumothorax."),
   ]
   rows = terms.evaluate_terms(
-    Perfect(), studies, phantom_reports.word_kinds, data="toy", resamples=10
+    Perfect(),
+    studies,
+    phantom_reports.word_kinds,
+    term_lists.load().named,
+    data="toy",
+    resamples=10,
   )
   assert [row.value for row in rows if row.model == "run"][:3] == [1, 1, 1]
+  assert next(row.value for row in rows if row.model == "term_list") == 1

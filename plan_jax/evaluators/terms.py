@@ -12,7 +12,9 @@ Protocol "terms-v1":
   `auc`): finding against rest (attribute and other), finding against other (attributes left out),
   finding or attribute against other. Mean significance is the plain mean over the words of a kind.
 - Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
-- Floor `chance`: an AUC of .5, without an interval. Mean significances have no floor.
+- Floors, without intervals: `chance`, an AUC of .5, and `term_list`, the list of diagnostic terms
+  (with its rules of denial) as a significance of 0 or 1. A model taught by that list can only
+  reproduce it here; what it gains is to know without the list. Mean significances have no floor.
 """
 
 from collections.abc import Callable, Iterable
@@ -46,6 +48,7 @@ def evaluate_terms(
   reader: Reader,
   studies: Iterable[Study],
   kinds: Callable[[str], list[str]],
+  listed: Callable[[str], list[bool]],
   *,
   data: str,
   batch: int = 64,
@@ -58,6 +61,7 @@ def evaluate_terms(
     reader: the model.
     studies: the reports.
     kinds: sentence -> one of `KINDS` for each of its words.
+    listed: sentence -> whether the list of terms names each of its words.
     data: name of data set and split, for the rows.
     batch: how many sentences the reader is given at a time.
     resamples: bootstrap draws.
@@ -81,7 +85,7 @@ def evaluate_terms(
       read[sentence] = [figure for _, figure in words]
 
   cut = 0
-  figures, kind_of, patients = [], [], []
+  figures, on_list, kind_of, patients = [], [], [], []
   for patient, sentence in said:
     some = kinds(sentence)
     if unknown := set(some) - set(KINDS):
@@ -90,6 +94,7 @@ def evaluate_terms(
       cut += 1
       continue
     figures += read[sentence]
+    on_list += listed(sentence)
     kind_of += some
     patients += [patient] * len(some)
   if cut:
@@ -97,12 +102,19 @@ def evaluate_terms(
   if not figures:
     return []
   return _rows(
-    np.array(figures), np.array(kind_of), np.array(patients), data, resamples=resamples, seed=seed
+    np.array(figures),
+    np.array(on_list, float),
+    np.array(kind_of),
+    np.array(patients),
+    data,
+    resamples=resamples,
+    seed=seed,
   )
 
 
 def _rows(
   figures: np.ndarray,
+  on_list: np.ndarray,
   kinds: np.ndarray,
   patients: np.ndarray,
   data: str,
@@ -114,16 +126,20 @@ def _rows(
   rows = []
   for metric, (high, low) in CONTRASTS.items():
     chosen = np.isin(kinds, high + low)
-    s = auc.grouped(
-      figures[chosen],
-      np.isin(kinds[chosen], high),
-      ["all"] * chosen.sum(),
-      patients[chosen].tolist(),
-      **draws,
-    )[bootstrap.MACRO]  # of one group; it is there without words, too
+    s, floor = (
+      auc.grouped(
+        scores[chosen],
+        np.isin(kinds[chosen], high),
+        ["all"] * chosen.sum(),
+        patients[chosen].tolist(),
+        **draws,
+      )[bootstrap.MACRO]  # of one group; it is there without words, too
+      for scores in (figures, on_list)
+    )
     head = ("terms", PROTOCOL, data, "all", metric)
     rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))
     rows.append(Row(*head, "chance", 0.5, np.nan, np.nan, s.n))
+    rows.append(Row(*head, "term_list", floor.value, np.nan, np.nan, s.n))
   each = np.where(kinds[:, None] == np.array(KINDS), figures[:, None], np.nan)
   means = bootstrap.grouped_means(each, ["all"] * len(each), patients.tolist(), **draws)["all"]
   for kind, s in zip(KINDS, means, strict=True):
