@@ -51,9 +51,11 @@ def get_config() -> ConfigDict:
   config.alignment.beta = 5.0  # sharpness of the pooling over words
   config.alignment.word_weight = 3.0  # of the contrast of single words over the images
   config.alignment.term_weight = 1.0  # of the diagnostic terms as a teacher of the significance
-  config.alignment.evaluation = "chunked"  # or "full"
-  config.alignment.tile_images = 8
-  config.alignment.tile_reports = 8
+  config.alignment.dtype = "bfloat16"  # of the products of words and pixels; or "float32"
+  config.alignment.evaluation = "ring"  # the same on one device: "chunked", or "full"
+  config.alignment.tile_images = 0  # compared at once; 0: as many as fit into tile_mib
+  config.alignment.tile_reports = 0
+  config.alignment.tile_mib = 256
 
   # One entry a stage; per-round tuples set the number of rounds.
   config.curriculum = ConfigDict()

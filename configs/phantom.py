@@ -31,7 +31,8 @@ def get_config() -> ConfigDict:
       dropout=0.0,
     )
   )  # fmt: skip
-  config.alignment.tile_images = 2
+  config.alignment.dtype = "float32"
+  config.alignment.tile_mib = 16  # what a CPU's cache can hold
 
   config.curriculum.refine.start_fraction = 0.65
   config.train.steps = 1440

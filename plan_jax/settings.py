@@ -3,14 +3,15 @@
 import math
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import terms
 from input_pipeline.errors import UserError
 from input_pipeline.readers import READERS
 from input_pipeline.study import SPLITS
-from plan_jax.alignment import curriculum
-from plan_jax.alignment.methods import METHODS
+from plan_jax.alignment import curriculum, pairwise
+from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.scores import EVIDENCE
 from plan_jax.evaluators.results import FOLLOWED, scalar_name
@@ -33,12 +34,13 @@ def check(config: ConfigDict) -> None:
   _one_of(config, "alignment.method", tuple(METHODS))
   _one_of(config, "alignment.sparsifier", tuple(SPARSIFIERS))
   _one_of(config, "alignment.evidence", EVIDENCE)
-  _one_of(config, "alignment.evaluation", ("full", "chunked"))
+  _one_of(config, "alignment.evaluation", pairwise.EVALUATIONS)
+  _one_of(config, "alignment.dtype", ("float32", "bfloat16"))
   _one_of(config, "checkpoint.evaluate", ("last", "best"))
   for key in (
     "data.stored_px", "text.vocabulary_size", "text.max_tokens", "text.max_words", "model.image_px",
     "model.size", "train.steps", "train.batch_size", "train.log_every_steps",
-    "alignment.tile_images", "alignment.tile_reports", "train.learning_rate",
+    "alignment.tile_mib", "train.learning_rate",
     "train.clip_norm", "checkpoint.keep_last", "evaluation.batch_size", "evaluation.max_tokens",
     "evaluation.max_words", "model.image.width", "model.text.heads", "model.text.layers",
     "model.text.size", "model.text.mlp_size", "model.text.max_position", "data.threads",
@@ -58,7 +60,7 @@ def check(config: ConfigDict) -> None:
   for key in (
     "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "evaluation.resamples",
     "evaluation.report_films", "train.weight_decay", "seed", "alignment.word_weight",
-    "alignment.term_weight",
+    "alignment.term_weight", "alignment.tile_images", "alignment.tile_reports",
   ):  # fmt: skip
     _check(config, key, lambda value: value >= 0, "must not be negative")
   highest = config.model.scale_max
@@ -137,9 +139,22 @@ def check(config: ConfigDict) -> None:
 
 def check_devices(config: ConfigDict) -> None:
   """Raises UserError, naming the key, where the devices here do not fit; wakes the backend."""
-  devices = make_mesh(config.mesh.data, config.mesh.fsdp).size
-  must = f"must be a multiple of the {devices} devices"
-  _check(config, "train.batch_size", lambda value: value % devices == 0, must)
+  mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+  must = f"must be a multiple of the {mesh.size} devices"
+  _check(config, "train.batch_size", lambda value: value % mesh.size == 0, must)
+  _check(
+    config, "alignment.evaluation", lambda value: value != "chunked" or mesh.size == 1,
+    f'runs on one device, not on {mesh.size}; use "ring"',
+  )  # fmt: skip
+  batch, model = config.train.batch_size, config.model
+  pixels = (batch, (model.image_px // model.image.output_stride) ** 2, model.size)
+  words = (batch, config.text.max_words, model.size)
+  with jax.set_mesh(mesh):
+    for stage in curriculum.stages(config.curriculum):
+      try:
+        pair_tile(Alignment(**config.alignment), stage, pixels, words)
+      except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def _one_of(config, key, allowed):

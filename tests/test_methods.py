@@ -15,7 +15,8 @@ from plan_jax.models.plan import ImageFeatures, TextFeatures
 B, P, W, D = 4, 9, 5, 6
 ALIGNMENT = methods.Alignment(
   method="plan", mask_positives=True, sparsifier="threshold", evidence="soft_maximum", eta=0.5,
-  beta=5.0, word_weight=0.0, term_weight=0.0, evaluation="full", tile_images=3, tile_reports=2,
+  beta=5.0, word_weight=0.0, term_weight=0.0, dtype="float32", evaluation="full",
+  tile_images=3, tile_reports=2, tile_mib=1,
 )  # fmt: skip
 STAGE = curriculum.Stage("s", 0.0, 0.0, (1.0,), (0.25,), (0.0,))
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)

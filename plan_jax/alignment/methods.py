@@ -65,8 +65,10 @@ class Alignment:
     word_weight: of `plan`, of the contrast of single words over the images.
     term_weight: of `plan`, of the significance's own loss, towards the diagnostic terms; 0: it
       learns from the other losses alone.
-    evaluation: "full" or "chunked" scores of all pairs.
-    tile_images, tile_reports: of a chunk.
+    dtype: of the products of words and pixels, see scores.product.
+    evaluation: of all pairs, a name of pairwise.EVALUATIONS.
+    tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.
+    tile_mib: memory for a tile.
   """
 
   method: str
@@ -77,13 +79,17 @@ class Alignment:
   beta: float
   word_weight: float
   term_weight: float
+  dtype: str
   evaluation: str
   tile_images: int
   tile_reports: int
+  tile_mib: int
 
   def rounds(self, stage: curriculum.Stage) -> scores.Rounds:
     """The refinement rounds of a stage."""
-    return scores.Rounds(stage.tau, stage.gamma, self.eta, self.sparsifier, self.evidence)
+    return scores.Rounds(
+      stage.tau, stage.gamma, self.eta, self.sparsifier, self.evidence, self.dtype
+    )
 
 
 class Looked(NamedTuple):
@@ -101,50 +107,68 @@ class Looked(NamedTuple):
 # --- the losses: one (loss, accuracy) a round -------------------------------------------------
 
 
-def _of_pairs(alignment: Alignment, score, pixels, words, say):
-  """Something of every image and report, by the evaluation that the config names."""
-  if alignment.evaluation == "full":
-    return pairwise.full(score, pixels, words, say)
-  return pairwise.chunked(
-    score, pixels, words, say,
-    tile_images=alignment.tile_images, tile_reports=alignment.tile_reports,
+def pair_score(alignment: Alignment, stage: curriculum.Stage) -> pairwise.Score | None:
+  """The score of all image x report pairs in a stage; None where the method compares none."""
+  if alignment.method == "plan" and stage.local_weight:
+    return scores.PlanScore(alignment.rounds(stage), alignment.beta, alignment.word_weight > 0)
+  return scores.GloriaScore(alignment.dtype) if alignment.method == "gloria" else None
+
+
+def pair_tile(
+  alignment: Alignment,
+  stage: curriculum.Stage,
+  pixels: tuple[int, int, int],
+  words: tuple[int, int, int],
+) -> pairwise.Tile | None:
+  """The tile of a stage for (B, P, D) and (B, W, D); None where it needs none.
+
+  Raises ValueError, naming the key, where none fits.
+  """
+  score = pair_score(alignment, stage)
+  if score is None or alignment.evaluation == "full":
+    return None
+  return pairwise.tile(
+    score, pixels, words,
+    images=alignment.tile_images, reports=alignment.tile_reports, mib=alignment.tile_mib,
   )  # fmt: skip
 
 
-def _plan_losses(x: Embedded, stage, alignment: Alignment, positives):
-  rounds = alignment.rounds(stage)
+def _contrasted(alignment: Alignment, stage, pixels, words, say, scale, keys):
+  """All images against all reports, by the evaluation that the config names."""
+  score = pair_score(alignment, stage)
+  pixels, words = scores.narrow(pixels, alignment.dtype), scores.narrow(words, alignment.dtype)
+  tile = pair_tile(alignment, stage, pixels.shape, words.shape)
+  if tile is None:
+    return pairwise.full(score, pixels, words, say, scale, keys)
+  evaluate = {"chunked": pairwise.chunked, "ring": pairwise.ring}[alignment.evaluation]
+  return evaluate(score, tile, pixels, words, say, scale, keys)
+
+
+def _plan_losses(x: Embedded, stage, alignment: Alignment, keys):
   say = curriculum.say(stage, x.significance, x.mask)
-  evidence = _of_pairs(
-    alignment, lambda v, t, _: scores.evidence(v, t, rounds), unit(x.pixels), unit(x.words), say
-  )
-  valid = x.mask.any(-1)
-  losses = []
-  for e in evidence:
-    matrix = scores.pool_words(e, say, alignment.beta)
-    loss, accuracy = contrast.info_nce(x.local_scale * matrix, positives, valid)
-    if alignment.word_weight:
-      weight = jax.lax.stop_gradient(say)
-      word_loss = contrast.word_info_nce(x.local_scale * e, positives, valid, weight)
-      loss += alignment.word_weight * word_loss
-    losses.append((loss, accuracy))
-  return losses
-
-
-def _gloria_losses(x: Embedded, stage, alignment: Alignment, positives):
-  (matrix,) = _of_pairs(
-    alignment, lambda v, t, mask: scores.gloria_scores(v, t, mask > 0),
-    x.pixels, x.words, x.mask.astype(jnp.float32),
+  pairs = _contrasted(
+    alignment, stage, unit(x.pixels), unit(x.words), say, x.local_scale, keys
   )  # fmt: skip
-  return [contrast.info_nce(matrix, positives, x.mask.any(-1))]
+  loss, accuracy = contrast.info_nce(pairs, keys.valid)
+  if alignment.word_weight:
+    weight = jax.lax.stop_gradient(say)
+    loss += alignment.word_weight * contrast.word_info_nce(pairs, keys.valid, weight)
+  return list(zip(loss, accuracy, strict=True))
 
 
-def _sparc_losses(x: Embedded, stage, alignment: Alignment, positives):
+def _gloria_losses(x: Embedded, stage, alignment: Alignment, keys):
+  say, scale = x.mask.astype(jnp.float32), jnp.float32(1)
+  pairs = _contrasted(alignment, stage, x.pixels, x.words, say, scale, keys)
+  return list(zip(*contrast.info_nce(pairs, keys.valid), strict=True))
+
+
+def _sparc_losses(x: Embedded, stage, alignment: Alignment, keys):
   attended = unit(jnp.einsum("bwp,bpd->bwd", _sparc_attention(x.pixels, x.words), x.pixels))
   weight = x.mask / jnp.maximum(x.mask.sum(-1, keepdims=True), 1)
   return [contrast.words_info_nce(attended, unit(x.words), weight, x.mask, x.local_scale)]
 
 
-def _mgca_losses(x: Embedded, stage, alignment: Alignment, positives):
+def _mgca_losses(x: Embedded, stage, alignment: Alignment, keys):
   pixels, words = unit(x.pixels), unit(x.words)
   attended = unit(jnp.einsum("bwp,bpd->bwd", _mgca_attention(pixels, words), pixels))
   weight = mgca_weight(x.attention, x.mask)
@@ -164,7 +188,7 @@ def mgca_weight(attention: jax.Array, mask: jax.Array) -> jax.Array:
   return jax.lax.stop_gradient(clipped / jnp.where(total > 0, total, 1))
 
 
-def _none_losses(x: Embedded, stage, alignment: Alignment, positives):
+def _none_losses(x: Embedded, stage, alignment: Alignment, keys):
   return []
 
 
@@ -173,9 +197,9 @@ def _none_losses(x: Embedded, stage, alignment: Alignment, positives):
 
 
 def _plan_look(image, text, stage, alignment: Alignment) -> Looked:
-  found = scores.word_regions(
-    unit(image.pixels)[None], unit(text.words)[None], alignment.rounds(stage)
-  )[-1]
+  rounds = alignment.rounds(stage)
+  seen = scores.see(unit(image.pixels)[None], gram=rounds.needs_gram, dtype=rounds.dtype)
+  found = scores.word_regions(seen, unit(text.words)[None], rounds)[-1]
   return Looked(found.weight[0, 0], found.similarity[0, 0])
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment import contrast
+from plan_jax.alignment import contrast, pairwise
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.methods import METHODS, Alignment, Embedded
 
@@ -19,11 +19,13 @@ def objective(
   the diagnostic terms. (Our concretisation of the source method.)
   """
   x = embedded
-  positives = contrast.same_text(x.report_key, x.study_key)
+  index = jnp.arange(len(x.film), dtype=jnp.int32)
+  keys = pairwise.Keys(index, x.report_key, x.study_key, x.mask.any(-1))
   if not alignment.mask_positives:
-    positives = jnp.eye(len(positives), dtype=bool)
-  valid = x.mask.any(-1)
-  loss, accuracy = contrast.info_nce(x.global_scale * (x.film @ x.report.T), positives, valid)
+    keys = keys._replace(text=jnp.zeros_like(index), study=index)
+  cosine = (x.global_scale * (x.film @ x.report.T))[None]
+  whole = pairwise.of_logits(cosine, cosine[..., None][..., :0], keys)
+  (loss,), (accuracy,) = contrast.info_nce(whole, keys.valid)
   total = stage.global_weight * loss
   parts = {
     "loss_global": loss,
@@ -33,7 +35,7 @@ def objective(
   }
   if stage.local_weight:
     # None of `none`, whose stages keep their weights so that one key alone chooses the method.
-    local = METHODS[alignment.method].losses(x, stage, alignment, positives)
+    local = METHODS[alignment.method].losses(x, stage, alignment, keys)
     for k, (weight, (loss, accuracy)) in enumerate(
       zip(stage.local_weight, local, strict=bool(local))
     ):

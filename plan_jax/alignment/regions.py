@@ -77,11 +77,13 @@ def entmax15(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
 def topk(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
   """A hard region: equal weights to the best `TOP_SHARE` of the pixels; `tau`, `gamma` not used.
 
-  Pixels that tie for the last place all belong.
+  Pixels that tie for the last place, to rounding, all belong.
   """
   count = math.ceil(TOP_SHARE * similarity.shape[-1])
   least = jax.lax.top_k(similarity, count)[0][..., -1:]
-  return _equal(similarity >= least, similarity.dtype)
+  # The compiler may compute the two sides apart, with other roundings; none must go empty.
+  rounding = 4 * jnp.finfo(similarity.dtype).eps * jnp.abs(least)
+  return _equal(similarity >= least - rounding, similarity.dtype)
 
 
 def box(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:

@@ -1,7 +1,7 @@
 """How well a report's words find themselves in an image: the local score of a pair.
 
-`evidence` of the words, round by round, and `pool_words` are ours; `gloria_scores` is the baseline
-of that name.
+`PlanScore` (words' evidence, round by round, and `pool_words`) is ours; `GloriaScore` is the
+baseline of that name. Both are scores as `pairwise` takes them.
 
 Shapes: I images of P pixels, J reports of W words, D channels. Everything after the first product
 lives in pixel space: the region embedding c = norm(sum_p a V_p) is never formed, for with s = T V',
@@ -13,6 +13,7 @@ and the next query q = norm((1 - eta) T + eta c) enters only through its product
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,8 @@ class Rounds:
     eta: how far the next query moves from the word to its region, 0 to 1.
     sparsifier: a name of regions.SPARSIFIERS.
     evidence: what speaks for a word, "soft_maximum" or "cosine"; see `WordRegions`.
+    dtype: "float32", or "bfloat16": what the products take; they accumulate, and all else is, in
+      float32.
   """
 
   tau: tuple[float, ...]
@@ -41,6 +44,67 @@ class Rounds:
   eta: float
   sparsifier: str
   evidence: str = "soft_maximum"
+  dtype: str = "float32"
+
+  @property
+  def needs_gram(self) -> bool:
+    """Whether anything needs the products of the pixels among themselves."""
+    return len(self.tau) > 1 or self.evidence == "cosine"
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def product(formula: str, dtype: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """Einsum of two float32 arrays, accumulated in float32, forwards and backwards.
+
+  Each letter of an operand must stand in the other operand or in the output.
+
+  Args:
+    formula: as of `jnp.einsum`.
+    dtype: "bfloat16" rounds the operands to that first, gradients too; "float32" does nothing.
+    a, b: the operands.
+  """
+  a, b = narrow(a, dtype), narrow(b, dtype)
+  precise = jnp.promote_types(a.dtype, jnp.float32)
+  return jnp.einsum(formula, a, b, preferred_element_type=precise)
+
+
+def narrow(x: jax.Array, dtype: str) -> jax.Array:
+  """`x` rounded to bfloat16 if that is the dtype; else as it is."""
+  return x.astype(dtype) if dtype == "bfloat16" else x
+
+
+def _product_forward(formula, dtype, a, b):
+  return product(formula, dtype, a, b), (a, b)
+
+
+def _product_backward(formula, dtype, operands, gradient):
+  (a, b), (left, out) = operands, formula.split("->")
+  x, y = left.split(",")
+  return (
+    product(f"{out},{y}->{x}", dtype, gradient, b).astype(a.dtype),
+    product(f"{out},{x}->{y}", dtype, gradient, a).astype(b.dtype),
+  )
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class Seen(NamedTuple):
+  """Images as the words see them.
+
+  Attributes:
+    pixels: [I, P, D].
+    gram: [I, P, P] products of the pixels among themselves, or None where nothing needs them.
+  """
+
+  pixels: jax.Array
+  gram: jax.Array | None
+
+
+def see(pixels: jax.Array, *, gram: bool, dtype: str) -> Seen:
+  """What all words share of the images."""
+  among = product("ipd,iqd->ipq", dtype, pixels, pixels) if gram else None
+  return Seen(pixels, among)
 
 
 class WordRegions(NamedTuple):
@@ -58,23 +122,20 @@ class WordRegions(NamedTuple):
   evidence: jax.Array
 
 
-def word_regions(pixels: jax.Array, words: jax.Array, rounds: Rounds) -> list[WordRegions]:
+def word_regions(seen: Seen, words: jax.Array, rounds: Rounds) -> list[WordRegions]:
   """All rounds of all words in all images.
 
   Args:
-    pixels: [I, P, D], unit norm.
+    seen: of pixels of unit norm, with the Gram matrix where `rounds.needs_gram`.
     words: [J, W, D], unit norm, or zero for padding.
     rounds: the settings.
   """
   sparsify = SPARSIFIERS[rounds.sparsifier]
-  # Products of bfloat16 inputs accumulate and stay in float32.
-  precise = jnp.promote_types(pixels.dtype, jnp.float32)
-  first = similarity = jnp.einsum("ipd,jwd->ijwp", pixels, words, preferred_element_type=precise)
-  gram = jnp.einsum("ipd,iqd->ipq", pixels, pixels, preferred_element_type=precise)
+  first = similarity = product("ipd,jwd->ijwp", rounds.dtype, seen.pixels, words)
 
   def reach(weight):
     """The region's products with the pixels [I, J, W, P], and its length [I, J, W, 1]."""
-    projected = jnp.einsum("ijwp,ipq->ijwq", weight, gram)
+    projected = product("ijwp,ipq->ijwq", rounds.dtype, weight, seen.gram)
     return projected, jnp.sqrt((weight * projected).sum(-1, keepdims=True) + _TINY)
 
   found: list[WordRegions] = []
@@ -111,42 +172,76 @@ def pool_words(evidence: jax.Array, significance: jax.Array, beta: float) -> jax
   return jnp.where(some, score / beta, 0)
 
 
-def evidence(pixels: jax.Array, words: jax.Array, rounds: Rounds) -> jax.Array:
-  """[K, I, J, W] float32: what speaks for each word in each image, round by round.
+@dataclass(frozen=True)
+class PlanScore:
+  """PLAN's logits: scale times the pooled evidence of the words, one matrix a round.
 
-  Args:
-    pixels: [I, P, D], unit norm.
-    words: [J, W, D], unit norm, or zero for padding.
-    rounds: K rounds.
+  Attributes:
+    rounds: of the regions.
+    beta: of `pool_words`.
+    single: whether the words' own logits (scale times evidence) are wanted too.
   """
-  return jnp.stack([found.evidence for found in word_regions(pixels, words, rounds)])
+
+  rounds: Rounds
+  beta: float
+  single: bool
+
+  def prepare(self, pixels: jax.Array) -> Seen:
+    """[I, P, D] of unit norm."""
+    return see(pixels, gram=self.rounds.needs_gram, dtype=self.rounds.dtype)
+
+  def logits(self, prepared: Seen, words, say, scale) -> tuple[jax.Array, jax.Array]:
+    """[J, W, D] of unit norm or zero, [J, W], scalar -> [K, I, J] and [K, I, J, U]."""
+    found = word_regions(prepared, words, self.rounds)
+    evidence = jnp.stack([region.evidence for region in found])
+    single = scale * (evidence if self.single else evidence[..., :0])
+    return scale * pool_words(evidence, say, self.beta), single
+
+  def tile_bytes(self, images: int, reports: int, pixels: int, words: int, size: int) -> int:
+    """Upper bound of what the gradient of `logits` holds at once, for I, J, P, W, D."""
+    held = 4 + 12 * len(self.rounds.tau)  # arrays [I, J, W, P], by XLA's count
+    return _tile_bytes(held, self.rounds.needs_gram, images, reports, pixels, words, size)
 
 
-def gloria_scores(pixels: jax.Array, words: jax.Array, mask: jax.Array) -> jax.Array:
-  """[1, I, J] float32 local scores of GLoRIA (Huang et al. 2021), its temperatures included.
+@dataclass(frozen=True)
+class GloriaScore:
+  """GLoRIA's logits (Huang et al. 2021), its temperatures included.
 
   S = 10 log sum_w exp(5 cos(t_w, c_w)) with c_w the attended sum of the pixels: a sum over words,
   so that longer reports score higher, as published. 0 for a report without words.
 
-  Args:
-    pixels: [I, P, D], of any norm.
-    words: [J, W, D], of any norm.
-    mask: [J, W] bool; padding takes no part in the words' competition.
+  Attributes:
+    dtype: as of `Rounds`.
   """
-  similarity, attention, gram = _gloria(pixels, words, mask)
-  projected = jnp.einsum("ijwp,ipq->ijwq", attention, gram)
-  length = jnp.sqrt((attention * projected).sum(-1) + _TINY)
-  word = jnp.sqrt(jnp.square(words.astype(length.dtype)).sum(-1) + _TINY)
-  cosine = (attention * similarity).sum(-1) / (length * word)
-  some = mask.any(-1)
-  counted = jnp.where(mask | ~some[:, None], 5 * cosine, -jnp.inf)
-  score = 10 * jax.nn.logsumexp(counted, axis=-1)
-  return jnp.where(some, score, 0)[None]
+
+  dtype: str = "float32"
+
+  def prepare(self, pixels: jax.Array) -> Seen:
+    """[I, P, D] of any norm."""
+    return see(pixels, gram=True, dtype=self.dtype)
+
+  def logits(self, prepared: Seen, words, say, scale) -> tuple[jax.Array, jax.Array]:
+    """[J, W, D] of any norm, [J, W] > 0 for words, scale unused -> [1, I, J] and [1, I, J, 0]."""
+    mask = say > 0
+    similarity = product("ipd,jwd->ijwp", self.dtype, prepared.pixels, words)
+    # Padding takes no part in the words' competition; finite, for a report may be empty.
+    among = jnp.where(mask[None, :, :, None], similarity, -1e9)
+    attention = jax.nn.softmax(4 * jax.nn.softmax(among, axis=2), axis=-1)
+    projected = product("ijwp,ipq->ijwq", self.dtype, attention, prepared.gram)
+    length = jnp.sqrt((attention * projected).sum(-1) + _TINY)
+    word = jnp.sqrt(jnp.square(words.astype(length.dtype)).sum(-1) + _TINY)
+    cosine = (attention * similarity).sum(-1) / (length * word)
+    some = mask.any(-1)
+    counted = jnp.where(mask | ~some[:, None], 5 * cosine, -jnp.inf)
+    score = jnp.where(some, 10 * jax.nn.logsumexp(counted, axis=-1), 0)[None]
+    return score, score[..., None][..., :0]
+
+  def tile_bytes(self, images: int, reports: int, pixels: int, words: int, size: int) -> int:
+    """Upper bound of what the gradient of `logits` holds at once, for I, J, P, W, D."""
+    return _tile_bytes(12, True, images, reports, pixels, words, size)
 
 
-def _gloria(pixels, words, mask):
-  precise = jnp.promote_types(pixels.dtype, jnp.float32)
-  similarity = jnp.einsum("ipd,jwd->ijwp", pixels, words, preferred_element_type=precise)
-  gram = jnp.einsum("ipd,iqd->ipq", pixels, pixels, preferred_element_type=precise)
-  among = jnp.where(mask[None, :, :, None], similarity, -1e9)  # finite: a report may be empty
-  return similarity, jax.nn.softmax(4 * jax.nn.softmax(among, axis=2), axis=-1), gram
+def _tile_bytes(held, gram, images, reports, pixels, words, size) -> int:
+  features = images * pixels * size + reports * words * size
+  among = 3 * images * pixels**2 if gram else 0
+  return 4 * (held * images * reports * words * pixels + among + 3 * features)
