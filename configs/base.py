@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
   config.model.scale_init = 10.0  # inverse temperatures of the contrasts
   config.model.scale_max = 100.0
   config.model.dtype = "bfloat16"
+  config.model.remat = "none"  # what the backward pass computes anew: "blocks", "all_but_products"
   config.model.image = ConfigDict(
     dict(depth=50, width=1.0, stages=4, output_stride=16, dilated=True, norm="batch")
   )
@@ -75,6 +76,7 @@ def get_config() -> ConfigDict:
   config.train = ConfigDict()
   config.train.steps = 50_000
   config.train.batch_size = 256
+  config.train.micro_batches = 1  # the encoders take the batch apart into so many, to save memory
   config.train.learning_rate = 5e-4
   config.train.warmup_fraction = 0.05
   config.train.weight_decay = 0.05

@@ -16,6 +16,7 @@ from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.scores import EVIDENCE
 from plan_jax.evaluators.results import FOLLOWED, scalar_name
 from plan_jax.mesh import make_mesh
+from plan_jax.models.remat import REMAT
 from plan_jax.models.resnet import BLOCKS, NORMS
 
 
@@ -27,6 +28,7 @@ def check(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key: its name, what it is and what it may be."""
   _one_of(config, "data.dataset", tuple(READERS))
   _one_of(config, "model.dtype", ("float32", "bfloat16"))
+  _one_of(config, "model.remat", tuple(REMAT))
   _one_of(config, "model.image.depth", tuple(BLOCKS))
   _one_of(config, "model.image.output_stride", (4, 8, 16, 32))
   _one_of(config, "model.image.norm", NORMS)
@@ -40,7 +42,7 @@ def check(config: ConfigDict) -> None:
   for key in (
     "data.stored_px", "text.vocabulary_size", "text.max_tokens", "text.max_words", "model.image_px",
     "model.size", "train.steps", "train.batch_size", "train.log_every_steps",
-    "alignment.tile_mib", "train.learning_rate",
+    "alignment.tile_mib", "train.micro_batches", "train.learning_rate",
     "train.clip_norm", "checkpoint.keep_last", "evaluation.batch_size", "evaluation.max_tokens",
     "evaluation.max_words", "model.image.width", "model.text.heads", "model.text.layers",
     "model.text.size", "model.text.mlp_size", "model.text.max_position", "data.threads",
@@ -142,6 +144,11 @@ def check_devices(config: ConfigDict) -> None:
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
   must = f"must be a multiple of the {mesh.size} devices"
   _check(config, "train.batch_size", lambda value: value % mesh.size == 0, must)
+  share = config.train.batch_size // mesh.size
+  _check(
+    config, "train.micro_batches", lambda value: share % value == 0,
+    f"must divide the {share} pairs of a device",
+  )  # fmt: skip
   _check(
     config, "alignment.evaluation", lambda value: value != "chunked" or mesh.size == 1,
     f'runs on one device, not on {mesh.size}; use "ring"',

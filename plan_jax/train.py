@@ -173,6 +173,7 @@ class _Updates:
         Alignment(**config.alignment),
         seed=config.seed,
         ema_decay=config.train.ema_decay,
+        micro_batches=config.train.micro_batches,
       )
       batch_sharding = mesh.batch_sharding(parts.mesh)
       self._compiled[stage.name] = jax.jit(

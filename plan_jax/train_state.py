@@ -10,6 +10,7 @@ import optax
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.methods import Alignment, Embedded
 from plan_jax.alignment.objective import objective
+from plan_jax.gradient_cache import value_and_gradient
 from plan_jax.models.plan import Plan, bounded
 
 
@@ -69,7 +70,14 @@ def initial_state(model: Plan, optimizer, batch: dict, *, seed: int, ema: bool) 
 
 
 def make_step(
-  model: Plan, optimizer, stage: Stage, alignment: Alignment, *, seed: int, ema_decay: float
+  model: Plan,
+  optimizer,
+  stage: Stage,
+  alignment: Alignment,
+  *,
+  seed: int,
+  ema_decay: float,
+  micro_batches: int = 1,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """One update under `stage`: (state, batch) -> (state, scalar metrics).
 
@@ -79,36 +87,42 @@ def make_step(
     alignment: of `objective`.
     seed: of dropout.
     ema_decay: of the running mean of parameters; 0 keeps none.
+    micro_batches: into which the encoders take the batch apart, see gradient_cache.
   """
   base = jax.random.fold_in(jax.random.key(seed), 1)
 
-  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    def loss(params):
-      (image, text, scales), mutated = model.apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        batch,
-        train=True,
-        rngs={"dropout": jax.random.fold_in(base, state.step)},
-        mutable=["batch_stats"],
-      )
-      embedded = Embedded(
-        pixels=image.pixels,
-        film=image.film,
-        words=text.words,
-        report=text.report,
-        mask=text.mask,
-        term=batch["term"],
-        significance=text.significance,
-        attention=text.attention,
-        report_key=batch["report_key"],
-        study_key=batch["study_key"],
-        global_scale=scales[0],
-        local_scale=scales[1],
-      )
-      total, parts = objective(embedded, stage, alignment)
-      return total, (parts, mutated.get("batch_stats", {}))
+  def encode(params, batch_stats, batch, key):
+    (image, text, _), mutated = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      batch,
+      train=True,
+      rngs={"dropout": key},
+      mutable=["batch_stats"],
+    )
+    features = dict(
+      pixels=image.pixels, film=image.film, words=text.words, report=text.report,
+      significance=text.significance, attention=text.attention,
+    )  # fmt: skip
+    return features, mutated.get("batch_stats", {})
 
-    gradient, (parts, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
+  def loss(features, params, batch):
+    scales = model.apply({"params": params}, method="scales")
+    embedded = Embedded(
+      **features,
+      mask=batch["word_mask"],
+      term=batch["term"],
+      report_key=batch["report_key"],
+      study_key=batch["study_key"],
+      global_scale=scales[0],
+      local_scale=scales[1],
+    )
+    return objective(embedded, stage, alignment)
+
+  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    key = jax.random.fold_in(base, state.step)
+    (parts, batch_stats), gradient = value_and_gradient(
+      encode, loss, state.params, state.batch_stats, batch, key, micro_batches
+    )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = bounded(optax.apply_updates(state.params, updates), model.scale_max)
     ema = state.ema

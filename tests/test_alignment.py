@@ -123,7 +123,7 @@ def test_score_gradients(sparsifier, count):
     )
 
 
-@pytest.mark.parametrize("formula", ["ipd,jwd->ijwp", "ijwp,ipq->ijwq", "ipd,iqd->ipq"])
+@pytest.mark.parametrize("formula", ["jwd,ipd->jwip", "jwip,ipq->jwiq", "ipd,iqd->ipq"])
 def test_products_and_their_gradients(formula):
   sizes = dict(zip("ijwpqd", (2, 3, 4, 5, 5, 7), strict=True))
   rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import pytest
 
 from plan_jax.models.bert import Bert
 from plan_jax.models.plan import Plan, bounded, unit
+from plan_jax.models.remat import REMAT
 from plan_jax.models.resnet import FIRST_PX, NORMS, Conv1x1, ResNet, max_pool
 
 KEY = jax.random.key(0)
@@ -200,3 +201,25 @@ def test_a_pixel_is_centred_where_the_maps_put_it():
   gradient = jax.grad(lambda x: net.apply(variables, x)[0, 8, 8].sum())(x)
   reached = np.nonzero(np.abs(gradient[0, :, :, 0]).sum(0))[0]
   assert (reached[0] + reached[-1]) / 2 == FIRST_PX + 8 * 8
+
+
+@pytest.mark.parametrize("name", [name for name in REMAT if name != "none"])
+def test_rematerialised_encoders_give_the_same_gradients(name):
+  batch = plan_batch()
+  found = []
+  for remat in ("none", name):
+    model = Plan(image=SMALL_IMAGE, text=SMALL_TEXT | {"dropout": 0.3}, size=8, remat=remat)
+    variables = model.init(jax.random.key(0), batch)
+
+    def loss(params, model=model, variables=variables):
+      (image, text, _), _ = model.apply(
+        variables | {"params": params}, batch, train=True, mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(1)},
+      )  # fmt: skip
+      return jnp.square(image.pixels).sum() + jnp.sin(text.words).sum()
+
+    found.append(jax.value_and_grad(loss)(variables["params"]))
+  one, other = (jax.tree_util.tree_leaves_with_path(x) for x in found)
+  for (path, a), (same, b) in zip(one, other, strict=True):
+    assert path == same
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str(path))

@@ -226,7 +226,7 @@ def test_the_ring_gathers_nothing_and_is_flat_in_the_number_of_devices():
 def test_tiles_fit_the_memory_and_fill_alike():
   score = SCORES["threshold, 1 rounds"]
 
-  def tile(mib, images=0, reports=0, batch=100):
+  def tile(mib, images=0, reports=0, batch=96):
     return pairwise.tile(
       score, (batch, 196, 64), (batch, 32, 64), images=images, reports=reports, mib=mib
     )
@@ -235,7 +235,7 @@ def test_tiles_fit_the_memory_and_fill_alike():
   some = tile(16)
   assert some.reports <= 8
   assert score.tile_bytes(*some, 196, 32, 64) <= 16 * 2**20
-  assert tile(10_000).images == 100 and tile(10_000, batch=3) == (3, 3)
+  assert tile(10_000).images == 96 and tile(10_000, batch=3) == (3, 3)
   assert tile(10_000, images=5, reports=7) == (5, 7)
   assert tile(16, images=8).images == 8
   with pytest.raises(ValueError, match=r"alignment\.tile_mib: is 1; a tile of 64 images x 64"):

@@ -127,6 +127,19 @@ def test_eight_devices_equal_one(folder, fsdp, monkeypatch):
     np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+def test_micro_batches_change_nothing_but_memory(folder):
+  """On eight devices; with channel norm, for batch norm would see the micro-batches."""
+  settings = {"model.image.norm": "channel", "model.text.dropout": 0.0, "train.batch_size": 16,
+              "train.steps": 4, "curriculum.refine.start_fraction": 0.1}  # fmt: skip
+  whole, wanted = loop(tiny(**settings), folder, 3)
+  parts, metrics = loop(
+    tiny(**settings, **{"train.micro_batches": 2, "model.remat": "blocks"}), folder, 3
+  )
+  np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in wanted], rtol=1e-4)
+  for a, b in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4)
+
+
 def test_fsdp_splits_what_is_large(folder):
   parts = assemble(tiny(**{"mesh.fsdp": 4, "model.text.size": 512, "model.text.heads": 2,
                            "model.text.mlp_size": 1024}), loop.tokenizer)  # fmt: skip

@@ -200,7 +200,7 @@ def _plan_look(image, text, stage, alignment: Alignment) -> Looked:
   rounds = alignment.rounds(stage)
   seen = scores.see(unit(image.pixels)[None], gram=rounds.needs_gram, dtype=rounds.dtype)
   found = scores.word_regions(seen, unit(text.words)[None], rounds)[-1]
-  return Looked(found.weight[0, 0], found.similarity[0, 0])
+  return Looked(found.weight[0, :, 0], found.similarity[0, :, 0])
 
 
 def _gloria_look(image, text, stage, alignment: Alignment) -> Looked:

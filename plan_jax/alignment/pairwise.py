@@ -169,12 +169,19 @@ def tile(
   def fits(images, reports):
     return score.tile_bytes(images, reports, count, length, size) <= mib * 2**20
 
+  def even(most):
+    """Tiles that divide the batch need no padding; else as many as must be, filled alike."""
+    divisor = max(n for n in range(1, most + 1) if batch % n == 0)
+    return divisor if 2 * divisor > most else math.ceil(batch / math.ceil(batch / most))
+
   wanted = [reports] if reports else range(min(batch, math.ceil(256 / length)), 0, -1)
-  for some in wanted:
-    for many in [images] if images else range(batch, 0, -1):
-      if fits(many, some):
-        # As many tiles, filled alike.
-        return Tile(*(math.ceil(batch / math.ceil(batch / n)) for n in (many, some)))
+  # Of a single image XLA would copy the pixels to no end.
+  for fewest in [images] if images else (min(2, batch), 1):
+    for some in wanted:
+      candidates = [images] if images else range(batch, 0, -1)
+      most = next((n for n in candidates if fits(n, some)), 0)
+      if most >= fewest:
+        return Tile(images or even(most), reports or even(some))
   least = images or 1, reports or 1
   need = math.ceil(score.tile_bytes(*least, count, length, size) / 2**20)
   raise ValueError(

@@ -3,9 +3,10 @@
 `PlanScore` (words' evidence, round by round, and `pool_words`) is ours; `GloriaScore` is the
 baseline of that name. Both are scores as `pairwise` takes them.
 
-Shapes: I images of P pixels, J reports of W words, D channels. Everything after the first product
-lives in pixel space: the region embedding c = norm(sum_p a V_p) is never formed, for with s = T V',
-weights a and the Gram matrix G = V V'
+Shapes: I images of P pixels, J reports of W words, D channels. Words come before pixels, so that
+products with either side are plain matrix products of rows in memory order. Everything after the
+first product lives in pixel space: the region embedding c = norm(sum_p a V_p) is never formed, for
+with s = T V', weights a and the Gram matrix G = V V'
 
   |sum_p a V_p|^2 = a' G a    <c, V_p> = (G a)_p / |sum_p a V_p|    <T, c> = a' s / |sum_p a V_p|
 
@@ -111,9 +112,9 @@ class WordRegions(NamedTuple):
   """What the words of report j see in image i in one round.
 
   Attributes:
-    similarity: [I, J, W, P], of the round's query with each pixel.
-    weight: [I, J, W, P], the soft region.
-    evidence: [I, J, W], the sum of weight times similarity (a soft maximum of the similarity), or
+    similarity: [J, W, I, P], of the round's query with each pixel.
+    weight: [J, W, I, P], the soft region.
+    evidence: [J, W, I], the sum of weight times similarity (a soft maximum of the similarity), or
       the cosine of the query with the region: the same over the region's length.
   """
 
@@ -131,11 +132,11 @@ def word_regions(seen: Seen, words: jax.Array, rounds: Rounds) -> list[WordRegio
     rounds: the settings.
   """
   sparsify = SPARSIFIERS[rounds.sparsifier]
-  first = similarity = product("ipd,jwd->ijwp", rounds.dtype, seen.pixels, words)
+  first = similarity = product("jwd,ipd->jwip", rounds.dtype, words, seen.pixels)
 
   def reach(weight):
-    """The region's products with the pixels [I, J, W, P], and its length [I, J, W, 1]."""
-    projected = product("ijwp,ipq->ijwq", rounds.dtype, weight, seen.gram)
+    """The region's products with the pixels [J, W, I, P], and its length [J, W, I, 1]."""
+    projected = product("jwip,ipq->jwiq", rounds.dtype, weight, seen.gram)
     return projected, jnp.sqrt((weight * projected).sum(-1, keepdims=True) + _TINY)
 
   found: list[WordRegions] = []
@@ -193,13 +194,13 @@ class PlanScore:
   def logits(self, prepared: Seen, words, say, scale) -> tuple[jax.Array, jax.Array]:
     """[J, W, D] of unit norm or zero, [J, W], scalar -> [K, I, J] and [K, I, J, U]."""
     found = word_regions(prepared, words, self.rounds)
-    evidence = jnp.stack([region.evidence for region in found])
+    evidence = jnp.stack([jnp.moveaxis(region.evidence, -1, 0) for region in found])
     single = scale * (evidence if self.single else evidence[..., :0])
     return scale * pool_words(evidence, say, self.beta), single
 
   def tile_bytes(self, images: int, reports: int, pixels: int, words: int, size: int) -> int:
     """Upper bound of what the gradient of `logits` holds at once, for I, J, P, W, D."""
-    held = 4 + 12 * len(self.rounds.tau)  # arrays [I, J, W, P], by XLA's count
+    held = 4 + 12 * len(self.rounds.tau)  # arrays [J, W, I, P], by XLA's count
     return _tile_bytes(held, self.rounds.needs_gram, images, reports, pixels, words, size)
 
 
@@ -223,14 +224,14 @@ class GloriaScore:
   def logits(self, prepared: Seen, words, say, scale) -> tuple[jax.Array, jax.Array]:
     """[J, W, D] of any norm, [J, W] > 0 for words, scale unused -> [1, I, J] and [1, I, J, 0]."""
     mask = say > 0
-    similarity = product("ipd,jwd->ijwp", self.dtype, prepared.pixels, words)
+    similarity = product("jwd,ipd->jwip", self.dtype, words, prepared.pixels)
     # Padding takes no part in the words' competition; finite, for a report may be empty.
-    among = jnp.where(mask[None, :, :, None], similarity, -1e9)
-    attention = jax.nn.softmax(4 * jax.nn.softmax(among, axis=2), axis=-1)
-    projected = product("ijwp,ipq->ijwq", self.dtype, attention, prepared.gram)
+    among = jnp.where(mask[..., None, None], similarity, -1e9)
+    attention = jax.nn.softmax(4 * jax.nn.softmax(among, axis=1), axis=-1)
+    projected = product("jwip,ipq->jwiq", self.dtype, attention, prepared.gram)
     length = jnp.sqrt((attention * projected).sum(-1) + _TINY)
     word = jnp.sqrt(jnp.square(words.astype(length.dtype)).sum(-1) + _TINY)
-    cosine = (attention * similarity).sum(-1) / (length * word)
+    cosine = jnp.moveaxis((attention * similarity).sum(-1) / (length * word[..., None]), -1, 0)
     some = mask.any(-1)
     counted = jnp.where(mask | ~some[:, None], 5 * cosine, -jnp.inf)
     score = jnp.where(some, 10 * jax.nn.logsumexp(counted, axis=-1), 0)[None]

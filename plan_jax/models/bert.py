@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.models.remat import remat
+
 _INIT = nn.initializers.truncated_normal(0.02)
 
 
@@ -14,12 +16,13 @@ class Layer(nn.Module):
   mlp_size: int
   dropout: float
   dtype: jnp.dtype
+  train: bool
 
   @nn.compact
-  def __call__(self, x: jax.Array, allowed: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, allowed: jax.Array) -> jax.Array:
     """[B, L, C], allowed [B, 1, L, L] bool -> [B, L, C]."""
     size = x.shape[-1]
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = nn.Dropout(self.dropout, deterministic=not self.train)
 
     def dense(features, name):
       return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
@@ -46,6 +49,7 @@ class Bert(nn.Module):
     across_sentences: whether a piece may attend to other sentences. Off by default: a filler word
       that sees the whole report can carry it, and then grounds nothing.
     dropout: rate, while training.
+    remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.
   """
 
@@ -57,6 +61,7 @@ class Bert(nn.Module):
   max_position: int = 512
   across_sentences: bool = False
   dropout: float = 0.1
+  remat: str = "none"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -80,8 +85,9 @@ class Bert(nn.Module):
     x = nn.LayerNorm(1e-12, dtype=self.dtype, name="embedding_norm")(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     allowed = jnp.broadcast_to(allowed, (*tokens.shape, tokens.shape[1]))[:, None]
+    layer = remat(Layer, self.remat)
     for i in range(self.layers):
-      x = Layer(self.heads, self.mlp_size, self.dropout, self.dtype, name=f"layer{i + 1}")(
-        x, allowed, train=train
-      )
+      x = layer(
+        self.heads, self.mlp_size, self.dropout, self.dtype, train, name=f"layer{i + 1}"
+      )(x, allowed)  # fmt: skip
     return x

@@ -54,6 +54,7 @@ class Plan(nn.Module):
     text: keyword arguments of Bert.
     size: D, width of the shared space.
     scale_init, scale_max: the temperatures' inverse at the start, and the clip.
+    remat: a name of remat.REMAT.
     dtype: of the encoders' computation; features and parameters are float32.
   """
 
@@ -62,11 +63,12 @@ class Plan(nn.Module):
   size: int = 128
   scale_init: float = 10.0
   scale_max: float = 100.0
+  remat: str = "none"
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):  # noqa: D102
-    self.image_encoder = ResNet(**self.image, dtype=self.dtype)
-    self.text_encoder = Bert(**self.text, dtype=self.dtype)
+    self.image_encoder = ResNet(**self.image, remat=self.remat, dtype=self.dtype)
+    self.text_encoder = Bert(**self.text, remat=self.remat, dtype=self.dtype)
     self.pixel_norm = nn.LayerNorm()
     self.pixel_head = nn.Dense(self.size)
     self.film_head = nn.Dense(self.size)
@@ -143,5 +145,6 @@ def build(model, vocabulary_size: int) -> Plan:
     size=model.size,
     scale_init=model.scale_init,
     scale_max=model.scale_max,
+    remat=model.remat,
     dtype=jnp.dtype(model.dtype),
   )

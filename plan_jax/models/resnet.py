@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.models.remat import remat
+
 NORMS = ("batch", "group", "channel")
 # Strided layers pad both sides alike, so a pixel of the feature map is centred on film pixel
 # stride * index: the first one on the film's first, not half a cell in.
@@ -93,6 +95,7 @@ class ResNet(nn.Module):
       small.
     norm: "batch" (running statistics in the "batch_stats" collection), "group" (8 channels a
       group) or "channel" (each pixel over its own channels: nothing leaks between pixels).
+    remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.
   """
 
@@ -102,6 +105,7 @@ class ResNet(nn.Module):
   output_stride: int = 32
   dilated: bool = True
   norm: str = "batch"
+  remat: str = "none"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -122,7 +126,7 @@ class ResNet(nn.Module):
     x = nn.relu(norm(name="stem_norm")(x))
     x = max_pool(x)
     stride, dilation = 4, 1
-    block = Bottleneck if self.depth == 50 else BasicBlock
+    block = remat(Bottleneck if self.depth == 50 else BasicBlock, self.remat)
     for stage, count in enumerate(BLOCKS[self.depth][: self.stages]):
       for i in range(count):
         step, before = 1, dilation

@@ -1,0 +1,18 @@
+"""What the backward pass of an encoder computes anew instead of keeping it, by name."""
+
+import flax.linen as nn
+import jax
+
+# "none" keeps all; "blocks" keeps the input of each block alone; "all_but_products" keeps what
+# matrix products gave too (convolutions and attention are computed anew).
+REMAT = {
+  "none": None,
+  "blocks": jax.checkpoint_policies.nothing_saveable,
+  "all_but_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat(block: type[nn.Module], name: str) -> type[nn.Module]:
+  """The block, rematerialised as the name of REMAT says; same parameters, same values."""
+  policy = REMAT[name]
+  return block if policy is None else nn.remat(block, policy=policy)
