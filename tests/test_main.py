@@ -305,6 +305,25 @@ def test_batch_that_does_not_divide_over_the_devices():
     settings.check_devices(tiny(**{"train.batch_size": 12}))
 
 
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (
+      {"train.micro_batches": 2},
+      r"train\.micro_batches: is 2; must divide the 1 pairs of a device",
+    ),
+    ({"alignment.evaluation": "chunked"}, r"alignment\.evaluation: .* not on 8; use \"ring\""),
+    (
+      {"train.batch_size": 800, "alignment.tile_images": 100, "alignment.tile_reports": 100},
+      r"config\.alignment\.tile_mib: is 16; a tile of 100 images x 100 reports",
+    ),
+  ],
+)
+def test_what_the_devices_cannot_do_is_named(change, message):
+  with pytest.raises(UserError, match=message):
+    settings.check_devices(tiny(**change))
+
+
 @pytest.mark.parametrize("name", ["phantom", "folder", "base", "ablation", "transfer"])
 def test_shipped_configs_are_possible(name):
   config = importlib.import_module(f"configs.{name}").get_config()
