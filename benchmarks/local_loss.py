@@ -93,7 +93,7 @@ def gloria_torch(shape):
     entropy = torch.nn.functional.cross_entropy
     loss = (entropy(matrix, target) + entropy(matrix.T, target)) / 2
     loss.backward()
-    return float(loss.detach()), films.grad, text.grad
+    return float(loss.detach()), films.grad.numpy(), text.grad.numpy()
 
   return step
 
