@@ -1,6 +1,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -9,6 +10,8 @@ from absl import flags
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 flags.FLAGS.mark_as_parsed()  # Grain reads a flag in its workers
+# Ignored where the tests run in a shell's background, and then by the processes they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests compile the same small programs again and again, here and in processes they start.
 _cache = tempfile.mkdtemp(prefix="plan_jax-compiled-")
