@@ -4,7 +4,6 @@ All functions take similarities [..., P] and give weights [..., P] that are >= 0
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,33 +23,11 @@ def threshold(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
   that fits all pixels alike keeps the plain attention, and the gradient stays bounded.
   """
   weight = jax.nn.softmax(similarity / tau, axis=-1)
-  return _suppressed(weight, gamma) if gamma else weight
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _suppressed(weight: jax.Array, gamma: float) -> jax.Array:
-  kept, total = _kept(weight, gamma)
+  if not gamma:
+    return weight
+  kept = jax.nn.relu(weight - gamma / similarity.shape[-1])
+  total = kept.sum(-1, keepdims=True)
   return (kept + jax.nn.relu(_LEAST - total) * weight) / jnp.maximum(total, _LEAST)
-
-
-def _kept(weight, gamma):
-  kept = jax.nn.relu(weight - gamma / weight.shape[-1])
-  return kept, kept.sum(-1, keepdims=True)
-
-
-def _suppressed_backward(gamma, weight, gradient):
-  """By hand, from the weights alone: JAX would keep four arrays of the size of the region."""
-  kept, total = _kept(weight, gamma)
-  least = jnp.maximum(total, _LEAST)
-  missing = jax.nn.relu(_LEAST - total)
-  of_total = -jnp.where(
-    total > _LEAST, (gradient * kept).sum(-1, keepdims=True) / least,
-    (gradient * weight).sum(-1, keepdims=True),
-  )  # fmt: skip
-  return (((kept > 0) * (gradient + of_total) + missing * gradient) / least,)
-
-
-_suppressed.defvjp(lambda weight, gamma: (_suppressed(weight, gamma), weight), _suppressed_backward)
 
 
 def minmax(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
