@@ -6,19 +6,25 @@ set -euo pipefail
 left=$1
 shift
 
+# A job that is cancelled or at its end is no longer running: nothing follows then.
+running() {
+  # The number of an array's task may be that of the whole array.
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+  job=${job:-$SLURM_JOB_ID}
+  [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]
+}
+
 # Slurm itself signals the processes of the command; this shell has only to outlive them.
 trap : TERM
 
 while :; do
   code=0
   "$@" || code=$?
-  # A job that is cancelled or at its end is no longer running: nothing follows then.
-  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=''
-  if [[ $state == RUNNING ]] && ((code == 75)); then
-    echo "launch: exit code 75, requeueing job $SLURM_JOB_ID" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+  if ((code == 75)) && running; then
+    echo "launch: exit code 75, requeueing job $job" >&2
+    scontrol requeue "$job"
     exit "$code"
-  elif [[ $state == RUNNING ]] && ((code >= 128 && left > 0)); then
+  elif ((code >= 128 && left > 0)) && running; then
     left=$((left - 1))
     echo "launch: crashed with exit code $code, starting again ($left more times)" >&2
   else

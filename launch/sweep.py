@@ -142,15 +142,19 @@ def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:
   commands, script = (out / "commands.txt").absolute(), out / "sweep.sbatch"
   replace_text(commands, "".join(shlex.join(run.command()) + "\n" for run in waiting))
   head = [
-    f"--job-name={out.absolute().name}",
+    f'--job-name="{out.absolute().name}"',
     f"--array=0-{len(waiting) - 1}%{parallel}",
+    "--requeue",
+    "--open-mode=append",
     f'--output="{commands.with_name("slurm-%A_%a.log")}"',
     *([more] if more else []),
   ]
   lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in head)]
+  job = shlex.quote(str(Path(__file__).with_name("slurm_job.sh")))  # requeues what is preempted
   lines += [
     f"cd {shlex.quote(os.getcwd())} || exit 1",
-    f'eval "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(commands))})"',
+    f'command=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(commands))})',
+    f'eval "exec bash {job} 0 $command"',
   ]
   replace_text(script, "\n".join(lines) + "\n")
   say(f"{script}: {len(waiting)} of {len(runs)} runs, {parallel} at a time")

@@ -483,8 +483,9 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
   assert "Submitted batch job 7" in output and f"{out / 'sweep.sbatch'}: 3 of 4 runs" in output
   script = (out / "sweep.sbatch").read_text().splitlines()
   assert script[0] == "#!/bin/bash"
-  for line in ("--array=0-2%2", "-p gpu --gres gpu:1 --time=4:00:00", "--job-name=out"):
-    assert f"#SBATCH {line}" in script
+  options = ("--array=0-2%2", "-p gpu --gres gpu:1 --time=4:00:00", '--job-name="out"', "--requeue")
+  for option in options:
+    assert f"#SBATCH {option}" in script
   commands = (out / "commands.txt").read_text()
   assert len(shlex.split(commands)) == 3 * 6  # FAKE itself has lines
   # What a task of the array does; a command of one line, as those of plan_jax.main are.
@@ -494,6 +495,17 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
     capture_output=True, text=True, timeout=30, cwd=tmp_path,
   )  # fmt: skip
   assert done.returncode == 0 and done.stdout == "it is 42\n"
+  # What is preempted is requeued; tests/test_launch.py has more of that.
+  for tool, said in {"squeue": "RUNNING", "scontrol": "$@"}.items():
+    (tmp_path / "bin" / tool).write_text(f'#!/bin/sh\necho "{said}"\n')
+    (tmp_path / "bin" / tool).chmod(0o755)
+  (out / "commands.txt").write_text("exit\nsh -c 'exit 75'\n")
+  task = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+  done = subprocess.run(
+    ["bash", str(out / "sweep.sbatch")], env=os.environ | task, capture_output=True, text=True,
+    timeout=30, cwd=tmp_path,
+  )  # fmt: skip
+  assert done.returncode == 75 and done.stdout == "requeue 7_1\n"
 
 
 def test_without_sbatch_it_says_how(tmp_path, monkeypatch, capsys):
