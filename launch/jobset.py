@@ -1,7 +1,8 @@
 """python -m launch.jobset --name=plan --image=IMAGE --hosts=4 --gpus=8 --claim=shared ...
 
 Starts a run on Kubernetes as a JobSet: one pod a host, all of them again after a preemption.
---dry-run prints the YAML instead. What follows `--` goes to plan_jax.main, e.g. `-- --config.train.steps=5000`.
+--dry-run prints the YAML instead. What follows `--` goes to plan_jax.main, e.g.
+`-- --config.train.steps=5000`.
 """
 
 import argparse
