@@ -70,7 +70,7 @@ def jobset(options: argparse.Namespace, flags: Sequence[str]) -> dict:
   wait["args"] = hosts
   run["volumeMounts"][0]["mountPath"] = options.mount
   arguments = [f"--config={options.config}", f"--workdir={options.workdir}", *flags]
-  run["args"] = [word.replace("$", "$$") for word in arguments]  # $(NAME) would be replaced
+  run["args"] = [_literal(word) for word in arguments]
   if options.tpus:
     # GKE tells every host of a slice its place. A slice is a node pool, and all must be of one.
     run["resources"]["limits"]["google.com/tpu"] = options.tpus
@@ -84,11 +84,17 @@ def jobset(options: argparse.Namespace, flags: Sequence[str]) -> dict:
       "--process_id=$(JOB_COMPLETION_INDEX)",
     ]
   # Named, so that JAX fails where the devices are missing, and does not train on the CPU instead.
-  run["env"] = [
-    {"name": "JAX_PLATFORMS", "value": "tpu,cpu" if options.tpus else "cuda,cpu"},
-    {"name": "JAX_COMPILATION_CACHE_DIR", "value": f"{options.mount}/.compiled"},
-  ]
+  environment = {
+    "JAX_PLATFORMS": "tpu,cpu" if options.tpus else "cuda,cpu",
+    "JAX_COMPILATION_CACHE_DIR": f"{options.mount}/.compiled",
+  } | dict(options.env)
+  run["env"] = [{"name": key, "value": _literal(value)} for key, value in environment.items()]
   return content
+
+
+def _literal(word: str) -> str:
+  """The word as Kubernetes must be told it, which would replace a $(NAME)."""
+  return word.replace("$", "$$")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -127,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
   add("--tpus", type=_positive, help="TPU chips of each host (GKE)")
   add("--node-selector", type=_pair, action="append", default=[], metavar="KEY=VALUE",
       help="label that the nodes must have; may be repeated")  # fmt: skip
+  add("--env", type=_pair, action="append", default=[], metavar="NAME=VALUE",
+      help="environment of the run; may be repeated")  # fmt: skip
   add("--grace-seconds", type=_positive, default=300,
       help="from SIGTERM to SIGKILL, to save a checkpoint (default %(default)s)")  # fmt: skip
   add("--crashes", type=_count, default=3, help="restarts after a crash (default %(default)s)")

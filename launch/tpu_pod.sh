@@ -10,6 +10,7 @@
 #   --project=PROJECT  its project (that of gcloud's configuration)
 #   --create=OPTIONS   make the TPU where there is none, and anew after a preemption, with these
 #                      options of `gcloud compute tpus tpu-vm create`, without quotes in them
+#   --env=NAME=VALUE   environment of the run; may be repeated
 #   --setup=COMMAND    done on every host before each start, e.g. mounts the shared folder; shell
 #   --config=FILE      the experiment; this working tree is copied to the hosts, as it is now
 #   --workdir=DIR      folder of the run, the same on every host; logs go beside it, to DIR.logs/
@@ -24,13 +25,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 . "$root/launch/common.sh"
 
-name='' zone='' project='' create='' setup=:
+name='' zone='' project='' create='' setup=: environment=(JAX_PLATFORMS="tpu,cpu")
 while (($#)); do
   case $1 in
     --name=*) name=${1#*=} ;;
     --zone=*) zone=${1#*=} ;;
     --project=*) project=${1#*=} ;;
     --create=*) create=${1#*=} ;;
+    --env=?*=*) environment+=("${1#*=}") ;;
     --setup=*) setup=${1#*=} ;;
     --) shift && break ;;
     *) shared_flag "$1" ;;
@@ -94,7 +96,7 @@ stop() {
 
 unpack='rm -rf plan_jax/{plan_jax,input_pipeline,configs,launch} && mkdir -p plan_jax'
 unpack+=' && tar -xzf plan_jax.tar.gz -C plan_jax'
-start="bash plan_jax/launch/tpu_worker.sh start $(quoted "$workdir.logs" env JAX_PLATFORMS=tpu,cpu \
+start="bash plan_jax/launch/tpu_worker.sh start $(quoted "$workdir.logs" env "${environment[@]}" \
   .venv/bin/python -m plan_jax.main --distributed --config="$config" --workdir="$workdir" "$@")"
 
 sent=$HOME/.cache/plan_jax/$name.tar.gz # once: what a restart runs is what was started

@@ -433,7 +433,8 @@ def test_a_pod_is_started_again_as_a_whole(fakes, pod):
 
 
 def test_printed_commands_start_the_same_run(fakes, pod):
-  command = tpu_pod(fakes, "echo done")
+  said = 'echo "$JAX_PLATFORMS $XLA_FLAGS"'
+  command = tpu_pod(fakes, said, "--env=XLA_FLAGS=--a=$HOME  --b='c d'")
   cut = command.index("--")
   printed = fakes.run(*command[:cut], "--dry-run", *command[cut:])
   assert not fakes.calls() and not (fakes.home / "a b.logs").exists()
@@ -443,6 +444,8 @@ def test_printed_commands_start_the_same_run(fakes, pod):
   assert fakes.calls("gcloud") == by_hand * 2
   runs = fakes.calls("python")
   assert len(runs) == 4 and all(run == runs[0] for run in runs)
+  log = (fakes.home / "a b.logs" / "host0.log").read_text()
+  assert log == "tpu,cpu --a=$HOME  --b='c d'\n" * 2
 
 
 def test_an_error_of_one_host_ends_it(fakes, pod):
@@ -599,11 +602,16 @@ def test_a_jobset_on_gpus(capsys):
 
 
 def test_a_jobset_on_tpus(capsys):
-  content = rendered(capsys, *TPUS, "--grace-seconds=20")
+  content = rendered(capsys, *TPUS, "--grace-seconds=20", "--env=XLA_FLAGS=--a=$(HOME) --b")
   pod = job_of(content)["template"]["spec"]
   assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
   assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
   assert pod["terminationGracePeriodSeconds"] == 20
+  assert {item["name"]: item["value"] for item in pod["containers"][0]["env"]} == {
+    "JAX_PLATFORMS": "tpu,cpu",
+    "JAX_COMPILATION_CACHE_DIR": "/mnt/shared/.compiled",
+    "XLA_FLAGS": "--a=$$(HOME) --b",
+  }
   assert "exclusive-topology" in str(content["metadata"]["annotations"])
   assert not any("coordinator" in word for word in command_of(content, {}))
 
