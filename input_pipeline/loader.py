@@ -4,6 +4,7 @@ Batch s is a function of (seed, s) alone: the same on any number of workers and 
 resumes from its step and needs no iterator state.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -114,7 +115,8 @@ def batches(
   data = data.to_iter_dataset(reading)
   if workers:
     data = data.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+      worker_init_fn=_outlive_notice,
     )
   iterator = iter(data)
   try:
@@ -123,3 +125,8 @@ def batches(
   finally:
     if hasattr(iterator, "close"):
       iterator.close()
+
+
+def _outlive_notice(*_) -> None:
+  """SIGTERM may go to all processes; the step under way still needs its batches."""
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -85,7 +85,8 @@ class Checkpoints:
       return
     if metrics is not None and self._best_metric not in metrics:
       metrics = None
-    self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+    # Forced: whether to save is decided already, and asking would disturb plan_jax.preemption.
+    self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
   def restore(self, abstract, step: int | None = None):
     """The state of `step` (the newest by default), laid out as `abstract` says.

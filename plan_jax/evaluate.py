@@ -11,7 +11,7 @@ from input_pipeline import images, phantom_reports, records
 from input_pipeline import terms as terms_list
 from input_pipeline.errors import UserError
 from input_pipeline.study import Study
-from plan_jax import report, reporting
+from plan_jax import hosts, report, reporting
 from plan_jax.evaluators import grounding, presence, results, retrieval, terms, units
 from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
@@ -49,11 +49,13 @@ def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> l
       terms_list.load(config.text.terms).named,
       **common,
     )
+  say(results.table(rows))
+  views = film_views(model, folder, split, config.evaluation.report_films)
+  if not hosts.is_first():
+    return rows
   _write_units(workdir, "grounding", grounded.get(results.RUN))
   _write_units(workdir, "retrieval", galleries["all"].units if galleries else None)
   results.write(workdir.evaluation, model.step, rows)
-  say(results.table(rows))
-  views = film_views(model, folder, split, config.evaluation.report_films)
   path = report.write_report(
     workdir.report,
     title=f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
@@ -152,7 +154,8 @@ def _all(folder, split: str, where: str | None = None, what: str = "") -> Iterat
   source = records.RecordSource(folder, split, where=where)
   if what and (without := records.splits(folder)[split] - len(source)):
     say(f"{what}: {without} of the {split} films have no {where} and are left out")
-  bar = tqdm(range(len(source)), desc=what, unit="film", disable=not what, mininterval=1)
+  silent = not what or not hosts.is_first()
+  bar = tqdm(range(len(source)), desc=what, unit="film", disable=silent, mininterval=1)
   return (source[i] for i in bar)
 
 

@@ -1,11 +1,14 @@
 """A whole experiment: records, training, evaluation. What is done already is not done again."""
 
+import json
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import convert, records
-from plan_jax import settings
+from input_pipeline.errors import UserError
+from plan_jax import hosts, settings
 from plan_jax.evaluate import evaluate, evaluation_data
 from plan_jax.evaluators import results
 from plan_jax.grounder import load
@@ -21,32 +24,51 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   """
   settings.check(config)
   settings.check_devices(config)
+  folder = _claimed(config, workdir, new=mode != "evaluate")
   if mode == "evaluate":
-    workdir.claim(config, new=False)
-    evaluate(load(workdir, config), config, workdir, _records(config, workdir))
+    evaluate(load(workdir, config), config, workdir, folder)
     return
-  workdir.claim(config)
-  folder = _records(config, workdir)
   if mode == "all":
     data = evaluation_data(config, folder)
   train(config, workdir, folder)
   if mode == "train":
     return
   model = load(workdir, config)
-  if workdir.evaluation.exists() and workdir.report.exists():
-    step, rows = results.read(workdir.evaluation)
-    if step == model.step and all(row.data == data for row in rows):
-      say("evaluation is complete too (--mode=evaluate does it again)\n")
-      say(f"{results.headline(rows)}\n\nreport: {workdir.report}")
-      return
-  evaluate(model, config, workdir, folder)
+  rows = _evaluated(workdir, model.step, data)
+  hosts.agree(f"the evaluation in {workdir.path}", "none" if rows is None else "complete")
+  if rows is None:
+    evaluate(model, config, workdir, folder)
+    return
+  say("evaluation is complete too (--mode=evaluate does it again)\n")
+  say(f"{results.headline(rows)}\n\nreport: {workdir.report}")
 
 
-def _records(config: ConfigDict, workdir: Workdir) -> Path:
-  """The folder of shards, checked to be those the run has always had."""
+def _evaluated(workdir: Workdir, step: int, data: str) -> list[results.Row] | None:
+  """What a whole evaluation of this step on this data found."""
+  if not (workdir.evaluation.exists() and workdir.report.exists()):
+    return None
+  evaluated, rows = results.read(workdir.evaluation)
+  return rows if evaluated == step and all(row.data == data for row in rows) else None
+
+
+def _claimed(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:
+  """Claims workdir and records for the run; all processes then see the same. The record folder."""
   folder = Path(config.data.records or workdir.records)
-  make_records(config, folder)
-  workdir.claim_records(folder, records.fingerprint(folder))
+
+  def claim():
+    workdir.claim(config, new=new)
+    make_records(config, folder)
+    workdir.claim_records(folder, records.fingerprint(folder))
+
+  hosts.agree("the config", json.dumps(config.to_dict(), sort_keys=True))
+  hosts.first_does(claim)
+  for path in (workdir.config, folder):
+    if not hosts.appears(path):
+      raise UserError(
+        f"process {jax.process_index()} does not see {path}, which process 0 has: --workdir and"
+        " config.data.records must be folders that all hosts share"
+      )
+  hosts.agree(f"the data in {folder} (its fingerprint)", records.fingerprint(folder))
   return folder
 
 

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline import images as films
@@ -14,6 +15,7 @@ from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods import METHODS, Alignment
 from plan_jax.assembly import Assembly, assemble
 from plan_jax.checkpoint import Checkpoints
+from plan_jax.mesh import batch_sharding, everywhere, spread
 from plan_jax.models.plan import Plan
 from plan_jax.models.resnet import FIRST_PX
 from plan_jax.train_state import TrainState
@@ -24,14 +26,18 @@ class Grounder:
   """A model with its weights and vocabulary.
 
   Films are uint8 [H, W] of any size; texts are tuples of sentences; phrases are strings. Work is
-  done in batches of one size, so each function compiles once.
+  done in batches of one size, so each function compiles once, and each batch is shared among the
+  devices of the mesh. With several processes all call the same with the same, and get the same.
   """
 
-  def __init__(self, model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict):
-    """`state`: of training, see `take`; `config`: of the run."""
+  def __init__(
+    self, model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict, mesh: Mesh
+  ):
+    """`state`: of training, see `take`; `config`: of the run; `mesh`: where the work is done."""
     self._tokenizer = tokenizer
     self._image_px = config.model.image_px
-    self._batch = config.evaluation.batch_size
+    self._mesh = mesh
+    self._batch = -(-config.evaluation.batch_size // mesh.size) * mesh.size
     self._lengths = {
       "max_tokens": config.evaluation.max_tokens,
       "max_words": config.evaluation.max_words,
@@ -40,10 +46,11 @@ class Grounder:
     self._alignment = Alignment(**config.alignment)
     side = -(-self._image_px // model.image["output_stride"])
     self.grid = (side, side)
-    self._image = jax.jit(partial(model.apply, method=model.embed_images))
-    self._text = jax.jit(partial(model.apply, method=model.embed_texts))
+    jit = partial(jax.jit, out_shardings=everywhere(mesh))  # every process reads all results
+    self._image = jit(partial(model.apply, method=model.embed_images))
+    self._text = jit(partial(model.apply, method=model.embed_texts))
     self._look, self._ground = (
-      jax.jit(jax.vmap(function, (0, 0, None, None)), static_argnums=(2, 3))
+      jit(jax.vmap(function, (0, 0, None, None)), static_argnums=(2, 3))
       for function in (_look, _ground)
     )
     self.dropped_sentences = 0  # that found no room in max_tokens, max_words
@@ -131,13 +138,17 @@ class Grounder:
     def some(pairs):
       i, j = np.array(pairs).T
       picked = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], words)
-      return function(*picked, self._stage, self._alignment)
+      return function(*spread(picked, self._mesh), self._stage, self._alignment)
 
     return self._run(some, list(zip(film, text, strict=True)))
 
-  def _films(self, images) -> jnp.ndarray:
-    fitted = [films.fit(image, self._image_px) for image in images]
-    return jnp.asarray(np.stack(fitted)[..., None])
+  def _films(self, images) -> jax.Array:
+    def fitted(index):
+      return np.stack([films.fit(image, self._image_px) for image in images[index[0]]])[..., None]
+
+    # A process fits only what its devices look at.
+    shape = (len(images), self._image_px, self._image_px, 1)
+    return jax.make_array_from_callback(shape, batch_sharding(self._mesh), fitted)
 
   def _encode(self, sentences):
     return self._tokenizer.encode(sentences, **self._lengths)
@@ -146,7 +157,7 @@ class Grounder:
     encoded = [self._encode(text) for text in texts]
     self.dropped_sentences += sum(text.dropped for text in encoded)
     arrays = [text.arrays() for text in encoded]
-    return {name: jnp.asarray(np.stack([a[name] for a in arrays])) for name in arrays[0]}
+    return spread({name: np.stack([a[name] for a in arrays]) for name in arrays[0]}, self._mesh)
 
   def _run(self, function, items):
     """Applies `function` to lists of one size, the last filled up, and joins what comes back."""
@@ -193,7 +204,7 @@ def load(workdir, config: ConfigDict | None = None, *, step: int | None = None) 
 
 def of_state(parts: Assembly, state: TrainState, tokenizer: Tokenizer) -> Grounder:
   """The model at a point of training."""
-  return Grounder(parts.model, state, tokenizer, parts.config)
+  return Grounder(parts.model, state, tokenizer, parts.config, parts.mesh)
 
 
 def _look(image, text, stage: curriculum.Stage, alignment: Alignment):

@@ -1,7 +1,9 @@
 """python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom."""
 
 import os
+import signal
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -13,6 +15,15 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it i
 _MODE = flags.DEFINE_enum(
   "mode", "all", ["all", "train", "evaluate"], "What to do; all: train, then evaluate."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "One of several processes; TPU pods, Slurm and Open MPI tell which."
+)
+_PLACE = (
+  flags.DEFINE_string("coordinator_address", None, "Elsewhere: HOST:PORT of process 0."),
+  flags.DEFINE_integer("num_processes", None, "Elsewhere: how many they are."),
+  flags.DEFINE_integer("process_id", None, "Elsewhere: which of them this is, from 0."),
+)
+_CRASHED = 134  # as of a process that aborts
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -33,6 +44,7 @@ def main(argv: list[str]) -> None:
   import jax
 
   from input_pipeline.errors import UserError
+  from plan_jax import hosts, preemption
   from plan_jax.experiment import run
   from plan_jax.workdir import Workdir
 
@@ -40,12 +52,26 @@ def main(argv: list[str]) -> None:
   cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/plan_jax/compiled")
   jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  signal.signal(signal.SIGTERM, preemption.interrupt)
   try:
+    if _DISTRIBUTED.value:
+      hosts.start(*(flag.value for flag in _PLACE))
+    elif wrong := [flag.name for flag in _PLACE if flag.value is not None]:
+      raise UserError(f"--{wrong[0]} is for several processes: give --distributed too")
     run(_CONFIG.value, Workdir(_WORKDIR.value), _MODE.value)
   except UserError as error:
-    sys.exit(f"error: {error}")
+    hosts.leave(1, f"error: {error}")
+  except preemption.Preempted:
+    hosts.leave(
+      preemption.EXIT_CODE, "preempted; the same command goes on from the last checkpoint"
+    )
   except KeyboardInterrupt:
-    sys.exit("stopped; the same command goes on from the last checkpoint")
+    hosts.leave(1, "stopped; the same command goes on from the last checkpoint")
+  except Exception:
+    if not jax.distributed.is_initialized():
+      raise
+    # A neighbour may be lost, which is no error of this process: as if it had aborted.
+    hosts.leave(_CRASHED, traceback.format_exc())
 
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it laments the absence of torch

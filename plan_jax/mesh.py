@@ -47,6 +47,19 @@ def state_sharding(state, mesh: Mesh):
   return jax.tree.map(place, state)
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+  """All of it on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def spread(tree, mesh: Mesh):
+  """Arrays [B, ...] that every host has whole, to global arrays over all devices."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
+  )
+
+
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Host batches, [B / hosts, ...] each, to global arrays [B, ...] over all devices."""
   sharding = batch_sharding(mesh)

@@ -11,8 +11,14 @@ from input_pipeline.files import replace_text
 class Scalars:
   """Scalars by step, in `metrics.jsonl` (one JSON object a line) and as TensorBoard events."""
 
-  def __init__(self, workdir: Path, *, from_step: int):
-    """Opens the files; what an earlier run wrote after `from_step` will happen again and is cut."""
+  def __init__(self, workdir: Path, *, from_step: int, mute: bool = False):
+    """Opens the files; what an earlier run wrote after `from_step` will happen again and is cut.
+
+    With `mute` there are no files: another process writes them.
+    """
+    self._mute = mute
+    if mute:
+      return
     from tensorboardX import SummaryWriter
 
     path = Path(workdir) / "metrics.jsonl"
@@ -23,16 +29,21 @@ class Scalars:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds the values at `step`; what is not finite becomes null in the JSON."""
+    if self._mute:
+      return
     finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
     self._file.write(json.dumps({"step": step, **finite}) + "\n")
     self._file.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 
-  def close(self) -> None:
-    """Writes out and closes."""
-    self._file.close()
-    self._events.close()
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if not self._mute:
+      self._file.close()
+      self._events.close()
 
 
 def read_scalars(path: Path) -> list[dict]:

@@ -1,5 +1,6 @@
 """Pre-training: records -> batches -> steps -> checkpoints."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import images, loader, records, terms, tokens
 from input_pipeline.errors import UserError
-from plan_jax import grounder, mesh
+from plan_jax import grounder, hosts, mesh, preemption
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods import Alignment
 from plan_jax.assembly import Assembly, assemble
@@ -48,6 +49,7 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> None:
   )
   try:
     done = checkpoints.latest()
+    hosts.agree(f"the newest checkpoint in {workdir.checkpoints}", f"step {done}")
     if done == steps:
       say(f"training is complete: {done} steps in {workdir.path}")
       return
@@ -71,13 +73,18 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> None:
 
 def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> tokens.Tokenizer:
   """The run's own vocabulary: trained on the training reports, or copied from a folder."""
-  if not (workdir.tokenizer / "tokenizer_config.json").exists():
+
+  def make():
     if config.text.tokenizer:
       tokens.copy(config.text.tokenizer, workdir.tokenizer)
     else:
       some = range(0, len(source), max(1, len(source) // _TOKENIZER_TEXTS))
       texts = (" ".join(source[i].sentences) for i in some)
       tokens.train(texts, workdir.tokenizer, vocabulary_size=config.text.vocabulary_size)
+
+  made = workdir.tokenizer / "tokenizer_config.json"
+  hosts.first_does(lambda: None if made.exists() else make())
+  hosts.appears(made)
   return tokens.Tokenizer(workdir.tokenizer)
 
 
@@ -109,11 +116,14 @@ def _loop(
   steps, every = config.train.steps, config.train.log_every_steps
   update = _Updates(parts)
   model = None
-  scalars = Scalars(workdir.path, from_step=done)
   progress = Progress("step", steps, start=done, unit="films", per_step=config.train.batch_size)
-  pending, began = [], time.monotonic()
+  pending, began, stop = [], time.monotonic(), False
   say(f"training to step {steps}; the first steps of a stage wait for its compilation")
-  try:
+  with (
+    contextlib.closing(batches),
+    Scalars(workdir.path, from_step=done, mute=not hosts.is_first()) as scalars,
+    preemption.Notice() as notice,
+  ):
     for step in range(done, steps):
       # 1. The batch of this step, a function of (seed, step) alone.
       batch = mesh.to_global(next(batches), parts.mesh)
@@ -121,10 +131,11 @@ def _loop(
       state, metrics = update(step, state, batch)
       pending.append(metrics)
       now = step + 1
+      stop = notice.came(now - done) and now < steps
       # 3. What the last steps measured: to files and terminal, and a stop where it is no number.
       if now == done + 1:
         say(progress.line(now, f"loss {float(metrics['loss']):.3f}"))
-      if now % every == 0 or now == steps or _due(now, config.checkpoint):
+      if now % every == 0 or now == steps or stop or _due(now, config.checkpoint):
         values = _mean(pending, now)
         pending = []
         values |= {"learning_rate": float(parts.schedule(step))}
@@ -146,12 +157,14 @@ def _loop(
           say("  " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
         progress.skip()
       # 5. The checkpoint.
-      if _due(now, config.checkpoint) or now == steps:
+      if _due(now, config.checkpoint) or now == steps or stop:
         checkpoints.save(now, state, figures)
-  finally:
-    batches.close()
-    scalars.close()
-  checkpoints.wait()
+      if stop:
+        break
+    checkpoints.wait()
+  if stop:
+    say(f"preempted: step {now} is saved")
+    raise preemption.Preempted
   say(f"trained steps {done + 1} to {steps} in {duration(time.monotonic() - began)}")
 
 

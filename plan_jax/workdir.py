@@ -44,6 +44,10 @@ class Workdir:
     Raises WorkdirError if the folder belongs to a run of another config (naming the keys), or holds
     files of something else.
     """
+    if "://" in str(self.path) or str(self.path).startswith("gs:/"):
+      raise WorkdirError(
+        f"--workdir={self.path}: must be a folder; a bucket cannot be one (mount a shared disk)"
+      )
     if not new:
       self.read_config()
     if not self.config.exists():
