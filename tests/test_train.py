@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from experiments import flags, tiny
 from input_pipeline import convert
@@ -111,20 +112,53 @@ def vocabulary(folder, tmp_path_factory):
   loop.tokenizer = train.make_tokenizer(tiny(), run, source)
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
-def test_eight_devices_equal_one(folder, fsdp, monkeypatch):
-  """The same loss and parameters on a mesh of 8 as on one device, also with split parameters."""
-  config = tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0,
-                   "curriculum.refine.start_fraction": 0.1,
-                   "train.steps": 4, "mesh.fsdp": fsdp})  # fmt: skip
+SHAPES = [(2, 2), (8, 1), (2, 4), *(
+  pytest.param(*shape, marks=pytest.mark.slow)
+  for shape in ((2, 1), (1, 2), (4, 1), (1, 4), (4, 2), (1, 8))
+)]  # fmt: skip
+STEPS = 3
+
+
+def on_mesh(monkeypatch, data, fsdp):
+  """A config whose parts lie on the first data * fsdp devices, small parameters split too."""
+  devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+  made = jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  monkeypatch.setattr("plan_jax.assembly.make_mesh", lambda *_: made)
   monkeypatch.setattr(mesh, "_SMALL", 64)
-  many, metrics = loop(config, folder, 3)
-  one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-  monkeypatch.setattr("plan_jax.assembly.make_mesh", lambda *_: one_device)
-  one, wanted = loop(config, folder, 3)
+  return tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0,
+                 "curriculum.refine.start_fraction": 0.1, "train.steps": 4})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def on_one(folder):
+  with pytest.MonkeyPatch.context() as patch:
+    return loop(on_mesh(patch, 1, 1), folder, STEPS)
+
+
+@pytest.mark.parametrize(("data", "fsdp"), SHAPES)
+def test_every_mesh_equals_one_device(folder, on_one, data, fsdp, monkeypatch):
+  """The same losses (to 1e-4 of them) and parameters (to 2e-4) after three steps."""
+  state, metrics = loop(on_mesh(monkeypatch, data, fsdp), folder, STEPS)
+  wanted_state, wanted = on_one
   np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in wanted], rtol=1e-4)
-  for a, b in zip(jax.tree.leaves(many.params), jax.tree.leaves(one.params), strict=True):
+  for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted_state.params), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_a_checkpoint_goes_from_mesh_to_mesh(folder, tmp_path, monkeypatch):
+  """Saved from eight devices, restored on one, four and 2 x 4: the same bits, laid out anew."""
+  config = on_mesh(monkeypatch, 1, 8)
+  state = assemble(config, loop.tokenizer).initial_state()
+  assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, state)
+  checkpoints.wait()
+  for shape in ((1, 1), (4, 1), (2, 4)):
+    parts = assemble(on_mesh(monkeypatch, *shape), loop.tokenizer)
+    there = checkpoints.restore(parts.abstract_state)
+    assert jax.tree.map(lambda x: x.sharding, there) == parts.shardings
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(there), jax.device_get(state))
+  checkpoints.close()
 
 
 def test_micro_batches_change_nothing_but_memory(folder):
