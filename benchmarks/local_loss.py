@@ -1,22 +1,24 @@
 """All words against all films, forwards and backwards: python -m benchmarks.local_loss.
 
 Side by side in one process, turn by turn: ours (`chunked`, and `full` where it fits) with PLAN's
-score and with GLoRIA's, and GLoRIA as published, a loop over reports each repeated over the batch,
-written in torch from the formula (left out where torch is not installed). Times are medians of the
-turns; memory is XLA's own count of temporaries, and for torch the growth of the peak of a process
-of its own.
+score, in one round and in two, and with GLoRIA's, and GLoRIA as published, a loop over reports each
+repeated over the batch, written in torch from the formula (left out where torch is not installed).
+Times are medians of the turns. Memory is XLA's own count of temporaries, and how far one step
+raises the resident memory of a process of its own above what it held before (inputs are there
+then; gradients and temporaries come).
 
   python -m benchmarks.local_loss --json=out.json                       # all rows
   python -m benchmarks.local_loss --shapes 48,25,361,768 --repeats=5    # B,W,P,D
 """
 
 import argparse
+import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,13 @@ SHAPES = (
   *((batch, 32, 196, 128) for batch in (16, 64, 256, 1024)),
   (64, 97, 49, 128), (64, 97, 361, 128), (64, 25, 196, 768),
 )  # fmt: skip
-_FULL_BYTES = 2 * 2**30  # the largest [J, W, I, P] array for which `full` is tried
+_FULL_BYTES = 2**30  # the largest [J, W, I, P] array for which `full` is tried
+_TWO_ROUNDS_PAIRS = 2**16
+_TURN_SECONDS = 15  # what takes longer is measured once
+_TORCH = "gloria, torch loop"
+_ROUNDS = {
+  "plan": ((0.2,), (1.0,)), "plan, two rounds": ((0.25, 0.2), (0.5, 1.0)),
+}  # fmt: skip
 
 
 def arrays(batch: int, words: int, pixels: int, size: int):
@@ -42,8 +50,11 @@ def arrays(batch: int, words: int, pixels: int, size: int):
 def ours(method: str, evaluation: str, shape, dtype: str, mib: int):
   """The compiled value and gradients, and its arguments."""
   batch, words, pixels, size = shape
-  rounds = scores.Rounds((0.2,), (1.0,), 0.5, "threshold", dtype=dtype)
-  score = scores.PlanScore(rounds, 5.0, True) if method == "plan" else scores.GloriaScore(dtype)
+  if method in _ROUNDS:
+    rounds = scores.Rounds(*_ROUNDS[method], 0.5, "threshold", dtype=dtype)
+    score = scores.PlanScore(rounds, 5.0, True)
+  else:
+    score = scores.GloriaScore(dtype)
   index = jnp.arange(batch, dtype=jnp.int32)
   keys = pairwise.Keys(index, index + 1, index, jnp.ones(batch, bool))
   evaluate = pairwise.full
@@ -98,61 +109,96 @@ def gloria_torch(shape):
   return step
 
 
-def _peak() -> int:
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def contenders(shape, with_torch: bool) -> list[str]:
+  """Who can run this shape: names as of `step_of`."""
+  batch, words, pixels, _ = shape
+  array = 4 * batch * batch * words * pixels
+  names = ["plan, chunked", "plan, two rounds, chunked", "gloria, chunked"]
+  if batch * batch > _TWO_ROUNDS_PAIRS:
+    names.pop(1)
+  if array <= _FULL_BYTES:
+    names += ["plan, full", "gloria, full"]
+  # The loop's graph holds about a dozen [B, B, W, P] arrays until its backward pass.
+  return names + [_TORCH] * (with_torch and 12 * array < 12 * 2**30)
 
 
-def torch_memory(shape) -> int | None:
-  """Bytes by which one step raises the peak of a process of its own, gradients included."""
+def step_of(name: str, shape, dtype: str, mib: int):
+  """() -> value and gradients, and XLA's count of temporary bytes (None for torch)."""
+  if name == _TORCH:
+    return gloria_torch(shape), None
+  method, evaluation = name.rsplit(", ", 1)
+  compiled, inputs = ours(method, evaluation, shape, dtype, mib)
+  return (
+    lambda: jax.block_until_ready(compiled(*inputs)),
+    compiled.memory_analysis().temp_size_in_bytes,
+  )
+
+
+def growth(name: str, shape, dtype: str, mib: int) -> int:
+  """Bytes by which one step raises the resident memory of this process at its highest."""
+  step, _ = step_of(name, shape, dtype, mib)
+  gc.collect()
+  Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+
+  def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+  before = status("VmRSS:")
+  step()
+  return status("VmHWM:") - before
+
+
+def _growth_elsewhere(name, shape, dtype, mib) -> int | None:
   command = [
-    sys.executable,
-    "-m",
-    "benchmarks.local_loss",
-    "--torch-memory",
-    ",".join(map(str, shape)),
-  ]
+    sys.executable, "-m", "benchmarks.local_loss", f"--shapes={','.join(map(str, shape))}",
+    f"--dtype={dtype}", f"--tile_mib={mib}", f"--growth={name}",
+  ]  # fmt: skip
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def measure(shape, repeats: int, dtype: str, mib: int, with_torch: bool) -> list[dict]:
-  """One row a contender."""
+def measure(
+  shape, repeats: int, dtype: str, mib: int, *, with_torch: bool, resident: bool
+) -> list[dict]:
+  """One row a contender; `resident`: measure the growth of processes of their own, too."""
   batch, words, pixels, size = shape
-  steps, memory, values = {}, {}, {}
-  evaluations = ["chunked"] + ["full"] * (4 * batch * batch * words * pixels <= _FULL_BYTES)
-  for method in ("plan", "gloria"):
-    for evaluation in evaluations:
-      compiled, inputs = ours(method, evaluation, shape, dtype, mib)
-      name = f"{method}, {evaluation}"
-      steps[name] = lambda c=compiled, i=inputs: jax.block_until_ready(c(*i))
-      memory[name] = compiled.memory_analysis().temp_size_in_bytes
-  # The loop's graph holds about a dozen [B, B, W, P] arrays until its backward pass.
-  if with_torch and 12 * 4 * batch * batch * words * pixels < 12 * 2**30:
-    steps["gloria, torch loop"] = gloria_torch(shape)
-    memory["gloria, torch loop"] = torch_memory(shape)
-  for name, step in steps.items():
-    values[name] = step()  # warm-up
-  if "gloria, torch loop" in values:
-    np.testing.assert_allclose(
-      values["gloria, torch loop"][0], values["gloria, chunked"][0], rtol=2e-3
-    )
-  times = {name: [] for name in steps}
+  names = contenders(shape, with_torch)
+  held = {n: _growth_elsewhere(n, shape, dtype, mib) if resident else None for n in names}
+  made = {name: step_of(name, shape, dtype, mib) for name in names}
+  times, values = {name: [] for name in names}, {}
+
+  def turn(name):
+    began = time.perf_counter()
+    value = made[name][0]()
+    times[name].append(time.perf_counter() - began)
+    return value
+
+  for name in names:
+    values[name] = float(turn(name)[0])
+    if times[name][0] < _TURN_SECONDS:
+      times[name].clear()  # it was the warm-up
+  if _TORCH in names:
+    np.testing.assert_allclose(values[_TORCH], values["gloria, chunked"], rtol=2e-3)
+  short = [name for name in names if not times[name]]
   for _ in range(repeats):
-    for name, step in steps.items():
-      began = time.perf_counter()
-      step()
-      times[name].append(time.perf_counter() - began)
-  return [
-    {
-      "contender": name, "B": batch, "W": words, "P": pixels, "D": size,
-      "seconds": statistics.median(taken), "fastest": min(taken),
-      "us_per_pair": 1e6 * statistics.median(taken) / batch**2, "temporary_mib":
-      None if memory[name] is None else memory[name] / 2**20,
-      # Of what any evaluation must do: similarities, and their gradients to films and words.
-      "gflops": 6e-9 * batch**2 * words * pixels * size / statistics.median(taken),
-    }
-    for name, taken in times.items()
-  ]  # fmt: skip
+    for name in short:
+      turn(name)
+  rows = []
+  for name in names:
+    seconds, temporaries = statistics.median(times[name]), made[name][1]
+    rows.append(
+      {
+        "contender": name, "B": batch, "W": words, "P": pixels, "D": size,
+        "seconds": seconds, "fastest": min(times[name]), "turns": len(times[name]),
+        "us_per_pair": 1e6 * seconds / batch**2,
+        "temporary_mib": None if temporaries is None else temporaries / 2**20,
+        "growth_mib": None if held[name] is None else held[name] / 2**20,
+        # Of what any evaluation must do: similarities, and their gradients to films and words.
+        "gflops": 6e-9 * batch**2 * words * pixels * size / seconds,
+      }
+    )  # fmt: skip
+  return rows
 
 
 def ceiling(dtype: str) -> float:
@@ -176,13 +222,11 @@ def main() -> None:
   parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
   parser.add_argument("--tile_mib", type=int, default=16)
   parser.add_argument("--json", help="where to write all figures")
-  parser.add_argument("--torch-memory", help=argparse.SUPPRESS)
+  parser.add_argument("--growth", help=argparse.SUPPRESS)  # of this contender, in this process
   options = parser.parse_args()
-  if options.torch_memory:
-    step = gloria_torch(tuple(map(int, options.torch_memory.split(","))))
-    before = _peak()
-    step()
-    print(_peak() - before)
+  shapes = [tuple(map(int, s.split(","))) for s in options.shapes or ()] or SHAPES
+  if options.growth:
+    print(growth(options.growth, shapes[0], options.dtype, options.tile_mib))
     return
   try:
     import torch  # noqa: F401
@@ -191,19 +235,22 @@ def main() -> None:
   except ImportError:
     with_torch = False
     print("torch is not installed: its loop is left out")
-  shapes = [tuple(map(int, s.split(","))) for s in options.shapes or ()] or SHAPES
   most = ceiling(options.dtype)
   print(f"{jax.devices()[0].device_kind}, {options.dtype}; matrix product {most:.0f} GFLOP/s\n")
-  print("| B | W | P | D | contender | s | us a pair | GFLOP/s | temporaries, MiB |")
-  print("|---:|---:|---:|---:|---|---:|---:|---:|---:|")
+  print("| B | W | P | D | contender | s | us a pair | GFLOP/s | temporaries | growth, MiB |")
+  print("|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|")
   rows = []
   for shape in shapes:
-    for row in measure(shape, options.repeats, options.dtype, options.tile_mib, with_torch):
+    for row in measure(
+      shape, options.repeats, options.dtype, options.tile_mib, with_torch=with_torch, resident=True
+    ):
       rows.append(row)
-      held = "-" if row["temporary_mib"] is None else f"{row['temporary_mib']:.0f}"
+      memory = [row[f"{name}_mib"] for name in ("temporary", "growth")]
+      memory = ["-" if mib is None else f"{mib:.0f}" for mib in memory]
       print(
         f"| {row['B']} | {row['W']} | {row['P']} | {row['D']} | {row['contender']} |"
-        f" {row['seconds']:.3f} | {row['us_per_pair']:.1f} | {row['gflops']:.0f} | {held} |",
+        f" {row['seconds']:.3f} | {row['us_per_pair']:.1f} | {row['gflops']:.0f} |"
+        f" {' | '.join(memory)} |",
         flush=True,
       )
   if options.json:
