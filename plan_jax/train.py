@@ -113,40 +113,37 @@ def _loop(
   parts: Assembly, state, done: int, batches, checkpoints, workdir, tokenizer, folder
 ) -> None:
   config = parts.config
-  steps, every = config.train.steps, config.train.log_every_steps
+  steps = config.train.steps
   update = _Updates(parts)
   model = None
   progress = Progress("step", steps, start=done, unit="films", per_step=config.train.batch_size)
-  pending, began, stop = [], time.monotonic(), False
+  began, stop = time.monotonic(), False
   say(f"training to step {steps}; the first steps of a stage wait for its compilation")
   with (
     contextlib.closing(batches),
     Scalars(workdir.path, from_step=done, mute=not hosts.is_first()) as scalars,
     preemption.Notice() as notice,
   ):
+    log = _Log(parts, scalars, progress, done)
     for step in range(done, steps):
       # 1. The batch of this step, a function of (seed, step) alone.
       batch = mesh.to_global(next(batches), parts.mesh)
       # 2. The update, dispatched; the device works while the host goes on.
       state, metrics = update(step, state, batch)
-      pending.append(metrics)
+      # 3. What earlier steps measured: to files and terminal, and a stop where it is no number.
+      log.tell()
+      log.add(metrics)
       now = step + 1
       stop = notice.came(now - done) and now < steps
-      # 3. What the last steps measured: to files and terminal, and a stop where it is no number.
-      if now == done + 1:
-        say(progress.line(now, f"loss {float(metrics['loss']):.3f}"))
-      if now % every == 0 or now == steps or stop or _due(now, config.checkpoint):
-        values = _mean(pending, now)
-        pending = []
-        values |= {"learning_rate": float(parts.schedule(step))}
-        scalars.write(now, {f"train/{name}": value for name, value in values.items()})
-        stage = curriculum.stage_at(parts.stages, step, steps).name
-        say(progress.line(now, f"loss {values['loss']:.3f}  stage {stage}"))
       # 4. Evaluation, before the checkpoint, so that the checkpoint knows its figures.
       figures = None
-      if config.evaluation.every_steps and (
+      evaluates = config.evaluation.every_steps and (
         now % config.evaluation.every_steps == 0 or now == steps
-      ):
+      )
+      saves = _due(now, config.checkpoint) or now == steps or stop
+      if evaluates or saves:  # they wait for this step in any case, and no checkpoint holds a NaN
+        log.tell(all_of_it=True)
+      if evaluates:
         if model is None:
           model = grounder.of_state(parts, state, tokenizer)
         else:
@@ -157,7 +154,7 @@ def _loop(
           say("  " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
         progress.skip()
       # 5. The checkpoint.
-      if _due(now, config.checkpoint) or now == steps or stop:
+      if saves:
         checkpoints.save(now, state, figures)
       if stop:
         break
@@ -166,6 +163,39 @@ def _loop(
     say(f"preempted: step {now} is saved")
     raise preemption.Preempted
   say(f"trained steps {done + 1} to {steps} in {duration(time.monotonic() - began)}")
+
+
+class _Log:
+  """What steps measured, told every so often, and a step late: the device then works already."""
+
+  def __init__(self, parts: Assembly, scalars: Scalars, progress: Progress, done: int):
+    self._parts, self._scalars, self._progress = parts, scalars, progress
+    self._first = self._now = done
+    self._every = parts.config.train.log_every_steps
+    self._pending: list[dict] = []
+
+  def add(self, metrics: dict) -> None:
+    """The metrics of one more step, on the device."""
+    self._pending.append(metrics)
+    self._now += 1
+
+  def tell(self, *, all_of_it: bool = False) -> None:
+    """Tells if it is time; with `all_of_it` in any case.
+
+    Raises:
+      DivergedError: the loss or the parameters are no numbers.
+    """
+    now = self._now
+    if not self._pending:
+      return
+    if all_of_it or now % self._every == 0:
+      values = _mean(self._pending, now)
+      self._pending.clear()
+      self._scalars.write(now, {f"train/{name}": value for name, value in values.items()})
+      stage = curriculum.stage_at(self._parts.stages, now - 1, self._parts.config.train.steps)
+      say(self._progress.line(now, f"loss {values['loss']:.3f}  stage {stage.name}"))
+    elif now == self._first + 1:
+      say(self._progress.line(now, f"loss {float(self._pending[0]['loss']):.3f}"))
 
 
 class _Updates:
@@ -182,6 +212,7 @@ class _Updates:
       update = make_step(
         parts.model,
         parts.optimizer,
+        parts.schedule,
         stage,
         Alignment(**config.alignment),
         seed=config.seed,

@@ -72,6 +72,7 @@ def initial_state(model: Plan, optimizer, batch: dict, *, seed: int, ema: bool) 
 def make_step(
   model: Plan,
   optimizer,
+  schedule: optax.Schedule,
   stage: Stage,
   alignment: Alignment,
   *,
@@ -83,6 +84,7 @@ def make_step(
 
   Args:
     model, optimizer: as in `initial_state`.
+    schedule: of the learning rate, to be measured.
     stage: of the curriculum; it is compiled in, for rounds change the shape of the computation.
     alignment: of `objective`.
     seed: of dropout.
@@ -129,6 +131,7 @@ def make_step(
     if ema is not None:
       ema = optax.incremental_update(params, ema, 1 - ema_decay)
     parts |= {
+      "learning_rate": schedule(state.step),
       "gradient_norm": optax.tree.norm(gradient),
       "parameter_norm": optax.tree.norm(params),
       "dropped_sentences": batch["dropped_sentences"].sum(),

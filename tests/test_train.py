@@ -241,6 +241,29 @@ def test_ema_follows_the_parameters(folder):
     np.testing.assert_allclose(ema, (a + b) / 2, atol=1e-6)
 
 
+def test_what_is_told_is_told_while_the_next_step_runs(folder, tmp_path, monkeypatch):
+  """Rows every two steps and at the end, each the mean of its steps; none is fetched at once."""
+  fetched, dispatched = [], []
+  mean, call = train._mean, train._Updates.__call__
+
+  def spy_mean(pending, step):
+    fetched.append((step, len(dispatched), len(pending)))
+    return mean(pending, step)
+
+  def spy_call(self, step, state, batch):
+    dispatched.append(step)
+    return call(self, step, state, batch)
+
+  monkeypatch.setattr(train, "_mean", spy_mean)
+  monkeypatch.setattr(train._Updates, "__call__", spy_call)
+  more = {"train.steps": 5, "train.log_every_steps": 2, "checkpoint.every_steps": 0}
+  run = workdir.Workdir(tmp_path / "run")
+  run.claim(tiny(**more))
+  train.train(tiny(**more), run, folder)
+  assert fetched == [(2, 3, 2), (4, 5, 2), (5, 5, 1)]
+  assert [row["step"] for row in read_scalars(run.metrics)] == [2, 4, 5]
+
+
 def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
   config = tiny(**{"train.learning_rate": 1e30, "train.warmup_fraction": 0.0,
                    "train.clip_norm": 1e30,
@@ -305,7 +328,13 @@ def test_the_step_is_one_function_of_its_inputs(folder):
   stage = curriculum.stages(config.curriculum)[-1]
   step = jax.jit(
     make_step(
-      parts.model, parts.optimizer, stage, Alignment(**config.alignment), seed=0, ema_decay=0.0
+      parts.model,
+      parts.optimizer,
+      parts.schedule,
+      stage,
+      Alignment(**config.alignment),
+      seed=0,
+      ema_decay=0.0,
     )
   )
   state = parts.initial_state()
