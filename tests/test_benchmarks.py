@@ -1,9 +1,13 @@
 """The benchmarks run and count what they say; what they measure is no test's business."""
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import local_loss
+from benchmarks import loader, local_loss, train_step
+from input_pipeline import images, records, terms, tokens
+from input_pipeline.loader import Encode
+from plan_jax.models.plan import build
 
 SHAPE = (4, 3, 9, 8)
 
@@ -33,3 +37,55 @@ def test_the_torch_loop_is_gloria():
   np.testing.assert_allclose(value, wanted, rtol=1e-4)
   for a, b in zip(gradients, others, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-3 * float(np.abs(b).max()))
+
+
+def test_train_step_has_a_row_for_every_part():
+  rows = train_step.measure(train_step.SMALL, 1, with_torch=False)
+  assert [row["row"] for row in rows] == [
+    "ResNet-50, forward", "ResNet-50, forward + backward", "BERT, forward",
+    "BERT, forward + backward", "whole step", "ResNet-50, forward + backward, stride 16",
+    "whole step, stride 16",
+  ]  # fmt: skip
+  assert all(row["seconds"] > 0 and row["gflops"] > 0 for row in rows)
+  assert all(row["torch_seconds"] is None for row in rows)
+
+
+def test_the_towers_in_torch_are_as_large_as_ours():
+  pytest.importorskip("torch")
+  size = train_step.SMALL
+  model = build(train_step.config(size, 32).model, size.vocabulary)
+  params = jax.eval_shape(lambda: model.init(jax.random.key(0), train_step.arrays(size)))["params"]
+  film, report = train_step.towers(size)
+
+  def torchs(tower):
+    return sum(p.numel() for p in tower.parameters())
+
+  def ours(part):
+    return sum(leaf.size for leaf in jax.tree.leaves(params[part]))
+
+  assert ours("image_encoder") == torchs(film)
+  # Ours has one kind of token.
+  assert ours("text_encoder") + size.size == torchs(report)
+
+
+def test_every_row_of_torch_runs():
+  pytest.importorskip("torch")
+  rows = train_step.torchs(train_step.SMALL)
+  assert len(rows) == 5
+  for step in rows.values():
+    step()
+
+
+def test_loader_has_a_row_for_every_stage(tmp_path):
+  folder = loader.draw(tmp_path / "records", 40, 64)
+  source = records.RecordSource(folder, "train", where="text")
+  tokens.train(
+    (" ".join(study.sentences) for study in source), tmp_path / "words", vocabulary_size=200
+  )
+  encode = Encode(
+    tokens.Tokenizer(tmp_path / "words"), terms.load(""), 32, 64, 32, images.Augment()
+  )
+  rows = loader.measure(source, encode, films=8, batches=1, repeats=1, workers=[0, 1])
+  assert len(rows) == 8
+  assert all(np.isfinite(row["films_per_s"]) and row["films_per_s"] > 0 for row in rows)
+  assert [row["overhead"] is None for row in rows] == [True] * 6 + [False] * 2

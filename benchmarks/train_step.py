@@ -1,0 +1,263 @@
+"""One training step, and its parts, beside torch: python -m benchmarks.train_step.
+
+ResNet-50 and a BERT-base, as plan_jax builds them, against ResNetModel and BertModel of
+transformers with the same widths, strides and number of threads: float32, random weights, batch
+norm in training mode, no dropout. The whole step is both towers, the global contrast and AdamW;
+ours computes the pixel heads and the norms of the step besides. Contenders take turns; times are
+medians.
+
+  python -m benchmarks.train_step --json=out.json
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.local_loss import ceiling
+from configs import base
+from plan_jax.alignment import curriculum
+from plan_jax.alignment.methods import Alignment
+from plan_jax.models.bert import Bert
+from plan_jax.models.plan import build
+from plan_jax.models.resnet import ResNet
+from plan_jax.train_state import initial_state, make_optimizer, make_step
+
+
+@dataclass(frozen=True)
+class Size:
+  """What is compared.
+
+  Attributes:
+    batch: films, and reports.
+    image_px, width: of the ResNet-50.
+    tokens, vocabulary, size, layers, heads: of the BERT.
+  """
+
+  batch: int
+  image_px: int = 224
+  width: float = 1.0
+  tokens: int = 112
+  vocabulary: int = 8192
+  size: int = 768
+  layers: int = 12
+  heads: int = 12
+
+
+SMALL = Size(2, 64, 0.125, 16, 100, 16, 2, 2)
+
+
+def arrays(size: Size) -> dict[str, np.ndarray]:
+  """A batch as the loader makes it; every token is a word of one sentence."""
+  rng = np.random.default_rng(0)
+  place = np.tile(np.arange(size.tokens, dtype=np.int32), (size.batch, 1))
+  return {
+    "image": rng.random((size.batch, size.image_px, size.image_px, 1), np.float32),
+    "tokens": rng.integers(0, size.vocabulary, place.shape, np.int32),
+    "word_index": place, "sentence_index": np.zeros_like(place), "position": place,
+    "word_mask": np.ones(place.shape, bool), "term": np.zeros(place.shape, bool),
+    "report_key": np.arange(1, size.batch + 1, dtype=np.int32),
+    "study_key": np.arange(1, size.batch + 1, dtype=np.int32),
+    "dropped_sentences": np.zeros(size.batch, np.int32),
+  }  # fmt: skip
+
+
+def config(size: Size, output_stride: int) -> ConfigDict:
+  """The full-size run in float32, learning by the global contrast alone."""
+  made = base.get_config()
+  made.model.dtype = "float32"
+  made.model.image.update(width=size.width, output_stride=output_stride)
+  made.model.text.update(
+    size=size.size, layers=size.layers, heads=size.heads, mlp_size=4 * size.size, dropout=0.0
+  )
+  made.alignment.method = "none"
+  return made
+
+
+def ours(size: Size, output_stride: int) -> dict:
+  """Row -> a step to time, of a ResNet of this stride; "whole step" too."""
+  made = config(size, output_stride)
+  model = build(made.model, size.vocabulary)
+  optimizer, schedule = make_optimizer(made.train, made.train.steps)
+  batch = jax.device_put(arrays(size))
+  state = jax.jit(lambda: initial_state(model, optimizer, batch, seed=0, ema=False))()
+  stage = curriculum.stages(made.curriculum)[0]
+
+  film, report = ResNet(**model.image), Bert(**model.text)
+
+  def of_film(params, batch):
+    variables = {"params": params, "batch_stats": state.batch_stats["image_encoder"]}
+    out, _ = film.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+    return jnp.square(out).mean()
+
+  def of_report(params, batch):
+    places = batch["sentence_index"], batch["position"]
+    return jnp.square(report.apply({"params": params}, batch["tokens"], *places, train=True)).mean()
+
+  rows = {}
+  for name, function, part in (
+    ("ResNet-50", of_film, "image_encoder"), ("BERT", of_report, "text_encoder"),
+  ):  # fmt: skip
+    for what, run in (("forward", function), ("forward + backward", jax.value_and_grad(function))):
+      compiled = jax.jit(run).lower(state.params[part], batch).compile()
+      rows[f"{name}, {what}"] = _Step(compiled, state.params[part], batch)
+  step = make_step(
+    model, optimizer, schedule, stage, Alignment(**made.alignment), seed=0, ema_decay=0.0
+  )
+  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  # A copy, for the step is given its state, and the rows above hold parts of this one.
+  rows["whole step"] = _Step(compiled, jax.tree.map(jnp.copy, state), batch, keep=True)
+  return rows
+
+
+class _Step:
+  """A compiled function and its arguments; with `keep` the first is what the last call returned."""
+
+  def __init__(self, compiled, first, batch, *, keep: bool = False):
+    self._compiled, self._first, self._batch, self._keep = compiled, first, batch, keep
+    self.flops = compiled.cost_analysis()["flops"]
+
+  def __call__(self):
+    out = self._compiled(self._first, self._batch)
+    if self._keep:
+      self._first = out[0]
+    jax.block_until_ready(out)
+
+
+def towers(size: Size):
+  """ResNetModel and BertModel of the same sizes, in training mode."""
+  from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+
+  channels = max(8, int(64 * size.width) // 8 * 8)
+  film = ResNetModel(
+    ResNetConfig(
+      num_channels=1, embedding_size=channels,
+      hidden_sizes=[4 * channels * 2**stage for stage in range(4)],
+    )
+  )  # fmt: skip
+  report = BertModel(
+    BertConfig(
+      vocab_size=size.vocabulary, hidden_size=size.size, num_hidden_layers=size.layers,
+      num_attention_heads=size.heads, intermediate_size=4 * size.size,
+      hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
+    ),
+    add_pooling_layer=False,
+  )  # fmt: skip
+  return film.train(), report.train()
+
+
+def torchs(size: Size) -> dict:
+  """The same rows in torch."""
+  import torch
+
+  torch.set_num_threads(os.cpu_count())
+  film, report = towers(size)
+  made = arrays(size)
+  image = torch.tensor(made["image"]).permute(0, 3, 1, 2).contiguous()
+  tokens = torch.tensor(made["tokens"], dtype=torch.long)
+  heads = torch.nn.Linear(film.config.hidden_sizes[-1], 128), torch.nn.Linear(size.size, 128)
+  parameters = [p for part in (film, report, *heads) for p in part.parameters()]
+  optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.05)
+  unit = torch.nn.functional.normalize
+
+  def forward(model, x):
+    with torch.no_grad():
+      model(x).last_hidden_state.square().mean()
+
+  def backward(model, x):
+    model.zero_grad()
+    model(x).last_hidden_state.square().mean().backward()
+
+  def step():
+    optimizer.zero_grad()
+    v = unit(heads[0](film(image).last_hidden_state.mean((2, 3))), dim=1)
+    t = unit(heads[1](report(tokens).last_hidden_state.mean(1)), dim=1)
+    logits, own = 10 * v @ t.T, torch.arange(size.batch)
+    entropy = torch.nn.functional.cross_entropy
+    ((entropy(logits, own) + entropy(logits.T, own)) / 2).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+  return {
+    "ResNet-50, forward": lambda: forward(film, image),
+    "ResNet-50, forward + backward": lambda: backward(film, image),
+    "BERT, forward": lambda: forward(report, tokens),
+    "BERT, forward + backward": lambda: backward(report, tokens),
+    "whole step": step,
+  }
+
+
+def measure(size: Size, repeats: int, *, with_torch: bool) -> list[dict]:
+  """One row for each part; torch's seconds are None without it, and where it has no such row."""
+  steps = {("ours", name): step for name, step in ours(size, 32).items()}
+  dilated = ours(size, config(size, 16).model.image.output_stride)
+  for name in ("ResNet-50, forward + backward", "whole step"):
+    steps["ours", f"{name}, stride 16"] = dilated[name]
+  if with_torch:
+    steps |= {("torch", name): step for name, step in torchs(size).items()}
+  times = {key: [] for key in steps}
+  for step in steps.values():
+    step()  # warm-up
+  for _ in range(repeats):
+    for key, step in steps.items():
+      began = time.perf_counter()
+      step()
+      times[key].append(time.perf_counter() - began)
+  found = {key: statistics.median(taken) for key, taken in times.items()}
+  rows = []
+  for (who, name), seconds in found.items():
+    if who == "ours":
+      torch_seconds = found.get(("torch", name))
+      rows.append(
+        {
+          "row": name, "seconds": seconds, "torch_seconds": torch_seconds,
+          "ratio": None if torch_seconds is None else torch_seconds / seconds,
+          "gflops": 1e-9 * steps[who, name].flops / seconds,
+        }
+      )  # fmt: skip
+  return rows
+
+
+def main() -> None:
+  """Prints the table, and writes the JSON."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--batch", type=int, default=8)
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--json", help="where to write all figures")
+  options = parser.parse_args()
+  try:
+    import torch  # noqa: F401
+
+    with_torch = True
+  except ImportError:
+    with_torch = False
+    print("torch is not installed: its column is empty")
+  most = ceiling("float32")
+  rows = measure(Size(options.batch), options.repeats, with_torch=with_torch)
+  print(
+    f"{jax.devices()[0].device_kind}, float32, batch {options.batch}; matrix product {most:.0f}"
+    " GFLOP/s\n\n| | s | torch, s | torch / ours | GFLOP/s |\n|---|---:|---:|---:|---:|"
+  )
+  for row in rows:
+    torch_seconds, ratio = (
+      "-" if row[name] is None else f"{row[name]:.2f}" for name in ("torch_seconds", "ratio")
+    )
+    print(
+      f"| {row['row']} | {row['seconds']:.2f} | {torch_seconds} | {ratio} | {row['gflops']:.0f} |"
+    )
+  if options.json:
+    Path(options.json).write_text(
+      json.dumps({"ceiling_gflops": most, "batch": options.batch, "rows": rows}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+  main()
