@@ -34,6 +34,7 @@ SHAPES = (
 _FULL_BYTES = 2**30  # the largest [J, W, I, P] array for which `full` is tried
 _TWO_ROUNDS_PAIRS = 2**16
 _TURN_SECONDS = 15  # what takes longer is measured once
+_SETTLE_SECONDS = 0.3  # the threads of the one before may spin for a while
 _TORCH = "gloria, torch loop"
 _ROUNDS = {
   "plan": ((0.2,), (1.0,)), "plan, two rounds": ((0.25, 0.2), (0.5, 1.0)),
@@ -169,6 +170,7 @@ def measure(
   times, values = {name: [] for name in names}, {}
 
   def turn(name):
+    time.sleep(_SETTLE_SECONDS)
     began = time.perf_counter()
     value = made[name][0]()
     times[name].append(time.perf_counter() - began)
