@@ -108,10 +108,10 @@ def agree(what: str, value: str) -> None:
   digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
   digests = multihost_utils.process_allgather(digest)
   if differ := [i for i, other in enumerate(digests) if (other != digests[0]).any()]:
+    here = f" ({value} in process {jax.process_index()})" if len(value) < 100 else ""
     raise UserError(
-      f"{what} of process {', '.join(map(str, differ))} is not that of process 0 (here, process"
-      f" {jax.process_index()}: {value[:200]}): all hosts must see the same files and be given the"
-      " same flags"
+      f"{what} of process {', '.join(map(str, differ))} is not that of process 0{here}: all hosts"
+      " must see the same files and be given the same flags"
     )
 
 
