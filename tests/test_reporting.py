@@ -5,15 +5,15 @@ from plan_jax import reporting
 
 
 def test_scalars_cut_what_will_happen_again(tmp_path):
-  scalars = reporting.Scalars(tmp_path, from_step=0)
-  for step in (1, 2, 3):
-    scalars.write(step, {"train/loss": step, "bad": math.nan})
-  scalars.close()
+  with reporting.Scalars(tmp_path, from_step=0) as scalars:
+    for step in (1, 2, 3):
+      scalars.write(step, {"train/loss": step, "bad": math.nan})
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 4, "train/lo')  # a line that a kill cut short
-  scalars = reporting.Scalars(tmp_path, from_step=2)
-  scalars.write(3, {"train/loss": 30})
-  scalars.close()
+  with reporting.Scalars(tmp_path, from_step=2) as scalars:
+    scalars.write(3, {"train/loss": 30})
+  with reporting.Scalars(tmp_path, from_step=0, mute=True) as other:
+    other.write(9, {"train/loss": 9})  # another process: it touches nothing
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [row["step"] for row in rows] == [1, 2, 3] and rows[0]["bad"] is None
   assert reporting.curves(tmp_path / "metrics.jsonl") == {
