@@ -10,8 +10,9 @@ from absl import flags
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 flags.FLAGS.mark_as_parsed()  # Grain reads a flag in its workers
-# Ignored where the tests run in a shell's background, and then by the processes they interrupt.
+# Ignored in a shell's background or under nohup, and then by the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tests compile the same small programs again and again, here and in processes they start.
 _cache = tempfile.mkdtemp(prefix="plan_jax-compiled-")
