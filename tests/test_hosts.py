@@ -238,7 +238,8 @@ def test_a_notice_outside_training_ends_at_once(tmp_path):
   code = (
     "import signal, time; from plan_jax import preemption;"
     "signal.signal(signal.SIGTERM, preemption.interrupt)\n"
-    "try: print('ready', flush=True); time.sleep(60)\nexcept preemption.Preempted: raise SystemExit(preemption.EXIT_CODE)"
+    "try: print('ready', flush=True); time.sleep(60)\n"
+    "except preemption.Preempted: raise SystemExit(preemption.EXIT_CODE)"
   )
   process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
   assert process.stdout.readline() == "ready\n"
