@@ -28,14 +28,15 @@ from typing import Any
 import cv2
 import tqdm
 
-from input_pipeline import readers, records
+from input_pipeline import readers, records, selections
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from input_pipeline.readers import FORMATS, READERS, Item, Source, SourceError
+from input_pipeline.raw import SourceError
+from input_pipeline.readers import FORMATS, READERS, Item, Source
 from input_pipeline.study import SPLITS, Study, UnreadableError
 
-_RECORDS_VERSION = 1  # raise it when records.features or store_image changes what is written
-_ARGUMENTS, _SKIPPED = "convert.json", "skipped.jsonl"
+_RECORDS_VERSION = 2  # raise it when records.features or store_image changes what is written
+_ARGUMENTS, _SKIPPED, _SELECTION = "convert.json", "skipped.jsonl", "selection.json"
 
 
 class ConvertError(UserError):
@@ -69,6 +70,8 @@ def convert(
   image_format: str = "keep",
   shard_size: int = 256,
   limit: int | None = None,
+  selection: str = "",
+  selection_seed: int = 0,
   workers: int | None = None,
   max_skipped_fraction: float = 0.01,
   retry_skipped: bool = False,
@@ -86,6 +89,8 @@ def convert(
       An 8-bit grey image within the bound that has its format already keeps its bytes.
     shard_size: films a shard.
     limit: takes only the first so many films of every split.
+    selection: a name of selections.SELECTIONS, or a JSON file of one; "" takes all films.
+    selection_seed: of a selection by name.
     workers: processes; 0 and 1 stay in this one, None is one a core. Changes no byte.
     max_skipped_fraction: share of films that may be unreadable.
     retry_skipped: writes shards again that left films out, after the files were repaired.
@@ -100,11 +105,13 @@ def convert(
     ConvertError: wrong arguments, other arguments than the folder was begun with, a patient in two
       splits, too many unreadable films, a worker that died.
     SourceError: the source is missing or contradicts itself.
+    SelectionError: the selection does not fit the source.
   """
   start, out = time.monotonic(), Path(out)
   arguments = _arguments(
     dataset, source, reader_options,
     image_px=image_px, image_format=image_format, shard_size=shard_size, limit=limit,
+    selection=selection, selection_seed=selection_seed,
   )  # fmt: skip
   if not 0 <= max_skipped_fraction <= 1:
     raise ConvertError(f"max_skipped_fraction is {max_skipped_fraction}; it must be 0 to 1")
@@ -113,19 +120,37 @@ def convert(
     skipped = (out / _SKIPPED).read_text(encoding="utf-8").splitlines()
     return _summary(out, start, len(skipped), converted=0, notes=(), already=True)
 
-  opened = READERS[dataset](source, **reader_options)
-  readers.check_patients(opened.items)
+  opened, chosen = _open(dataset, source, reader_options, selection, selection_seed)
   shards = _plan(opened, out, shard_size, limit)
   out.mkdir(parents=True, exist_ok=True)
   with _lock(out):
     (out / "dataset_info.json").unlink(missing_ok=True)  # incomplete from here on
     replace_text(out / _ARGUMENTS, json.dumps(arguments, indent=1, sort_keys=True) + "\n")
+    if chosen:
+      replace_text(out / _SELECTION, chosen.to_json())
     _tidy(out, shards)
     workers = os.cpu_count() or 1 if workers is None else workers
     job = _Job(opened.read, image_px, image_format)
-    converted = _run(shards, job, out, workers, max_skipped_fraction, retry_skipped, progress)
-    skipped = _finish(out, opened.name, shards)
+    left_out = [{"path": path, "reason": reason} for path, reason in opened.left_out]
+    total = len(left_out) + sum(len(shard.items) for shard in shards)
+    bound = _Bound(out, total, max_skipped_fraction)
+    converted = _run(shards, job, workers, bound, left_out, retry_skipped, progress)
+    skipped = _finish(out, opened.name, shards, left_out)
   return _summary(out, start, skipped, converted=converted, notes=opened.notes, already=False)
+
+
+def _open(
+  dataset: str, source: str, options: dict[str, Any], selection: str, seed: int
+) -> tuple[Source, selections.Selection | None]:
+  """The data set, cut to the selection where there is one; no patient sits in two splits."""
+  opened, chosen = READERS[dataset](source, **options), None
+  if selection:
+    chosen = selections.make(selection, opened.items, seed)
+    items = selections.select(opened.items, chosen)
+    note = f"selection {chosen.name}: {len(items)} of {len(opened.items)} films, hash {chosen.hash}"
+    opened = dataclasses.replace(opened, items=items, notes=(*opened.notes, note))
+  readers.check_patients(opened.items)
+  return opened, chosen
 
 
 def _arguments(dataset: str, source: str, given: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -228,11 +253,38 @@ class _Job:
     return shard, skipped
 
 
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+  """How much may be left out."""
+
+  out: Path
+  total: int
+  fraction: float
+
+  def check(self, skipped: list[dict[str, str]]) -> None:
+    """Raises ConvertError, and lists what was skipped so far, where it is too much."""
+    if len(skipped) <= self.fraction * self.total:
+      return
+    replace_text(self.out / _SKIPPED, _list(skipped))
+    raise ConvertError(
+      f"{len(skipped)} of {self.total} films cannot be read so far, more than"
+      f" max_skipped_fraction={self.fraction:g} allows:\n{_list(skipped[:3])}"
+      f"All are in {self.out / _SKIPPED}."
+      " Repair them and run again (the converter: with --retry_skipped), or raise the bound"
+    )
+
+
 def _run(
-  shards: list[_Shard], job: _Job, out: Path, workers: int, bound: float, retry: bool, show: bool
+  shards: list[_Shard],
+  job: _Job,
+  workers: int,
+  bound: _Bound,
+  left_out: list[dict[str, str]],
+  retry: bool,
+  show: bool,
 ) -> int:
   """Writes the shards that are missing. Returns the number of films converted now."""
-  pending, skipped = [], []
+  pending, skipped = [], list(left_out)
   for shard in shards:
     index = shard.index()
     if index is None or (retry and index["skipped"]):
@@ -246,22 +298,12 @@ def _run(
     mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
   )  # fmt: skip
   with bar, contextlib.closing(_results(job, pending, workers)) as results:
-    _check_skipped(skipped, total, bound, out)
-    for shard, left_out in results:
-      skipped += left_out
+    bound.check(skipped)
+    for shard, unreadable in results:
+      skipped += unreadable
       bar.update(len(shard.items))
-      _check_skipped(skipped, total, bound, out)
+      bound.check(skipped)
   return todo
-
-
-def _check_skipped(skipped: list[dict[str, str]], total: int, bound: float, out: Path) -> None:
-  if len(skipped) > bound * total:
-    replace_text(out / _SKIPPED, _list(skipped))
-    raise ConvertError(
-      f"{len(skipped)} of {total} films cannot be read so far, more than"
-      f" max_skipped_fraction={bound:g} allows:\n{_list(skipped[:3])}All are in {out / _SKIPPED}."
-      " Repair them and run again (the converter: with --retry_skipped), or raise the bound"
-    )
 
 
 def _results(job: _Job, shards: list[_Shard], workers: int) -> Iterator[tuple[_Shard, list]]:
@@ -301,9 +343,9 @@ def _die_with_parent() -> None:
   os._exit(1)  # a killed parent cannot tell its workers to stop
 
 
-def _finish(out: Path, name: str, shards: list[_Shard]) -> int:
+def _finish(out: Path, name: str, shards: list[_Shard], left_out: list[dict[str, str]]) -> int:
   """Writes skipped.jsonl, then the metadata. Returns the number of films skipped."""
-  skipped, films, paths = [], {}, {}
+  skipped, films, paths = list(left_out), {}, {}
   for shard in shards:
     index = records.read_index(shard.path)
     skipped += index["skipped"]
@@ -352,6 +394,8 @@ def _parser() -> argparse.ArgumentParser:
       help="keep: JPEG stays JPEG, all else becomes PNG (default %(default)s)")  # fmt: skip
   add("--shard_size", type=int, default=256, help="films a shard (default %(default)s)")
   add("--limit", type=int, help="only the first so many films of every split")
+  add("--selection", default="", help="films chosen by name, or by a .json file of a selection")
+  add("--selection_seed", type=int, default=0, help="of a selection by name (default 0)")
   add("--workers", type=int, help="processes (default: one a core)")
   add("--max_skipped_fraction", type=float, default=0.01,
       help="share of films that may be unreadable (default %(default)s)")  # fmt: skip

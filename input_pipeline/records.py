@@ -31,7 +31,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import study as study_lib
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from input_pipeline.study import Region, Study
+from input_pipeline.study import Entity, Region, Study
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
@@ -73,6 +73,8 @@ def features() -> tfds.features.FeaturesDict:
       "region_masks": tfds.features.Sequence(tfds.features.Scalar(np.object_)),
       "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
       "box_region": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+      "entity_labels": texts(),
+      "entity_spans": tfds.features.Tensor(shape=(None, 3), dtype=np.int32),
     }
   )
 
@@ -105,6 +107,10 @@ def encode(study: Study) -> bytes:
       "region_masks": [region.mask for region in study.regions],
       "boxes": np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32),
       "box_region": np.repeat(np.arange(len(boxes), dtype=np.int32), [len(b) for b in boxes]),
+      "entity_labels": [entity.label for entity in study.entities],
+      "entity_spans": np.array(
+        [(entity.sentence, entity.start, entity.end) for entity in study.entities], np.int32
+      ).reshape(-1, 3),
     }
   )
   # A proto map has no order of its own: without `deterministic` the bytes differ between processes.
@@ -132,6 +138,12 @@ def decode(example: bytes) -> Study:
     regions=tuple(
       Region(phrase.decode(), label.decode(), boxes[box_region == i], bytes(mask))
       for i, (phrase, label, mask) in enumerate(regions)
+    ),
+    entities=tuple(
+      Entity(*span, label)
+      for span, label in zip(
+        fields["entity_spans"].tolist(), _text(fields["entity_labels"]), strict=True
+      )
     ),
     **{name: fields[name].decode() for name in _TEXTS},
   )

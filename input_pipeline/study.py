@@ -29,6 +29,22 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Entity:
+  """A stretch of a sentence that an annotator marked.
+
+  Attributes:
+    sentence: number of the sentence in the study.
+    start, end: characters of the sentence, end exclusive.
+    label: of the annotation, e.g. RadGraph's "OBS-DP".
+  """
+
+  sentence: int
+  start: int
+  end: int
+  label: str
+
+
+@dataclass(frozen=True)
 class Study:
   """One image with its text.
 
@@ -41,6 +57,7 @@ class Study:
     sentences: the text that training reads, one sentence each; empty where the film has no report.
     labels: finding -> 1 present, 0 absent, -1 uncertain; a finding that is not named is unknown.
     regions: true regions, where known.
+    entities: annotated words of the sentences, where known.
     text_kind: "report" for a radiologist's words, "labels" for a sentence made from labels.
   """
 
@@ -55,6 +72,7 @@ class Study:
   sentences: tuple[str, ...] = ()
   labels: dict[str, int] = field(default_factory=dict)
   regions: tuple[Region, ...] = ()
+  entities: tuple[Entity, ...] = ()
   text_kind: str = "report"
 
 
@@ -70,6 +88,12 @@ def check(study: Study) -> None:
   for name, value in study.labels.items():
     if value not in (1, 0, -1):
       raise ValueError(f"label {name!r} is {value!r}; it must be 1, 0 or -1")
+  for entity in study.entities:
+    length = -1
+    if 0 <= entity.sentence < len(study.sentences):
+      length = len(study.sentences[entity.sentence])
+    if not 0 <= entity.start < entity.end <= length:
+      raise ValueError(f"{entity} lies in none of the {len(study.sentences)} sentences")
   for region in study.regions:
     boxes = region.boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype != np.float32:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.readers import SourceError, check_patients, folder, image_size, store_image
+from input_pipeline.raw import SourceError
+from input_pipeline.readers import check_patients, folder, image_size, store_image
 from input_pipeline.study import Region, Study, UnreadableError, check
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cxr_mini"

@@ -5,6 +5,7 @@ Here stands what they share: items, sources, and the form in which images are st
 A new reader is a module with `open_source(source, **options) -> Source` and its line in `READERS`.
 """
 
+import hashlib
 import inspect
 import io
 from collections.abc import Callable
@@ -15,15 +16,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from input_pipeline.errors import UserError
+from input_pipeline.raw import SourceError
 from input_pipeline.study import Study, UnreadableError
 
 FORMATS = ("keep", "jpeg", "png")
 _JPEG_QUALITY = 95
-
-
-class SourceError(UserError):
-  """A source is missing or contradicts itself; the message names file, row and column."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,18 @@ class Item:
     split: "train", "validation" or "test".
     patient_id: the converter refuses a patient that sits in two splits.
     row: the reader's own; its repr must say all that decides the study.
+    image_id: as in the study; "" where the listing does not know it yet.
+    view: likewise.
+    labels: (name, 1, 0 or -1) that the listing knows; selections choose by them.
   """
 
   key: str
   split: str
   patient_id: str
   row: Any
+  image_id: str = ""
+  view: str = ""
+  labels: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,22 @@ class Source:
     read: makes the study of an item, picklable. The study's image may be any encoded image that
       Pillow reads; the converter brings it to the stored form. Raises UnreadableError for what
       cannot be read, SourceError where the source contradicts itself.
-    notes: what the user should know of the listing: defaults taken, rows left aside, by count.
+    notes: what the user should know of the listing: defaults taken, films left aside on purpose.
+    left_out: (key, reason) of what the listing found broken: rows, boxes, films. The converter adds
+      them to skipped.jsonl, and they count against max_skipped_fraction.
   """
 
   name: str
   items: list[Item]
   read: Callable[[Item], Study]
   notes: tuple[str, ...] = ()
+  left_out: tuple[tuple[str, str], ...] = ()
+
+
+def draw_split(patient_id: str) -> str:
+  """A split, 80/10/10, by the patient's name alone, so that adding films moves nobody."""
+  draw = int.from_bytes(hashlib.blake2b(patient_id.encode(), digest_size=4).digest(), "big") / 2**32
+  return "train" if draw < 0.8 else "validation" if draw < 0.9 else "test"
 
 
 def check_patients(items: list[Item]) -> None:

@@ -20,7 +20,6 @@ Columns (UTF-8, first row names them; further columns are left aside):
 
 import csv
 import functools
-import hashlib
 import io
 import json
 import math
@@ -33,7 +32,8 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import reports
-from input_pipeline.readers import Item, Source, SourceError, image_size
+from input_pipeline.raw import SourceError
+from input_pipeline.readers import Item, Source, draw_split, image_size
 from input_pipeline.study import SPLITS, Region, Study, UnreadableError
 
 MANIFEST = "manifest.csv"
@@ -115,7 +115,8 @@ def open_source(source: str) -> Source:
     except _CellError as error:
       raise SourceError(f"{manifest}, row {number}, {error}") from None
     first_row[row.image_id] = number
-    items.append(Item(f"{row.image} ({MANIFEST} row {number})", split, patient_id, row))
+    key = f"{row.image} ({MANIFEST} row {number})"
+    items.append(Item(key, split, patient_id, row, row.image_id, row.view, row.labels))
   if not items:
     raise SourceError(f"{manifest}: there is no row below the column names")
   return Source("folder", items, functools.partial(_read, folder=folder), _notes(columns, items))
@@ -170,7 +171,7 @@ def _parse(number: int, values: dict[str, str]) -> tuple[_Row, str, str]:
       raise _CellError(name, "is empty; fill it in every row, or leave the column out")
   image_id = values.get("image_id") or Path(image).with_suffix("").as_posix()
   patient_id = values.get("patient_id") or image_id
-  split = _one_of("split", values["split"], SPLITS) if "split" in values else _draw(patient_id)
+  split = _one_of("split", values["split"], SPLITS) if "split" in values else draw_split(patient_id)
   text_kind = _one_of("text_kind", values.get("text_kind") or "report", _TEXT_KINDS)
   if text_kind == "none" and values["text"]:
     raise _CellError("text", "must be empty where text_kind is 'none'")
@@ -201,12 +202,6 @@ def _one_of(column: str, value: str, allowed: tuple[str, ...]) -> str:
   if value not in allowed:
     raise _CellError(column, f"is {value!r}; it must be {', '.join(allowed[:-1])} or {allowed[-1]}")
   return value
-
-
-def _draw(patient_id: str) -> str:
-  """A split by the patient's name alone, so that adding rows moves nobody."""
-  draw = int.from_bytes(hashlib.blake2b(patient_id.encode(), digest_size=4).digest(), "big") / 2**32
-  return "train" if draw < 0.8 else "validation" if draw < 0.9 else "test"
 
 
 def _parse_labels(cell: str) -> tuple[tuple[str, int], ...]:

@@ -3,7 +3,8 @@
 import functools
 
 from input_pipeline import phantom
-from input_pipeline.readers import Item, Source, SourceError
+from input_pipeline.raw import SourceError
+from input_pipeline.readers import Item, Source
 from input_pipeline.study import SPLITS, Study
 
 

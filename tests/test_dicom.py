@@ -1,0 +1,203 @@
+import io
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import (
+  ExplicitVRLittleEndian,
+  JPEG2000Lossless,
+  RLELossless,
+  generate_uid,
+)
+
+from input_pipeline import dicom
+from input_pipeline.study import UnreadableError
+
+
+def film(pixels, *, bits=None, photometric="MONOCHROME2", syntax=ExplicitVRLittleEndian, **more):
+  """A DICOM file of grey pixels; `more` are further elements."""
+  pixels = np.asarray(pixels)
+  meta = FileMetaDataset()
+  meta.TransferSyntaxUID = ExplicitVRLittleEndian
+  meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+  meta.MediaStorageSOPInstanceUID = generate_uid()
+  data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+  data.SOPClassUID, data.SOPInstanceUID = (
+    meta.MediaStorageSOPClassUID,
+    meta.MediaStorageSOPInstanceUID,
+  )
+  data.Rows, data.Columns = pixels.shape
+  data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
+  data.BitsAllocated = 8 * pixels.itemsize
+  data.BitsStored = bits or data.BitsAllocated
+  data.HighBit = data.BitsStored - 1
+  data.PixelRepresentation = int(pixels.dtype.kind == "i")
+  data.PixelData = pixels.tobytes()
+  for name, value in more.items():
+    setattr(data, name, value)
+  if syntax != ExplicitVRLittleEndian:
+    data.compress(syntax, generate_instance_uid=False)
+  file = io.BytesIO()
+  data.save_as(file, enforce_file_format=True)
+  return file.getvalue()
+
+
+def grey(data):
+  with Image.open(io.BytesIO(dicom.to_pgm(data))) as image:
+    assert (image.format, image.mode) == ("PPM", "L")
+    return np.asarray(image).astype(int)
+
+
+RAMP = np.arange(0, 4096, 16, np.uint16).reshape(8, 32)
+
+
+def test_without_a_window_least_is_black_and_greatest_white():
+  np.testing.assert_array_equal(grey(film(RAMP + 100, bits=13)), np.rint(RAMP * (255 / 4080)))
+
+
+def test_monochrome1_is_inverted():
+  there = grey(film(RAMP, bits=12))
+  np.testing.assert_array_equal(grey(film(RAMP, bits=12, photometric="MONOCHROME1")), 255 - there)
+
+
+def test_a_window_cuts_and_stretches_what_lies_in_it():
+  got = grey(film(RAMP, bits=12, WindowCenter=2048.5, WindowWidth=1025))
+  expected = np.clip((RAMP.astype(float) - 1536) / 1024, 0, 1) * 255
+  np.testing.assert_allclose(got, expected, atol=0.51)
+
+
+def test_several_windows_take_the_first():
+  both = grey(film(RAMP, bits=12, WindowCenter=[2048.5, 100], WindowWidth=[1025, 10]))
+  first = grey(film(RAMP, bits=12, WindowCenter=2048.5, WindowWidth=1025))
+  np.testing.assert_array_equal(both, first)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(2.0, -1000.0), (0.5, 0.0)])
+def test_the_window_counts_in_rescaled_values(slope, intercept):
+  scaled = RAMP * slope + intercept
+  centre, width = float(scaled.mean()), float(np.ptp(scaled) / 2)
+  got = grey(
+    film(
+      RAMP, bits=12, RescaleSlope=slope, RescaleIntercept=intercept,
+      WindowCenter=centre + 0.5, WindowWidth=width + 1,
+    )
+  )  # fmt: skip
+  expected = np.clip((scaled - centre) / width + 0.5, 0, 1) * 255
+  np.testing.assert_allclose(got, expected, atol=0.51)
+
+
+def test_a_negative_slope_turns_the_film():
+  got = grey(film(RAMP, bits=12, RescaleSlope=-1.0, RescaleIntercept=4095.0))
+  np.testing.assert_array_equal(got, np.rint((4080 - RAMP) * (255 / 4080)))
+  windowed = grey(
+    film(
+      RAMP, bits=12, RescaleSlope=-1.0, RescaleIntercept=4095.0,
+      WindowCenter=2048.0, WindowWidth=4096.0,
+    )
+  )  # fmt: skip
+  assert windowed[0, 0] == 255 and windowed[-1, -1] < 2
+
+
+def test_a_voi_table():
+  table = pydicom.Dataset()
+  table.LUTDescriptor = [256, 0, 16]
+  table.LUTData = np.arange(65535, -1, -257, np.uint16)[:256].tobytes()
+  pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+  got = grey(film(pixels, VOILUTSequence=[table]))
+  np.testing.assert_array_equal(got, 255 - pixels.astype(int))
+
+
+def test_signed_pixels_and_padding():
+  pixels = RAMP.astype(np.int16) - 2000
+  padded = pixels.copy()
+  padded[0] = -32768
+  got = grey(film(padded, PixelPaddingValue=-32768))
+  assert (got[0] == 0).all()
+  rest = pixels[1:].astype(float)
+  np.testing.assert_allclose(got[1:], (rest - rest.min()) / np.ptp(rest) * 255, atol=0.51)
+  inverse = grey(film(padded, PixelPaddingValue=-32768, photometric="MONOCHROME1"))
+  assert (inverse[0] == 0).all() and inverse[-1, -1] == 0 and inverse[1, 0] == 255
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compressed_pixels(syntax):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 4096, (64, 48)).astype(np.uint16)
+  data = film(pixels, bits=12, syntax=syntax)
+  np.testing.assert_array_equal(grey(data), grey(film(pixels, bits=12)))
+
+
+def test_jpeg_baseline():
+  y, x = np.mgrid[:64, :48]
+  pixels = (100 + 50 * np.sin(y / 9) + 40 * np.cos(x / 7)).astype(np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "JPEG", quality=95)
+  data = pydicom.dcmread(io.BytesIO(film(pixels)))
+  data.PixelData = pydicom.encaps.encapsulate([file.getvalue()])
+  data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+  out = io.BytesIO()
+  data.save_as(out, enforce_file_format=True)
+  difference = grey(out.getvalue()) - grey(film(pixels))
+  assert np.abs(difference).max() < 12
+
+
+def test_jpeg_lossless(tmp_path):
+  import gdcm
+
+  pixels = np.random.default_rng(1).integers(0, 4096, (64, 48)).astype(np.uint16)
+  (tmp_path / "a.dcm").write_bytes(film(pixels, bits=12))
+  reader = gdcm.ImageReader()
+  reader.SetFileName(str(tmp_path / "a.dcm"))
+  assert reader.Read()
+  change = gdcm.ImageChangeTransferSyntax()
+  change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+  change.SetInput(reader.GetImage())
+  assert change.Change()
+  writer = gdcm.ImageWriter()
+  writer.SetFileName(str(tmp_path / "b.dcm"))
+  writer.SetFile(reader.GetFile())
+  writer.SetImage(change.GetOutput())
+  assert writer.Write()
+  data = (tmp_path / "b.dcm").read_bytes()
+  assert pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID.endswith("4.70")
+  np.testing.assert_array_equal(grey(data), grey(film(pixels, bits=12)))
+
+
+@pytest.mark.parametrize(
+  ("change", "reason"),
+  [
+    (lambda data: b"", "not a readable DICOM"),
+    (lambda data: b"\x89PNG" + bytes(200), "not a readable DICOM"),
+    (lambda data: data[:-1000], "not a readable DICOM"),
+    (lambda data: data[:200], "DICOM"),
+  ],
+)
+def test_damage(change, reason):
+  with pytest.raises(UnreadableError, match=reason):
+    dicom.to_pgm(change(film(RAMP, bits=12, WindowCenter=1, WindowWidth=2) + b""))
+
+
+def without(name):
+  data = pydicom.dcmread(io.BytesIO(film(RAMP)))
+  delattr(data, name)
+  out = io.BytesIO()
+  data.save_as(out, enforce_file_format=True)
+  return out.getvalue()
+
+
+def test_what_is_no_grey_film():
+  with pytest.raises(UnreadableError, match="no pixel data"):
+    dicom.to_pgm(without("PixelData"))
+  with pytest.raises(UnreadableError, match="missing, not grey"):
+    dicom.to_pgm(without("PhotometricInterpretation"))
+  with pytest.raises(UnreadableError, match="PALETTE COLOR, not grey"):
+    dicom.to_pgm(film(RAMP, photometric="PALETTE COLOR"))
+  frames = film(RAMP, NumberOfFrames=2)
+  with pytest.raises(UnreadableError, match="DICOM film|not one film"):
+    dicom.to_pgm(frames)
+
+
+def test_a_constant_film_is_black_and_no_error():
+  assert not grey(film(np.full((4, 5), 7, np.uint16))).any()
