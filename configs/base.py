@@ -15,6 +15,8 @@ def get_config() -> ConfigDict:
   config.data.stored_px = 512  # bound on the short side of a stored film
   config.data.max_skipped_fraction = 0.01  # more unreadable films than this stop the conversion
   config.data.options = ConfigDict()  # the reader's own
+  config.data.selection = ""  # of films: a name of input_pipeline/selections.py, or a .json file
+  config.data.selection_seed = 0
   config.data.augment = True
   config.data.workers = 0  # decoding processes; 0: threads only
   config.data.threads = 2
@@ -99,7 +101,23 @@ def get_config() -> ConfigDict:
   config.evaluation.max_tokens = 384  # a whole report
   config.evaluation.max_words = 256
   config.evaluation.resamples = 1000  # of the bootstrap
-  config.evaluation.report_films = 12
+  config.evaluation.report_films = 12  # of each set
+  config.evaluation.sets = ConfigDict()  # further data to evaluate on: name -> evaluation_set(...)
 
   config.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return config
+
+
+def evaluation_set(
+  dataset: str, *, split: str = "test", selection: str = "", **options
+) -> ConfigDict:
+  """A further data set to evaluate on; it is left out, and that is said, until it has a source.
+
+  Its records lie in WORKDIR/records_NAME, or where `records` says.
+  """
+  return ConfigDict(
+    dict(
+      dataset=dataset, source="", records="", split=split, selection=selection, selection_seed=0,
+      options=options,
+    )
+  )  # fmt: skip

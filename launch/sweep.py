@@ -116,10 +116,16 @@ def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
 
 def make_records(runs: Sequence[Run]) -> None:
   """Makes what records the runs share, each once; runs side by side cannot. Raises UserError."""
-  from plan_jax.experiment import make_records  # here: workers of the conversion import this file
+  # Here: workers of the conversion import this file.
+  from plan_jax.evaluation_sets import is_given, make_records
 
-  for run in {run.config.data.to_json(): run for run in runs}.values():
-    make_records(run.config, Path(run.config.data.records))
+  wanted = {}
+  for config in (run.config for run in runs):
+    attached = [s for s in config.evaluation.sets.values() if is_given(s) and s.records]
+    for chosen in (config.data, *attached):
+      wanted[chosen.to_json()] = chosen, config.data
+  for chosen, limits in wanted.values():
+    make_records(chosen, Path(chosen.records), limits)
 
 
 def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:

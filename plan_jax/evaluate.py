@@ -1,60 +1,52 @@
 """All evaluators over a trained run, and the page that shows what they found."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from input_pipeline import images, phantom_reports, records
 from input_pipeline import terms as terms_list
-from input_pipeline.errors import UserError
 from input_pipeline.study import Study
 from plan_jax import hosts, report, reporting
+from plan_jax.evaluation_sets import EvaluationSet
 from plan_jax.evaluators import grounding, presence, results, retrieval, terms, units
 from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir
 
 
-def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> list[results.Row]:
-  """Scores the run on its evaluation split; writes units/, evaluation.json and the report.
+def evaluate(
+  model: Grounder, config: ConfigDict, workdir: Workdir, sets: Sequence[EvaluationSet]
+) -> list[results.Row]:
+  """Scores the run on its evaluation sets; writes units/, evaluation.json and the report.
 
-  Raises UserError as `evaluation_data` does.
+  Args:
+    model: of the run.
+    config: of the run.
+    workdir: of the run.
+    sets: the run's own first.
   """
-  data, split = evaluation_data(config, folder), config.evaluation.split
-  say(f"evaluating step {model.step} on {data}")
-  common = {"data": data, "resamples": config.evaluation.resamples, "seed": config.seed}
-  prior = grounding.box_prior([])
-  if "train" in records.splits(folder):
-    prior = grounding.box_prior(_all(folder, "train", "regions", "mean box of training"))
-  grounded = grounding.score_grounding(
-    model, _all(folder, split, "regions", "grounding"), prior, seed=config.seed
-  )
-  galleries = retrieval.score_retrieval(model, _all(folder, split, "text", "retrieval"))
-  rows = grounding.grounding_rows(grounded, **common)
-  rows += retrieval.retrieval_rows(galleries, **common)
+  rows, scores, views = [], {}, []
+  for chosen in sets:
+    say(f"evaluating step {model.step} on {chosen.data}")
+    found, units_of = _score(model, config, chosen)
+    rows += found
+    scores |= {(chosen, task): some for task, some in units_of.items()}
+    views += film_views(model, chosen, config.evaluation.report_films)
   if model.dropped_sentences:
     say(
       f"{model.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"
       " and max_words"
     )
-  rows += presence.evaluate_presence(model, _all(folder, split, what="presence"), **common)
-  if config.data.dataset == "phantom":  # only there is it known what every word does
-    rows += terms.evaluate_terms(
-      model,
-      _all(folder, split, "text", "terms"),
-      phantom_reports.word_kinds,
-      terms_list.load(config.text.terms).named,
-      **common,
-    )
   say(results.table(rows))
-  views = film_views(model, folder, split, config.evaluation.report_films)
   if not hosts.is_first():
     return rows
-  _write_units(workdir, "grounding", grounded.get(results.RUN))
-  _write_units(workdir, "retrieval", galleries["all"].units if galleries else None)
+  shutil.rmtree(workdir.units, ignore_errors=True)  # those of an earlier evaluation
+  for (chosen, task), some in scores.items():
+    units.write(workdir.units_of(task, "" if chosen.is_own else chosen.name), some)
   results.write(workdir.evaluation, model.step, rows)
   path = report.write_report(
     workdir.report,
@@ -62,11 +54,45 @@ def evaluate(model: Grounder, config: ConfigDict, workdir: Workdir, folder) -> l
     rows=rows,
     curves=reporting.curves(workdir.metrics),
     films=views,
-    notes=_notes(model, config, folder, data),
+    notes=_notes(model, config, sets),
   )
   report.save_overlays(workdir.report.with_name("overlays.png"), views)
   say(f"\n{results.headline(rows)}\n\nreport: {path}")
   return rows
+
+
+def _score(
+  model: Grounder, config: ConfigDict, chosen: EvaluationSet
+) -> tuple[list[results.Row], dict[str, units.Units]]:
+  """Rows of all tasks that the set allows, and the scores of their units."""
+  common = {"data": chosen.data, "resamples": config.evaluation.resamples, "seed": config.seed}
+  rows, scores = [], {}
+  if chosen.has("regions"):
+    prior = grounding.box_prior([])
+    if chosen.has("regions", "train"):
+      prior = grounding.box_prior(chosen.studies("regions", "mean box of training", split="train"))
+    grounded = grounding.score_grounding(
+      model, chosen.studies("regions", "grounding"), prior, seed=config.seed
+    )
+    rows += grounding.grounding_rows(grounded, **common)
+    scores["grounding"] = grounded[results.RUN]
+  if chosen.has("text"):
+    galleries = retrieval.score_retrieval(model, chosen.studies("text", "retrieval"))
+    rows += retrieval.retrieval_rows(galleries, **common)
+    if galleries:
+      scores["retrieval"] = galleries["all"].units
+  rows += presence.evaluate_presence(model, chosen.studies(what="presence"), **common)
+  if chosen.dataset == "phantom":  # only there is it known what every word does
+    rows += terms.evaluate_terms(
+      model,
+      chosen.studies("text", "terms"),
+      phantom_reports.word_kinds,
+      terms_list.load(config.text.terms).named,
+      **common,
+    )
+  if not rows:
+    say(f"{chosen.data} has nothing to score: no regions, no texts, no finding of both kinds")
+  return rows, scores
 
 
 def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str, float]:
@@ -76,14 +102,13 @@ def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str,
   """
   if "validation" not in records.splits(folder):
     return {}
+  chosen = EvaluationSet(config.data.dataset, config.data.dataset, folder, "validation", True)
   count = config.evaluation.during_films
   common = {"data": "validation", "resamples": 0, "seed": config.seed}
   rows = grounding.evaluate_grounding(
-    model, islice(_all(folder, "validation", "regions"), count), grounding.box_prior([]), **common
+    model, islice(chosen.studies("regions"), count), grounding.box_prior([]), **common
   )
-  rows += retrieval.evaluate_retrieval(
-    model, islice(_all(folder, "validation", "text"), count), **common
-  )
+  rows += retrieval.evaluate_retrieval(model, islice(chosen.studies("text"), count), **common)
   return {
     results.scalar_name(row.task, row.metric): row.value
     for row in rows
@@ -91,36 +116,10 @@ def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str,
   }
 
 
-def evaluation_data(config: ConfigDict, folder) -> str:
-  """Name of what the run is evaluated on: data set and split.
-
-  Raises UserError where config.evaluation.split is not there (naming those that are), or holds
-  neither true regions nor texts.
-  """
-  there, split = records.splits(folder), config.evaluation.split
-  if not there.get(split):
-    raise UserError(
-      f"config.evaluation.split {split!r} is not in {folder} (there: {', '.join(there)})"
-    )
-  if not any(len(records.RecordSource(folder, split, where=w)) for w in ("regions", "text")):
-    raise UserError(f"config.evaluation.split {split!r} in {folder} has neither regions nor texts")
-  return f"{config.data.dataset}/{split}"
-
-
-def _write_units(workdir: Workdir, task: str, scores: units.Units | None) -> None:
-  """Scores for a comparison pair by pair; those of an earlier evaluation go in any case."""
-  path = workdir.units / f"{task}.csv"
-  if scores is None:
-    path.unlink(missing_ok=True)
-  else:
-    units.write(path, scores)
-
-
-def film_views(model: Grounder, folder, split: str, count: int) -> list[report.FilmView]:
-  """Films with regions spread over the split (else any with text), looked at by the model."""
-  source = records.RecordSource(folder, split, where="regions")
-  if not len(source):
-    source = records.RecordSource(folder, split, where="text")
+def film_views(model: Grounder, chosen: EvaluationSet, count: int) -> list[report.FilmView]:
+  """Films with regions spread over the set (else any with text), looked at by the model."""
+  where = "regions" if chosen.has("regions") else "text"
+  source = records.RecordSource(chosen.folder, chosen.split, where=where)
   chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
   studies = [source[int(i)] for i in chosen]
   return [_view(model, study) for study in studies]
@@ -149,23 +148,13 @@ def _view(model: Grounder, study: Study) -> report.FilmView:
   )
 
 
-def _all(folder, split: str, where: str | None = None, what: str = "") -> Iterator[Study]:
-  """The studies of a split, all or those with `where`; with `what`, a bar and how many have not."""
-  source = records.RecordSource(folder, split, where=where)
-  if what and (without := records.splits(folder)[split] - len(source)):
-    say(f"{what}: {without} of the {split} films have no {where} and are left out")
-  silent = not what or not hosts.is_first()
-  bar = tqdm(range(len(source)), desc=what, unit="film", disable=silent, mininterval=1)
-  return (source[i] for i in bar)
-
-
-def _notes(model: Grounder, config: ConfigDict, folder, data: str) -> dict[str, str]:
+def _notes(model: Grounder, config: ConfigDict, sets: Sequence[EvaluationSet]) -> dict[str, str]:
   """Facts for the head of the page."""
   model_line = (
     f"ResNet-{config.model.image.depth} x {config.model.image.width:g}, {config.model.image_px} px"
   )
   notes = {
-    "data": f"{data} (records {records.fingerprint(folder)})",
+    "data": ", ".join(f"{s.data} (records {records.fingerprint(s.folder)})" for s in sets),
     "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
     "model": f"{model_line}, grid {model.grid[0]} x {model.grid[1]}",
     "seed": str(config.seed),

@@ -6,10 +6,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline import convert, records
+from input_pipeline import records
 from input_pipeline.errors import UserError
-from plan_jax import hosts, settings
-from plan_jax.evaluate import evaluate, evaluation_data
+from plan_jax import evaluation_sets, hosts, settings
+from plan_jax.evaluate import evaluate
+from plan_jax.evaluation_sets import EvaluationSet, make_records
 from plan_jax.evaluators import results
 from plan_jax.grounder import load
 from plan_jax.reporting import say
@@ -26,29 +27,39 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   settings.check_devices(config)
   folder = _claimed(config, workdir, new=mode != "evaluate")
   if mode == "evaluate":
-    evaluate(load(workdir, config), config, workdir, folder)
+    evaluate(load(workdir, config), config, workdir, _sets(config, workdir, folder))
     return
   if mode == "all":
-    data = evaluation_data(config, folder)
+    sets = _sets(config, workdir, folder)
   train(config, workdir, folder)
   if mode == "train":
     return
   model = load(workdir, config)
-  rows = _evaluated(workdir, model.step, data)
+  rows = _evaluated(workdir, model.step, sets)
   hosts.agree(f"the evaluation in {workdir.path}", "none" if rows is None else "complete")
   if rows is None:
-    evaluate(model, config, workdir, folder)
+    evaluate(model, config, workdir, sets)
     return
   say("evaluation is complete too (--mode=evaluate does it again)\n")
   say(f"{results.headline(rows)}\n\nreport: {workdir.report}")
 
 
-def _evaluated(workdir: Workdir, step: int, data: str) -> list[results.Row] | None:
-  """What a whole evaluation of this step on this data found."""
+def _sets(config: ConfigDict, workdir: Workdir, folder) -> list[EvaluationSet]:
+  """What the run is evaluated on; all processes see the same."""
+  hosts.first_does(lambda: evaluation_sets.make_attached(config, workdir))
+  sets = [evaluation_sets.own(config, folder), *evaluation_sets.attached(config, workdir)]
+  for chosen in sets:
+    hosts.agree(f"the data in {chosen.folder}", records.fingerprint(chosen.folder))
+  return sets
+
+
+def _evaluated(workdir: Workdir, step: int, sets: list[EvaluationSet]) -> list[results.Row] | None:
+  """What a whole evaluation of this step on these sets found."""
   if not (workdir.evaluation.exists() and workdir.report.exists()):
     return None
   evaluated, rows = results.read(workdir.evaluation)
-  return rows if evaluated == step and all(row.data == data for row in rows) else None
+  same = evaluated == step and {row.data for row in rows} == {chosen.data for chosen in sets}
+  return rows if same else None
 
 
 def _claimed(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:
@@ -57,7 +68,7 @@ def _claimed(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:
 
   def claim():
     workdir.claim(config, new=new)
-    make_records(config, folder)
+    make_records(config.data, folder, config.data)
     workdir.claim_records(folder, records.fingerprint(folder))
 
   hosts.agree("the config", json.dumps(config.to_dict(), sort_keys=True))
@@ -70,26 +81,3 @@ def _claimed(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:
       )
   hosts.agree(f"the data in {folder} (its fingerprint)", records.fingerprint(folder))
   return folder
-
-
-def make_records(config: ConfigDict, folder: Path) -> None:
-  """Sees to it that `folder` holds the shards of the config: converts the source if it does not.
-
-  Raises UserError where shards without a source are not whole, or the source is not fit.
-  """
-  data = config.data
-  if data.dataset == "folder" and not data.source:
-    records.splits(folder)  # raises where they are not whole
-    return
-  summary = convert.convert(
-    data.dataset,
-    folder,
-    source=data.source,
-    image_px=data.stored_px,
-    max_skipped_fraction=data.max_skipped_fraction,
-    # What stopped a conversion may have been repaired since.
-    retry_skipped=not records.is_complete(folder),
-    **data.options,
-  )
-  if not summary["already"]:
-    say(convert.describe(summary))

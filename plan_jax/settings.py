@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline import terms
 from input_pipeline.errors import UserError
-from input_pipeline.readers import READERS
+from input_pipeline.readers import READERS, default_options
 from input_pipeline.study import SPLITS
+from plan_jax import evaluation_sets
 from plan_jax.alignment import curriculum, pairwise
 from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
@@ -70,8 +71,22 @@ def check(config: ConfigDict) -> None:
   _one_of(config, "evaluation.split", SPLITS)
   names = tuple(scalar_name(task, metric) for task, _, metric in FOLLOWED)
   _one_of(config, "checkpoint.best_metric", ("", *names))
-  if config.data.dataset == "folder" and not config.data.source and not config.data.records:
-    raise ConfigError("config.data.source: is empty; name the folder that holds manifest.csv")
+  if not evaluation_sets.is_given(config.data):
+    raise ConfigError(
+      f"config.data.source: is empty; name the folder of the {config.data.dataset} data (or"
+      " config.data.records, where they are converted)"
+    )
+  for name, chosen in config.evaluation.sets.items():
+    _one_of(config, f"evaluation.sets.{name}.dataset", tuple(READERS))
+    _one_of(config, f"evaluation.sets.{name}.split", SPLITS)
+    if name == config.data.dataset:
+      raise ConfigError(f"config.evaluation.sets.{name}: is the name of the run's own data")
+    options = default_options(chosen.dataset)
+    _check(
+      config, f"evaluation.sets.{name}.options",
+      lambda value, options=options: set(value) <= set(options),
+      f"its keys must be options of the reader: {', '.join(options) or 'it has none'}",
+    )  # fmt: skip
   _check(config, "train.batch_size", lambda value: value > 1, "a contrast needs at least two pairs")
   least = 2 ** (1 + config.model.image.stages)  # the stride that these stages can reach
   _check(

@@ -36,6 +36,10 @@ class Workdir:
     self.units = self.path / "units"  # the scores behind it, one file a task
     self.report = self.path / "report" / "index.html"
 
+  def units_of(self, task: str, name: str = "") -> Path:
+    """Where the scores of a task lie; `name` is that of an attached evaluation set."""
+    return self.units / name / f"{task}.csv"
+
   def claim(self, config: ConfigDict, *, new: bool = True) -> None:
     """Writes the config of a new run, or checks that the run here has the same.
 

@@ -1,14 +1,16 @@
 """All evaluators together: what they write, and that it is written again."""
 
+import copy
 import math
 
 import jax
 import numpy as np
 import pytest
 
+from configs import base
 from experiments import tiny
 from input_pipeline import convert, phantom, tokens
-from plan_jax import evaluate, grounder, settings
+from plan_jax import evaluate, evaluation_sets, grounder, settings
 from plan_jax.assembly import assemble
 from plan_jax.evaluators import grounding, results, units
 from plan_jax.workdir import Workdir
@@ -25,8 +27,9 @@ def run(tmp_path_factory):
   state = jax.device_get(parts.initial_state())
   model = grounder.of_state(parts, state.replace(step=config.train.steps), tokenizer)
   workdir.units.mkdir()
-  (workdir.units / "grounding.csv").write_text("of an earlier evaluation")
-  return config, model, workdir, evaluate.evaluate(model, config, workdir, workdir.records)
+  (workdir.units / "old.csv").write_text("of an earlier evaluation")
+  sets = [evaluation_sets.own(config, workdir.records)]
+  return config, model, workdir, evaluate.evaluate(model, config, workdir, sets)
 
 
 def test_every_task_has_rows_beside_its_floors(run):
@@ -76,18 +79,61 @@ def test_evaluating_again_writes_the_same(run):
   before = [path.read_bytes() for path in paths]
   for path in paths:
     path.write_text("broken")
-  evaluate.evaluate(model, config, workdir, workdir.records)
+  evaluate.evaluate(model, config, workdir, [evaluation_sets.own(config, workdir.records)])
   assert [path.read_bytes() for path in paths] == before
 
 
-def test_scores_of_an_earlier_evaluation_do_not_stay(tmp_path):
-  workdir = Workdir(tmp_path)
-  evaluate._write_units(workdir, "grounding", None)  # there was none
-  workdir.units.mkdir()
-  for task in ("grounding", "retrieval"):
-    (workdir.units / f"{task}.csv").write_text("old")
-  evaluate._write_units(workdir, "grounding", None)
-  assert [path.name for path in workdir.units.iterdir()] == ["retrieval.csv"]
+def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path, capsys):
+  config, model, _, _ = run
+  config, workdir = copy.deepcopy(config), Workdir(tmp_path / "run")
+  given = base.evaluation_set(
+    "phantom", size_px=64, train_films=0, validation_films=0, test_films=12
+  )
+  config.unlock()
+  config.evaluation.sets = {"small": given, "absent": base.evaluation_set("folder")}
+  settings.check(config)
+  evaluation_sets.make_records(config.data, workdir.records, config.data)
+  evaluation_sets.make_attached(config, workdir)
+  assert "evaluation set absent is left out" in capsys.readouterr().out
+  sets = [
+    evaluation_sets.own(config, workdir.records),
+    *evaluation_sets.attached(config, workdir),
+  ]
+  rows = evaluate.evaluate(model, config, workdir, sets)
+  assert {row.data for row in rows} == {"phantom/test", "small/test"}
+  gallery = {row.data: row.gallery for row in rows if row.task == "retrieval"}
+  assert gallery == {"phantom/test": 8, "small/test": 12}
+  assert len(units.read(workdir.units_of("retrieval")).ids) == 8
+  assert len(units.read(workdir.units_of("retrieval", "small")).ids) == 12
+  assert (workdir.path / "records_small" / "dataset_info.json").exists()
+  # Without regions in a training split there is no mean box.
+  floors = {row.model for row in rows if (row.data, row.task) == ("small/test", "grounding")}
+  assert floors == {"run", "random", "centre"}
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"dataset": "none"}, "evaluation.sets.a.dataset"),
+    ({"split": "all"}, "evaluation.sets.a.split"),
+    ({"options": {"sise_px": 1}}, "evaluation.sets.a.options"),
+  ],
+)
+def test_impossible_sets(changes, words):
+  config = tiny()
+  config.unlock()
+  config.evaluation.sets = {"a": base.evaluation_set("phantom")}
+  config.evaluation.sets.a.update(changes)
+  with pytest.raises(settings.ConfigError, match=words):
+    settings.check(config)
+  config.evaluation.sets = {"phantom": base.evaluation_set("phantom")}
+  with pytest.raises(settings.ConfigError, match="name of the run's own data"):
+    settings.check(config)
+
+
+def test_scores_of_an_earlier_evaluation_do_not_stay(run):
+  *_, workdir, _ = run
+  assert sorted(p.name for p in workdir.units.iterdir()) == ["grounding.csv", "retrieval.csv"]
 
 
 def test_what_is_followed_is_what_best_metric_offers(run):

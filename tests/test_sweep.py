@@ -179,7 +179,9 @@ def test_runs_of_the_same_data_share_their_records(tmp_path, monkeypatch):
   assert f"--config.data.records={other}" in runs[3].flags
   assert sum(flag.startswith("--config.data.records") for flag in runs[4].flags) == 1
   made = []
-  monkeypatch.setattr("plan_jax.experiment.make_records", lambda _, folder: made.append(folder))
+  monkeypatch.setattr(
+    "plan_jax.evaluation_sets.make_records", lambda _, folder, limits: made.append(folder)
+  )
   sweep.make_records(runs)
   assert made == [Path(base), Path(other), tmp_path / "mine"]
 
