@@ -36,12 +36,21 @@ def get_config() -> ConfigDict:
   config.model.dtype = "bfloat16"
   config.model.remat = "none"  # what the backward pass computes anew: "blocks", "all_but_products"
   config.model.image = ConfigDict(
-    dict(depth=50, width=1.0, stages=4, output_stride=16, dilated=True, norm="batch")
+    dict(
+      name="resnet",  # or "vit", of the keys below
+      weights="",  # a file or folder to start from, see docs/weights.md; empty: at random
+      mean=(0.5,), std=(0.25,),  # of film pixels in [0, 1]; three values: as of a colour picture
+      depth=50, width=1.0, stages=4, output_stride=16, dilated=True, norm="batch", projector=0,
+    )
+  )  # fmt: skip
+  config.model.image.vit = ConfigDict(
+    dict(size=768, layers=12, heads=12, mlp_size=3072, patch_px=16, grid=14)
   )
   config.model.text = ConfigDict(
     dict(
+      weights="",  # as above
       size=768, layers=12, heads=12, mlp_size=3072, max_position=512, across_sentences=False,
-      dropout=0.1,
+      dropout=0.1, last_layers=1, projector=0,
     )
   )  # fmt: skip
 

@@ -22,15 +22,9 @@ def get_config() -> ConfigDict:
   config.model.image_px = 128
   config.model.size = 64
   config.model.dtype = "float32"
-  config.model.image = ConfigDict(
-    dict(depth=18, width=0.5, stages=3, output_stride=8, dilated=False, norm="batch")
-  )
-  config.model.text = ConfigDict(
-    dict(
-      size=128, layers=2, heads=4, mlp_size=256, max_position=128, across_sentences=False,
-      dropout=0.0,
-    )
-  )  # fmt: skip
+  config.model.image.update(depth=18, width=0.5, stages=3, output_stride=8, dilated=False)
+  config.model.image.vit.update(size=192, layers=6, heads=3, mlp_size=768, grid=8)
+  config.model.text.update(size=128, layers=2, heads=4, mlp_size=256, max_position=128, dropout=0.0)
   config.alignment.dtype = "float32"
   config.alignment.tile_mib = 16  # what a CPU's cache can hold
 

@@ -17,6 +17,7 @@ from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.scores import EVIDENCE
 from plan_jax.evaluators.results import FOLLOWED, scalar_name
 from plan_jax.mesh import make_mesh
+from plan_jax.models.plan import IMAGE_ENCODERS, image_encoder
 from plan_jax.models.remat import REMAT
 from plan_jax.models.resnet import BLOCKS, NORMS
 
@@ -30,6 +31,7 @@ def check(config: ConfigDict) -> None:
   _one_of(config, "data.dataset", tuple(READERS))
   _one_of(config, "model.dtype", ("float32", "bfloat16"))
   _one_of(config, "model.remat", tuple(REMAT))
+  _one_of(config, "model.image.name", tuple(IMAGE_ENCODERS))
   _one_of(config, "model.image.depth", tuple(BLOCKS))
   _one_of(config, "model.image.output_stride", (4, 8, 16, 32))
   _one_of(config, "model.image.norm", NORMS)
@@ -46,7 +48,9 @@ def check(config: ConfigDict) -> None:
     "alignment.tile_mib", "train.micro_batches", "train.learning_rate",
     "train.clip_norm", "checkpoint.keep_last", "evaluation.batch_size", "evaluation.max_tokens",
     "evaluation.max_words", "model.image.width", "model.text.heads", "model.text.layers",
-    "model.text.size", "model.text.mlp_size", "model.text.max_position", "data.threads",
+    "model.text.size", "model.text.mlp_size", "model.text.max_position", "model.text.last_layers",
+    "model.image.vit.size", "model.image.vit.layers", "model.image.vit.heads",
+    "model.image.vit.mlp_size", "model.image.vit.patch_px", "model.image.vit.grid", "data.threads",
   ):  # fmt: skip
     _check(config, key, lambda value: value > 0, "must be positive")
   _check(
@@ -64,6 +68,7 @@ def check(config: ConfigDict) -> None:
     "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "evaluation.resamples",
     "evaluation.report_films", "train.weight_decay", "seed", "alignment.word_weight",
     "alignment.term_weight", "alignment.tile_images", "alignment.tile_reports",
+    "model.image.projector", "model.text.projector",
   ):  # fmt: skip
     _check(config, key, lambda value: value >= 0, "must not be negative")
   highest = config.model.scale_max
@@ -93,17 +98,24 @@ def check(config: ConfigDict) -> None:
     config, "model.image.output_stride", lambda value: value <= least,
     f"{config.model.image.stages} stages reach a stride of {least} only",
   )  # fmt: skip
-  stride = config.model.image.output_stride
+  stride = image_encoder(config.model.image).output_stride
   _check(
     config, "model.image_px", lambda value: value % stride == 0, f"must be a multiple of {stride}"
   )
-  text = config.model.text
+  _check(config, "model.image.mean", lambda value: len(value) in (1, 3), "must be 1 or 3 values")
+  channels = len(config.model.image.mean)
   _check(
-    config,
-    "model.text.size",
-    lambda value: value % text.heads == 0,
-    f"must be a multiple of {text.heads} heads",
-  )
+    config, "model.image.std", lambda value: len(value) == channels and min(value) > 0,
+    f"must be {channels} positive values, as model.image.mean",
+  )  # fmt: skip
+  text, vit = config.model.text, config.model.image.vit
+  for key, heads in (("model.text.size", text.heads), ("model.image.vit.size", vit.heads)):
+    must = f"must be a multiple of {heads} heads"
+    _check(config, key, lambda value, heads=heads: value % heads == 0, must)
+  _check(
+    config, "model.text.last_layers", lambda value: value <= text.layers,
+    f"there are {text.layers} layers",
+  )  # fmt: skip
   if text.across_sentences:
     for key in ("text.max_tokens", "evaluation.max_tokens"):
       _check(
@@ -169,7 +181,7 @@ def check_devices(config: ConfigDict) -> None:
     f'runs on one device, not on {mesh.size}; use "ring"',
   )  # fmt: skip
   batch, model = config.train.batch_size, config.model
-  pixels = (batch, (model.image_px // model.image.output_stride) ** 2, model.size)
+  pixels = (batch, (model.image_px // image_encoder(model.image).output_stride) ** 2, model.size)
   words = (batch, config.text.max_words, model.size)
   with jax.set_mesh(mesh):
     for stage in curriculum.stages(config.curriculum):

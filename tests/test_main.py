@@ -267,6 +267,11 @@ def test_flipped_byte_in_a_shard(tmp_path):
   ("key", "value", "message"),
   [
     ("model.image.depth", 19, r"config\.model\.image\.depth: is 19; must be one of 18, 34, 50"),
+    ("model.image.name", "swin", r"config\.model\.image\.name: .*resnet, vit"),
+    ("model.image.mean", (0.5, 0.5), r"config\.model\.image\.mean.*1 or 3 values"),
+    ("model.image.std", (0.2, 0.2, 0.2), r"config\.model\.image\.std.*1 positive values"),
+    ("model.image.vit.heads", 5, r"config\.model\.image\.vit\.size.*multiple of 5 heads"),
+    ("model.text.last_layers", 2, r"config\.model\.text\.last_layers.*1 layers"),
     ("model.image_px", 66, r"config\.model\.image_px.*multiple of 8"),
     ("model.text.heads", 3, r"config\.model\.text\.size.*multiple of 3 heads"),
     ("model.image.output_stride", 16, r"output_stride.*reach a stride of 8 only"),

@@ -4,15 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import tiny
 from plan_jax.models.bert import Bert
-from plan_jax.models.plan import Plan, bounded, unit
+from plan_jax.models.plan import Plan, bounded, build, image_encoder, unit
 from plan_jax.models.remat import REMAT
 from plan_jax.models.resnet import FIRST_PX, NORMS, Conv1x1, ResNet, max_pool
+from plan_jax.models.vit import ViT, interpolate, patches
 
 KEY = jax.random.key(0)
 SMALL_IMAGE = dict(depth=18, width=0.125, stages=3, output_stride=8, dilated=False, norm="channel")
 SMALL_TEXT = dict(vocabulary_size=40, size=16, layers=2, heads=2, mlp_size=32, max_position=32,
                   dropout=0.0)  # fmt: skip
+SMALL_VIT = dict(size=16, layers=2, heads=2, mlp_size=32, patch_px=16, grid=4)
 
 
 def test_conv1x1_is_a_convolution():
@@ -79,6 +82,101 @@ def test_batch_norm_keeps_running_statistics():
   assert not np.allclose(before["stem_norm"]["var"], after["stem_norm"]["var"])
   still = net.apply(variables, x)
   assert np.isfinite(still).all()
+
+
+def test_patches_and_a_dot_are_a_convolution():
+  x = jax.random.normal(KEY, (2, 12, 8, 3))
+  kernel = jax.random.normal(KEY, (4, 4, 3, 5))
+  want = jax.lax.conv_general_dilated(
+    x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  np.testing.assert_allclose(patches(x, 4) @ kernel.reshape(-1, 5), want, atol=1e-5)
+
+
+def test_interpolated_positions_keep_what_is_constant_and_their_place():
+  position = jnp.broadcast_to(jnp.arange(6.0)[:, None, None], (6, 6, 2))
+  assert interpolate(position, 6, 6) is position
+  wide = interpolate(position, 12, 9)
+  assert wide.shape == (12, 9, 2)
+  np.testing.assert_allclose(wide[4:8, :, 0].mean(1), [1.75, 2.25, 2.75, 3.25], atol=1e-5)
+  np.testing.assert_allclose(jnp.diff(wide, axis=1), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (96, 32)])
+def test_vit_gives_a_grid_for_any_size(shape):
+  net = ViT(**SMALL_VIT)
+  variables = net.init(KEY, jnp.zeros((1, 64, 64, 1)))
+  grid = net.apply(variables, jax.random.uniform(KEY, (2, *shape, 1)), train=True)
+  assert grid.shape == (2, shape[0] // 16, shape[1] // 16, 16) and np.isfinite(grid).all()
+
+
+def test_vit_tells_patches_from_their_places():
+  """Films that swap two patches: the same but for the positions."""
+  net = ViT(**SMALL_VIT)
+  x = jax.random.uniform(KEY, (1, 64, 64, 1))
+  swapped = x.at[:, :16, :16].set(x[:, 48:, 48:]).at[:, 48:, 48:].set(x[:, :16, :16])
+  variables = net.init(KEY, x)
+  a, b = net.apply(variables, x), net.apply(variables, swapped)
+  assert np.abs(a[0, 0, 0] - b[0, 3, 3]).max() > 1e-4
+  params = variables["params"]
+  blind = {"params": params | {"position_embedding": 0 * params["position_embedding"]}}
+  a, b = net.apply(blind, x), net.apply(blind, swapped)
+  np.testing.assert_allclose(a[0, 0, 0], b[0, 3, 3], atol=1e-5)
+  np.testing.assert_allclose(a[0, 1, 1], b[0, 1, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("net", [ResNet(18, 0.125, 2, 8, False), ViT(**SMALL_VIT)])
+def test_colour_channels_repeat_the_film(net):
+  """Three equal channels and a first kernel of a third each: the same as one."""
+  x = jax.random.uniform(KEY, (1, 64, 64, 1))
+  colour = net.clone(mean=(0.5,) * 3, std=(0.25,) * 3)
+  variables = net.init(KEY, x)
+  params = jax.tree.map(lambda p: p, variables["params"])
+  if isinstance(net, ViT):
+    kernel = params["patch_embedding"]["kernel"]
+    spread = jnp.repeat(kernel.reshape(16, 16, 1, -1), 3, 2) / 3
+    params["patch_embedding"]["kernel"] = spread.reshape(-1, kernel.shape[-1])
+  else:
+    params["stem"]["kernel"] = jnp.repeat(params["stem"]["kernel"], 3, 2) / 3
+  shapes = jax.tree.map(jnp.shape, colour.init(KEY, x)["params"])
+  assert jax.tree.map(jnp.shape, params) == shapes
+  np.testing.assert_allclose(
+    colour.apply(variables | {"params": params}, x), net.apply(variables, x), atol=1e-4
+  )
+
+
+def test_the_config_names_the_image_encoder():
+  config = tiny()
+  assert image_encoder(config.model.image).output_stride == 8
+  config.model.image.name = "vit"
+  encoder = image_encoder(config.model.image)
+  assert encoder == ViT(192, 6, 3, 768, 16, 8) and encoder.output_stride == 16
+  assert encoder.first_px is None and ResNet.first_px == FIRST_PX
+  config.model.image.vit.update(SMALL_VIT)
+  model = build(config.model, 40)
+  batch = plan_batch()
+  features = model.apply(model.init(KEY, batch), batch)[0]
+  assert features.pixels.shape == (3, 16, 8)
+
+
+def test_a_text_can_be_the_sum_of_layers():
+  sentence = text_batch([[0, 0, 0, 0]])
+  nets = [Bert(**SMALL_TEXT | {"layers": n}) for n in (1, 2)]
+  variables = nets[1].init(KEY, *sentence)
+  params = variables["params"]
+  one = {"params": {k: v for k, v in params.items() if k != "layer2"}}
+  both = nets[0].apply(one, *sentence) + nets[1].apply(variables, *sentence)
+  summed = nets[1].clone(last_layers=2).apply(variables, *sentence)
+  np.testing.assert_allclose(summed, both, atol=1e-6)
+
+
+def test_projectors_change_the_width_alone():
+  x = jnp.zeros((1, 64, 64, 1))
+  for net, args in (
+    (ResNet(18, 0.125, 2, 8, False, projector=24), (x,)),
+    (Bert(**SMALL_TEXT, projector=24), text_batch([[0, 0, 0]])),
+  ):
+    assert net.init_with_output(KEY, *args)[0].shape[-1] == 24
 
 
 def text_batch(sentence_index):
@@ -203,12 +301,15 @@ def test_a_pixel_is_centred_where_the_maps_put_it():
   assert (reached[0] + reached[-1]) / 2 == FIRST_PX + 8 * 8
 
 
+@pytest.mark.parametrize("image", [("resnet", SMALL_IMAGE), ("vit", SMALL_VIT)])
 @pytest.mark.parametrize("name", [name for name in REMAT if name != "none"])
-def test_rematerialised_encoders_give_the_same_gradients(name):
+def test_rematerialised_encoders_give_the_same_gradients(name, image):
   batch = plan_batch()
   found = []
   for remat in ("none", name):
-    model = Plan(image=SMALL_IMAGE, text=SMALL_TEXT | {"dropout": 0.3}, size=8, remat=remat)
+    model = Plan(
+      image=image[1], text=SMALL_TEXT | {"dropout": 0.3}, image_name=image[0], size=8, remat=remat
+    )
     variables = model.init(jax.random.key(0), batch)
 
     def loss(params, model=model, variables=variables):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.models.attention import attend
 from plan_jax.models.remat import remat
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -31,7 +32,7 @@ class Layer(nn.Module):
       return y.reshape(*y.shape[:2], self.heads, size // self.heads)
 
     query, key, value = (heads(dense(size, name)(x)) for name in ("query", "key", "value"))
-    y = jax.nn.dot_product_attention(query, key, value, mask=allowed)
+    y = attend(query, key, value, allowed)
     y = drop(dense(size, "attention_out")(y.reshape(x.shape)))
     x = nn.LayerNorm(1e-12, dtype=self.dtype, name="attention_norm")(x + y)
     y = nn.gelu(dense(self.mlp_size, "mlp_in")(x), approximate=False)
@@ -49,6 +50,9 @@ class Bert(nn.Module):
     across_sentences: whether a piece may attend to other sentences. Off by default: a filler word
       that sees the whole report can carry it, and then grounds nothing.
     dropout: rate, while training.
+    last_layers: how many of the last layers are summed; 1: the last alone.
+    projector: width of a dense layer, GELU, layer norm and dense layer behind it all, as CXR-BERT
+      has it behind [CLS]; 0: none.
     remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.
   """
@@ -61,6 +65,8 @@ class Bert(nn.Module):
   max_position: int = 512
   across_sentences: bool = False
   dropout: float = 0.1
+  last_layers: int = 1
+  projector: int = 0
   remat: str = "none"
   dtype: jnp.dtype = jnp.float32
 
@@ -68,10 +74,16 @@ class Bert(nn.Module):
   def __call__(
     self, tokens: jax.Array, sentence_index: jax.Array, position: jax.Array, *, train: bool = False
   ) -> jax.Array:
-    """tokens, sentence_index (-1 pads), position: [B, L] int32 -> hidden states [B, L, size]."""
+    """tokens, sentence_index (-1 pads), position: [B, L] int32 -> hidden states [B, L, size].
+
+    With a projector [B, L, projector].
+    """
 
     def embed(count, name):
       return nn.Embed(count, self.size, embedding_init=_INIT, dtype=self.dtype, name=name)
+
+    def dense(features, name):
+      return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
 
     real = sentence_index >= 0
     if self.across_sentences:
@@ -86,8 +98,15 @@ class Bert(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     allowed = jnp.broadcast_to(allowed, (*tokens.shape, tokens.shape[1]))[:, None]
     layer = remat(Layer, self.remat)
+    after = [x]
     for i in range(self.layers):
       x = layer(
         self.heads, self.mlp_size, self.dropout, self.dtype, train, name=f"layer{i + 1}"
       )(x, allowed)  # fmt: skip
+      after.append(x)
+    x = sum(after[-self.last_layers :])
+    if self.projector:
+      x = nn.gelu(dense(self.projector, "projector_in")(x), approximate=False)
+      x = nn.LayerNorm(1e-12, dtype=self.dtype, name="projector_norm")(x)
+      x = dense(self.projector, "projector_out")(x)
     return x

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from plan_jax.alignment.unit import unit
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
+from plan_jax.models.vit import ViT
+
+IMAGE_ENCODERS = {"resnet": ResNet, "vit": ViT}
 
 
 class ImageFeatures(NamedTuple):
@@ -50,8 +53,9 @@ class Plan(nn.Module):
   """Image tower, text tower and the learned temperatures of the two contrasts.
 
   Attributes:
-    image: keyword arguments of ResNet.
+    image: keyword arguments of the image encoder.
     text: keyword arguments of Bert.
+    image_name: of IMAGE_ENCODERS.
     size: D, width of the shared space.
     scale_init, scale_max: the temperatures' inverse at the start, and the clip.
     remat: a name of remat.REMAT.
@@ -60,6 +64,7 @@ class Plan(nn.Module):
 
   image: dict
   text: dict
+  image_name: str = "resnet"
   size: int = 128
   scale_init: float = 10.0
   scale_max: float = 100.0
@@ -67,7 +72,8 @@ class Plan(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):  # noqa: D102
-    self.image_encoder = ResNet(**self.image, remat=self.remat, dtype=self.dtype)
+    encoder = IMAGE_ENCODERS[self.image_name]
+    self.image_encoder = encoder(**self.image, remat=self.remat, dtype=self.dtype)
     self.text_encoder = Bert(**self.text, remat=self.remat, dtype=self.dtype)
     self.pixel_norm = nn.LayerNorm()
     self.pixel_head = nn.Dense(self.size)
@@ -137,14 +143,29 @@ def bounded(params: dict, scale_max: float) -> dict:
   return params | {"log_scale": jnp.clip(params["log_scale"], 0, jnp.log(scale_max))}
 
 
+def image_encoder(image) -> ResNet | ViT:
+  """The encoder that `config.model.image` names, in float32."""
+  return IMAGE_ENCODERS[image.name](**_image_arguments(image))
+
+
 def build(model, vocabulary_size: int) -> Plan:
   """The towers of `config.model`, for a vocabulary."""
+  text = dict(model.text, vocabulary_size=vocabulary_size)
+  del text["weights"]
   return Plan(
-    image=dict(model.image),
-    text=dict(model.text, vocabulary_size=vocabulary_size),
+    image=_image_arguments(model.image),
+    text=text,
+    image_name=model.image.name,
     size=model.size,
     scale_init=model.scale_init,
     scale_max=model.scale_max,
     remat=model.remat,
     dtype=jnp.dtype(model.dtype),
   )
+
+
+def _image_arguments(image) -> dict:
+  arguments = dict(image)
+  name, vit = arguments.pop("name"), arguments.pop("vit")
+  del arguments["weights"]
+  return dict(vit, mean=image.mean, std=image.std) if name == "vit" else arguments

@@ -95,6 +95,10 @@ class ResNet(nn.Module):
       small.
     norm: "batch" (running statistics in the "batch_stats" collection), "group" (8 channels a
       group) or "channel" (each pixel over its own channels: nothing leaks between pixels).
+    projector: width of a 1x1 convolution, norm, ReLU and 1x1 convolution behind the trunk, as
+      BioViL has it; 0: none.
+    mean, std: of film pixels, one value, or one a channel: a film is then repeated, as weights of
+      colour pictures want it.
     remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.
   """
@@ -105,8 +109,13 @@ class ResNet(nn.Module):
   output_stride: int = 32
   dilated: bool = True
   norm: str = "batch"
+  projector: int = 0
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.25,)
   remat: str = "none"
   dtype: jnp.dtype = jnp.float32
+
+  first_px = FIRST_PX
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -118,7 +127,8 @@ class ResNet(nn.Module):
     }[self.norm]
     conv = partial(_conv, dtype=self.dtype)
     base = max(8, int(64 * self.width) // 8 * 8)
-    x = ((image - 0.5) * 4).astype(self.dtype)  # about zero mean, unit variance for a chest film
+    # Before the padding: a margin of zeros is of the mean.
+    x = ((image - jnp.array(self.mean)) / jnp.array(self.std)).astype(self.dtype)
     x = nn.Conv(
       base, (7, 7), (2, 2), padding=[(3, 3)] * 2, use_bias=False, dtype=self.dtype,
       kernel_init=nn.initializers.he_normal(), name="stem",
@@ -139,6 +149,10 @@ class ResNet(nn.Module):
           base * 2**stage, step, (before, dilation), conv, norm, self.dtype,
           name=f"stage{stage + 1}_block{i + 1}",
         )(x)  # fmt: skip
+    if self.projector:
+      x = Conv1x1(self.projector, 1, self.dtype, name="projector_in")(x)
+      x = nn.relu(norm(name="projector_norm")(x))
+      x = nn.Dense(self.projector, dtype=self.dtype, name="projector_out")(x)
     return x
 
 

@@ -1,0 +1,110 @@
+"""ViT image encoder (Dosovitskiy et al. 2021, in the form of DeiT: pre-norm, learned positions)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from plan_jax.models.attention import attend
+from plan_jax.models.remat import remat
+
+_INIT = nn.initializers.truncated_normal(0.02)
+_EPSILON = 1e-6  # of the layer norms
+
+
+class Block(nn.Module):
+  """Self-attention and a two-layer perceptron, each with layer norm before it and a residual."""
+
+  heads: int
+  mlp_size: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, L, C] -> [B, L, C]."""
+    size = x.shape[-1]
+
+    def dense(features, name):
+      return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
+
+    def norm(name):
+      return nn.LayerNorm(_EPSILON, dtype=self.dtype, name=name)
+
+    y = norm("attention_norm")(x)
+    query, key, value = (
+      dense(size, name)(y).reshape(*y.shape[:2], self.heads, size // self.heads)
+      for name in ("query", "key", "value")
+    )
+    x += dense(size, "attention_out")(attend(query, key, value).reshape(x.shape))
+    y = nn.gelu(dense(self.mlp_size, "mlp_in")(norm("mlp_norm")(x)), approximate=False)
+    return x + dense(size, "mlp_out")(y)
+
+
+class ViT(nn.Module):
+  """ViT trunk; its class token takes part in attention and leaves nothing behind.
+
+  Attributes:
+    size, layers, heads, mlp_size: as in ViT.
+    patch_px: side of a patch, and the stride of the grid.
+    grid: patches a side that the learned positions stand for; on another grid they are
+      interpolated.
+    mean, std: of film pixels, one value, or one a channel: a film is then repeated, as weights of
+      colour pictures want it.
+    remat: a name of remat.REMAT.
+    dtype: of the computation; parameters are float32.
+  """
+
+  size: int = 768
+  layers: int = 12
+  heads: int = 12
+  mlp_size: int = 3072
+  patch_px: int = 16
+  grid: int = 14
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.25,)
+  remat: str = "none"
+  dtype: jnp.dtype = jnp.float32
+
+  first_px = None  # patches tile the film
+
+  @property
+  def output_stride(self) -> int:
+    """Film pixels per pixel of the feature map."""
+    return self.patch_px
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+    """[B, H, W, 1] float32 in [0, 1] -> [B, H / patch_px, W / patch_px, size]."""
+    del train  # the same in training
+    x = patches((image - jnp.array(self.mean)) / jnp.array(self.std), self.patch_px)
+    rows, columns = x.shape[1:3]
+    x = nn.Dense(self.size, dtype=self.dtype, kernel_init=_INIT, name="patch_embedding")(x)
+    position = self.param("position_embedding", _INIT, (self.grid, self.grid, self.size))
+    x += interpolate(position, rows, columns).astype(self.dtype)
+    first = self.param("class_token", _INIT, (self.size,))
+    first += self.param("class_position", _INIT, (self.size,))
+    first = jnp.broadcast_to(first.astype(self.dtype), (len(x), 1, self.size))
+    x = jnp.concatenate([first, x.reshape(len(x), -1, self.size)], 1)
+    block = remat(Block, self.remat)
+    for i in range(self.layers):
+      x = block(self.heads, self.mlp_size, self.dtype, name=f"block{i + 1}")(x)
+    x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")(x[:, 1:])
+    return x.reshape(len(x), rows, columns, self.size)
+
+
+def patches(x: jax.Array, side: int) -> jax.Array:
+  """[B, H, W, C] -> [B, H / side, W / side, side * side * C]; a dot with it is a convolution."""
+  batch, height, width, channels = x.shape
+  x = x.reshape(batch, height // side, side, width // side, side, channels)
+  return x.swapaxes(2, 3).reshape(batch, height // side, width // side, -1)
+
+
+def interpolate(position: jax.Array, rows: int, columns: int) -> jax.Array:
+  """Positions [h, w, C] on another grid, [rows, columns, C].
+
+  Bicubic with anti-aliasing (Keys' kernel, a = -0.5), as timm resamples them and as torch's
+  F.interpolate(mode="bicubic", antialias=True, align_corners=False) does; the same grid is left as
+  it is.
+  """
+  if position.shape[:2] == (rows, columns):
+    return position
+  return jax.image.resize(position, (rows, columns, position.shape[2]), "cubic", antialias=True)
