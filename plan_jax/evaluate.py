@@ -150,13 +150,14 @@ def _view(model: Grounder, study: Study) -> report.FilmView:
 
 def _notes(model: Grounder, config: ConfigDict, sets: Sequence[EvaluationSet]) -> dict[str, str]:
   """Facts for the head of the page."""
-  model_line = (
-    f"ResNet-{config.model.image.depth} x {config.model.image.width:g}, {config.model.image_px} px"
-  )
+  image = config.model.image
+  name = f"ResNet-{image.depth} x {image.width:g}"
+  if image.name == "vit":
+    name = f"ViT of {image.vit.layers} x {image.vit.size}"
   notes = {
     "data": ", ".join(f"{s.data} (records {records.fingerprint(s.folder)})" for s in sets),
     "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
-    "model": f"{model_line}, grid {model.grid[0]} x {model.grid[1]}",
+    "model": f"{name}, {config.model.image_px} px, grid {model.grid[0]} x {model.grid[1]}",
     "seed": str(config.seed),
   }
   if config.data.dataset == "phantom":

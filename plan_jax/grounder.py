@@ -16,8 +16,7 @@ from plan_jax.alignment.methods import METHODS, Alignment
 from plan_jax.assembly import Assembly, assemble
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.mesh import batch_sharding, everywhere, spread
-from plan_jax.models.plan import Plan
-from plan_jax.models.resnet import FIRST_PX
+from plan_jax.models.plan import Plan, image_encoder
 from plan_jax.train_state import TrainState
 from plan_jax.workdir import Workdir
 
@@ -44,8 +43,10 @@ class Grounder:
     }
     self._stages, self._steps = curriculum.stages(config.curriculum), config.train.steps
     self._alignment = Alignment(**config.alignment)
-    side = -(-self._image_px // model.image["output_stride"])
+    encoder = image_encoder(config.model.image)
+    side = -(-self._image_px // encoder.output_stride)
     self.grid = (side, side)
+    self._first_px = encoder.first_px
     jit = partial(jax.jit, out_shardings=everywhere(mesh))  # every process reads all results
     self._image = jit(partial(model.apply, method=model.embed_images))
     self._text = jit(partial(model.apply, method=model.embed_texts))
@@ -80,7 +81,7 @@ class Grounder:
     """Maps of phrase i on film i: float32 [H, W] of the film, maximum 1 on the model's grid."""
     maps = self.ground_on_grid(images, phrases)
     return [
-      np.clip(films.unfit(m, *image.shape, self._image_px, first_px=FIRST_PX), 0, 1)
+      np.clip(films.unfit(m, *image.shape, self._image_px, first_px=self._first_px), 0, 1)
       for m, image in zip(maps, images, strict=True)
     ]
 
@@ -126,7 +127,7 @@ class Grounder:
     scale = side / max(shape)
     rows, columns = (max(1, round(scale * length)) for length in shape)
     # The film reduced to rows x columns stands in for the film: it fits the square just so.
-    return films.unfit(region, rows, columns, self._image_px, first_px=FIRST_PX)
+    return films.unfit(region, rows, columns, self._image_px, first_px=self._first_px)
 
   def _pairs(self, function, images, texts):
     """`function` of each film and its text; a film or text that comes again is embedded once."""
