@@ -7,12 +7,14 @@ def get_config() -> ConfigDict:
   """The full-size configuration."""
   config = ConfigDict()
   config.seed = 0
+  config.runlocal = False  # a few films, steps and parameters: does the whole way work?
 
   config.data = ConfigDict()
   config.data.dataset = "folder"  # a reader of input_pipeline/readers
   config.data.source = ""  # the raw folder
   config.data.records = ""  # where the shards are or go; empty: WORKDIR/records
   config.data.stored_px = 512  # bound on the short side of a stored film
+  config.data.limit = 0  # films of each split; 0: all
   config.data.max_skipped_fraction = 0.01  # more unreadable films than this stop the conversion
   config.data.options = ConfigDict()  # the reader's own
   config.data.selection = ""  # of films: a name of input_pipeline/selections.py, or a .json file

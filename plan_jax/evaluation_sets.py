@@ -97,7 +97,11 @@ def make_attached(config: ConfigDict, workdir: Workdir) -> None:
   """
   for name, chosen in config.evaluation.sets.items():
     if is_given(chosen):
-      make_records(chosen, _folder(name, chosen, workdir), config.data)
+      try:
+        make_records(chosen, _folder(name, chosen, workdir), config.data)
+      except UserError as error:
+        key = f"config.evaluation.sets.{name}"
+        raise UserError(f"{key}: {error}\n({key}.source='' does without the set)") from error
     else:
       say(
         f"evaluation set {name} is left out: give config.evaluation.sets.{name}.source (or"
@@ -111,7 +115,7 @@ def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
   Args:
     chosen: `config.data`, or an entry of `config.evaluation.sets`.
     folder: of the records.
-    limits: `config.data`, for stored_px and max_skipped_fraction.
+    limits: `config.data`, for stored_px, limit and max_skipped_fraction.
 
   Raises UserError where shards without a source are not whole, or the source is not fit.
   """
@@ -125,6 +129,7 @@ def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
     image_px=limits.stored_px,
     selection=chosen.selection,
     selection_seed=chosen.selection_seed,
+    limit=limits.limit or None,
     max_skipped_fraction=limits.max_skipped_fraction,
     # What stopped a conversion may have been repaired since.
     retry_skipped=not records.is_complete(folder),

@@ -23,6 +23,7 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
 
   Raises UserError where config, data or workdir are not fit, before any work if it can be known.
   """
+  config = settings.localised(config)
   settings.check(config)
   settings.check_devices(config)
   folder = _claimed(config, workdir, new=mode != "evaluate")

@@ -21,9 +21,58 @@ from plan_jax.models.plan import IMAGE_ENCODERS, image_encoder
 from plan_jax.models.remat import REMAT
 from plan_jax.models.resnet import BLOCKS, NORMS
 
+# What `config.runlocal` changes, beside the encoders' sizes.
+_LOCAL = {
+  "data.limit": 64,
+  "text.vocabulary_size": 500,
+  "model.image_px": 64,
+  "model.size": 32,
+  "model.dtype": "float32",
+  "model.remat": "none",
+  "alignment.dtype": "float32",
+  "alignment.tile_mib": 16,
+  "train.steps": 4,
+  "train.batch_size": 8,
+  "train.micro_batches": 1,
+  "train.log_every_steps": 1,
+  "checkpoint.every_steps": 2,
+  "evaluation.every_steps": 2,
+  "evaluation.during_films": 8,
+  "evaluation.batch_size": 8,
+  "evaluation.resamples": 20,
+  "evaluation.report_films": 2,
+}
+_LOCAL_IMAGE = {
+  "width": 0.25,
+  "vit.size": 48,
+  "vit.layers": 2,
+  "vit.heads": 2,
+  "vit.mlp_size": 96,
+  "vit.grid": 4,
+}
+_LOCAL_TEXT = {"size": 48, "layers": 2, "heads": 2, "mlp_size": 96}
+
 
 class ConfigError(UserError):
   """A key of the config cannot be; the message names it."""
+
+
+def localised(config: ConfigDict) -> ConfigDict:
+  """What is to be run: the config, or with `config.runlocal` its small likeness.
+
+  A tower whose weights are given keeps its size. Selections are dropped: few films hold none.
+  """
+  if not config.runlocal:
+    return config
+  changes = dict(_LOCAL)
+  for tower, sizes in (("image", _LOCAL_IMAGE), ("text", _LOCAL_TEXT)):
+    if not config.model[tower].weights:
+      changes |= {f"model.{tower}.{key}": value for key, value in sizes.items()}
+  config = ConfigDict(config.to_dict())
+  config.update_from_flattened_dict(changes)
+  for chosen in config.evaluation.sets.values():
+    chosen.selection = ""
+  return config
 
 
 def check(config: ConfigDict) -> None:

@@ -1,0 +1,58 @@
+"""The main job: MIMIC-CXR, full size, evaluated on the data sets of the field.
+
+  python -m plan_jax.main --config=configs/mimic.py --config.data.source=/data/physionet \
+    --config.model.text.weights=/models/Bio_ClinicalBERT --workdir=runs/mimic
+
+`configs/mimic.py:vit,512` chooses a variant: "resnet50" (default) or "vit" (ViT-B/16), 224 pixels
+(default) or 512. `/data/physionet` holds mimic-cxr-jpg, mimic-cxr and, for grounding, ms-cxr.
+`--config.runlocal=True` tries the whole way on a few films with small towers.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+_VARIANTS = ("resnet50", "vit", "224", "512")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  """The configuration of a variant: names with "," between."""
+  chosen = variant.split(",") if variant else []
+  if unknown := set(chosen) - set(_VARIANTS):
+    raise ValueError(f"no variant {min(unknown)!r} of mimic.py; there are {', '.join(_VARIANTS)}")
+  config = base.get_config()
+  config.data.dataset = "mimic_cxr"
+  config.data.options = ConfigDict(dict(views="frontal", labels="chexpert", ms_cxr="exclude"))
+  if "vit" in chosen:
+    config.model.image.name = "vit"
+  if "512" in chosen:
+    config.model.image_px = 512
+    config.train.micro_batches = 4
+    config.model.remat = "blocks"
+  config.checkpoint.best_metric = "validation/retrieval/R@5_image-to-text"
+  attach(config)
+  return config
+
+
+def attach(config: ConfigDict) -> None:
+  """The evaluation sets of the field; those of PhysioNet's MIMIC lie in the run's own source."""
+  sets = config.evaluation.sets
+  sets.ms_cxr = base.evaluation_set("ms_cxr")
+  sets.mimic_5x200 = base.evaluation_set("mimic_cxr", selection="5x200", ms_cxr="keep")
+  for name in ("ms_cxr", "mimic_5x200"):
+    sets[name].source = config.data.get_oneway_ref("source")
+  attach_others(config)
+
+
+def attach_others(config: ConfigDict) -> None:
+  """The evaluation sets beside MIMIC; each waits for its source."""
+  sets = config.evaluation.sets
+  sets.chexpert_5x200 = base.evaluation_set("chexpert", selection="5x200")
+  sets.rsna = base.evaluation_set("rsna", selection="rsna_detection")
+  sets.siim = base.evaluation_set("siim", selection="siim_images")
+  sets.nih14 = base.evaluation_set("nih14")
+  sets.vindr = base.evaluation_set("vindr")
+  sets.padchest_gr = base.evaluation_set("padchest_gr")
+  sets.openi = base.evaluation_set("openi")
+  sets.object_cxr = base.evaluation_set("object_cxr")
+  sets.chestx_det10 = base.evaluation_set("chestx_det10")

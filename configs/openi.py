@@ -1,0 +1,23 @@
+"""Indiana University reports and films (OpenI): public, small, a start without credentials.
+
+  python -m plan_jax.main --config=configs/openi.py --config.data.source=/data/openi \
+    --workdir=runs/openi
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, mimic
+
+
+def get_config() -> ConfigDict:
+  """ResNet-50 at 224 px and a small text encoder, for 3,955 reports."""
+  config = base.get_config()
+  config.data.dataset = "openi"
+  config.text.vocabulary_size = 4000
+  config.model.text.update(size=384, layers=6, heads=6, mlp_size=1536)
+  config.train.steps = 6000
+  config.train.batch_size = 64
+  config.evaluation.every_steps = 1000
+  mimic.attach_others(config)
+  del config.evaluation.sets.openi
+  return config
