@@ -1,6 +1,6 @@
 """Indiana University reports and films (OpenI): public, small, a start without credentials.
 
-  python -m plan_jax.main --config=configs/openi.py --config.data.source=/data/openi \
+python -m plan_jax.main --config=configs/openi.py --config.data.source=/data/openi \
     --workdir=runs/openi
 """
 

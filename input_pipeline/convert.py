@@ -32,7 +32,8 @@ from input_pipeline import readers, records, selections
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import FORMATS, READERS, Item, Source
+from input_pipeline.readers import READERS, Item, Source
+from input_pipeline.stored import FORMATS, store_image
 from input_pipeline.study import SPLITS, Study, UnreadableError
 
 _RECORDS_VERSION = 2  # raise it when records.features or store_image changes what is written
@@ -244,7 +245,7 @@ class _Job:
     with records.ShardWriter(shard.path, shard.source) as writer:
       for item in shard.items:
         try:
-          writer.write(readers.store_image(self.read(item), self.image_px, self.image_format))
+          writer.write(store_image(self.read(item), self.image_px, self.image_format))
         except UnreadableError as error:
           writer.skip(item.key, str(error))
           skipped.append({"path": item.key, "reason": str(error)})

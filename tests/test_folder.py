@@ -1,5 +1,4 @@
 import csv
-import io
 import json
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import pytest
 from PIL import Image
 
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import check_patients, folder, image_size, store_image
-from input_pipeline.study import Region, Study, UnreadableError, check
+from input_pipeline.readers import check_patients, folder
+from input_pipeline.study import UnreadableError, check
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cxr_mini"
 
@@ -273,13 +272,6 @@ def test_an_image_that_is_missing_or_no_image_is_unreadable(tmp_path):
     source.read(source.items[1])
 
 
-def test_image_size_follows_exif_rotation():
-  image, exif, out = Image.new("L", (40, 30)), Image.Exif(), io.BytesIO()
-  exif[0x0112] = 6
-  image.save(out, "JPEG", exif=exif)
-  assert image_size(out.getvalue()) == (30, 40)
-
-
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real films are not here")
 def test_the_real_films_are_listed():
   source = folder.open_source(str(REAL))
@@ -289,110 +281,3 @@ def test_the_real_films_are_listed():
   study = source.read(with_mask)
   check(study)
   assert {region.label for region in study.regions} == {"left lung", "right lung", "lungs"}
-
-
-def encoded(pixels, form="PNG", **options):
-  out = io.BytesIO()
-  Image.fromarray(pixels).save(out, form, **options)
-  return out.getvalue()
-
-
-def study_of(image, width, height, regions=()):
-  return Study(image, width, height, "i", "s", "p", regions=regions)
-
-
-def grey(width, height):
-  return np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
-
-
-def stored(study, image_px=512, image_format="keep"):
-  out = store_image(study, image_px, image_format)
-  image = Image.open(io.BytesIO(out.image))
-  assert image.mode == "L"
-  assert image.size == (out.width, out.height)
-  # OpenCV, which trains, sees the same film as Pillow.
-  seen = cv2.imdecode(np.frombuffer(out.image, np.uint8), cv2.IMREAD_GRAYSCALE)
-  assert np.abs(seen.astype(int) - np.asarray(image)).max() <= 1
-  return out, np.asarray(image), image.format
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_plain_grey_within_the_bound_keeps_its_bytes(form):
-  study = study_of(encoded(grey(60, 40), form), 60, 40)
-  for image_format in ("keep", form.lower()):
-    assert store_image(study, 40, image_format) is study
-  other = "jpeg" if form == "PNG" else "png"
-  assert stored(study, image_format=other)[2] == other.upper()
-
-
-def test_reduction_bounds_the_short_side_and_scales_boxes_and_masks():
-  pixels = np.repeat(np.repeat(grey(60, 40), 4, 0), 4, 1)
-  inside = np.zeros((160, 240), np.uint8)
-  inside[40:80, 80:120] = 255
-  boxes = np.array([[80, 40, 120, 80], [0, 0, 240, 160]], np.float32)
-  speck = np.zeros((160, 240), np.uint8)
-  speck[9, 13] = 1
-  regions = (
-    Region("a", "a", boxes, encoded(inside)),
-    Region("b", "b", boxes[:0], encoded(speck)),
-    Region("c", "c", boxes),
-  )
-  out, got, form = stored(study_of(encoded(pixels), 240, 160, regions), image_px=40)
-  assert (out.width, out.height, form) == (60, 40, "PNG")
-  np.testing.assert_array_equal(got, grey(60, 40))  # the mean of each area
-  first, second, third = out.regions
-  np.testing.assert_array_equal(first.boxes, [[20, 10, 30, 20], [0, 0, 60, 40]])
-  assert first.boxes.dtype == np.float32
-  mask = np.asarray(Image.open(io.BytesIO(first.mask)))
-  np.testing.assert_array_equal(mask > 0, inside[::4, ::4] > 0)
-  mask = np.asarray(Image.open(io.BytesIO(second.mask)))
-  np.testing.assert_array_equal(np.argwhere(mask), [[2, 3]])
-  assert third.mask == b""
-
-
-def test_sixteen_bits_are_stretched():
-  pixels = np.linspace(1000, 3000, 24, dtype=np.uint16).reshape(4, 6)
-  _, got, form = stored(study_of(encoded(pixels), 6, 4))
-  assert form == "PNG"
-  assert (got.min(), got.max()) == (0, 255)
-  np.testing.assert_allclose(got, (pixels - 1000.0) * 255 / 2000, atol=0.51)
-  flat = stored(study_of(encoded(np.full((4, 6), 7, np.uint16)), 6, 4))[1]
-  assert (flat == 0).all()
-
-
-def test_colour_palette_bilevel_and_low_depth_become_grey():
-  plain = grey(6, 4)
-  colour = encoded(np.stack([plain] * 3, -1))
-  np.testing.assert_array_equal(stored(study_of(colour, 6, 4))[1], plain)
-  jpeg = encoded(np.stack([plain] * 3, -1), "JPEG")
-  assert stored(study_of(jpeg, 6, 4))[2] == "JPEG"
-  bilevel = encoded(plain > 127)
-  np.testing.assert_array_equal(stored(study_of(bilevel, 6, 4))[1], (plain > 127) * 255)
-  palette = io.BytesIO()
-  Image.fromarray(plain).convert("P").save(palette, "PNG", bits=8)
-  np.testing.assert_array_equal(stored(study_of(palette.getvalue(), 6, 4))[1], plain)
-  tiff = encoded(plain, "TIFF")
-  assert stored(study_of(tiff, 6, 4))[2] == "PNG"
-
-
-def test_exif_rotation_is_applied():
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  pixels = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None], 40, 0)  # brighter to the right
-  out, got, _ = stored(study_of(encoded(pixels, "JPEG", exif=exif, quality=100), 40, 60))
-  assert (out.width, out.height) == (40, 60)
-  assert (np.diff(got[:, 20].astype(int)) > 0).mean() > 0.9  # now to the bottom
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_a_truncated_image_is_unreadable(form):
-  whole = encoded(grey(60, 40), form)
-  stored(study_of(whole + b"trailing bytes do no harm", 60, 40))
-  for length in [*range(0, len(whole), 37), *range(len(whole) - 20, len(whole))]:
-    with pytest.raises(UnreadableError, match="not a whole image"):
-      store_image(study_of(whole[:length], 60, 40), 512)
-
-
-def test_an_image_of_another_size_than_its_study_is_an_error():
-  with pytest.raises(ValueError, match="the image is 60 x 40, the study says 61 x 40"):
-    store_image(study_of(encoded(grey(60, 40)), 61, 40), 512)

@@ -20,7 +20,6 @@ Columns (UTF-8, first row names them; further columns are left aside):
 
 import csv
 import functools
-import io
 import json
 import math
 from collections import Counter
@@ -29,11 +28,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from input_pipeline import reports
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source, draw_split, image_size
+from input_pipeline.readers import Item, Source, draw_split
+from input_pipeline.stored import image_size, open_image
 from input_pipeline.study import SPLITS, Region, Study, UnreadableError
 
 MANIFEST = "manifest.csv"
@@ -339,7 +338,7 @@ def _mask_pixels(file: str, folder: Path, width: int, height: int) -> np.ndarray
   """A mask file as bool [height, width]."""
   encoded = _bytes(folder, file)
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
+    with open_image(encoded) as image:
       lossy, pixels = image.format == "JPEG", np.asarray(image)
       has_alpha = image.mode in ("LA", "RGBA")
   except Exception as error:  # Pillow raises many kinds
