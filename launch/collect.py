@@ -254,7 +254,10 @@ def over_seeds(values: np.ndarray) -> Summary:
 def _read(run: Run) -> Scored:
   """Raises UserError where a file is damaged, or a figure is there twice."""
   rows: dict[str, dict[Column, results.Row]] = {results.RUN: {}}
-  for row in run.results()[1]:
+  own = f"{run.config.data.dataset}/"
+  for row in run.results().rows:
+    if not row.data.startswith(own):
+      continue  # of an attached evaluation set
     column = (row.task, row.group, row.metric)
     if column in rows.setdefault(row.model, {}):
       raise UserError(

@@ -67,7 +67,8 @@ class Run:
       return False
     if self.workdir.config.exists():
       self._check_config()
-    step, rows = self.results()
+    found = self.results()
+    step, rows = found.step, found.rows
     steps = self.config.train.steps
     wanted = f"{self.config.data.dataset}/{self.config.evaluation.split}"
     if any(row.data != wanted for row in rows):
@@ -76,8 +77,8 @@ class Run:
       return (self.workdir.checkpoints / str(steps)).is_dir()
     return step == steps
 
-  def results(self) -> tuple[int, list[results.Row]]:
-    """The step and the rows of the evaluation. Raises StudyError where the file is damaged."""
+  def results(self) -> results.Evaluation:
+    """What the evaluation found. Raises StudyError where the file is damaged."""
     try:
       return results.read(self.workdir.evaluation)
     except ValueError as error:

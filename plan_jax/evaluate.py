@@ -11,7 +11,7 @@ from input_pipeline import images, phantom_reports, records
 from input_pipeline import terms as terms_list
 from input_pipeline.study import Study
 from plan_jax import hosts, report, reporting
-from plan_jax.evaluation_sets import EvaluationSet
+from plan_jax.evaluation_sets import EvaluationSet, fingerprints
 from plan_jax.evaluators import grounding, presence, results, retrieval, terms, units
 from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
@@ -47,7 +47,7 @@ def evaluate(
   shutil.rmtree(workdir.units, ignore_errors=True)  # those of an earlier evaluation
   for (chosen, task), some in scores.items():
     units.write(workdir.units_of(task, "" if chosen.is_own else chosen.name), some)
-  results.write(workdir.evaluation, model.step, rows)
+  results.write(workdir.evaluation, results.Evaluation(model.step, rows, fingerprints(sets)))
   path = report.write_report(
     workdir.report,
     title=f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
@@ -81,7 +81,10 @@ def _score(
     rows += retrieval.retrieval_rows(galleries, **common)
     if galleries:
       scores["retrieval"] = galleries["all"].units
-  rows += presence.evaluate_presence(model, chosen.studies(what="presence"), **common)
+  lit = presence.score_presence(model, chosen.studies(what="presence"))
+  if lit:
+    rows += presence.presence_rows(lit, **common)
+    scores["presence"] = lit
   if chosen.dataset == "phantom":  # only there is it known what every word does
     rows += terms.evaluate_terms(
       model,
@@ -155,7 +158,7 @@ def _notes(model: Grounder, config: ConfigDict, sets: Sequence[EvaluationSet]) -
   if image.name == "vit":
     name = f"ViT of {image.vit.layers} x {image.vit.size}"
   notes = {
-    "data": ", ".join(f"{s.data} (records {records.fingerprint(s.folder)})" for s in sets),
+    "data": ", ".join(f"{data} (records {mark})" for data, mark in fingerprints(sets).items()),
     "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
     "model": f"{name}, {config.model.image_px} px, grid {model.grid[0]} x {model.grid[1]}",
     "seed": str(config.seed),

@@ -1,6 +1,6 @@
 """What a run is evaluated on: a split of its own data, and the data sets that it attaches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -137,6 +137,11 @@ def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
   )
   if not summary["already"]:
     say(convert.describe(summary))
+
+
+def fingerprints(sets: Sequence[EvaluationSet]) -> dict[str, str]:
+  """Data -> fingerprint of its records."""
+  return {chosen.data: records.fingerprint(chosen.folder) for chosen in sets}
 
 
 def _folder(name: str, chosen: ConfigDict, workdir: Workdir) -> Path:

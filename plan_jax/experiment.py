@@ -10,7 +10,7 @@ from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax import evaluation_sets, hosts, settings
 from plan_jax.evaluate import evaluate
-from plan_jax.evaluation_sets import EvaluationSet, make_records
+from plan_jax.evaluation_sets import EvaluationSet, fingerprints, make_records
 from plan_jax.evaluators import results
 from plan_jax.grounder import load
 from plan_jax.reporting import say
@@ -49,8 +49,7 @@ def _sets(config: ConfigDict, workdir: Workdir, folder) -> list[EvaluationSet]:
   """What the run is evaluated on; all processes see the same."""
   hosts.first_does(lambda: evaluation_sets.make_attached(config, workdir))
   sets = [evaluation_sets.own(config, folder), *evaluation_sets.attached(config, workdir)]
-  for chosen in sets:
-    hosts.agree(f"the data in {chosen.folder}", records.fingerprint(chosen.folder))
+  hosts.agree("the evaluation sets", json.dumps(fingerprints(sets)))
   return sets
 
 
@@ -58,9 +57,8 @@ def _evaluated(workdir: Workdir, step: int, sets: list[EvaluationSet]) -> list[r
   """What a whole evaluation of this step on these sets found."""
   if not (workdir.evaluation.exists() and workdir.report.exists()):
     return None
-  evaluated, rows = results.read(workdir.evaluation)
-  same = evaluated == step and {row.data for row in rows} == {chosen.data for chosen in sets}
-  return rows if same else None
+  found = results.read(workdir.evaluation)
+  return found.rows if (found.step, found.data) == (step, fingerprints(sets)) else None
 
 
 def _claimed(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from experiments import tiny
-from input_pipeline import convert, phantom, tokens
+from input_pipeline import convert, phantom, records, tokens
 from plan_jax import evaluate, evaluation_sets, grounder, settings
 from plan_jax.assembly import assemble
 from plan_jax.evaluators import grounding, results, units
@@ -36,8 +36,9 @@ def test_every_task_has_rows_beside_its_floors(run):
   _, _, workdir, rows = run
   assert {row.task for row in rows} == {"grounding", "retrieval", "presence", "terms"}
   assert {row.data for row in rows} == {"phantom/test"}
-  step, written = results.read(workdir.evaluation)
-  assert step == 6 and repr(written) == repr(rows)
+  written = results.read(workdir.evaluation)
+  assert written.step == 6 and repr(written.rows) == repr(rows)
+  assert written.data == {"phantom/test": records.fingerprint(workdir.records)}
   cells = {(row.task, row.group, row.metric, row.model): row for row in rows}
   assert cells["presence", "macro", "AUC", "chance"].value == 0.5
   assert 0 <= cells["presence", "macro", "AUC", "run"].value <= 1
@@ -133,7 +134,11 @@ def test_impossible_sets(changes, words):
 
 def test_scores_of_an_earlier_evaluation_do_not_stay(run):
   *_, workdir, _ = run
-  assert sorted(p.name for p in workdir.units.iterdir()) == ["grounding.csv", "retrieval.csv"]
+  assert sorted(p.name for p in workdir.units.iterdir()) == [
+    "grounding.csv",
+    "presence.csv",
+    "retrieval.csv",
+  ]
 
 
 def test_what_is_followed_is_what_best_metric_offers(run):

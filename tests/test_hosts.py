@@ -131,8 +131,8 @@ def test_two_processes_are_one_run(start, never, folder, tmp_path):
   for path, leaf in leaves(tmp_path / "one")[1].items():
     np.testing.assert_allclose(there[path], leaf, rtol=1e-3, atol=1e-5, err_msg=path)
   # The evaluation is shared, gathers every film and every phrase, and comes to the same.
-  _, rows = results.read(two / "evaluation.json")
-  _, wanted = results.read(tmp_path / "one" / "evaluation.json")
+  rows = results.read(two / "evaluation.json").rows
+  wanted = results.read(tmp_path / "one" / "evaluation.json").rows
   assert [(row.task, row.model, row.group, row.metric, row.n) for row in rows] == [
     (row.task, row.model, row.group, row.metric, row.n) for row in wanted
   ]

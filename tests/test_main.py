@@ -64,7 +64,8 @@ def test_the_demo_ends_with_figures_floors_and_the_report(demo):
 
 def test_evaluation_json(demo):
   where, _, _ = demo
-  step, rows = results.read(where / "evaluation.json")
+  found = results.read(where / "evaluation.json")
+  step, rows = found.step, found.rows
   assert step == 4
   models = {row.model for row in rows if row.task == "grounding"}
   assert models == {"run", "random", "centre", "mean_box", "mean_box_per_finding"}
@@ -163,7 +164,7 @@ def test_a_folder_of_films_end_to_end(tmp_path):
   make_folder(tmp_path / "films")
   run = Workdir(tmp_path / "run")
   experiment.run(folder_config(tmp_path / "films", **{"train.steps": 2}), run, "all")
-  _, rows = results.read(run.evaluation)
+  rows = results.read(run.evaluation).rows
   assert {(row.task, row.data) for row in rows} == {
     ("grounding", "folder/validation"), ("retrieval", "folder/validation"),
   }  # fmt: skip

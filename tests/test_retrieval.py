@@ -10,7 +10,7 @@ import pytest
 
 from input_pipeline.study import Study
 from plan_jax.evaluators import results, retrieval
-from plan_jax.evaluators.results import Row
+from plan_jax.evaluators.results import Evaluation, Row
 
 
 def _unit(values):
@@ -203,19 +203,21 @@ def _rows():
 
 def test_results_come_back_as_written(tmp_path):
   path = tmp_path / "deep" / "evaluation.json"
-  results.write(path, 1200, _rows())
+  results.write(path, Evaluation(1200, _rows(), {"toy/test": "ab"}))
   raw = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
   assert raw["step"] == 1200 and raw["rows"][4]["value"] is None
   assert set(raw["rows"][0]) == {
     "task", "protocol", "data", "group", "metric", "model", "value", "low", "high", "n"
   }  # fmt: skip
   assert raw["rows"][5]["gallery"] == 500
-  step, rows = results.read(path)
-  assert step == 1200 and repr(rows) == repr(_rows())
+  found = results.read(path)
+  assert found.step == 1200 and repr(found.rows) == repr(_rows())
+  assert found.data == {"toy/test": "ab"}
   assert list(path.parent.iterdir()) == [path]
   with pytest.raises(ValueError, match="infinite"):
-    results.write(path, 1, [Row("t", "p", "d", "g", "m", "run", math.inf, 0, 0, 1)])
-  assert results.read(path)[0] == 1200  # a failed write leaves the old file
+    row = Row("t", "p", "d", "g", "m", "run", math.inf, 0, 0, 1)
+    results.write(path, Evaluation(1, [row], {}))
+  assert results.read(path).step == 1200  # a failed write leaves the old file
 
 
 @pytest.mark.parametrize(
@@ -223,6 +225,8 @@ def test_results_come_back_as_written(tmp_path):
   [
     (lambda c: c.pop("step"), "'step'"),
     (lambda c: c.update(rows={}), "no list of 'rows'"),
+    (lambda c: c.pop("data"), "'data' is None"),
+    (lambda c: c.update(data={"toy/test": 1}), "'data'"),
     (lambda c: c["rows"].append(3), "row 7 is not an object"),
     (lambda c: c["rows"][2].pop("value"), "row 2: 'value' is 'missing'"),
     (lambda c: c["rows"][2].update(low="0"), "row 2: 'low'"),
@@ -232,7 +236,7 @@ def test_results_come_back_as_written(tmp_path):
 )
 def test_broken_results_are_named(tmp_path, change, message):
   path = tmp_path / "evaluation.json"
-  results.write(path, 1, _rows())
+  results.write(path, Evaluation(1, _rows(), {}))
   content = json.loads(path.read_text())
   change(content)
   path.write_text(json.dumps(content))

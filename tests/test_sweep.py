@@ -204,7 +204,7 @@ AUC = ("terms", "all", "AUC")
 
 
 def write_run(run, rows, scores=None, step=STEPS):
-  results.write(run.workdir.evaluation, step, rows)
+  results.write(run.workdir.evaluation, results.Evaluation(step, rows, {"phantom/test": "0"}))
   for task, found in (scores or {}).items():
     units.write(run.workdir.path / "units" / f"{task}.csv", found)
 
@@ -288,7 +288,7 @@ if "forget" not in how:
   row = {"task": "grounding", "protocol": "v", "data": "phantom/test", "group": "macro",
          "metric": "mIoU", "model": "run", "value": 0.5, "low": None, "high": None, "n": 1}
   with open(workdir + "/evaluation.json", "w") as file:
-    json.dump({"step": 6, "rows": [row]}, file)
+    json.dump({"step": 6, "data": {}, "rows": [row]}, file)
 """
 
 
@@ -782,7 +782,7 @@ def test_a_study_from_records_to_tables(tmp_path):
   (found,) = content["differences"]
   assert found["row"] == "train.steps=2,alignment.eta=0.25" and found["seeds"] == [0]
   for i, run in enumerate(runs):
-    rows = {(r.task, r.group, r.metric): r for r in run.results()[1] if r.model == results.RUN}
+    rows = {(r.task, r.group, r.metric): r for r in run.results().rows if r.model == results.RUN}
     for column, figure in content["rows"][i]["figures"].items():
       assert figure["value"] == pytest.approx(rows[tuple(column.split("/", 2))].value)
   again = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT, env=env)

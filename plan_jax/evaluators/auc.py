@@ -73,11 +73,38 @@ def grouped(
   Raises:
     ValueError: lengths differ, a score is NaN, or a group is called "macro".
   """
-  scores, positive = np.asarray(scores), np.asarray(positive, bool)
-  if not len(scores) == len(positive) == len(groups) == len(clusters):
+  return _grouped((np.asarray(scores),), positive, groups, clusters, resamples, seed)
+
+
+def grouped_difference(
+  scores: np.ndarray,
+  minus: np.ndarray,
+  positive: np.ndarray,
+  groups: Sequence[str],
+  clusters: Sequence[str],
+  *,
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
+) -> dict[str, Summary]:
+  """Areas by `scores` minus those by `minus`, on the same units and draws; else as `grouped`."""
+  both = np.asarray(scores), np.asarray(minus)
+  return _grouped(both, positive, groups, clusters, resamples, seed)
+
+
+def _grouped(
+  scores: tuple[np.ndarray, ...],
+  positive: np.ndarray,
+  groups: Sequence[str],
+  clusters: Sequence[str],
+  resamples: int,
+  seed: int,
+) -> dict[str, Summary]:
+  """Of one array of scores its areas, of two the first's minus the second's."""
+  positive = np.asarray(positive, bool)
+  if {len(some) for some in (*scores, positive, groups, clusters)} != {len(positive)}:
     raise ValueError(
-      f"{len(scores)} scores, {len(positive)} kinds, {len(groups)} groups and {len(clusters)}"
-      " clusters do not fit"
+      f"{' and '.join(str(len(some)) for some in scores)} scores, {len(positive)} kinds,"
+      f" {len(groups)} groups and {len(clusters)} clusters do not fit"
     )
   if MACRO in groups:
     raise ValueError(f"a group is called {MACRO!r}, the name of the mean over groups")
@@ -87,11 +114,14 @@ def grouped(
 
   def areas(counts: np.ndarray) -> np.ndarray:
     """Times drawn [r, patients] -> [r, groups]."""
-    found = [auc(scores[i], positive[i], counts[:, cluster[i]]) for i in chosen]
-    return np.stack(found, axis=1) if found else np.zeros((len(counts), 0))
+    found = np.zeros((len(counts), len(chosen)))
+    for g, i in enumerate(chosen):
+      first, *rest = (auc(some[i], positive[i], counts[:, cluster[i]]) for some in scores)
+      found[:, g] = first - rest[0] if rest else first
+    return found
 
   value = areas(np.ones((1, len(members))))[0]
-  rows = max(1, _BLOCK // max(len(scores), 1))
+  rows = max(1, _BLOCK // max(len(positive), 1))
   drawn = [np.zeros((0, len(names)))]
   if len(members):
     for counts in bootstrap.unit_weights(members.tolist(), resamples=resamples, seed=seed):

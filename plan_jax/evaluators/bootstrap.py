@@ -159,23 +159,52 @@ def median(
   Raises:
     ValueError: lengths differ, there are no values, or one is NaN.
   """
-  values = np.asarray(values, np.float64)
-  if values.ndim != 1 or len(values) != len(clusters) or not len(values):
-    raise ValueError(f"values {values.shape} and {len(clusters)} clusters do not fit")
-  if np.isnan(values).any():
-    raise ValueError("a value is NaN")
-  order = np.argsort(values, kind="stable")
-  ordered = values[order]
-  drawn = []
-  for weights in unit_weights(clusters, resamples=resamples, seed=seed):
+  return _median((values,), clusters, resamples, seed)
+
+
+def median_difference(
+  values: np.ndarray,
+  minus: np.ndarray,
+  clusters: Sequence[str],
+  *,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> Summary:
+  """The median of `values` minus that of `minus`, on the same units and draws; else as `median`."""
+  return _median((values, minus), clusters, resamples, seed)
+
+
+def _median(
+  sides: tuple[np.ndarray, ...], clusters: Sequence[str], resamples: int, seed: int
+) -> Summary:
+  """Of one array its median, of two the first's minus the second's."""
+  sides = tuple(np.asarray(values, np.float64) for values in sides)
+  for values in sides:
+    if values.ndim != 1 or len(values) != len(clusters) or not len(values):
+      raise ValueError(f"values {values.shape} and {len(clusters)} clusters do not fit")
+    if np.isnan(values).any():
+      raise ValueError("a value is NaN")
+  orders = [np.argsort(values, kind="stable") for values in sides]
+
+  def weighted(values: np.ndarray, order: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    ordered = values[order]
     reached = np.cumsum(weights[:, order], axis=1)  # [r, U]: drawn units up to each value
     total = reached[:, -1:]
     lower = (reached <= (total - 1) // 2).sum(1)
     upper = (reached <= total // 2).sum(1)
-    drawn.append((ordered[lower] + ordered[upper]) / 2)
+    return (ordered[lower] + ordered[upper]) / 2
+
+  def figure(weights: np.ndarray) -> np.ndarray:
+    pairs = zip(sides, orders, strict=True)
+    first, *rest = (weighted(values, order, weights) for values, order in pairs)
+    return first - rest[0] if rest else first
+
+  draws = unit_weights(clusters, resamples=resamples, seed=seed)
+  drawn = [figure(weights) for weights in draws]
   several = len(set(clusters)) > 1
   low, high = interval(np.concatenate(drawn)) if several and drawn else (math.nan, math.nan)
-  return Summary(float(np.median(values)), low, high, len(values))
+  value = figure(np.ones((1, len(clusters)), np.int64))[0]
+  return Summary(float(value), low, high, len(clusters))
 
 
 def unit_weights(

@@ -29,6 +29,7 @@ from input_pipeline import images
 from input_pipeline.study import Study
 from plan_jax.evaluators import auc, bootstrap
 from plan_jax.evaluators.results import RUN, Row
+from plan_jax.evaluators.units import SCORED, Units, unit_id
 from plan_jax.reporting import say
 
 PROTOCOL = "presence-v1"
@@ -46,6 +47,7 @@ class Grounder(Protocol):
 class Unit:
   """A film and a finding; `present` as the study labels it."""
 
+  image_id: str
   patient_id: str
   finding: str
   present: bool
@@ -71,11 +73,21 @@ def evaluate_presence(
     seed: of the draws.
 
   Returns:
-    Rows by group ("macro" first), metric and model; none where no finding has both kinds of units.
-    What was left out is said.
+    As `presence_rows`. What was left out is said.
 
   Raises:
     ValueError: a film is unreadable (the message names the image), or a peak is no number.
+  """
+  scores = score_presence(grounder, studies, batch=batch)
+  return presence_rows(scores, data=data, resamples=resamples, seed=seed)
+
+
+def score_presence(
+  grounder: Grounder, studies: Iterable[Study], *, batch: int = 64
+) -> Units | None:
+  """The peak of every unit, with `units.SCORED` as metrics; None where no finding has both kinds.
+
+  Arguments and errors are those of `evaluate_presence`.
   """
   counts = _Counts()
   units, peaks = [], []
@@ -97,16 +109,27 @@ def evaluate_presence(
   both = present & absent
   kept = [i for i, unit in enumerate(units) if unit.finding in both]
   if not kept:
-    return []
+    return None
   units, peaks = [units[i] for i in kept], np.concatenate(peaks)[kept]
-  return _rows(units, peaks, data, resamples=resamples, seed=seed)
+  if np.isnan(peaks).any():
+    raise ValueError("a peak is NaN")
+  return Units(
+    [unit_id(unit.image_id, unit.finding) for unit in units],
+    [unit.finding for unit in units],
+    [unit.patient_id for unit in units],
+    SCORED,
+    np.stack([peaks, [unit.present for unit in units]], axis=1),
+  )
 
 
-def _rows(
-  units: list[Unit], peaks: np.ndarray, data: str, *, resamples: int, seed: int
+def presence_rows(
+  scores: Units | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
 ) -> list[Row]:
-  present = np.array([unit.present for unit in units])
-  who = [unit.finding for unit in units], [unit.patient_id for unit in units]
+  """Rows of `score_presence` by group ("macro" first), metric and model; none of no scores."""
+  if scores is None:
+    return []
+  peaks, present = scores.values[:, 0], scores.values[:, 1] == 1
+  who = scores.groups, scores.patients
   areas = auc.grouped(peaks, present, *who, resamples=resamples, seed=seed)
   either = np.where(np.stack([present, ~present], axis=1), peaks[:, None], np.nan)
   means = bootstrap.grouped_means(either, *who, resamples=resamples, seed=seed)
@@ -165,7 +188,7 @@ def _batches(
       raise ValueError(f"{study.image_id}: {error}") from error
     for finding, present in known.items():
       films.append(film)
-      units.append(Unit(study.patient_id, finding, present))
+      units.append(Unit(study.image_id, study.patient_id, finding, present))
       if len(units) == batch:
         yield films, units
         films, units = [], []

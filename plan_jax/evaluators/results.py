@@ -1,14 +1,14 @@
 """Evaluation results: the row every evaluator returns, its file, and its tables of plain text.
 
-`evaluation.json` holds `{"step": int, "rows": [{"task", "protocol", "data", "group", "metric",
-"model", "value", "low", "high", "n"}]}`; rows of retrieval also hold "gallery". A number that does
-not exist is null in the file and NaN in memory.
+`evaluation.json` holds `{"step": int, "data": {data: fingerprint of its records}, "rows": [{"task",
+"protocol", "data", "group", "metric", "model", "value", "low", "high", "n"}]}`; rows of retrieval
+also hold "gallery". A number that does not exist is null in the file and NaN in memory.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,18 +71,37 @@ def lower_is_better(metric: str) -> bool:
   return metric.startswith("median rank")
 
 
-def write(path: str | os.PathLike, step: int, rows: Sequence[Row]) -> None:
-  """Writes the rows as JSON, whole or not at all.
+@dataclass(frozen=True)
+class Evaluation:
+  """What a file holds.
+
+  Attributes:
+    step: of training.
+    rows: the figures.
+    data: what was evaluated on, the run's own first -> the fingerprint of its records.
+  """
+
+  step: int
+  rows: list[Row]
+  data: dict[str, str]
+
+
+def write(path: str | os.PathLike, evaluation: Evaluation) -> None:
+  """Writes an evaluation as JSON, whole or not at all.
 
   Raises:
     ValueError: a figure is infinite; the file would not be JSON.
   """
-  text = json.dumps({"step": int(step), "rows": [_as_json(row) for row in rows]}, indent=1)
-  replace_text(path, text + "\n")
+  content = {
+    "step": int(evaluation.step),
+    "data": evaluation.data,
+    "rows": [_as_json(row) for row in evaluation.rows],
+  }
+  replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read(path: str | os.PathLike) -> tuple[int, list[Row]]:
-  """Reads what `write` wrote: the step and the rows.
+def read(path: str | os.PathLike) -> Evaluation:
+  """Reads what `write` wrote.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -97,7 +116,10 @@ def read(path: str | os.PathLike) -> tuple[int, list[Row]]:
   if not _is_int(content.get("step")):
     raise ValueError(f"{path}: 'step' is {content.get('step')!r}, not a whole number")
   rows = [_from_json(item, f"{path}, row {i}") for i, item in enumerate(content["rows"])]
-  return content["step"], rows
+  data = content.get("data")
+  if not isinstance(data, dict) or not all(isinstance(mark, str) for mark in data.values()):
+    raise ValueError(f"{path}: 'data' is {data!r}, not names with fingerprints")
+  return Evaluation(content["step"], rows, data)
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -16,6 +16,8 @@ import numpy as np
 
 from input_pipeline.files import replace_text
 
+# The metrics of units that are ranked, not averaged: AUC is taken from all of a group.
+SCORED = ("score", "positive")
 _HEAD = ("image_id", "phrase", "patient_id", "group")
 
 

@@ -1,0 +1,192 @@
+"""Which differences between two runs are real?
+
+  python -m plan_jax.compare runs/a runs/b
+
+Compares every figure whose units both runs keep (`units/`), b minus a on the same units: 95 %
+percentile intervals of a paired bootstrap of patients, the same draws for both. A difference is
+called real where its interval excludes zero. That tells apart two models, not two methods: for
+those, train several seeds of each (`launch.sweep`).
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from plan_jax.evaluators import auc, bootstrap, results
+from plan_jax.evaluators import units as unit_scores
+from plan_jax.evaluators.bootstrap import Summary
+from plan_jax.evaluators.units import Units
+from plan_jax.workdir import Workdir
+
+
+@dataclass(frozen=True)
+class Difference:
+  """One figure of two runs.
+
+  Attributes:
+    name: task, and the evaluation set where it is an attached one.
+    group, metric: as in the rows of an evaluation.
+    a, b: the figure of either run.
+    change: b minus a, with its interval.
+  """
+
+  name: str
+  group: str
+  metric: str
+  a: float
+  b: float
+  change: Summary
+
+  @property
+  def verdict(self) -> str:
+    """What b is: "better", "worse", or "" where the interval holds zero or there is none."""
+    if math.isnan(self.change.low) or self.change.low <= 0 <= self.change.high:
+      return ""
+    return "better" if (self.change.low > 0) != results.lower_is_better(self.metric) else "worse"
+
+
+def compare(
+  a: Path, b: Path, *, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+) -> tuple[list[Difference], list[str]]:
+  """All differences of two runs, and what could not be compared, with the reason.
+
+  Raises UserError where a folder holds no evaluation, a file is damaged, or nothing can be
+  compared.
+  """
+  evaluations = [_evaluation(path) for path in (a, b)]
+  found, left_out = [], []
+  sides = [_files(path) for path in (a, b)]
+  for name in sorted(sides[0].keys() ^ sides[1].keys()):
+    left_out.append(f"{name}: only {a if name in sides[0] else b} has its units")
+  for name in sorted(sides[0].keys() & sides[1].keys()):
+    first, second = (_read(side[name]) for side in sides)
+    data, rules = zip(*(_rules(evaluation, name) for evaluation in evaluations), strict=True)
+    if first.metrics != second.metrics or rules[0] != rules[1]:
+      left_out.append(f"{name}: measured by other rules; evaluate both again")
+    elif data[0] != data[1]:
+      left_out.append(f"{name}: other data: {' and '.join(map(str, data))}")
+    elif (first.ids, first.groups, first.patients) != (second.ids, second.groups, second.patients):
+      left_out.append(f"{name}: other units ({len(first.ids)} and {len(second.ids)})")
+    else:
+      found += _differences(name, first, second, resamples, seed)
+  if not found:
+    raise UserError(f"{a} and {b} cannot be compared: {'; '.join(left_out) or 'no units there'}")
+  return found, left_out
+
+
+def table(found: list[Difference], left_out: list[str]) -> str:
+  """Lines to read: every figure of both, the change, and whether it is real."""
+  lines = [["", "group", "metric", "a", "b", "b - a [95 %]", "n", ""]]
+  for d in found:
+    change = results.Row("", "", "", "", "", "", d.change.value, d.change.low, d.change.high, 0)
+    lines.append(
+      [
+        d.name, d.group, d.metric, results.number(d.a), results.number(d.b),
+        results.with_interval(change), str(d.change.n), d.verdict,
+      ]
+    )  # fmt: skip
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = [
+    "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    for line in lines
+  ]
+  real = sum(bool(d.verdict) for d in found)
+  text.append(
+    f"\n{real} of {len(found)} differences are real: their interval excludes zero. Of figures that"
+    " do not differ, one in twenty would seem to."
+  )
+  return "\n".join(text + [f"left out: {reason}" for reason in left_out])
+
+
+def _evaluation(path: Path) -> results.Evaluation:
+  try:
+    return results.read(Workdir(path).evaluation)
+  except FileNotFoundError:
+    raise UserError(f"{path} holds no evaluation: run it with --mode=evaluate first") from None
+  except ValueError as error:
+    raise UserError(f"{error}: evaluate the run again (--mode=evaluate)") from error
+
+
+def _rules(evaluation: results.Evaluation, name: str) -> tuple[str, set]:
+  """The data that a file of units is of, with its fingerprint, and the rules of its figures."""
+  attached, _, task = name.rpartition("/")
+  own = next(iter(evaluation.data), "")  # the run's own data comes first
+  data = next((d for d in evaluation.data if d.split("/")[0] == attached), "") if attached else own
+  rows = [row for row in evaluation.rows if (row.task, row.data) == (task, data)]
+  return f"{data} ({evaluation.data.get(data)})", {(row.protocol, row.gallery) for row in rows}
+
+
+def _files(path: Path) -> dict[str, Path]:
+  """Name ("grounding", "ms_cxr/grounding") -> file of units."""
+  folder = Workdir(path).units
+  return {
+    file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*.csv")
+  }
+
+
+def _read(path: Path) -> Units:
+  try:
+    return unit_scores.read(path)
+  except ValueError as error:
+    raise UserError(f"{error}: evaluate the run again (--mode=evaluate)") from error
+
+
+def _differences(name: str, a: Units, b: Units, resamples: int, seed: int) -> Iterator[Difference]:
+  draws = {"resamples": resamples, "seed": seed}
+  if a.metrics == unit_scores.SCORED:
+    positive = a.values[:, 1] == 1
+    sides = [
+      auc.grouped(side.values[:, 0], positive, a.groups, a.patients, resamples=0) for side in (a, b)
+    ]
+    change = auc.grouped_difference(
+      b.values[:, 0], a.values[:, 0], positive, a.groups, a.patients, **draws
+    )
+    for group, s in change.items():
+      yield Difference(name, group, "AUC", sides[0][group].value, sides[1][group].value, s)
+    return
+  # A unit without the figure on one side has no difference.
+  known = np.where(np.isnan(a.values) | np.isnan(b.values), np.nan, 1.0)
+  sides = [
+    bootstrap.grouped_means(side.values * known, a.groups, a.patients, resamples=0)
+    for side in (a, b)
+  ]
+  change = bootstrap.grouped_means((b.values - a.values) * known, a.groups, a.patients, **draws)
+  for group in change:
+    if group == bootstrap.MACRO and set(a.groups) == {"all"}:
+      continue
+    for m, metric in enumerate(a.metrics):
+      figures = [side[group][m].value for side in sides]
+      if not metric.startswith("rank "):
+        yield Difference(name, group, metric, *figures, change[group][m])
+        continue
+      both = b.values[:, m], a.values[:, m]  # of one group: a gallery
+      middle = bootstrap.median_difference(*both, a.patients, **draws)
+      figures = (np.median(a.values[:, m]), np.median(b.values[:, m]))
+      yield Difference(name, group, f"median {metric}", *map(float, figures), middle)
+
+
+def main() -> None:
+  """The command line: the table, or one error and exit status 1."""
+  parser = argparse.ArgumentParser(
+    prog="python -m plan_jax.compare",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("a", type=Path, help="workdir of the first run")
+  parser.add_argument("b", type=Path, help="workdir of the second")
+  parser.add_argument("--resamples", type=int, default=bootstrap.RESAMPLES, help="bootstrap draws")
+  parser.add_argument("--seed", type=int, default=0, help="of the draws")
+  arguments = parser.parse_args()
+  try:
+    print(table(*compare(**vars(arguments))))
+  except UserError as error:
+    raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,146 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import UserError
+from plan_jax import compare
+from plan_jax.evaluators import auc, results, units
+from plan_jax.evaluators.results import Evaluation, Row
+from plan_jax.evaluators.units import SCORED, Units, unit_id
+from plan_jax.workdir import Workdir
+
+PATIENTS = [f"p{i // 2}" for i in range(60)]
+
+
+def run(path, scores, data=None, protocol="v1"):
+  """A workdir with these units: name ("task" or "set/task") -> Units."""
+  workdir = Workdir(path)
+  data = data or {"own/test": "1", "more/test": "2"}
+  rows = []
+  for name, some in scores.items():
+    attached, _, task = name.rpartition("/")
+    row = Row(task, protocol, f"{attached or 'own'}/test", "all", "x", "run", 0.5, 0, 1, 3)
+    rows.append(row)
+    units.write(workdir.units_of(task, attached), some)
+  results.write(workdir.evaluation, Evaluation(1, rows, data))
+  return path
+
+
+def means(shift, groups=("a", "b"), names=("score",), seed=0, noise=0.0):
+  rng = np.random.default_rng(seed)
+  base = np.random.default_rng(9).normal(size=(60, len(names)))
+  values = base + shift + noise * rng.normal(size=base.shape)
+  of = [groups[i % len(groups)] for i in range(60)]
+  return Units([unit_id(f"i{i}") for i in range(60)], of, PATIENTS, tuple(names), values)
+
+
+def ranked(scores):
+  positive = np.arange(60) % 3 == 0
+  values = np.stack([scores, positive], axis=1).astype(float)
+  ids = [unit_id(f"i{i}", "f") for i in range(60)]
+  return Units(ids, ["f"] * 60, PATIENTS, SCORED, values)
+
+
+def by_name(found):
+  return {(d.name, d.group, d.metric): d for d in found}
+
+
+def test_a_constant_gain_is_real_and_pairing_shows_it(tmp_path):
+  a = run(tmp_path / "a", {"grounding": means(0.0)})
+  b = run(tmp_path / "b", {"grounding": means(0.1, noise=0.01)})
+  found = by_name(compare.compare(a, b)[0])
+  assert set(found) == {("grounding", g, "score") for g in ("macro", "a", "b")}
+  one = found["grounding", "macro", "score"]
+  assert one.verdict == "better" and 0.09 < one.change.low < one.change.high < 0.11
+  assert one.b - one.a == pytest.approx(one.change.value)
+  back = by_name(compare.compare(b, a)[0])["grounding", "macro", "score"]
+  assert back.verdict == "worse" and back.change.value == -one.change.value
+
+
+def test_noise_is_not_real(tmp_path):
+  a = run(tmp_path / "a", {"grounding": means(0.0, noise=1.0, seed=1)})
+  b = run(tmp_path / "b", {"grounding": means(0.0, noise=1.0, seed=2)})
+  one = by_name(compare.compare(a, b)[0])["grounding", "macro", "score"]
+  assert one.verdict == "" and one.change.low < 0 < one.change.high
+
+
+def test_units_that_one_side_lacks_do_not_count(tmp_path):
+  first, second = means(0.0), means(1.0)
+  first.values[::2] = np.nan
+  second.values[:30] = np.nan
+  a, b = run(tmp_path / "a", {"g": first}), run(tmp_path / "b", {"g": second})
+  found = by_name(compare.compare(a, b)[0])["g", "b", "score"]
+  assert found.change.n == 15 and found.change.value == pytest.approx(1.0)
+  assert found.b - found.a == pytest.approx(1.0)
+
+
+def test_ranked_units_are_compared_by_area(tmp_path):
+  rng = np.random.default_rng(0)
+  noise, positive = rng.normal(size=60), np.arange(60) % 3 == 0
+  weak, strong = noise + 0.3 * positive, noise + 3.0 * positive
+  a, b = (
+    run(tmp_path / "a", {"presence": ranked(weak)}),
+    run(tmp_path / "b", {"presence": ranked(strong)}),
+  )
+  one = by_name(compare.compare(a, b)[0])["presence", "f", "AUC"]
+  areas = [auc.auc(s, positive, np.ones((1, 60)))[0] for s in (weak, strong)]
+  np.testing.assert_allclose([one.a, one.b, one.change.value], [*areas, areas[1] - areas[0]])
+  assert one.verdict == "better"
+  # The draws of both are the same: the bootstrap, done by hand.
+  drawn = []
+  from plan_jax.evaluators import bootstrap
+
+  for weights in bootstrap.unit_weights(PATIENTS, resamples=1000, seed=0):
+    drawn.append(auc.auc(strong, positive, weights) - auc.auc(weak, positive, weights))
+  np.testing.assert_allclose(
+    (one.change.low, one.change.high), bootstrap.interval(np.concatenate(drawn))
+  )
+
+
+def test_ranks_are_compared_by_their_medians_and_less_is_better(tmp_path):
+  names = ("R@1 image-to-text", "rank image-to-text")
+  a = run(tmp_path / "a", {"retrieval": means(50.0, ("all",), names)})
+  b = run(tmp_path / "b", {"retrieval": means(20.0, ("all",), names)})
+  found = by_name(compare.compare(a, b)[0])
+  assert set(found) == {
+    ("retrieval", "all", "R@1 image-to-text"),
+    ("retrieval", "all", "median rank image-to-text"),
+  }
+  one = found["retrieval", "all", "median rank image-to-text"]
+  assert one.verdict == "better" and one.change.value == pytest.approx(-30)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+  a = {"g": means(0.0), "more/g": means(0.0), "only": means(0.0), "h": means(0.0)}
+  b = {"g": means(0.1), "more/g": means(0.1), "h": means(0.1, names=("other",))}
+  first = run(tmp_path / "a", a)
+  found, left_out = compare.compare(
+    first, run(tmp_path / "b", b, data={"own/test": "1", "more/test": "other"})
+  )
+  assert {d.name for d in found} == {"g"}
+  assert [text.split(":")[0] for text in left_out] == ["only", "h", "more/g"]
+  assert "more/test (2) and more/test (other)" in left_out[2]
+  text = compare.table(found, left_out)
+  assert "3 of 3 differences are real" in text and "left out: only: only" in text
+  fewer = Units(
+    *(x[:58] for x in (means(0).ids, means(0).groups, PATIENTS)), ("score",), np.ones((58, 1))
+  )
+  with pytest.raises(UserError, match=r"other units \(60 and 58\)"):
+    compare.compare(first, run(tmp_path / "c", {"g": fewer}))
+  with pytest.raises(UserError, match="other rules"):
+    compare.compare(first, run(tmp_path / "d", {"g": means(0.0)}, protocol="v2"))
+
+
+def test_command_line(tmp_path):
+  run(tmp_path / "a", {"g": means(0.0)})
+  run(tmp_path / "b", {"g": means(0.1)})
+  call = [sys.executable, "-m", "plan_jax.compare", str(tmp_path / "a")]
+  done = subprocess.run([*call, str(tmp_path / "b")], capture_output=True, text=True, check=True)
+  assert "better" in done.stdout
+  done = subprocess.run([*call, str(tmp_path / "none")], capture_output=True, text=True)
+  assert done.returncode == 1 and "holds no evaluation" in done.stderr
+  (tmp_path / "b" / "units" / "g.csv").write_text("damaged")
+  done = subprocess.run([*call, str(tmp_path / "b")], capture_output=True, text=True)
+  assert done.returncode == 1 and "evaluate the run again" in done.stderr
