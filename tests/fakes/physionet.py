@@ -1,0 +1,389 @@
+"""A tiny PhysioNet download: MIMIC-CXR-JPG, MIMIC-CXR reports, MS-CXR and RadGraph.
+
+Layout and columns are the publishers'; films, reports, labels, boxes and entities are the
+phantom's, so what is trained on it learns something. Quirks: laterals, a study that the label
+tables lack, a report without headings, an empty report, MS-CXR films of training patients.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import textwrap
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from input_pipeline import phantom, phantom_reports, reports
+from input_pipeline.study import Study
+
+CHEXPERT = (
+  "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum",
+  "Fracture", "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other",
+  "Pneumonia", "Pneumothorax", "Support Devices",
+)  # fmt: skip
+LABEL_OF = {
+  "atelectasis": "Atelectasis", "cardiomegaly": "Cardiomegaly", "consolidation": "Consolidation",
+  "edema": "Edema", "effusion": "Pleural Effusion", "fracture": "Fracture", "mass": "Lung Lesion",
+  "nodule": "Lung Lesion", "pacemaker": "Support Devices", "pneumothorax": "Pneumothorax",
+  "tube": "Support Devices",
+}  # fmt: skip
+# MS-CXR's eight, in the order of their ids in its JSON.
+CATEGORIES = (
+  "Cardiomegaly", "Lung Opacity", "Edema", "Consolidation", "Pneumonia", "Atelectasis",
+  "Pneumothorax", "Pleural Effusion",
+)  # fmt: skip
+_CATEGORY_OF = {**LABEL_OF, "mass": "Lung Opacity", "nodule": "Lung Opacity"}
+METADATA = (
+  "dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition",
+  "Rows", "Columns", "StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning",
+  "ViewCodeSequence_CodeMeaning", "PatientOrientationCodeSequence_CodeMeaning",
+)  # fmt: skip
+MS_CXR = (
+  "dicom_id", "category_name", "label_text", "path", "x", "y", "w", "h", "image_width",
+  "image_height", "split",
+)  # fmt: skip
+WITHOUT_HEADINGS, EMPTY, WITHOUT_LABELS = 2, 5, 3  # numbers of studies
+
+
+@dataclass(frozen=True)
+class Film:
+  """What was written of one film.
+
+  Attributes:
+    dicom_id, subject_id, study_id: as in the tables.
+    split: "train", "validate" or "test", of the patient.
+    view: "PA", "AP" or "LATERAL".
+    number: of the study, from 0.
+    width, height: of the JPEG.
+    truth: the phantom's study; its boxes are in pixels of the JPEG. None for a lateral.
+    report: as the text file holds it.
+    ms_cxr: MS-CXR's split, "" where the film is not in it.
+  """
+
+  dicom_id: str
+  subject_id: str
+  study_id: str
+  split: str
+  view: str
+  number: int
+  width: int
+  height: int
+  truth: Study | None
+  report: str
+  ms_cxr: str
+
+  @property
+  def path(self) -> str:
+    """As MS-CXR's tables say it: below mimic-cxr-jpg."""
+    return f"files/{stem(self.subject_id, self.study_id)}/{self.dicom_id}.jpg"
+
+
+def write(
+  folder: str | Path,
+  patients: int = 24,
+  seed: int = 0,
+  *,
+  size_px: int = 128,
+  zipped: bool = False,
+  versions: bool = True,
+  prefix: str = "",
+) -> list[Film]:
+  """Writes the download of so many patients (3 or more), two studies each.
+
+  Args:
+    folder: made where it is not there.
+    patients: the last eighth is the test split, the eighth before it "validate".
+    seed: of the phantom.
+    size_px: height of the films, 64 to 256; widths differ.
+    zipped: reports in mimic-cxr-reports.zip instead of text files.
+    versions: whether a version's folder stands between a project and its files.
+    prefix: where the projects stand in the folder, such as "physionet.org/files".
+  """
+  root = Path(folder) / prefix
+  jpg, text, ms_cxr, radgraph = (
+    root / name / (version if versions else "")
+    for name, version in (
+      ("mimic-cxr-jpg", "2.0.0"), ("mimic-cxr", "2.0.0"), ("ms-cxr", "1.1.0"), ("radgraph", "1.0.0")
+    )
+  )  # fmt: skip
+  films, labels = [], []
+  eighth = max(1, patients // 8)
+  for number in range(patients * phantom.FILMS_PER_PATIENT):
+    patient = number // phantom.FILMS_PER_PATIENT
+    split = ("train", "validate", "test")[
+      (patient >= patients - 2 * eighth) + (patient >= patients - eighth)
+    ]
+    drawn = phantom.study(seed, number, size_px)
+    truth = _stretched(drawn, size_px + (number % 4) * size_px // 16)
+    report = _report(truth, number)
+    ids = (str(10_000_032 + 977 * patient), str(50_000_014 + 1013 * number), split)
+    # A part of the training patients is in MS-CXR too, as in the real one.
+    boxed = any(region.label in _CATEGORY_OF for region in truth.regions)
+    in_ms_cxr = boxed and (split != "train" or patient % 6 == 0) and number != EMPTY
+    ms_split = ("train", "val", "test")[patient % 3] if in_ms_cxr else ""
+    films.append(
+      Film(_dicom_id(seed, number, 0), *ids, truth.view, number, truth.width, truth.height,
+           truth, report, ms_split)
+    )  # fmt: skip
+    _write(jpg / films[-1].path, truth.image)
+    if number % 3 == 1:
+      dicom_id = _dicom_id(seed, number, 1)
+      films.append(
+        Film(dicom_id, *ids, "LATERAL", number, size_px, size_px, None, report, "")
+      )  # fmt: skip
+      _write(jpg / films[-1].path, _lateral(drawn))
+    if number != WITHOUT_LABELS:
+      labels.append((*ids[:2], truth.labels, bool(truth.regions)))
+
+  _write_tables(jpg, films, labels)
+  _write_reports(text, films, zipped)
+  frontal = [film for film in films if film.truth]
+  write_ms_cxr(ms_cxr, frontal)
+  _write(radgraph / "MIMIC-CXR_graphs.json", json.dumps(dict(map(graph, frontal))).encode())
+  return films
+
+
+def stem(subject_id: str, study_id: str) -> str:
+  """p10/p10000032/s50000014."""
+  return f"p{subject_id[:2]}/p{subject_id}/s{study_id}"
+
+
+def table(path: Path, columns, rows) -> None:
+  """Writes a CSV file, gzipped where its name says so."""
+  text = io.StringIO()
+  csv.writer(text).writerows([columns, *rows])
+  data = text.getvalue().encode()
+  _write(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def write_ms_cxr(folder: Path, films, version: str = "1.1.0", scale: int = 1) -> None:
+  """MS-CXR's CSV and JSON; with a scale, as if the films had been that much larger before."""
+  rows, images, annotations = [], [], []
+  for film in films:
+    if not film.ms_cxr:
+      continue
+    size = (film.width * scale, film.height * scale)
+    images.append(
+      {"file_name": f"{film.dicom_id}.jpg", "width": size[0], "height": size[1],
+       "num_annotations": 0, "id": len(images) + 1, "path": film.path}
+    )  # fmt: skip
+    for region in film.truth.regions:
+      if region.label not in _CATEGORY_OF or _CATEGORY_OF[region.label] not in CATEGORIES:
+        continue
+      category = _CATEGORY_OF[region.label]
+      for x0, y0, x1, y1 in (region.boxes * scale).astype(int).tolist():
+        box = (x0, y0, x1 - x0, y1 - y0)
+        split = [film.ms_cxr] if version >= "1.1" else []
+        rows.append((film.dicom_id, category, region.phrase, film.path, *box, *size, *split))
+        annotations.append(
+          {"area": box[2] * box[3], "iscrowd": 0, "image_id": images[-1]["id"], "bbox": box,
+           "category_id": CATEGORIES.index(category) + 1, "id": len(annotations) + 1,
+           "width": size[0], "height": size[1], "label_text": region.phrase}
+        )  # fmt: skip
+        if split:
+          annotations[-1]["split"] = film.ms_cxr
+        images[-1]["num_annotations"] += 1
+  columns = MS_CXR if version >= "1.1" else MS_CXR[:-1]
+  table(folder / f"MS_CXR_Local_Alignment_v{version}.csv", columns, rows)
+  categories = [
+    {"id": number, "name": name, "supercategory": "disease"}
+    for number, name in enumerate(CATEGORIES, 1)
+  ]
+  content = {"info": {}, "licenses": [], "categories": categories}
+  content |= {"images": images, "annotations": annotations}
+  _write(folder / f"MS_CXR_Local_Alignment_v{version}.json", json.dumps(content).encode())
+
+
+def tokens(report: str) -> list[str]:
+  """A report as RadGraph's text holds it: punctuation apart, but hyphens and decimals whole."""
+  apart = re.sub(r"(?<=\d)([.,])(?=\d)|([.,:;/!?()]|'s\b|___)", _apart, report)
+  return apart.split()
+
+
+def graph(film: Film) -> tuple[str, dict]:
+  """RadGraph's key and value of a report: entities in all its sections, "end_ix" inclusive."""
+  text = tokens(film.report)
+  lower = [token.lower() for token in text]
+  found, at = [], 0
+  for sentence in film.truth.sentences:
+    words = tokens(sentence)
+    at = _find(lower, [word.lower() for word in words], at)
+    if at < 0:
+      break  # an empty report
+    labels = _labels(sentence, words)
+    i = 0
+    while i < len(words):
+      end = i + 1
+      while end < len(words) and labels[i] and labels[end] == labels[i] == "OBS-DP" and end < i + 2:
+        end += 1  # now and then, an entity of two tokens
+      if labels[i]:
+        found.append((labels[i], at + i, at + end - 1))
+      i = end
+    at += len(words)
+  found += [("OBS-U", i, i) for i, word in enumerate(lower) if word == "pneumonia"]
+  entities = {
+    str(number): {
+      "tokens": " ".join(text[start : end + 1]),
+      "label": label,
+      "start_ix": start,
+      "end_ix": end,
+      "relations": [["located_at", "1"]] if number == 2 else [],
+    }
+    for number, (label, start, end) in enumerate(sorted(found, key=lambda e: e[1]), 1)
+  }
+  key = f"{stem(film.subject_id, film.study_id)}.txt"
+  return key, {"text": " ".join(text), "entities": entities, "data_source": None, "data_split": ""}
+
+
+def _labels(sentence: str, words: list[str]) -> list[str]:
+  """RadGraph's label of each token, "" for none."""
+  kinds = phantom_reports.word_kinds(sentence)
+  kind_of = {}
+  for (start, end), kind in zip(reports.words(sentence), kinds, strict=True):
+    kind_of.setdefault(sentence[start:end].lower(), kind)
+  out = []
+  denied = sentence.lower().startswith(("no ", "there is no "))
+  for word in words:
+    kind = kind_of.get(word.lower(), "other")
+    if denied:
+      out.append("OBS-DA" if word.lower() in ("pneumothorax", "effusion", "edema") else "")
+    else:
+      out.append({"finding": "OBS-DP", "attribute": "ANAT-DP"}.get(kind, ""))
+  return out
+
+
+def _find(text: list[str], words: list[str], start: int) -> int:
+  for at in range(start, len(text) - len(words) + 1):
+    if text[at : at + len(words)] == words:
+      return at
+  return -1
+
+
+def _apart(match: re.Match) -> str:
+  return match.group(1) or f" {match.group(2)} "
+
+
+def _report(study: Study, number: int) -> str:
+  """The phantom's report in MIMIC's form."""
+  if number == EMPTY:
+    return "\n"
+  findings, impression = study.sections["findings"], study.sections["impression"]
+  title = " " * 33 + "FINAL REPORT\n"
+  if number == WITHOUT_HEADINGS:
+    body = f" CHEST RADIOGRAPH\n \n{_folded(findings)} \n{_folded(impression)}"
+    return title + body
+  age = "___ year old woman with cough, SOB // r/o pneumonia"
+  parts = {
+    "EXAMINATION": f" CHEST ({'PA AND LAT' if study.view == 'PA' else 'PORTABLE AP'})",
+    "INDICATION": f" {age}" if number % 2 else " History: ___F with 1.5 weeks' fever // pneumonia?",
+    "COMPARISON": f" {study.sections.get('comparison', 'None.')}",
+    "TECHNIQUE": " Chest radiograph, single view; film 1/2.",
+  }
+  heads = "".join(f" {name}: {text}\n \n" for name, text in parts.items())
+  body = f" FINDINGS: \n \n{_folded(findings)} \n IMPRESSION: \n \n{_numbered(impression)}"
+  return title + heads + body
+
+
+def _folded(text: str) -> str:
+  return textwrap.fill(text, 72, initial_indent=" ", subsequent_indent=" ") + "\n"
+
+
+def _numbered(text: str) -> str:
+  """An impression of several statements counts them."""
+  statements = reports.sentences(text)
+  if len(statements) < 2:
+    return _folded(text)
+  return " \n".join(_folded(f"{i}. {s}") for i, s in enumerate(statements, 1))
+
+
+def _stretched(study: Study, width: int) -> Study:
+  """The study as a JPEG of that width."""
+  pixels = cv2.imdecode(np.frombuffer(study.image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  pixels = cv2.resize(pixels, (width, study.height), interpolation=cv2.INTER_LINEAR)
+  factor = np.array([width / study.width, 1] * 2)
+  regions = tuple(
+    type(region)(
+      region.phrase, region.label, np.rint(region.boxes * factor).astype(np.float32)
+    )
+    for region in study.regions
+  )  # fmt: skip
+  return Study(
+    image=_jpeg(pixels), width=width, height=study.height, image_id=study.image_id,
+    study_id=study.study_id, patient_id=study.patient_id, view=study.view,
+    sections=study.sections, sentences=study.sentences, labels=study.labels, regions=regions,
+  )  # fmt: skip
+
+
+def _lateral(study: Study) -> bytes:
+  """A picture that is no frontal film: the left half, squeezed."""
+  pixels = cv2.imdecode(np.frombuffer(study.image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  half = np.ascontiguousarray(pixels[:, : study.width // 2])
+  return _jpeg(cv2.resize(half, (study.width, study.height)))
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+  return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def _dicom_id(seed: int, number: int, film: int) -> str:
+  digits = hashlib.blake2b(f"{seed} {number} {film}".encode(), digest_size=20).hexdigest()
+  return "-".join(digits[i : i + 8] for i in range(0, 40, 8))
+
+
+def _write(path: Path, data: bytes) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(data)
+
+
+def _write_tables(folder: Path, films: list[Film], labels) -> None:
+  name = "mimic-cxr-2.0.0"
+  meanings = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral"}
+  metadata = [
+    (film.dicom_id, film.subject_id, film.study_id, "CHEST (PA AND LAT)", film.view, film.height,
+     film.width, "21800506", "213014.531", "CHEST (PA AND LAT)", meanings[film.view], "Erect")
+    for film in films
+  ]  # fmt: skip
+  table(folder / f"{name}-metadata.csv.gz", METADATA, metadata)
+  split = [(film.dicom_id, film.study_id, film.subject_id, film.split) for film in films]
+  columns = ("dicom_id", "study_id", "subject_id", "split")
+  table(folder / f"{name}-split.csv.gz", columns, split)
+  for labeler in ("chexpert", "negbio"):
+    rows = []
+    for subject_id, study_id, truth, positive in labels:
+      values = {LABEL_OF[name]: value for name, value in truth.items() if name in LABEL_OF}
+      # One label for two findings: what is there counts more than what is denied.
+      values |= {LABEL_OF[name]: value for name, value in truth.items()
+                 if value and name in LABEL_OF}  # fmt: skip
+      if not positive:
+        values["No Finding"] = 1
+      if labeler == "negbio":  # which hears fewer hedges
+        values = {label: abs(value) for label, value in values.items()}
+      cells = (f"{values[label]:.1f}" if label in values else "" for label in CHEXPERT)
+      rows.append((subject_id, study_id, *cells))
+    table(folder / f"{name}-{labeler}.csv.gz", ("subject_id", "study_id", *CHEXPERT), rows)
+
+
+def _write_reports(folder: Path, films: list[Film], zipped: bool) -> None:
+  texts = {f"files/{stem(film.subject_id, film.study_id)}.txt": film for film in films}
+  if zipped:
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+      for name, film in texts.items():
+        archive.writestr(zipfile.ZipInfo(name), film.report)
+  else:
+    for name, film in texts.items():
+      _write(folder / name, film.report.encode())
+  studies = [(film.subject_id, film.study_id, name) for name, film in texts.items()]
+  table(folder / "cxr-study-list.csv.gz", ("subject_id", "study_id", "path"), studies)
+  records = [
+    (film.subject_id, film.study_id, film.dicom_id, film.path.replace(".jpg", ".dcm"))
+    for film in films
+  ]
+  columns = ("subject_id", "study_id", "dicom_id", "path")
+  table(folder / "cxr-record-list.csv.gz", columns, records)
