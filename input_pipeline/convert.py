@@ -9,6 +9,7 @@ stay. Films that cannot be read are left out and listed in `skipped.jsonl` of th
 import argparse
 import concurrent.futures
 import contextlib
+import ctypes
 import dataclasses
 import fcntl
 import hashlib
@@ -38,6 +39,7 @@ from input_pipeline.study import SPLITS, Study, UnreadableError
 
 _RECORDS_VERSION = 2  # raise it when records.features or store_image changes what is written
 _ARGUMENTS, _SKIPPED, _SELECTION = "convert.json", "skipped.jsonl", "selection.json"
+_M_TOP_PAD = -2  # of malloc.h: how much free memory a process keeps
 
 
 class ConvertError(UserError):
@@ -336,6 +338,9 @@ def _results(job: _Job, shards: list[_Shard], workers: int) -> Iterator[tuple[_S
 
 def _start_worker() -> None:
   cv2.setNumThreads(1)
+  # glibc gives what a film frees back to the system, to get the same again for the next film.
+  with contextlib.suppress(OSError, AttributeError):  # another libc
+    ctypes.CDLL(None).mallopt(_M_TOP_PAD, 2**28)
   threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -11,7 +11,9 @@ from input_pipeline.study import Study, UnreadableError
 
 FORMATS = ("keep", "jpeg", "png")
 _JPEG_QUALITY = 95
-_MARGIN = 2  # at least so many decoded pixels a stored one, each way: below, averages are uneven
+# Decoded pixels a stored one, each way, at the least. Averages over fewer are so uneven that they
+# differ from those over all pixels by more than the stored JPEG from its own (docs/benchmarks.md).
+_MARGIN = 2
 _MOST_PIXELS = 2**28
 _ORIENTATION = 0x0112  # EXIF; 5 to 8 swap the axes
 

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import loader, local_loss, train_step
-from input_pipeline import images, records, terms, tokens
+from benchmarks import convert, loader, local_loss, train_step
+from input_pipeline import images, records, stored, terms, tokens
 from input_pipeline.loader import Encode
+from input_pipeline.readers import folder
 from plan_jax.models.plan import build
 
 SHAPE = (4, 3, 9, 8)
@@ -89,3 +90,25 @@ def test_loader_has_a_row_for_every_stage(tmp_path):
   assert len(rows) == 8
   assert all(np.isfinite(row["films_per_s"]) and row["films_per_s"] > 0 for row in rows)
   assert [row["overhead"] is None for row in rows] == [True] * 6 + [False] * 2
+
+
+def test_convert_has_rows_for_every_worker_count(tmp_path):
+  raw = tmp_path / "raw"
+  size = convert.draw(raw, 2, 5, (160, 192))
+  assert size > 1000
+  rows = convert.measure(raw, image_px=64, repeats=1, workers=[1, 2])
+  assert [(row["workers"], row["row"]) for row in rows] == [
+    (workers, name) for workers in (1, 2) for name in ("naive loop", "bare loop", "convert")
+  ]
+  assert all(np.isfinite(row["films_per_s"]) for row in rows)
+  assert not list(tmp_path.glob("tmp*"))
+
+
+def test_the_bare_loop_gives_what_the_converter_stores(tmp_path):
+  convert.draw(tmp_path / "raw", 1, 1, (320, 384))
+  (item,) = folder.open_source(str(tmp_path / "raw")).items
+  study = folder.open_source(str(tmp_path / "raw")).read(item)
+  ours = stored.store_image(study, 64).image
+  assert convert.bare(study.image, 64) == ours
+  difference = images.decode(convert.naive(study.image, 64)).astype(int) - images.decode(ours)
+  assert 0 < np.abs(difference).mean() < 1

@@ -1,0 +1,182 @@
+"""Films a second of the converter, beside bare loops: python -m benchmarks.convert.
+
+The films are as large as MIMIC-CXR-JPG's, 2544 x 3056 grey JPEG of quality 95 and about 1.6 MB: a
+phantom film, enlarged, and noise of a strength that gives that size. Rows of one worker count take
+turns on the same files, which the system keeps in memory: no disk is measured.
+
+  naive loop      OpenCV: decode all pixels, reduce, encode as JPEG
+  bare loop       Pillow: decode at a half, OpenCV: reduce, encode as JPEG
+  convert         the converter: checks, texts, records with checksums, shards and indices too
+
+  python -m benchmarks.convert --json=out.json
+"""
+
+import argparse
+import concurrent.futures
+import csv
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from input_pipeline import convert, images, phantom
+from input_pipeline.readers import folder
+
+_SIZE = (2544, 3056)
+_NOISE = 1.85  # standard deviation, in grey levels
+_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
+
+
+def draw(raw: Path, count: int, rows: int, size: tuple[int, int] = _SIZE) -> float:
+  """Writes `count` films and a manifest that names them in turn, `rows` rows.
+
+  Returns: the films' mean size in bytes.
+  """
+  raw.mkdir(parents=True)
+  studies = [phantom.study(0, i, 512) for i in range(count)]
+  for i, study in enumerate(studies):
+    pixels = cv2.resize(images.decode(study.image), size, interpolation=cv2.INTER_CUBIC)
+    noise = np.empty(pixels.shape, np.int8)
+    cv2.setRNGSeed(i)
+    cv2.randn(noise, 0, _NOISE)
+    cv2.imwrite(str(raw / f"{i}.jpg"), cv2.add(pixels, noise, dtype=cv2.CV_8U), _QUALITY)
+  with open(raw / folder.MANIFEST, "w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file)
+    writer.writerow(["image", "image_id", "split", "text"])
+    for row in range(rows):
+      text = " ".join(studies[row % count].sentences)
+      writer.writerow([f"{row % count}.jpg", row, "train", text])
+  return statistics.mean((raw / f"{i}.jpg").stat().st_size for i in range(count))
+
+
+def naive(encoded: bytes, image_px: int) -> bytes:
+  """All pixels decoded, then reduced."""
+  return _reduced(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE), image_px)
+
+
+def bare(encoded: bytes, image_px: int) -> bytes:
+  """The least that does what the converter does to the pixels of these films."""
+  with Image.open(io.BytesIO(encoded)) as image:
+    image.draft("L", (image.width // 2, image.height // 2))
+    return _reduced(np.asarray(image), image_px)
+
+
+def _reduced(pixels: np.ndarray, image_px: int) -> bytes:
+  height, width = pixels.shape
+  scale = image_px / min(height, width)
+  size = (round(width * scale), round(height * scale))
+  small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+  return cv2.imencode(".jpg", small, _QUALITY)[1].tobytes()
+
+
+_LOOPS = {"naive loop": naive, "bare loop": bare}
+
+
+def _loop(name: str, files: list[Path], image_px: int) -> int:
+  return sum(len(_LOOPS[name](file.read_bytes(), image_px)) for file in files)
+
+
+def loop_seconds(name: str, files: list[Path], image_px: int, workers: int) -> float:
+  """Time of a plain loop over the films, shared out among processes that have started already."""
+  if workers == 1:
+    _loop(name, files[:1], image_px)
+    began = time.perf_counter()
+    _loop(name, files, image_px)
+    return time.perf_counter() - began
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
+  ) as pool:
+
+    def share(films):
+      parts = [films[i::workers] for i in range(workers)]
+      return list(pool.map(_loop, [name] * workers, parts, [image_px] * workers))
+
+    share(files[: 4 * workers])  # starts and warms the processes
+    began = time.perf_counter()
+    share(files)
+    return time.perf_counter() - began
+
+
+def convert_seconds(raw: Path, image_px: int, workers: int, films: int | None = None) -> float:
+  """Time of a whole conversion, its processes' start included."""
+  with tempfile.TemporaryDirectory(dir=raw.parent) as scratch:
+    summary = convert.convert(
+      "folder", Path(scratch) / "records", source=str(raw), image_px=image_px, workers=workers,
+      limit=films, shard_size=1 if films else 16, progress=False,
+    )  # fmt: skip
+  return summary["seconds"]
+
+
+def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> list[dict]:
+  """One row a contender and worker count: median and best films a second, and what starting took.
+
+  The start of `convert` is the time that one film a worker takes; it is not in its films a second.
+  """
+  with open(raw / folder.MANIFEST, encoding="utf-8") as file:
+    files = [raw / row["image"] for row in csv.DictReader(file)]
+  rows = []
+  for count in workers:
+    rates: dict[str, list[float]] = {name: [] for name in (*_LOOPS, "convert")}
+    starts = []
+    for _ in range(repeats):
+      for name in _LOOPS:
+        rates[name].append(len(files) / loop_seconds(name, files, image_px, count))
+      starts.append(convert_seconds(raw, image_px, count, films=count))
+      whole = convert_seconds(raw, image_px, count)
+      rates["convert"].append((len(files) - count) / (whole - starts[-1]))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    rows += [
+      {
+        "row": name, "workers": count, "films_per_s": median[name], "best": max(values),
+        "of_bare": median[name] / median["bare loop"],
+        "of_naive": median[name] / median["naive loop"],
+        "start_s": statistics.median(starts) if name == "convert" else None,
+      }
+      for name, values in rates.items()
+    ]  # fmt: skip
+  return rows
+
+
+def main() -> None:
+  """Prints the table, and writes the JSON."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--films", type=int, default=24, help="different films drawn")
+  parser.add_argument(
+    "--rows", type=int, default=480, help="rows of the manifest, over those films"
+  )
+  parser.add_argument("--image_px", type=int, default=512)
+  parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--workers", type=int, nargs="*", default=sorted({1, os.cpu_count() or 1}))
+  parser.add_argument("--json", help="where to write all figures")
+  options = parser.parse_args()
+  cv2.setNumThreads(1)
+  with tempfile.TemporaryDirectory() as scratch:
+    raw = Path(scratch) / "raw"
+    size = draw(raw, options.films, options.rows)
+    rows = measure(raw, image_px=options.image_px, repeats=options.repeats, workers=options.workers)
+  width, height = _SIZE
+  films = f"{width} x {height} JPEG of {size / 1e6:.2f} MB to {options.image_px} px"
+  print(f"{options.rows} films, {films}\n")
+  print("| workers | | films/s | best | of the bare loop | of the naive loop | start, s |")
+  print("|---:|---|---:|---:|---:|---:|---:|")
+  for row in rows:
+    start = "" if row["start_s"] is None else f"{row['start_s']:.2f}"
+    print(
+      f"| {row['workers']} | {row['row']} | {row['films_per_s']:.0f} | {row['best']:.0f} |"
+      f" {row['of_bare']:.2f} | {row['of_naive']:.2f} | {start} |"
+    )
+  if options.json:
+    Path(options.json).write_text(json.dumps({"films": films, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()
