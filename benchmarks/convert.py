@@ -59,22 +59,30 @@ def draw(raw: Path, count: int, rows: int, size: tuple[int, int] = _SIZE) -> flo
 
 def naive(encoded: bytes, image_px: int) -> bytes:
   """All pixels decoded, then reduced."""
-  return _reduced(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE), image_px)
+  pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
+  return _jpeg(_reduced(pixels, image_px))
 
 
 def bare(encoded: bytes, image_px: int) -> bytes:
   """The least that does what the converter does to the pixels of these films."""
+  return _jpeg(_reduced(_decoded_at(encoded, 2), image_px))
+
+
+def _decoded_at(encoded: bytes, scale: int) -> np.ndarray:
   with Image.open(io.BytesIO(encoded)) as image:
-    image.draft("L", (image.width // 2, image.height // 2))
-    return _reduced(np.asarray(image), image_px)
+    image.draft("L", (image.width // scale, image.height // scale))
+    return np.asarray(image)
 
 
-def _reduced(pixels: np.ndarray, image_px: int) -> bytes:
+def _reduced(pixels: np.ndarray, image_px: int) -> np.ndarray:
   height, width = pixels.shape
   scale = image_px / min(height, width)
   size = (round(width * scale), round(height * scale))
-  small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-  return cv2.imencode(".jpg", small, _QUALITY)[1].tobytes()
+  return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+  return cv2.imencode(".jpg", pixels, _QUALITY)[1].tobytes()
 
 
 _LOOPS = {"naive loop": naive, "bare loop": bare}
@@ -146,6 +154,24 @@ def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> li
   return rows
 
 
+def fidelity(raw: Path, image_px: int) -> list[dict]:
+  """By how much a reduced decoding changes the film to store: mean over the films, PSNR in dB.
+
+  Against all pixels decoded and their areas averaged; beside it, what storing that as JPEG changes.
+  """
+  found: dict[str, list[float]] = {}
+  for file in raw.glob("*.jpg"):
+    encoded = file.read_bytes()
+    whole = _decoded_at(encoded, 1)
+    wanted = _reduced(whole, image_px)
+    for scale in (2, 4, 8):
+      if min(whole.shape) >= scale * image_px:
+        got = _reduced(_decoded_at(encoded, scale), image_px)
+        found.setdefault(f"decoded at 1/{scale}", []).append(cv2.PSNR(got, wanted))
+    found.setdefault("stored as JPEG", []).append(cv2.PSNR(images.decode(_jpeg(wanted)), wanted))
+  return [{"row": name, "psnr_db": statistics.mean(found[name])} for name in sorted(found)]
+
+
 def main() -> None:
   """Prints the table, and writes the JSON."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -163,6 +189,7 @@ def main() -> None:
     raw = Path(scratch) / "raw"
     size = draw(raw, options.films, options.rows)
     rows = measure(raw, image_px=options.image_px, repeats=options.repeats, workers=options.workers)
+    changes = fidelity(raw, options.image_px)
   width, height = _SIZE
   films = f"{width} x {height} JPEG of {size / 1e6:.2f} MB to {options.image_px} px"
   print(f"{options.rows} films, {films}\n")
@@ -174,8 +201,12 @@ def main() -> None:
       f"| {row['workers']} | {row['row']} | {row['films_per_s']:.0f} | {row['best']:.0f} |"
       f" {row['of_bare']:.2f} | {row['of_naive']:.2f} | {start} |"
     )
+  print("\n| | PSNR, dB |\n|---|---:|")
+  for row in changes:
+    print(f"| {row['row']} | {row['psnr_db']:.1f} |")
   if options.json:
-    Path(options.json).write_text(json.dumps({"films": films, "rows": rows}, indent=1) + "\n")
+    found = {"films": films, "rows": rows, "fidelity": changes}
+    Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

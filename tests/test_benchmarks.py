@@ -104,6 +104,17 @@ def test_convert_has_rows_for_every_worker_count(tmp_path):
   assert not list(tmp_path.glob("tmp*"))
 
 
+def test_fidelity_falls_with_the_scale(tmp_path):
+  convert.draw(tmp_path / "raw", 1, 1, (320, 384))
+  rows = convert.fidelity(tmp_path / "raw", image_px=40)
+  assert [row["row"] for row in rows] == ["decoded at 1/2", "decoded at 1/4", "decoded at 1/8"] + [
+    "stored as JPEG"
+  ]
+  half, quarter, eighth, jpeg = (row["psnr_db"] for row in rows)
+  assert half > quarter
+  assert 20 < min(eighth, jpeg) < half < 70
+
+
 def test_the_bare_loop_gives_what_the_converter_stores(tmp_path):
   convert.draw(tmp_path / "raw", 1, 1, (320, 384))
   (item,) = folder.open_source(str(tmp_path / "raw")).items
@@ -111,4 +122,4 @@ def test_the_bare_loop_gives_what_the_converter_stores(tmp_path):
   ours = stored.store_image(study, 64).image
   assert convert.bare(study.image, 64) == ours
   difference = images.decode(convert.naive(study.image, 64)).astype(int) - images.decode(ours)
-  assert 0 < np.abs(difference).mean() < 1
+  assert 0 < np.abs(difference).mean() < 2
