@@ -65,8 +65,12 @@ def inside(root: Path, file: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def file_names(directory: Path) -> dict[str, str]:
-  """Of all files below a folder: name -> path relative to it, for data sets spread over archives.
+def file_names(directory: Path, suffix: str = "") -> dict[str, str]:
+  """Of the files below a folder: name -> path relative to it, for data sets spread over archives.
+
+  Args:
+    directory: the folder.
+    suffix: takes only the files whose names end so (".png").
 
   Raises SourceError where there is no such folder, or two files share a name.
   """
@@ -74,7 +78,7 @@ def file_names(directory: Path) -> dict[str, str]:
     raise SourceError(f"{directory}: there is no such folder")
   found: dict[str, str] = {}
   for parent, _, names in os.walk(directory):
-    for name in names:
+    for name in filter(lambda name: name.endswith(suffix), names):
       path = os.path.relpath(os.path.join(parent, name), directory)
       if found.setdefault(name, path) != path:
         raise SourceError(f"{directory}: {found[name]} and {path} have the same name")

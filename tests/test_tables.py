@@ -142,6 +142,9 @@ def test_file_names(tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
   assert raw.file_names(tmp_path) == {"a.png": "1/a.png", "b.png": "2/b.png"}
+  for name in ("1/.DS_Store", "2/.DS_Store"):  # a desktop leaves one in every folder
+    (tmp_path / name).touch()
+  assert raw.file_names(tmp_path, ".png") == {"a.png": "1/a.png", "b.png": "2/b.png"}
   raw.file_names.cache_clear()
   (tmp_path / "2" / "a.png").touch()
   with pytest.raises(SourceError, match="have the same name"):
