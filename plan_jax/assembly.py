@@ -13,6 +13,7 @@ from plan_jax.alignment import curriculum
 from plan_jax.checkpoint import abstract_state
 from plan_jax.mesh import make_mesh, state_sharding
 from plan_jax.models.plan import Plan, build
+from plan_jax.models.pretrained import Tower
 from plan_jax.train_state import TrainState, initial_state, make_optimizer
 
 
@@ -44,6 +45,20 @@ class Assembly:
     return jax.jit(
       lambda: _initial(self.model, self.optimizer, self.config), out_shardings=self.shardings
     )()
+
+  def with_towers(self, state: TrainState, towers: dict[str, Tower]) -> TrainState:
+    """The state before the first step with these encoders, by their names in the parameters."""
+
+    def taken(tree, shardings, part):
+      given = {name: getattr(tower, part) for name, tower in towers.items()}
+      given = {name: there for name, there in given.items() if there}
+      return tree | jax.device_put(given, {name: shardings[name] for name in given})
+
+    return state.replace(
+      params=taken(state.params, self.shardings.params, "params"),
+      batch_stats=taken(state.batch_stats, self.shardings.batch_stats, "batch_stats"),
+      ema=None if state.ema is None else taken(state.ema, self.shardings.ema, "params"),
+    )
 
 
 def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:

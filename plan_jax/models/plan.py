@@ -148,13 +148,16 @@ def image_encoder(image) -> ResNet | ViT:
   return IMAGE_ENCODERS[image.name](**_image_arguments(image))
 
 
+def text_encoder(text, vocabulary_size: int) -> Bert:
+  """The encoder of `config.model.text`, in float32."""
+  return Bert(**_text_arguments(text, vocabulary_size))
+
+
 def build(model, vocabulary_size: int) -> Plan:
   """The towers of `config.model`, for a vocabulary."""
-  text = dict(model.text, vocabulary_size=vocabulary_size)
-  del text["weights"]
   return Plan(
     image=_image_arguments(model.image),
-    text=text,
+    text=_text_arguments(model.text, vocabulary_size),
     image_name=model.image.name,
     size=model.size,
     scale_init=model.scale_init,
@@ -169,3 +172,9 @@ def _image_arguments(image) -> dict:
   name, vit = arguments.pop("name"), arguments.pop("vit")
   del arguments["weights"]
   return dict(vit, mean=image.mean, std=image.std) if name == "vit" else arguments
+
+
+def _text_arguments(text, vocabulary_size: int) -> dict:
+  arguments = dict(text, vocabulary_size=vocabulary_size)
+  del arguments["weights"]
+  return arguments

@@ -126,7 +126,7 @@ class ResNet(nn.Module):
       "channel": partial(nn.LayerNorm, dtype=self.dtype),
     }[self.norm]
     conv = partial(_conv, dtype=self.dtype)
-    base = max(8, int(64 * self.width) // 8 * 8)
+    base = first_channels(self.width)
     # Before the padding: a margin of zeros is of the mean.
     x = ((image - jnp.array(self.mean)) / jnp.array(self.std)).astype(self.dtype)
     x = nn.Conv(
@@ -154,6 +154,11 @@ class ResNet(nn.Module):
       x = nn.relu(norm(name="projector_norm")(x))
       x = nn.Dense(self.projector, dtype=self.dtype, name="projector_out")(x)
     return x
+
+
+def first_channels(width: float) -> int:
+  """Channels of the stem: 64 times the width, a multiple of 8."""
+  return max(8, int(64 * width) // 8 * 8)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

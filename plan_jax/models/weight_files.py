@@ -1,0 +1,122 @@
+"""Tensors of other projects' checkpoints, read from disk; nothing in them is executed."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+
+# Where training scripts put the tensors inside a torch file.
+_INSIDE = ("state_dict", "model")
+
+
+class WeightsError(UserError):
+  """Weights cannot be read, or do not fit the model; the message names file, keys and remedy."""
+
+
+class Weights(NamedTuple):
+  """What a file or folder holds.
+
+  Attributes:
+    tensors: by name; numbers of any float type as float32.
+    settings: of a folder's config.json, empty without.
+    sha256: of the file; of shards, one after another.
+  """
+
+  tensors: dict[str, np.ndarray]
+  settings: dict
+  sha256: str
+
+
+def read(path: str | Path) -> Weights:
+  """Reads a torch or safetensors file, or a Hugging Face folder.
+
+  A folder holds model.safetensors, shards with model.safetensors.index.json, or pytorch_model.bin.
+  torch is imported for torch files alone, and these are read as tensors only.
+
+  Raises WeightsError, naming the file, where there is none, it is broken, or holds code.
+  """
+  path = Path(path)
+  if not path.exists():
+    raise WeightsError(f"{path} is not there: name a checkpoint file or a Hugging Face folder")
+  files, settings = (_files(path), _json(path / "config.json")) if path.is_dir() else ([path], {})
+  tensors, digest = {}, hashlib.sha256()
+  for file in files:
+    with open(file, "rb") as opened:
+      while block := opened.read(2**24):
+        digest.update(block)
+    tensors |= _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
+  return Weights(tensors, settings, digest.hexdigest())
+
+
+def _files(folder: Path) -> list[Path]:
+  index = folder / "model.safetensors.index.json"
+  if index.is_file():
+    names = sorted(set(_json(index).get("weight_map", {}).values()))
+    if not names or any(not (folder / name).is_file() for name in names):
+      raise WeightsError(f"{index} names shards that are not beside it: fetch the folder again")
+    return [folder / name for name in names]
+  for name in ("model.safetensors", "pytorch_model.bin"):
+    if (folder / name).is_file():
+      return [folder / name]
+  raise WeightsError(
+    f"{folder} holds neither model.safetensors (or its index) nor pytorch_model.bin"
+  )
+
+
+def _json(path: Path) -> dict:
+  if not path.is_file():
+    return {}
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise WeightsError(f"{path} is no JSON: {error}") from error
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+  from safetensors import SafetensorError, safe_open
+
+  try:
+    with safe_open(str(path), framework="np") as file:
+      return {name: _float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+  except (SafetensorError, OSError) as error:
+    raise WeightsError(f"{path} is no whole safetensors file: {error}") from error
+
+
+def _torch(path: Path) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ImportError as error:
+    raise WeightsError(
+      f"{path} is a torch file, and torch is not installed: pip install torch, or save the tensors"
+      " as .safetensors where it is"
+    ) from error
+  try:
+    found = torch.load(path, map_location="cpu", weights_only=True)
+  except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+    if "global" in str(error).lower():
+      raise WeightsError(
+        f"{path} holds code besides tensors, and is not loaded. Where you trust it, keep the"
+        " tensors alone: torch.save(torch.load(PATH, weights_only=False)['state_dict'], NEW_PATH)"
+      ) from error
+    first = str(error).strip().split("\n")[0]
+    raise WeightsError(f"{path} is no whole torch file: {first or 'it ends too early'}") from error
+  for name in _INSIDE:
+    if isinstance(found, dict) and isinstance(found.get(name), dict):
+      found = found[name]
+  if not isinstance(found, dict):
+    raise WeightsError(f"{path} holds a {type(found).__name__}, not tensors by name")
+  # What is no tensor (an epoch, a learning rate) is no weight.
+  tensors = {str(name): value for name, value in found.items() if torch.is_tensor(value)}
+  return {
+    name: _float32((x.float() if x.is_floating_point() else x).numpy())
+    for name, x in tensors.items()
+  }
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+  return x if np.issubdtype(x.dtype, np.integer) or x.dtype == bool else x.astype(np.float32)

@@ -1,0 +1,160 @@
+"""Encoders in torch, under the names that torchvision, timm and hi-ml give their weights."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Block(nn.Module):
+  """A basic block, or with `deep` a bottleneck; the stride is in the 3x3 convolution."""
+
+  def __init__(self, inside, channels, stride, deep, dilation):
+    super().__init__()
+    outside = 4 * channels if deep else channels
+    three = dict(kernel_size=3, padding=dilation, dilation=dilation, bias=False)
+    if deep:
+      self.conv1 = nn.Conv2d(inside, channels, 1, bias=False)
+      self.conv2 = nn.Conv2d(channels, channels, stride=stride, **three)
+      self.conv3 = nn.Conv2d(channels, outside, 1, bias=False)
+      self.bn3 = nn.BatchNorm2d(outside)
+    else:
+      self.conv1 = nn.Conv2d(inside, channels, stride=stride, **three)
+      self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+    if stride != 1 or inside != outside:
+      self.downsample = nn.Sequential(
+        nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+      )
+    self.deep = deep
+
+  def forward(self, x):
+    y = functional.relu(self.bn1(self.conv1(x)))
+    y = self.bn2(self.conv2(y))
+    if self.deep:
+      y = self.bn3(self.conv3(functional.relu(y)))
+    return functional.relu(y + (self.downsample(x) if hasattr(self, "downsample") else x))
+
+
+class ResNet(nn.Module):
+  """Of `blocks` a stage; `dilated` stages go on at the stride before them."""
+
+  def __init__(self, blocks, deep, *, base=64, channels=3, dilated=(), classes=0):
+    super().__init__()
+    self.conv1 = nn.Conv2d(channels, base, 7, 2, 3, bias=False)
+    self.bn1 = nn.BatchNorm2d(base)
+    self.maxpool = nn.MaxPool2d(3, 2, 1)
+    inside, dilation = base, 1
+    for stage, count in enumerate(blocks):
+      made = []
+      for i in range(count):
+        stride, before = (2, dilation) if stage and not i else (1, dilation)
+        if stride == 2 and stage + 1 in dilated:
+          stride, dilation = 1, 2 * dilation
+        made.append(Block(inside, base * 2**stage, stride, deep, before))
+        inside = base * 2**stage * (4 if deep else 1)
+      setattr(self, f"layer{stage + 1}", nn.Sequential(*made))
+    self.stages = len(blocks)
+    if classes:
+      self.fc = nn.Linear(inside, classes)
+
+  def forward(self, x):
+    x = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
+    for stage in range(self.stages):
+      x = getattr(self, f"layer{stage + 1}")(x)
+    return x
+
+
+class Projector(nn.Module):
+  def __init__(self, inside, size):
+    super().__init__()
+    self.model = nn.Sequential(
+      nn.Conv2d(inside, size, 1, bias=False), nn.BatchNorm2d(size), nn.ReLU(),
+      nn.Conv2d(size, size, 1),
+    )  # fmt: skip
+
+  def forward(self, x):
+    return self.model(x)
+
+
+class BioViL(nn.Module):
+  def __init__(self, trunk, inside, size):
+    super().__init__()
+    self.encoder = nn.Module()
+    self.encoder.encoder = trunk
+    self.projector = Projector(inside, size)
+
+  def forward(self, x):
+    return self.projector(self.encoder.encoder(x))
+
+
+class Attention(nn.Module):
+  def __init__(self, size, heads):
+    super().__init__()
+    self.qkv, self.proj, self.heads = nn.Linear(size, 3 * size), nn.Linear(size, size), heads
+
+  def forward(self, x):
+    q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+    weight = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+    return self.proj((weight @ v).transpose(1, 2).reshape(x.shape))
+
+
+class Mlp(nn.Module):
+  def __init__(self, size, inside):
+    super().__init__()
+    self.fc1, self.fc2 = nn.Linear(size, inside), nn.Linear(inside, size)
+
+  def forward(self, x):
+    return self.fc2(functional.gelu(self.fc1(x)))
+
+
+class VitBlock(nn.Module):
+  def __init__(self, size, heads, inside):
+    super().__init__()
+    self.norm1, self.norm2 = (nn.LayerNorm(size, eps=1e-6) for _ in range(2))
+    self.attn, self.mlp = Attention(size, heads), Mlp(size, inside)
+
+  def forward(self, x):
+    x = x + self.attn(self.norm1(x))
+    return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+  """Positions are learned on `grid`; another one is resampled as timm does it."""
+
+  def __init__(self, size, layers, heads, mlp_size, patch=16, grid=14, *, channels=3, classes=0):
+    super().__init__()
+    self.patch_embed = nn.Module()
+    self.patch_embed.proj = nn.Conv2d(channels, size, patch, patch)
+    self.cls_token = nn.Parameter(torch.randn(1, 1, size))
+    self.pos_embed = nn.Parameter(torch.randn(1, 1 + grid * grid, size))
+    self.blocks = nn.ModuleList([VitBlock(size, heads, mlp_size) for _ in range(layers)])
+    self.norm = nn.LayerNorm(size, eps=1e-6)
+    self.grid = grid
+    if classes:
+      self.head = nn.Linear(size, classes)
+
+  def forward(self, x):
+    x = self.patch_embed.proj(x)
+    rows, columns = x.shape[2:]
+    position = self.pos_embed[:, 1:].reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+    if (rows, columns) != (self.grid, self.grid):
+      position = functional.interpolate(position, (rows, columns), mode="bicubic", antialias=True)
+    x = (x + position).flatten(2).transpose(1, 2)
+    first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+    x = torch.cat([first, x], 1)
+    for block in self.blocks:
+      x = block(x)
+    return self.norm(x)[:, 1:].transpose(1, 2).reshape(len(x), -1, rows, columns)
+
+
+def randomise(model, seed=0):
+  """Weights of some size everywhere, running statistics too, so that none can go missing."""
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, x in model.state_dict().items():
+      if x.is_floating_point():
+        fan = x[0].numel() if x.ndim > 1 else 1
+        x.copy_(torch.randn(x.shape, generator=generator) * (1.4 / fan**0.5 if x.ndim > 1 else 0.1))
+        if name.endswith("var") or (x.ndim == 1 and name.endswith("weight")):
+          x.add_(1)
+  return model.eval()
