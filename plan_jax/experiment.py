@@ -13,6 +13,7 @@ from plan_jax.evaluate import evaluate
 from plan_jax.evaluation_sets import EvaluationSet, fingerprints, make_records
 from plan_jax.evaluators import results
 from plan_jax.grounder import load
+from plan_jax.models import pretrained
 from plan_jax.reporting import say
 from plan_jax.train import train
 from plan_jax.workdir import Workdir
@@ -26,6 +27,10 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   config = settings.localised(config)
   settings.check(config)
   settings.check_devices(config)
+  if mode != "evaluate" and not workdir.begun():
+    # Before hours of conversion; where a run goes on, the files may be gone.
+    pretrained.tokenizer_folder(config)
+    pretrained.load_towers(config.model)
   folder = _claimed(config, workdir, new=mode != "evaluate")
   if mode == "evaluate":
     evaluate(load(workdir, config), config, workdir, _sets(config, workdir, folder))

@@ -1,6 +1,7 @@
 """Pre-training: records -> batches -> steps -> checkpoints."""
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 
@@ -11,12 +12,14 @@ from ml_collections import ConfigDict
 
 from input_pipeline import images, loader, records, terms, tokens
 from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
 from plan_jax import grounder, hosts, mesh, preemption
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods import Alignment
 from plan_jax.assembly import Assembly, assemble
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.evaluate import validation_scalars
+from plan_jax.models import pretrained
 from plan_jax.reporting import Progress, Scalars, duration, say
 from plan_jax.train_state import TrainState, make_step
 from plan_jax.workdir import Workdir
@@ -60,7 +63,7 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> None:
     tokenizer = make_tokenizer(config, workdir, source)
     parts = assemble(config, tokenizer)
     if done is None:
-      state, done = parts.initial_state(), 0
+      state, done = _first_state(parts, workdir), 0
       say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
       state = checkpoints.restore(parts.abstract_state)
@@ -71,12 +74,27 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> None:
     checkpoints.close()
 
 
+def _first_state(parts: Assembly, workdir: Workdir) -> TrainState:
+  """The state before the first step; encoders from foreign weights are noted in weights.json."""
+  state = parts.initial_state()
+  towers = pretrained.load_towers(parts.config.model, parts.model.text["vocabulary_size"])
+  if not towers:
+    return state
+  note = json.dumps({name: tower.provenance for name, tower in towers.items()}, indent=2)
+  hosts.agree("the weights it starts from", note)
+  hosts.first_does(lambda: replace_text(workdir.weights, f"{note}\n"))
+  for name, tower in towers.items():
+    aside = len(tower.provenance["left_aside"])
+    say(f"{name} starts from {tower.provenance['source']} ({aside} of its tensors are left aside)")
+  return parts.with_towers(state, towers)
+
+
 def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> tokens.Tokenizer:
   """The run's own vocabulary: trained on the training reports, or copied from a folder."""
 
   def make():
-    if config.text.tokenizer:
-      tokens.copy(config.text.tokenizer, workdir.tokenizer)
+    if folder := pretrained.tokenizer_folder(config):
+      tokens.copy(folder, workdir.tokenizer)
     else:
       some = range(0, len(source), max(1, len(source) // _TOKENIZER_TEXTS))
       texts = (" ".join(source[i].sentences) for i in some)

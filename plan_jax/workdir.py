@@ -30,6 +30,7 @@ class Workdir:
     self.records = self.path / "records"
     self.records_note = self.path / "records.txt"  # their fingerprint
     self.tokenizer = self.path / "tokenizer"
+    self.weights = self.path / "weights.json"  # what the encoders started from, if not at random
     self.checkpoints = self.path / "checkpoints"
     self.metrics = self.path / "metrics.jsonl"
     self.evaluation = self.path / "evaluation.json"
