@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import tiny
+from plan_jax.models.attention import attend, flash_fits
 from plan_jax.models.bert import Bert
 from plan_jax.models.plan import Plan, bounded, build, image_encoder, unit
 from plan_jax.models.remat import REMAT
@@ -82,6 +85,35 @@ def test_batch_norm_keeps_running_statistics():
   assert not np.allclose(before["stem_norm"]["var"], after["stem_norm"]["var"])
   still = net.apply(variables, x)
   assert np.isfinite(still).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_a_softmax_of_products(masked):
+  q, k, v = jax.random.normal(KEY, (3, 2, 5, 3, 4))
+  mask = jnp.arange(5) < 3
+  found = attend(q, k, v, jnp.broadcast_to(mask, (2, 1, 5, 5)) if masked else None)
+  logits = jnp.einsum("blhc,bmhc->bhlm", q, k) / 2
+  weight = jax.nn.softmax(jnp.where(mask | (not masked), logits, -jnp.inf))
+  np.testing.assert_allclose(found, jnp.einsum("bhlm,bmhc->blhc", weight, v), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("dtype", "size", "capability", "fits"),
+  [
+    ("bfloat16", 64, "9.0", True),
+    ("float16", 128, "8.0", True),
+    ("float32", 64, "9.0", False),
+    ("bfloat16", 12, "9.0", False),
+    ("bfloat16", 256, "9.0", False),
+    ("bfloat16", 64, "7.5", False),
+    ("bfloat16", 64, "gfx942", False),
+    ("bfloat16", 64, None, False),
+  ],
+)
+def test_flash_attention_is_for_devices_that_have_it(dtype, size, capability, fits):
+  device = SimpleNamespace(compute_capability=capability)
+  assert flash_fits(jnp.dtype(dtype), size, device) == fits
+  assert not flash_fits(jnp.dtype(dtype), size, jax.devices()[0])
 
 
 def test_patches_and_a_dot_are_a_convolution():

@@ -1,7 +1,11 @@
 """Attention of several heads, by the fastest kernel that fits."""
 
+import re
+
 import jax
 import jax.numpy as jnp
+
+_CAPABILITY = 8  # of CUDA devices, the least that cuDNN's flash attention wants: Ampere
 
 
 def attend(
@@ -9,15 +13,23 @@ def attend(
 ) -> jax.Array:
   """softmax(query key' / sqrt(C)) value, [B, L, heads, C] each -> [B, L, heads, C].
 
-  In half precision on a GPU by cuDNN's flash attention, which never holds the [L, L] weights;
-  elsewhere as XLA compiles it.
-
   Args:
     query, key, value: of one dtype.
     mask: [B, 1 or heads, L, L] bool, True where a query may look; None: everywhere.
   """
-  half = query.dtype in (jnp.bfloat16, jnp.float16)
-  flash = half and jax.default_backend() == "gpu"
+  flash = mask is None and flash_fits(query.dtype, query.shape[-1], jax.devices()[0])
   return jax.nn.dot_product_attention(
     query, key, value, mask=mask, implementation="cudnn" if flash else "xla"
   )
+
+
+def flash_fits(dtype, size: int, device) -> bool:
+  """Whether cuDNN's flash attention, which never holds the [L, L] weights, does heads of `size`.
+
+  In half precision on CUDA devices from Ampere on. With a mask it would need the [L, L] weights of
+  that, so what has one is left to XLA, as on every other device.
+  """
+  capability = re.match(r"(\d+)\.\d+$", str(getattr(device, "compute_capability", "")))
+  half = dtype in (jnp.bfloat16, jnp.float16)
+  fits = size % 8 == 0 and size <= 128
+  return bool(half and fits and capability and int(capability[1]) >= _CAPABILITY)
