@@ -88,11 +88,20 @@ def check_patients(items: list[Item]) -> None:
 
 
 # Below the definitions, which the readers import from here.
-from input_pipeline.readers import chexpert, folder, nih14, phantom  # noqa: E402
+from input_pipeline.readers import (  # noqa: E402
+  chexpert,
+  folder,
+  mimic_cxr,
+  ms_cxr,
+  nih14,
+  phantom,
+)
 
 READERS: dict[str, Callable[..., Source]] = {
   "chexpert": chexpert.open_source,
   "folder": folder.open_source,
+  "mimic_cxr": mimic_cxr.open_source,
+  "ms_cxr": ms_cxr.open_source,
   "nih14": nih14.open_source,
   "phantom": phantom.open_source,
 }

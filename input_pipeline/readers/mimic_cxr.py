@@ -1,0 +1,232 @@
+"""Reader of MIMIC-CXR: the films of MIMIC-CXR-JPG with the reports of MIMIC-CXR.
+
+The source is a folder that holds PhysioNet's projects, each with or without its version's folder
+(`mimic-cxr-jpg/2.0.0/...`), or the folder in which "wget -r" made `physionet.org/files`:
+
+  mimic-cxr-jpg/  mimic-cxr-*-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz, -negbio.csv.gz,
+                  files/p10/p10000032/s50414267/DICOM_ID.jpg
+  mimic-cxr/      mimic-cxr-reports.zip (read in place), or files/p10/p10000032/s50414267.txt
+  ms-cxr/         optional: whose patients to leave out of training (see `ms_cxr`)
+  radgraph/       optional: MIMIC-CXR_graphs.json, whose entities come along
+
+Tables may also lie there unpacked (.csv). A project, or its "files", may be a link to another disk.
+
+A film is a study of its own with its study's report; sections and sentences are `mimic_reports`',
+entities `radgraph`'s. Splits are the official ones. Labels are the study's, by published names;
+what its row leaves blank is unknown, as are all of a study without a row. A film without a row in
+the table of splits is left out and listed. One without its report's file cannot be read; a report
+without words is legal. Left aside: views that the option does not name, and acquisition data.
+"""
+
+import functools
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from input_pipeline import mimic_reports, physionet, radgraph, raw, tables
+from input_pipeline.raw import SourceError
+from input_pipeline.readers import Item, Source, image_size
+from input_pipeline.readers import ms_cxr as ms_cxr_reader
+from input_pipeline.study import Study, UnreadableError
+
+LABELS = (
+  "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum",
+  "Fracture", "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other",
+  "Pneumonia", "Pneumothorax", "Support Devices",
+)  # fmt: skip
+_FRONTAL = ("AP", "PA")
+_SPLITS = {"train": "train", "validate": "validation", "test": "test"}
+_IDS = ("subject_id", "study_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Film:
+  study_id: str
+  graph: radgraph.Place | None
+
+
+def open_source(
+  source: str, *, views: str = "frontal", labels: str = "chexpert", ms_cxr: str = "exclude"
+) -> Source:
+  """Lists the films; no image and no report is touched.
+
+  Args:
+    source: the folder that holds mimic-cxr-jpg and mimic-cxr.
+    views: "frontal" (AP and PA) or "all".
+    labels: whose labels: "chexpert" or "negbio".
+    ms_cxr: "exclude" leaves the patients of MS-CXR out of the training split, "keep" keeps them.
+
+  Raises SourceError: an option that is none of these, a project or a table that is missing or
+  cannot be right, rows that contradict each other.
+  """
+  for name, given, known in (
+    ("views", views, ("frontal", "all")),
+    ("labels", labels, ("chexpert", "negbio")),
+    ("ms_cxr", ms_cxr, ("exclude", "keep")),
+  ):
+    if given not in known:
+      raise SourceError(f"{name} is {given!r}; it must be {' or '.join(known)}")
+  root = raw.folder(source, "mimic-cxr-jpg and mimic-cxr")
+  films = physionet.find(root, "mimic-cxr-jpg", "files")
+  texts = physionet.find(root, "mimic-cxr", "mimic-cxr-reports.zip", "files")
+  if texts.suffix == ".zip":
+    _archive(texts)
+  rows = _unique(_table(root, "metadata"), ("dicom_id", "ViewPosition", *_IDS), _view)
+  splits = _unique(_table(root, "split"), ("dicom_id", "split", *_IDS), _split)
+  labels_of = _unique(_table(root, labels), (*_IDS, *LABELS), _labels)
+  notes = []
+  excluded: set[str] = set()
+  if ms_cxr == "exclude" and physionet.has(root, "ms-cxr"):
+    excluded = {row.patient_id for row in ms_cxr_reader.annotations(root)}
+  elif ms_cxr == "exclude":
+    notes.append(
+      "there is no ms-cxr: its patients could not be left out of training, so that an evaluation on"
+      " MS-CXR would leak"
+    )
+
+  chosen, left_out = [], []
+  aside, in_ms_cxr = Counter(), Counter()
+  for dicom_id, (patient_id, study_id, view) in rows.items():
+    path = f"files/{physionet.stem(patient_id, study_id)}/{dicom_id}.jpg"
+    if views == "frontal" and view not in _FRONTAL:
+      aside[view or "not known"] += 1
+      continue
+    if dicom_id not in splits:
+      left_out.append((path, "the table of splits has no row for it"))
+      continue
+    *ids, split = splits[dicom_id]
+    if ids != [patient_id, study_id]:
+      raise SourceError(
+        f"{root}: film {dicom_id} is of patient {patient_id}, study {study_id} by the metadata, of"
+        f" patient {ids[0]}, study {ids[1]} by the table of splits"
+      )
+    if split == "train" and patient_id in excluded:
+      in_ms_cxr[patient_id] += 1
+      continue
+    chosen.append((path, dicom_id, patient_id, study_id, view, split))
+  studies = {(patient_id, study_id) for _, _, patient_id, study_id, _, _ in chosen}
+  graphs, file = {}, None
+  if physionet.has(root, "radgraph"):
+    file = physionet.find(root, "radgraph", "MIMIC-CXR_graphs.json")
+    graphs = radgraph.places(file, {f"{physionet.stem(*ids)}.txt" for ids in studies})
+    notes.append(f"studies with RadGraph's entities: {len(graphs)} of {len(studies)}")
+  items = [
+    Item(
+      path,
+      split,
+      patient_id,
+      _Film(study_id, graphs.get(f"{physionet.stem(patient_id, study_id)}.txt")),
+      dicom_id,
+      view,
+      labels_of.get((patient_id, study_id), ()),
+    )
+    for path, dicom_id, patient_id, study_id, view, split in chosen
+  ]
+
+  if aside:
+    listed = ", ".join(f"{view} {count}" for view, count in aside.most_common())
+    notes.append(f"views left aside: {aside.total()} of {len(rows)} films ({listed})")
+  if excluded:
+    notes.append(
+      f"left out of train, for MS-CXR has films of theirs: {in_ms_cxr.total()} films of"
+      f" {len(in_ms_cxr)} patients (ms_cxr=keep keeps them)"
+    )
+  if unlabelled := len(studies - labels_of.keys()):
+    notes.append(f"studies that {labels} does not label: {unlabelled} of {len(studies)}")
+  if unknown := len(splits.keys() - rows.keys()):
+    notes.append(f"films in the table of splits that the metadata lacks: {unknown}")
+  read = functools.partial(_read, films=films, texts=texts, graphs=file)
+  return Source("mimic_cxr", items, read, tuple(notes), tuple(left_out))
+
+
+def _table(root: Path, name: str) -> Path:
+  return physionet.find(
+    root, "mimic-cxr-jpg", f"mimic-cxr-*-{name}.csv.gz", f"mimic-cxr-*-{name}.csv"
+  )
+
+
+def _unique(path: Path, columns: Sequence[str], parse: Callable[[tables.Row], tuple]) -> dict:
+  """A table by its key. `parse` makes key and value of a row.
+
+  A row that stands twice counts once. Raises SourceError where two rows of a key differ.
+  """
+  found, numbers = {}, {}
+  for row in tables.read(path, columns):
+    key, value = parse(row)
+    if found.setdefault(key, value) != value:
+      raise SourceError(
+        f"{path}: rows {numbers[key]} and {row.number} say different things of"
+        f" {key if isinstance(key, str) else ', '.join(key)}"
+      )
+    numbers.setdefault(key, row.number)
+  if not found:
+    raise SourceError(f"{path}: there is no row below the column names")
+  return found
+
+
+def _view(row: tables.Row) -> tuple[str, tuple[str, str, str]]:
+  return row.text("dicom_id"), (*map(row.text, _IDS), row["ViewPosition"])
+
+
+def _split(row: tables.Row) -> tuple[str, tuple[str, str, str]]:
+  return row.text("dicom_id"), (*map(row.text, _IDS), _SPLITS[row.one_of("split", tuple(_SPLITS))])
+
+
+def _labels(row: tables.Row) -> tuple[tuple[str, str], tuple[tuple[str, int], ...]]:
+  values = ((name, row.label(name)) for name in LABELS if row[name])
+  return tuple(map(row.text, _IDS)), tuple((name, v) for name, v in values if v is not None)
+
+
+def _read(item: Item, *, films: Path, texts: Path, graphs: Path | None) -> Study:
+  """The study of a film. Raises UnreadableError; SourceError where RadGraph's file has changed."""
+  stem = physionet.stem(item.patient_id, item.row.study_id)
+  image = raw.read_bytes(films, f"{stem}/{item.image_id}.jpg")
+  width, height = image_size(image)
+  sections = mimic_reports.sections(raw.text(_report(texts, f"{stem}.txt")))
+  sentences = tuple(mimic_reports.sentences(sections))
+  entities = ()
+  if item.row.graph:
+    entities, _ = radgraph.entities(radgraph.entry(graphs, item.row.graph), sentences)
+  return Study(
+    image=image,
+    width=width,
+    height=height,
+    image_id=item.image_id,
+    study_id=item.row.study_id,
+    patient_id=item.patient_id,
+    view=item.view,
+    sections=sections,
+    sentences=sentences,
+    labels=dict(item.labels),
+    entities=entities,
+  )
+
+
+def _report(texts: Path, name: str) -> bytes:
+  """A report's bytes, from the zip or the folder. Raises UnreadableError."""
+  if texts.suffix != ".zip":
+    return raw.read_bytes(texts, name)
+  archive, files = _archive(texts)
+  try:
+    return archive.read(files + name)
+  except KeyError:
+    raise UnreadableError(f"{texts} holds no {files}{name}") from None
+  except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+    raise UnreadableError(f"{texts}: {files}{name} cannot be read ({error})") from error
+
+
+@functools.lru_cache(maxsize=1)
+def _archive(path: Path) -> tuple[zipfile.ZipFile, str]:
+  """The reports' archive, opened once a process, and its folder "files/". Raises SourceError."""
+  try:
+    archive = zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, OSError) as error:
+    raise SourceError(f"{path}: cannot be opened ({error}); download it again") from None
+  for name in archive.namelist():
+    before, folder, _ = name.partition("files/p")
+    if folder:
+      return archive, f"{before}files/"
+  raise SourceError(f"{path}: holds no files/p10/p10000032/s50414267.txt; download it again")
