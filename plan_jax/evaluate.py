@@ -12,7 +12,15 @@ from input_pipeline import terms as terms_list
 from input_pipeline.study import Study
 from plan_jax import hosts, report, reporting
 from plan_jax.evaluation_sets import EvaluationSet, fingerprints
-from plan_jax.evaluators import grounding, presence, results, retrieval, terms, units
+from plan_jax.evaluators import (
+  class_retrieval,
+  grounding,
+  presence,
+  results,
+  retrieval,
+  terms,
+  units,
+)
 from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir
@@ -77,10 +85,15 @@ def _score(
     rows += grounding.grounding_rows(grounded, **common)
     scores["grounding"] = grounded[results.RUN]
   if chosen.has("text"):
-    galleries = retrieval.score_retrieval(model, chosen.studies("text", "retrieval"))
+    pairs = retrieval.embed(model, chosen.studies("text", "retrieval"))
+    galleries = retrieval.score_retrieval(pairs)
     rows += retrieval.retrieval_rows(galleries, **common)
     if galleries:
       scores["retrieval"] = galleries["all"].units
+    classes = class_retrieval.score_classes(pairs)
+    rows += class_retrieval.class_rows(classes, **common)
+    if classes:
+      scores["class-retrieval"] = classes[0]
   lit = presence.score_presence(model, chosen.studies(what="presence"))
   if lit:
     rows += presence.presence_rows(lit, **common)

@@ -44,7 +44,8 @@ def test_every_task_has_rows_beside_its_floors(run):
   assert 0 <= cells["presence", "macro", "AUC", "run"].value <= 1
   assert cells["terms", "all", "AUC finding against rest", "run"].n > 100
   lines = results.headline(rows).splitlines()
-  assert len(lines) == len(results.HEADLINES) == 7
+  # Eight films hold too few classes for P@5.
+  assert len(lines) == len(results.HEADLINES) - 1 == 7
   assert "presence-v1" in lines[5] and "terms-v1" in lines[6] and "chance 0.500" in lines[6]
   page = workdir.report.read_text()
   for text in ("Presence on phantom/test", "Protocol terms-v1", "mean peak absent"):

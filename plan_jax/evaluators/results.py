@@ -26,6 +26,7 @@ FOLLOWED = (
 # What a reader wants to know first.
 HEADLINES = (
   *FOLLOWED,
+  ("class-retrieval", "macro", "P@5 image-to-text without own"),
   ("presence", "macro", "AUC"),
   ("terms", "all", "AUC finding against rest"),
 )
@@ -36,7 +37,7 @@ class Row:
   """One figure.
 
   Attributes:
-    task: "grounding", "retrieval", "presence" or "terms".
+    task: "grounding", "retrieval", "class-retrieval", "presence", "terms", ...
     protocol: name and version of the rules it was measured by, e.g. "grounding-v1".
     data: the data set and split, e.g. "phantom/test".
     group: a finding, "macro" for the mean over findings, or "all".

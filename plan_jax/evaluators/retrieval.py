@@ -206,6 +206,26 @@ def score_gallery(
   return Gallery(units, *chance(keys))
 
 
+@dataclass(frozen=True)
+class Embedded:
+  """The pairs of a gallery.
+
+  Attributes:
+    films, texts: float32 [N, D], unit norm.
+    keys: int [N], equal for texts that say the same.
+    ids, patients, kinds: [N], image, patient and kind of text.
+    labels: [N], of the studies.
+  """
+
+  films: np.ndarray
+  texts: np.ndarray
+  keys: np.ndarray
+  ids: list[str]
+  patients: list[str]
+  kinds: list[str]
+  labels: list[dict[str, int]]
+
+
 def evaluate_retrieval(
   embedder: Embedder,
   studies: Iterable[Study],
@@ -228,28 +248,26 @@ def evaluate_retrieval(
     seed: of the draws.
 
   Returns:
-    As `retrieval_rows`. How many studies had no text is logged; `n` and `gallery` count the others.
+    As `retrieval_rows`.
 
   Raises:
-    ValueError: a film is unreadable, or the embeddings do not fit; the former names the image.
+    ValueError: as `embed` and `score_retrieval`.
   """
-  galleries = score_retrieval(embedder, studies, batch=batch, block=block)
+  galleries = score_retrieval(embed(embedder, studies, batch=batch), block=block)
   return retrieval_rows(galleries, data=data, resamples=resamples, seed=seed)
 
 
-def score_retrieval(
-  embedder: Embedder, studies: Iterable[Study], *, batch: int = 64, block: int = 512
-) -> dict[str, Gallery]:
-  """The gallery "all" and, where there are several kinds of text, that of each kind.
+def embed(embedder: Embedder, studies: Iterable[Study], *, batch: int = 64) -> Embedded | None:
+  """The pairs of the studies with text, `batch` films at a time; None where there is none.
 
-  Empty where no study has text. Arguments and errors are those of `evaluate_retrieval`.
+  How many had no text is logged. Raises ValueError, naming the image, where a film is unreadable.
   """
   v, t, films, texts = [], [], [], []
   known: dict[str, int] = {}
-  keys, ids, patients, kinds = [], [], [], []
+  keys, ids, patients, kinds, labels = [], [], [], [], []
   without = 0
 
-  def embed() -> None:
+  def flush() -> None:
     if films:
       v.append(np.asarray(embedder.embed_images(list(films)), np.float32))
       t.append(np.asarray(embedder.embed_texts(list(texts)), np.float32))
@@ -270,22 +288,34 @@ def score_retrieval(
     ids.append(study.image_id)
     patients.append(study.patient_id)
     kinds.append(study.text_kind)
+    labels.append(study.labels)
     if len(films) == batch:
-      embed()
-  embed()
+      flush()
+  flush()
   if without:
     logging.info("retrieval: %d studies without text are left out", without)
   if not keys:
+    return None
+  return Embedded(
+    np.concatenate(v), np.concatenate(t), np.array(keys), ids, patients, kinds, labels
+  )
+
+
+def score_retrieval(found: Embedded | None, *, block: int = 512) -> dict[str, Gallery]:
+  """The gallery "all" and, where there are several kinds of text, that of each kind.
+
+  Empty where nothing was found. Raises ValueError where the embeddings do not fit.
+  """
+  if found is None:
     return {}
-  v, t, keys, kinds = np.concatenate(v), np.concatenate(t), np.array(keys), np.array(kinds)
-  ids, patients = np.array(ids), np.array(patients)
-  groups = {"all": np.ones(len(keys), bool)}
-  if len(set(kinds.tolist())) > 1:
-    groups |= {kind: kinds == kind for kind in sorted(set(kinds.tolist()))}
+  kinds, ids, patients = (np.array(x) for x in (found.kinds, found.ids, found.patients))
+  groups = {"all": np.ones(len(kinds), bool)}
+  if len(set(found.kinds)) > 1:
+    groups |= {kind: kinds == kind for kind in sorted(set(found.kinds))}
   return {
     group: score_gallery(
-      v[chosen], t[chosen], keys[chosen], ids[chosen].tolist(), patients[chosen].tolist(),
-      group=group, block=block,
+      found.films[chosen], found.texts[chosen], found.keys[chosen], ids[chosen].tolist(),
+      patients[chosen].tolist(), group=group, block=block,
     )
     for group, chosen in groups.items()
   }  # fmt: skip
