@@ -16,6 +16,7 @@ from plan_jax.evaluators import (
   class_retrieval,
   grounding,
   presence,
+  reranking,
   results,
   retrieval,
   terms,
@@ -90,6 +91,14 @@ def _score(
     rows += retrieval.retrieval_rows(galleries, **common)
     if galleries:
       scores["retrieval"] = galleries["all"].units
+    reranked = reranking.score_reranked(
+      model, pairs, lambda: reranking.features(model, chosen.studies("text", "re-ranking")),
+      top=config.evaluation.rerank_top,
+    )  # fmt: skip
+    if reranked:
+      names = {"task": "reranked-retrieval", "protocol": reranking.PROTOCOL}
+      rows += retrieval.retrieval_rows({"all": reranked}, **names, **common)
+      scores["reranked-retrieval"] = reranked.units
     classes = class_retrieval.score_classes(pairs)
     rows += class_retrieval.class_rows(classes, **common)
     if classes:

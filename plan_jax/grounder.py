@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from input_pipeline import images as films
 from input_pipeline.tokens import Tokenizer
 from plan_jax.alignment import curriculum
-from plan_jax.alignment.methods import METHODS, Alignment
+from plan_jax.alignment.methods import METHODS, Alignment, pair_score
+from plan_jax.alignment.unit import unit
 from plan_jax.assembly import Assembly, assemble
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.mesh import batch_sharding, everywhere, spread
@@ -54,6 +55,7 @@ class Grounder:
       jit(jax.vmap(function, (0, 0, None, None)), static_argnums=(2, 3))
       for function in (_look, _ground)
     )
+    self._match = jit(jax.vmap(_match, (0, 0, 0, None, None, None)), static_argnums=(4, 5))
     self.dropped_sentences = 0  # that found no room in max_tokens, max_words
     self.take(state)
 
@@ -121,6 +123,48 @@ class Grounder:
       ]
       for i, text in enumerate(texts)
     ]
+
+  @property
+  def has_local_scores(self) -> bool:
+    """Whether the method compares all pairs by words and pixels at this point of training."""
+    return pair_score(self._alignment, self._stage) is not None
+
+  def global_scale(self) -> float:
+    """The global contrast's inverse temperature."""
+    return float(np.exp(self._variables["params"]["log_scale"][0]))
+
+  def local_features(
+    self, images: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
+  ) -> tuple[np.ndarray, ...]:
+    """Of N films and texts: pixels [N, P, D] and words [N, W, D] float16, significance [N, W]."""
+    pixels = self._run(lambda some: self._image(self._variables, self._films(some)).pixels, images)
+    text = self._run(lambda some: self._text(self._variables, self._tokens(some)), texts)
+    return pixels.astype(np.float16), text.words.astype(np.float16), text.significance
+
+  def local_logits(self, features, films: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Local logits of the last round, temperature included.
+
+    Args:
+      features: of `local_features`.
+      films: int [Q, I], places in the features.
+      texts: int [Q, J].
+
+    Returns:
+      float32 [Q, I, J].
+
+    Raises ValueError where the method has no local scores.
+    """
+    if not self.has_local_scores:
+      raise ValueError("this method has no score of a film and a text by words and pixels")
+    pixels, words, significance = features
+    scale = np.exp(self._variables["params"]["log_scale"][1])
+
+    def some(queries):
+      i, j = (np.stack(places) for places in zip(*queries, strict=True))
+      held = pixels[i], words[j], significance[j]
+      return self._match(*spread(held, self._mesh), scale, self._stage, self._alignment)
+
+    return self._run(some, list(zip(films, texts, strict=True)))
 
   def on_film(self, region: np.ndarray, shape: tuple[int, int], side: int = 32) -> np.ndarray:
     """A map on the model's grid over the film alone, without the margin: its longer side `side`."""
@@ -221,6 +265,18 @@ def _ground(image, text, stage: curriculum.Stage, alignment: Alignment):
   looked, say = _look(image, text, stage, alignment)
   peak = (say @ looked.similarity).max() / jnp.maximum(say.sum(), 1e-12)
   return say @ looked.weight, peak
+
+
+def _match(pixels, words, significance, scale, stage: curriculum.Stage, alignment: Alignment):
+  """[I, P, D], [J, W, D], [J, W] -> the last round's logits [I, J]."""
+  score = pair_score(alignment, stage)
+  pixels, words = pixels.astype(jnp.float32), words.astype(jnp.float32)
+  if alignment.method == "plan":
+    pixels, words = unit(pixels), unit(words)
+    say = curriculum.say(stage, significance, significance > 0)
+  else:
+    say, scale = (significance > 0).astype(jnp.float32), jnp.float32(1)
+  return score.logits(score.prepare(pixels), words, say, scale)[0][-1]
 
 
 def _first_seen(items: Sequence, key) -> tuple[list[int], list]:

@@ -115,8 +115,9 @@ def check(config: ConfigDict) -> None:
     _check(config, key, lambda value: 0 <= value < 1, "must lie in [0, 1)")
   for key in (
     "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "evaluation.resamples",
-    "evaluation.report_films", "train.weight_decay", "seed", "alignment.word_weight",
-    "alignment.term_weight", "alignment.tile_images", "alignment.tile_reports",
+    "evaluation.rerank_top", "evaluation.report_films", "train.weight_decay", "seed",
+    "alignment.word_weight", "alignment.term_weight",
+    "alignment.tile_images", "alignment.tile_reports",
     "model.image.projector", "model.text.projector",
   ):  # fmt: skip
     _check(config, key, lambda value: value >= 0, "must not be negative")

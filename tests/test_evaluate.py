@@ -34,7 +34,9 @@ def run(tmp_path_factory):
 
 def test_every_task_has_rows_beside_its_floors(run):
   _, _, workdir, rows = run
-  assert {row.task for row in rows} == {"grounding", "retrieval", "presence", "terms"}
+  assert {row.task for row in rows} == {
+    "grounding", "retrieval", "reranked-retrieval", "presence", "terms"
+  }  # fmt: skip
   assert {row.data for row in rows} == {"phantom/test"}
   written = results.read(workdir.evaluation)
   assert written.step == 6 and repr(written.rows) == repr(rows)
@@ -138,6 +140,7 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
   assert sorted(p.name for p in workdir.units.iterdir()) == [
     "grounding.csv",
     "presence.csv",
+    "reranked-retrieval.csv",
     "retrieval.csv",
   ]
 

@@ -5,6 +5,9 @@ import pytest
 from experiments import tiny
 from input_pipeline import images, phantom, reports, tokens
 from plan_jax import grounder
+from plan_jax.alignment import curriculum
+from plan_jax.alignment.methods import Alignment, pair_score
+from plan_jax.alignment.unit import unit
 from plan_jax.assembly import assemble
 
 STUDIES = [phantom.study(1, i, 64) for i in range(5)]
@@ -105,3 +108,37 @@ def test_words_are_looked_at_as_the_stage_of_training_does(tmp_path):
     assert model.step == step
     maps.append(model.ground_on_grid(FILMS[:1], ["small left effusion"]))
   assert np.abs(maps[0] - maps[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["plan", "gloria"])
+def test_local_logits_are_those_of_training(model, method, tmp_path):
+  """Against the score of all pairs that the losses use."""
+  texts = [study.sentences for study in STUDIES]
+  config = tiny(**{"evaluation.batch_size": 3, "alignment.method": method})
+  if method == "gloria":
+    config.curriculum.refine.update(local_weight=(1.0,), tau=(0.2,), gamma=(0.0,))
+  tokenizer = tokens.train([" ".join(t) for t in texts], tmp_path, vocabulary_size=200)
+  parts = assemble(config, tokenizer)
+  state = jax.device_get(parts.initial_state())
+  one = grounder.of_state(parts, state.replace(step=config.train.steps), tokenizer)
+  assert one.has_local_scores and one.global_scale() == pytest.approx(config.model.scale_init)
+  features = one.local_features(FILMS, texts)
+  everything = np.arange(5)[None].repeat(4, 0)
+  got = one.local_logits(features, everything[:1], everything[:1])[0]
+  stage, alignment = parts.stages[-1], Alignment(**config.alignment)
+  score = pair_score(alignment, stage)
+  pixels, words = (np.asarray(x, np.float32) for x in features[:2])
+  say = (features[2] > 0).astype(np.float32)
+  if method == "plan":
+    pixels, words = unit(pixels), unit(words)
+    say = curriculum.say(stage, features[2], features[2] > 0)
+  wanted = score.logits(score.prepare(pixels), words, say, config.model.scale_init)[0][-1]
+  np.testing.assert_allclose(got, wanted, atol=1e-4)
+  pairs = np.array([[0, 3], [4, 1], [2, 2], [1, 0]])
+  by_pair = one.local_logits(features, np.arange(4)[:, None], pairs)
+  np.testing.assert_allclose(by_pair[:, 0], np.take_along_axis(got[:4], pairs, 1), atol=1e-4)
+  other = tiny(**{"alignment.method": "none"})
+  other = grounder.of_state(assemble(other, tokenizer), state, tokenizer)
+  assert not other.has_local_scores
+  with pytest.raises(ValueError, match="no score"):
+    other.local_logits(features, everything, everything)

@@ -195,14 +195,30 @@ def score_gallery(
   Raises:
     ValueError: as `rank_embeddings`.
   """
-  figures = {}
+  found = {}
   for direction, queries, candidates in zip(DIRECTIONS, (v, t), (t, v), strict=True):
-    ranks = rank_embeddings(queries, candidates, keys, block=block)
-    figures |= {f"R@{k} {direction}": ranks.recall(k) for k in AT}
-    figures[f"rank {direction}"] = ranks.expected()
-  values = np.stack(list(figures.values()), axis=1)
+    found |= figures(rank_embeddings(queries, candidates, keys, block=block), direction)
+  return gallery(found, keys, ids, patients, group=group)
+
+
+def figures(ranks: Ranks, direction: str) -> dict[str, np.ndarray]:
+  """The metrics of a direction -> float64 [N], of every query."""
+  found = {f"R@{k} {direction}": ranks.recall(k) for k in AT}
+  return found | {f"rank {direction}": ranks.expected()}
+
+
+def gallery(
+  found: dict[str, np.ndarray],
+  keys: np.ndarray,
+  ids: Sequence[str],
+  patients: Sequence[str],
+  *,
+  group: str = "all",
+) -> Gallery:
+  """A gallery of the `figures` of both directions; the rest as in `score_gallery`."""
   names = [unit_id(image_id) for image_id in ids]
-  units = Units(names, [group] * len(names), list(patients), tuple(figures), values)
+  values = np.stack(list(found.values()), axis=1)
+  units = Units(names, [group] * len(names), list(patients), tuple(found), values)
   return Gallery(units, *chance(keys))
 
 
@@ -325,6 +341,8 @@ def retrieval_rows(
   galleries: dict[str, Gallery],
   *,
   data: str,
+  task: str = "retrieval",
+  protocol: str = PROTOCOL,
   resamples: int = bootstrap.RESAMPLES,
   seed: int = 0,
 ) -> list[Row]:
@@ -336,16 +354,16 @@ def retrieval_rows(
       units.values, units.groups, units.patients, resamples=resamples, seed=seed
     )[group]
     means = dict(zip(units.metrics, means, strict=True))
-    figures = []
+    found = []
     for direction in DIRECTIONS:
       for k in AT:
         metric = f"R@{k} {direction}"
-        figures.append((metric, means[metric], gallery.recalls[k]))
+        found.append((metric, means[metric], gallery.recalls[k]))
       ranks = units.values[:, units.metrics.index(f"rank {direction}")]
       middle = bootstrap.median(ranks, units.patients, resamples=resamples, seed=seed)
-      figures.append((f"median rank {direction}", middle, gallery.median))
-    for metric, run, floor in figures:
-      head = ("retrieval", PROTOCOL, data, group, metric)
+      found.append((f"median rank {direction}", middle, gallery.median))
+    for metric, run, floor in found:
+      head = (task, protocol, data, group, metric)
       rows.append(Row(*head, RUN, run.value, run.low, run.high, n, gallery=n))
       rows.append(Row(*head, "chance", floor, _NONE, _NONE, n, gallery=n))
   return rows

@@ -1,0 +1,105 @@
+"""Retrieval in two steps: the global embeddings choose candidates, the local scores order them.
+
+Protocol "reranked-retrieval-v1" is "retrieval-v1" (see `retrieval`) with other scores:
+
+- The N candidates of a query that score highest globally (`config.evaluation.rerank_top`) are
+  ordered by the sum of the model's global and local logit of the pair, each with its learned
+  temperature (ours; equal trust, as both were trained as logits). All others keep their global
+  order behind them.
+- Only methods with a score of all pairs have it: "plan" in a stage with a local loss, and "gloria".
+- Galleries above 20,000 pairs are left out, and that is said: their features are held in memory.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from input_pipeline import images, reports
+from input_pipeline.study import Study
+from plan_jax.evaluators import retrieval
+from plan_jax.evaluators.retrieval import DIRECTIONS, Embedded, Gallery
+from plan_jax.reporting import say
+
+PROTOCOL = "reranked-retrieval-v1"
+MOST = 20_000
+_ABOVE = 1e4  # lifts the chosen above the others; logits stay far below
+
+
+class Matcher(Protocol):
+  """What re-ranking needs of a model."""
+
+  has_local_scores: bool
+
+  def local_features(self, images: list[np.ndarray], texts: list[tuple[str, ...]]):
+    """Features of N pairs, of which `local_logits` makes scores: arrays that lead with N."""
+
+  def local_logits(self, features, films: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """[Q, I] and [Q, J] places in the features -> float32 [Q, I, J]."""
+
+  def global_scale(self) -> float:
+    """The global contrast's inverse temperature."""
+
+
+def features(model: Matcher, studies: Iterable[Study], *, batch: int = 64):
+  """Features of the studies with text, in the order of `retrieval.embed`; films are not kept."""
+  parts, some = [], []
+
+  def flush():
+    if some:
+      films = [images.decode(study.image) for study in some]
+      parts.append(model.local_features(films, [study.sentences for study in some]))
+      some.clear()
+
+  for study in studies:
+    if reports.normalise(" ".join(study.sentences)):
+      some.append(study)
+      if len(some) == batch:
+        flush()
+  flush()
+  return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+
+
+def score_reranked(
+  model: Matcher, found: Embedded | None, local, *, top: int, block: int = 32
+) -> Gallery | None:
+  """The gallery of all pairs under "reranked-retrieval-v1"; None where it is left out.
+
+  Args:
+    model: the model.
+    found: of `retrieval.embed`.
+    local: called without arguments, gives `features` of the same studies.
+    top: N; 0 leaves all out.
+    block: queries at a time.
+  """
+  if found is None or not top or not model.has_local_scores:
+    return None
+  n = len(found.ids)
+  if n > MOST:
+    say(f"re-ranking: the gallery of {n} pairs is left out, {MOST} are the most")
+    return None
+  held, top, scale = local(), min(top, n), model.global_scale()
+
+  def scores(direction: str):
+    sides = (found.films, found.texts)
+    queries, candidates = sides if direction == DIRECTIONS[0] else sides[::-1]
+
+    def of(start: int, stop: int) -> np.ndarray:
+      rows = np.arange(start, stop)
+      similar = (queries[rows] @ candidates.T).astype(np.float64)
+      chosen = np.argpartition(-similar, top - 1, axis=1)[:, :top]
+      asked = rows[:, None]
+      pair = (asked, chosen) if direction == DIRECTIONS[0] else (chosen, asked)
+      local_logits = model.local_logits(held, *pair).reshape(len(rows), top)
+      logits = scale * np.take_along_axis(similar, chosen, 1) + local_logits
+      np.put_along_axis(similar, chosen, _ABOVE + logits, 1)
+      return similar
+
+    return of
+
+  figures = {}
+  for direction in DIRECTIONS:
+    figures |= retrieval.figures(
+      retrieval.rank(scores(direction), found.keys, block=block), direction
+    )
+  return retrieval.gallery(figures, found.keys, found.ids, found.patients)
