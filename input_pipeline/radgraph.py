@@ -58,11 +58,11 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
   """Lays the entities of an entry onto sentences of the same report.
 
   A sentence stands where its letters and digits stand in RadGraph's text, in their order and with
-  nothing between but signs; of several such places the first behind the sentence before it counts,
-  and there the first that begins behind a sign. An entity has a place where all its tokens stand in
-  one sentence. The others are dropped: those of sections that training does not read, of sentences
-  that stand twice and are kept once, of tokens without letters and digits ("___"), and those whose
-  numbers the text does not have.
+  nothing between but signs. Of several such places, those behind the sentence before it go first,
+  among them those that begin and end at a sign, and then the first in the text. An entity has a
+  place where all its tokens stand in one sentence. The others are dropped: those of sections that
+  training does not read, of sentences that stand twice and are kept once, of tokens without letters
+  and digits ("___"), and those whose numbers the text does not have.
 
   Args:
     graph: with "text" and "entities".
@@ -84,22 +84,22 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
     ) from error
   runs: list[str] = []
   first = [0]  # number of each token's first run; those of token t end where t + 1 begins
-  behind_sign = []
-  for number, token in enumerate(tokens):
-    found = _RUN.findall(token.lower())
-    runs += found
+  edges = {0}  # numbers of runs that stand behind a sign
+  for token in tokens:
+    runs += _RUN.findall(token.lower())
+    if len(runs) == first[-1]:
+      edges.add(len(runs))
     first.append(len(runs))
-    after_sign = number == 0 or first[number - 1] == first[number]
-    behind_sign += [after_sign, *[False] * (len(found) - 1)] if found else []
+  edges.add(len(runs))
   place_of: dict[int, tuple[int, int, int]] = {}  # run -> sentence, start, end
   after = 0
   for number, sentence in enumerate(sentences):
     spans = [match.span() for match in _RUN.finditer(sentence)]
     words = [sentence[start:end].lower() for start, end in spans]
     ranked = [
-      (at < after, not behind_sign[at], at)
+      (at < after, -(at in edges) - (at + len(words) in edges), at)
       for at in _occurrences(runs, words)
-      if at not in place_of
+      if place_of.keys().isdisjoint(range(at, at + len(words)))
     ]
     if ranked:
       at = min(ranked)[-1]
