@@ -157,12 +157,15 @@ def _from_json(path: Path) -> Iterator[Annotation]:
       split = entry.get("split", "")
       if split and split not in _SPLITS:
         raise ValueError(f"split is {split!r}, not one of {', '.join(_SPLITS)}")
+      box = tuple(map(float, entry["bbox"]))
+      if len(box) != 4:
+        raise ValueError(f"bbox is {entry['bbox']}, not four numbers")
       yield _annotation(
         f"{path.name} annotation {number}",
         Path(image["path"]).stem,
         image["path"],
         (entry["label_text"], categories[entry["category_id"]]),
-        tuple(map(float, entry["bbox"])),
+        box,
         (float(image["width"]), float(image["height"])),
         split,
       )

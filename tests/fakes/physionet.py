@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from input_pipeline import phantom, phantom_reports, reports
-from input_pipeline.study import Study
+from input_pipeline.study import Region, Study
 
 CHEXPERT = (
   "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum",
@@ -124,7 +124,7 @@ def write(
     report = _report(truth, number)
     ids = (str(10_000_032 + 977 * patient), str(50_000_014 + 1013 * number), split)
     # A part of the training patients is in MS-CXR too, as in the real one.
-    boxed = any(region.label in _CATEGORY_OF for region in truth.regions)
+    boxed = any(map(category, truth.regions))
     in_ms_cxr = boxed and (split != "train" or patient % 6 == 0) and number != EMPTY
     ms_split = ("train", "val", "test")[patient % 3] if in_ms_cxr else ""
     films.append(
@@ -154,6 +154,12 @@ def stem(subject_id: str, study_id: str) -> str:
   return f"p{subject_id[:2]}/p{subject_id}/s{study_id}"
 
 
+def category(region: Region) -> str:
+  """Which of MS-CXR's eight a phantom's region is, "" for none of them."""
+  name = _CATEGORY_OF.get(region.label, "")
+  return name if name in CATEGORIES else ""
+
+
 def table(path: Path, columns, rows) -> None:
   """Writes a CSV file, gzipped where its name says so."""
   text = io.StringIO()
@@ -174,16 +180,15 @@ def write_ms_cxr(folder: Path, films, version: str = "1.1.0", scale: int = 1) ->
        "num_annotations": 0, "id": len(images) + 1, "path": film.path}
     )  # fmt: skip
     for region in film.truth.regions:
-      if region.label not in _CATEGORY_OF or _CATEGORY_OF[region.label] not in CATEGORIES:
+      if not (name := category(region)):
         continue
-      category = _CATEGORY_OF[region.label]
       for x0, y0, x1, y1 in (region.boxes * scale).astype(int).tolist():
         box = (x0, y0, x1 - x0, y1 - y0)
         split = [film.ms_cxr] if version >= "1.1" else []
-        rows.append((film.dicom_id, category, region.phrase, film.path, *box, *size, *split))
+        rows.append((film.dicom_id, name, region.phrase, film.path, *box, *size, *split))
         annotations.append(
           {"area": box[2] * box[3], "iscrowd": 0, "image_id": images[-1]["id"], "bbox": box,
-           "category_id": CATEGORIES.index(category) + 1, "id": len(annotations) + 1,
+           "category_id": CATEGORIES.index(name) + 1, "id": len(annotations) + 1,
            "width": size[0], "height": size[1], "label_text": region.phrase}
         )  # fmt: skip
         if split:
@@ -308,9 +313,7 @@ def _stretched(study: Study, width: int) -> Study:
   pixels = cv2.resize(pixels, (width, study.height), interpolation=cv2.INTER_LINEAR)
   factor = np.array([width / study.width, 1] * 2)
   regions = tuple(
-    type(region)(
-      region.phrase, region.label, np.rint(region.boxes * factor).astype(np.float32)
-    )
+    Region(region.phrase, region.label, np.rint(region.boxes * factor).astype(np.float32))
     for region in study.regions
   )  # fmt: skip
   return Study(
