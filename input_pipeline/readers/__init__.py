@@ -94,6 +94,7 @@ from input_pipeline.readers import (  # noqa: E402
   mimic_cxr,
   ms_cxr,
   nih14,
+  object_cxr,
   openi,
   phantom,
 )
@@ -104,6 +105,7 @@ READERS: dict[str, Callable[..., Source]] = {
   "mimic_cxr": mimic_cxr.open_source,
   "ms_cxr": ms_cxr.open_source,
   "nih14": nih14.open_source,
+  "object_cxr": object_cxr.open_source,
   "openi": openi.open_source,
   "phantom": phantom.open_source,
 }

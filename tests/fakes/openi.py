@@ -1,4 +1,4 @@
-"""An OpenI folder: reports as published or archived; films as PNG, DICOM or in the form of Kaggle."""
+"""An OpenI folder: reports as published or archived; films as PNG, DICOM or Kaggle names them."""
 
 import io
 import tarfile

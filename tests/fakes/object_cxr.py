@@ -1,0 +1,22 @@
+"""An Object-CXR folder: rectangles, ellipses and polygons, clean films, films of several sizes."""
+
+from fakes.films import film, table
+
+TRAIN = {
+  "00001.jpg": "0 10 12 30 40",
+  "00002.jpg": "",
+  "00003.jpg": "1 10 10 50 30;0 60 5 70 9",
+  "00004.jpg": "2 5 5 25 5 25 45 5 45",
+  "00005.jpg": "",
+}
+DEV = {"08001.jpg": "0 70 50 90 70; 0 1 1 4 4;", "08002.jpg": ""}
+
+
+def write(folder, train=TRAIN, dev=DEV):
+  """Films of 80 x 64 pixels and more, and their tables."""
+  for name, rows in (("train", train), ("dev", dev)):
+    cells = [{"image_name": image, "annotation": text} for image, text in rows.items()]
+    table(folder / f"{name}.csv", cells)
+    for i, image in enumerate(rows):
+      film(folder / name / image, 80, 64 + i, seed=i)
+  return folder
