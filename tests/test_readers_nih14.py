@@ -131,6 +131,8 @@ def test_clipping():
   assert boxes.clip((5, 2, 3, 4), 10, 20) is None
   assert boxes.clip((10, 2, 13, 4), 10, 20) is None
   assert boxes.clip((1000, 0, 1000 + 1e-9, 4), 2000, 20) is None  # nothing in float32
+  sliver = boxes.clip((1 - 1.1e-6, 0, 1, 1), 1, 1)
+  assert np.float32(sliver[0] * 1652) < np.float32(sliver[2] * 1652)
 
 
 def real_tables(folder):

@@ -96,6 +96,7 @@ from input_pipeline.readers import (  # noqa: E402
   nih14,
   object_cxr,
   openi,
+  padchest_gr,
   phantom,
 )
 
@@ -107,6 +108,7 @@ READERS: dict[str, Callable[..., Source]] = {
   "nih14": nih14.open_source,
   "object_cxr": object_cxr.open_source,
   "openi": openi.open_source,
+  "padchest_gr": padchest_gr.open_source,
   "phantom": phantom.open_source,
 }
 

@@ -13,9 +13,8 @@ def clip(corners: Corners, width: float, height: float) -> Corners | None:
   """What of a box lies in [0, width] x [0, height]; None where that has no area."""
   x0, y0, x1, y1 = corners
   x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
-  # As the study stores it: float32 may round a sliver to nothing.
-  sides = np.diff(np.array([[x0, x1], [y0, y1]], np.float32))
-  return (x0, y0, x1, y1) if (sides > 0).all() else None
+  # A millionth of the film may round to nothing once it is float32 pixels.
+  return (x0, y0, x1, y1) if x1 - x0 > width * 1e-6 and y1 - y0 > height * 1e-6 else None
 
 
 def by_label(boxes: Iterable[tuple[str, Corners]]) -> tuple[Region, ...]:
