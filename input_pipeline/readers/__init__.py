@@ -89,6 +89,7 @@ def check_patients(items: list[Item]) -> None:
 
 # Below the definitions, which the readers import from here.
 from input_pipeline.readers import (  # noqa: E402
+  chestx_det10,
   chexpert,
   folder,
   mimic_cxr,
@@ -101,6 +102,7 @@ from input_pipeline.readers import (  # noqa: E402
 )
 
 READERS: dict[str, Callable[..., Source]] = {
+  "chestx_det10": chestx_det10.open_source,
   "chexpert": chexpert.open_source,
   "folder": folder.open_source,
   "mimic_cxr": mimic_cxr.open_source,

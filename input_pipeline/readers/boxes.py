@@ -17,11 +17,19 @@ def clip(corners: Corners, width: float, height: float) -> Corners | None:
   return (x0, y0, x1, y1) if x1 - x0 > width * 1e-6 and y1 - y0 > height * 1e-6 else None
 
 
-def by_label(boxes: Iterable[tuple[str, Corners]]) -> tuple[Region, ...]:
-  """One region a label, in the order of first mention; its phrase is the label."""
+def by_label(
+  boxes: Iterable[tuple[str, Corners]], scale: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Region, ...]:
+  """One region a label, in the order of first mention; its phrase is the label.
+
+  Args:
+    boxes: label and corners.
+    scale: by which x and y are multiplied.
+  """
   found: dict[str, list[Corners]] = {}
   for label, corners in boxes:
     found.setdefault(label, []).append(corners)
   return tuple(
-    Region(label, label, np.array(corners, np.float32)) for label, corners in found.items()
+    Region(label, label, (np.array(corners) * (scale * 2)).astype(np.float32))
+    for label, corners in found.items()
   )

@@ -156,11 +156,6 @@ def _box_rows(path: Path) -> Iterator[tuple[tables.Row, str, tuple[float, ...]]]
 def _read(item: Item, *, root: Path) -> Study:
   image = raw.read_bytes(root, item.row.file)
   width, height = image_size(image)
-  scale = (width / _SIZE_PX, height / _SIZE_PX) * 2
-  scaled = [
-    (label, tuple(at * factor for at, factor in zip(corners, scale, strict=True)))
-    for label, corners in item.row.boxes
-  ]
   return Study(
     image=image,
     width=width,
@@ -170,5 +165,5 @@ def _read(item: Item, *, root: Path) -> Study:
     patient_id=item.patient_id,
     view=item.view,
     labels=dict(item.labels),
-    regions=boxes.by_label(scaled),
+    regions=boxes.by_label(item.row.boxes, (width / _SIZE_PX, height / _SIZE_PX)),
   )
