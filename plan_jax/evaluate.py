@@ -1,7 +1,7 @@
 """All evaluators over a trained run, and the page that shows what they found."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -25,6 +25,8 @@ from plan_jax.evaluators import (
 from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir
+
+_FIRST = 100  # studies that tell whether a set has entities
 
 
 def evaluate(
@@ -107,17 +109,26 @@ def _score(
   if lit:
     rows += presence.presence_rows(lit, **common)
     scores["presence"] = lit
-  if chosen.dataset == "phantom":  # only there is it known what every word does
+  kinds = _word_kinds(chosen)
+  if kinds:
     rows += terms.evaluate_terms(
       model,
-      chosen.studies("text", "terms"),
-      phantom_reports.word_kinds,
+      (s for s in chosen.studies("text", "terms") if s.entities or chosen.dataset == "phantom"),
+      kinds,
       terms_list.load(config.text.terms).named,
       **common,
     )
   if not rows:
     say(f"{chosen.data} has nothing to score: no regions, no texts, no finding of both kinds")
   return rows, scores
+
+
+def _word_kinds(chosen: EvaluationSet) -> Callable[[Study, int], list[str]] | None:
+  """What tells the kind of every word; None where nothing does."""
+  if chosen.dataset == "phantom":
+    return lambda study, number: phantom_reports.word_kinds(study.sentences[number])
+  first = islice(chosen.studies("text"), _FIRST)
+  return terms.entity_kinds if any(study.entities for study in first) else None
 
 
 def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Terms: contrasts by hand, cut sentences, and the kinds of the phantom's words."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from input_pipeline import phantom_reports, reports
 from input_pipeline import terms as term_lists
-from input_pipeline.study import Study
+from input_pipeline.study import Entity, Study
 from plan_jax.evaluators import terms
 
 SCORES = {"mass": 0.9, "left": 0.6, "lower": 0.3, "the": 0.1, "is": 0.3, "clear": 0.7}
@@ -17,7 +18,8 @@ def _study(i, *sentences):
   return Study(b"film", 1, 1, f"i{i}", f"s{i}", f"p{i}", sentences=sentences)
 
 
-def _kinds(sentence):
+def _kinds(study, number):
+  sentence = study.sentences[number]
   return [KINDS.get(word, "other") for word in reports.normalise(sentence).split()]
 
 
@@ -98,7 +100,7 @@ def test_empty_and_wrong_input():
   cut = [_study(0, "the is clear mass")]
   assert terms.evaluate_terms(_Reader(), cut, _kinds, _listed, data="toy") == []
   with pytest.raises(ValueError, match="'mass' has words of kind verb"):
-    terms.evaluate_terms(_Reader(), [_study(0, "mass")], lambda s: ["verb"], _listed, data="toy")
+    terms.evaluate_terms(_Reader(), [_study(0, "mass")], lambda s, i: ["verb"], _listed, data="toy")
 
 
 def test_the_phantoms_words_have_kinds_that_terms_knows():
@@ -114,10 +116,35 @@ def test_the_phantoms_words_have_kinds_that_terms_knows():
   rows = terms.evaluate_terms(
     Perfect(),
     studies,
-    phantom_reports.word_kinds,
+    lambda study, i: phantom_reports.word_kinds(study.sentences[i]),
     term_lists.load().named,
     data="toy",
     resamples=10,
   )
   assert [row.value for row in rows if row.model == "run"][:3] == [1, 1, 1]
   assert next(row.value for row in rows if row.model == "term_list") == 1
+
+
+def test_entities_give_the_kinds():
+  sentence = "Small left effusion, no pneumothorax, possible edema."
+  spans = {
+    "Small": "OBS-DP",
+    "left": "ANAT-DP",
+    "effusion": "OBS-DP",
+    "pneumothorax": "OBS-DA",
+    "edema": "OBS-U",
+  }
+  entities = [
+    Entity(1, sentence.index(word), sentence.index(word) + len(word), label)
+    for word, label in spans.items()
+  ]
+  entities.append(Entity(0, 0, 4, "OBS-DP"))
+  study = replace(_study(0, "Mass.", sentence), entities=tuple(entities))
+  assert terms.entity_kinds(study, 0) == ["finding"]
+  assert terms.entity_kinds(study, 1) == [
+    "finding", "attribute", "finding", "other", "other", "other", "finding"
+  ]  # fmt: skip
+  assert terms.entity_kinds(_study(0, "No mass."), 0) == ["other", "other"]
+  # An entity of two words marks both; one of half a word, the word.
+  half = replace(_study(0, "Right-sided mass seen."), entities=(Entity(0, 6, 14, "OBS-DP"),))
+  assert terms.entity_kinds(half, 0) == ["finding", "finding", "other"]

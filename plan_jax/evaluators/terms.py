@@ -4,7 +4,10 @@ Protocol "terms-v1":
 
 - The unit is a word of a sentence of a report; every occurrence counts. The kind of each word is
   given with the data: "finding" for words that name a finding the film shows or may show,
-  "attribute" for those that say where it lies or how large it is, "other" for all the rest.
+  "attribute" for those that say where it lies or how large it is, "other" for all the rest. The
+  phantom knows it of every word; elsewhere it is RadGraph's entities (Jain et al. 2021): words of
+  an observation that is present or uncertain are findings, words of anatomy attributes, and all
+  others, denied observations too, the rest. Reports without entities are left out.
 - The score of a word is its significance in its sentence, read alone.
 - A sentence of which the model does not return every word (its limits on tokens or words cut it) is
   left out whole, and counted.
@@ -22,6 +25,7 @@ from typing import Protocol
 
 import numpy as np
 
+from input_pipeline import reports
 from input_pipeline.study import Study
 from plan_jax.evaluators import auc, bootstrap
 from plan_jax.evaluators.results import RUN, Row
@@ -35,6 +39,7 @@ CONTRASTS = {
   "AUC finding against other": (("finding",), ("other",)),
   "AUC finding or attribute against other": (("finding", "attribute"), ("other",)),
 }
+_ENTITIES = {"finding": ("OBS-DP", "OBS-U"), "attribute": ("ANAT-DP",)}
 
 
 class Reader(Protocol):
@@ -44,10 +49,29 @@ class Reader(Protocol):
     """The words of each text, a tuple of sentences, in order, with their significance."""
 
 
+def entity_kinds(study: Study, number: int) -> list[str]:
+  """The kind of each word of a sentence by the study's entities, whose labels are RadGraph's."""
+  spans = {
+    kind: [
+      (entity.start, entity.end)
+      for entity in study.entities
+      if entity.sentence == number and entity.label in labels
+    ]
+    for kind, labels in _ENTITIES.items()
+  }
+  return [
+    next(
+      (kind for kind, found in spans.items() if any(a < end and start < b for a, b in found)),
+      "other",
+    )
+    for start, end in reports.words(study.sentences[number])
+  ]
+
+
 def evaluate_terms(
   reader: Reader,
   studies: Iterable[Study],
-  kinds: Callable[[str], list[str]],
+  kinds: Callable[[Study, int], list[str]],
   listed: Callable[[str], list[bool]],
   *,
   data: str,
@@ -60,7 +84,7 @@ def evaluate_terms(
   Args:
     reader: the model.
     studies: the reports.
-    kinds: sentence -> one of `KINDS` for each of its words.
+    kinds: (study, number of a sentence) -> one of `KINDS` for each of its words.
     listed: sentence -> whether the list of terms names each of its words.
     data: name of data set and split, for the rows.
     batch: how many sentences the reader is given at a time.
@@ -74,10 +98,14 @@ def evaluate_terms(
   Raises:
     ValueError: `kinds` gives something else than `KINDS`, or a significance is no number.
   """
-  said = [(study.patient_id, sentence) for study in studies for sentence in study.sentences]
+  said = [
+    (study.patient_id, sentence, kinds(study, number))
+    for study in studies
+    for number, sentence in enumerate(study.sentences)
+  ]
   # A sentence read alone says the same in every report: it is read once.
   read: dict[str, list[float]] = {}
-  distinct = list(dict.fromkeys(sentence for _, sentence in said))
+  distinct = list(dict.fromkeys(sentence for _, sentence, _ in said))
   for start in range(0, len(distinct), batch):
     some = distinct[start : start + batch]
     found = reader.significances([(sentence,) for sentence in some])
@@ -86,8 +114,7 @@ def evaluate_terms(
 
   cut = 0
   figures, on_list, kind_of, patients = [], [], [], []
-  for patient, sentence in said:
-    some = kinds(sentence)
+  for patient, sentence, some in said:
     if unknown := set(some) - set(KINDS):
       raise ValueError(f"{sentence!r} has words of kind {', '.join(sorted(unknown))}")
     if len(some) != len(read[sentence]):
