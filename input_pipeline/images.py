@@ -39,7 +39,13 @@ def fit(pixels: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def unfit(
-  grid: np.ndarray, height: int, width: int, size_px: int, *, first_px: float | None = None
+  grid: np.ndarray,
+  height: int,
+  width: int,
+  size_px: int,
+  *,
+  first_px: float | None = None,
+  nearest: bool = False,
 ) -> np.ndarray:
   """Brings a map over the square (float32 [h, w], any grid) back to film pixels, [height, width].
 
@@ -51,6 +57,7 @@ def unfit(
     size_px: side of the square.
     first_px: where the centre of the first cell lies in the square; by default cells tile it, so
       half a cell in (less half a pixel, for pixel centres are integers).
+    nearest: takes the nearest cell instead.
   """
   to_square = fit_matrix(height, width, size_px)
   cell = np.array([size_px / grid.shape[1], size_px / grid.shape[0]])
@@ -62,7 +69,7 @@ def unfit(
     np.asarray(grid, np.float32),
     matrix,
     (width, height),
-    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    flags=(cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP,
     borderMode=cv2.BORDER_REPLICATE,
   )
 

@@ -15,6 +15,7 @@ from plan_jax.evaluation_sets import EvaluationSet, fingerprints
 from plan_jax.evaluators import (
   class_retrieval,
   grounding,
+  grounding_compat,
   presence,
   reranking,
   results,
@@ -87,6 +88,14 @@ def _score(
     )
     rows += grounding.grounding_rows(grounded, **common)
     scores["grounding"] = grounded[results.RUN]
+    by_phrase = grounding.score_grounding(
+      model, chosen.studies("regions", "grounding by phrase"), prior, of="phrase", with_floors=False
+    )
+    rows += grounding.grounding_rows(by_phrase, task="grounding-by-phrase", **common)
+    scores["grounding-by-phrase"] = by_phrase[results.RUN]
+    if config.evaluation.compatibility:
+      compat = grounding_compat.score_compat(model, chosen.studies("regions", "compatibility"))
+      rows += grounding_compat.compat_rows(compat, **common)
   if chosen.has("text"):
     pairs = retrieval.embed(model, chosen.studies("text", "retrieval"))
     galleries = retrieval.score_retrieval(pairs)

@@ -51,10 +51,11 @@ class Grounder:
     jit = partial(jax.jit, out_shardings=everywhere(mesh))  # every process reads all results
     self._image = jit(partial(model.apply, method=model.embed_images))
     self._text = jit(partial(model.apply, method=model.embed_texts))
-    self._look, self._ground = (
+    self._look, words, phrase = (
       jit(jax.vmap(function, (0, 0, None, None)), static_argnums=(2, 3))
-      for function in (_look, _ground)
+      for function in (_look, _ground_words, _ground_phrase)
     )
+    self._ground = {"words": words, "phrase": phrase}
     self._match = jit(jax.vmap(_match, (0, 0, 0, None, None, None)), static_argnums=(4, 5))
     self.dropped_sentences = 0  # that found no room in max_tokens, max_words
     self.take(state)
@@ -79,19 +80,45 @@ class Grounder:
     """N texts, each of sentences -> [N, D] float32, unit norm."""
     return self._run(lambda some: self._text(self._variables, self._tokens(some)).report, texts)
 
-  def ground(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> list[np.ndarray]:
+  def ground(
+    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
+  ) -> list[np.ndarray]:
     """Maps of phrase i on film i: float32 [H, W] of the film, maximum 1 on the model's grid."""
-    maps = self.ground_on_grid(images, phrases)
     return [
-      np.clip(films.unfit(m, *image.shape, self._image_px, first_px=self._first_px), 0, 1)
-      for m, image in zip(maps, images, strict=True)
+      np.clip(self.to_film(m, image.shape), 0, 1)
+      for m, image in zip(self.ground_on_grid(images, phrases, of), images, strict=True)
     ]
 
-  def ground_on_grid(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
-    """[N, rows, columns] float32: the words' soft regions, weighted by significance, maximum 1."""
-    maps, _ = self._pairs(self._ground, images, [(phrase,) for phrase in phrases])
+  def ground_on_grid(
+    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
+  ) -> np.ndarray:
+    """[N, rows, columns] float32, maximum 1.
+
+    Args:
+      images: N films.
+      phrases: N.
+      of: "words": their soft regions, weighted by significance; "phrase": the pixels like the
+        phrase's own vector, as a softmax.
+    """
+    maps, _ = self._ground_pairs(images, phrases, of)
     top = maps.max(-1, keepdims=True)
     return (maps / np.where(top > 0, top, 1)).reshape(-1, *self.grid)
+
+  def similarities(
+    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
+  ) -> np.ndarray:
+    """[N, rows, columns] float32, signed: how like each pixel is to the phrase.
+
+    Arguments as in `ground_on_grid`: the words' similarities, weighted by their say, or the cosine
+    of the pixels with the phrase's vector.
+    """
+    return self._ground_pairs(images, phrases, of)[1].reshape(-1, *self.grid)
+
+  def to_film(
+    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
+  ) -> np.ndarray:
+    """A map [rows, columns] on the model's grid -> float32 [H, W] of a film of that shape."""
+    return films.unfit(grid, *shape, self._image_px, first_px=self._first_px, nearest=nearest)
 
   def peaks(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
     """[N] float32: how brightly phrase i lights up on film i, before a map is scaled.
@@ -99,7 +126,7 @@ class Grounder:
     The highest of the pixels' mean similarity to the words, each word by its say. Of any scale:
     peaks of one model can be compared, those of two cannot.
     """
-    return self._pairs(self._ground, images, [(phrase,) for phrase in phrases])[1]
+    return self._ground_pairs(images, phrases, "words")[1].max(-1)
 
   def significances(self, texts: Sequence[tuple[str, ...]]) -> list[list[tuple[str, float]]]:
     """The words of each text in order, with their significance."""
@@ -172,6 +199,9 @@ class Grounder:
     rows, columns = (max(1, round(scale * length)) for length in shape)
     # The film reduced to rows x columns stands in for the film: it fits the square just so.
     return films.unfit(region, rows, columns, self._image_px, first_px=self._first_px)
+
+  def _ground_pairs(self, images, phrases, of: str):
+    return self._pairs(self._ground[of], images, [(phrase,) for phrase in phrases])
 
   def _pairs(self, function, images, texts):
     """`function` of each film and its text; a film or text that comes again is embedded once."""
@@ -260,11 +290,16 @@ def _look(image, text, stage: curriculum.Stage, alignment: Alignment):
   return look(image, text, stage, alignment), say
 
 
-def _ground(image, text, stage: curriculum.Stage, alignment: Alignment):
-  """One film and one phrase -> its map [P] of any scale, and its peak."""
+def _ground_words(image, text, stage: curriculum.Stage, alignment: Alignment):
+  """One film and one phrase -> its map [P] of any scale, and its mean similarity [P]."""
   looked, say = _look(image, text, stage, alignment)
-  peak = (say @ looked.similarity).max() / jnp.maximum(say.sum(), 1e-12)
-  return say @ looked.weight, peak
+  return say @ looked.weight, say @ looked.similarity / jnp.maximum(say.sum(), 1e-12)
+
+
+def _ground_phrase(image, text, stage: curriculum.Stage, alignment: Alignment):
+  """The same of the phrase's own vector."""
+  looked = METHODS["none"].look(image, text, stage, alignment)  # alike for all words
+  return looked.weight[0], looked.similarity[0]
 
 
 def _match(pixels, words, significance, scale, stage: curriculum.Stage, alignment: Alignment):

@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 def test_every_task_has_rows_beside_its_floors(run):
   _, _, workdir, rows = run
   assert {row.task for row in rows} == {
-    "grounding", "retrieval", "reranked-retrieval", "presence", "terms"
+    "grounding", "grounding-by-phrase", "retrieval", "reranked-retrieval", "presence", "terms"
   }  # fmt: skip
   assert {row.data for row in rows} == {"phantom/test"}
   written = results.read(workdir.evaluation)
@@ -138,6 +138,7 @@ def test_impossible_sets(changes, words):
 def test_scores_of_an_earlier_evaluation_do_not_stay(run):
   *_, workdir, _ = run
   assert sorted(p.name for p in workdir.units.iterdir()) == [
+    "grounding-by-phrase.csv",
     "grounding.csv",
     "presence.csv",
     "reranked-retrieval.csv",

@@ -208,7 +208,7 @@ class _Oracle:
   def __init__(self, blur=0.01):
     self.blur, self.asked = blur, []
 
-  def ground(self, images, phrases):
+  def ground(self, images, phrases, of):
     self.asked.append(len(phrases))
     maps = []
     for image, phrase in zip(images, phrases, strict=True):
@@ -267,7 +267,7 @@ def test_without_training_regions_the_prior_floors_are_missing():
 
 def test_wrong_maps_and_films_are_named():
   class Wrong(_Oracle):
-    def ground(self, images, phrases):
+    def ground(self, images, phrases, of):
       return [np.zeros((2, 2), np.float32) for _ in phrases]
 
   with pytest.raises(ValueError, match="film0, 'right lung'"):

@@ -9,6 +9,8 @@ Protocol "grounding-v1":
   to ceil(y1).
 - The map is float32 [H, W] in [0, 1] at the stored resolution, scaled to maximum 1 (on the grid of
   the model, before it is brought to the film).
+- The map is made from the phrase's words (task "grounding"), or, in rows of their own, from the
+  phrase's vector (task "grounding-by-phrase").
 - signed CNR = (mean_A - mean_rest) / sqrt(var_A + var_rest), A the pixels of the mask, population
   variances; absolute CNR is its size (contrast-to-noise ratio; Boecking et al., "Making the most of
   text semantics to improve biomedical vision-language processing", ECCV 2022). A constant map has
@@ -24,7 +26,7 @@ Protocol "grounding-v1":
   last two need regions in the training split and are missing without them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,8 +50,11 @@ class Grounder(Protocol):
   def grid(self) -> tuple[int, int]:
     """Rows and columns of the model's pixel grid."""
 
-  def ground(self, images: list[np.ndarray], phrases: list[str]) -> list[np.ndarray]:
-    """Maps float32 [H, W] in [0, 1] of phrase i on film i, uint8 [H, W]; maximum 1 or constant."""
+  def ground(self, images: list[np.ndarray], phrases: list[str], of: str) -> list[np.ndarray]:
+    """Maps float32 [H, W] in [0, 1] of phrase i on film i, uint8 [H, W]; maximum 1 or constant.
+
+    `of` is "words" or "phrase", see `score_grounding`.
+    """
 
 
 @dataclass(frozen=True)
@@ -184,19 +189,23 @@ def score_grounding(
   studies: Iterable[Study],
   prior: floors.BoxPrior | Iterable[Study],
   *,
+  of: str = "words",
+  with_floors: bool = True,
   batch: int = 64,
   seed: int = 0,
 ) -> dict[str, Units]:
   """The figures of every unit, by model: "run" first, then the floors on the same units.
 
-  Empty where no study has a region. Arguments and errors are those of `evaluate_grounding`.
+  Empty where no study has a region. `of` is what grounds a phrase: its "words", weighted by their
+  significance, or the "phrase", by its own vector. Other arguments and errors are those of
+  `evaluate_grounding`.
   """
   if not isinstance(prior, floors.BoxPrior):
     prior = box_prior(prior)
   scores: dict[str, list[np.ndarray]] = {}
   ids, labels, patients = [], [], []
-  for films, some in _batches(studies, batch):
-    maps = grounder.ground(films, [unit.phrase for unit in some])
+  for films, some in batches(studies, batch):
+    maps = grounder.ground(films, [unit.phrase for unit in some], of)
     if len(maps) != len(some):
       raise ValueError(f"the grounder gave {len(maps)} maps for {len(some)} phrases")
     for unit, heat in zip(some, maps, strict=True):
@@ -207,7 +216,8 @@ def score_grounding(
         scores.setdefault(RUN, []).append(score(np.asarray(heat, np.float32), unit.mask))
       except ValueError as error:
         raise ValueError(f"{unit.image_id}, {unit.phrase!r}: {error}") from error
-      for name, floor in floor_maps(unit, prior, tuple(grounder.grid), seed).items():
+      floors_of = floor_maps(unit, prior, tuple(grounder.grid), seed) if with_floors else {}
+      for name, floor in floors_of.items():
         scores.setdefault(name, []).append(score(floor, unit.mask))
   return {
     model: Units(ids, labels, patients, METRICS, np.stack(found)) for model, found in scores.items()
@@ -215,7 +225,12 @@ def score_grounding(
 
 
 def grounding_rows(
-  scores: dict[str, Units], *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+  scores: dict[str, Units],
+  *,
+  data: str,
+  task: str = "grounding",
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
 ) -> list[Row]:
   """Rows of `score_grounding` by group ("macro" first), metric and model; none of no scores."""
   if not scores:
@@ -227,7 +242,7 @@ def grounding_rows(
     for model, found in scores.items()
   }
   return [
-    Row("grounding", PROTOCOL, data, group, metric, model, s.value, s.low, s.high, s.n)
+    Row(task, PROTOCOL, data, group, metric, model, s.value, s.low, s.high, s.n)
     for group in summaries[RUN]
     for m, metric in enumerate(METRICS)
     for model, by_group in summaries.items()
@@ -252,11 +267,21 @@ def floor_maps(
   return out
 
 
-def _batches(studies: Iterable[Study], batch: int) -> Iterator[tuple[list[np.ndarray], list[Unit]]]:
-  """Lists of at most `batch` units, and the film of each."""
+def same_phrase(a: str, b: str) -> bool:
+  """Whether two phrases of an image are one unit."""
+  return reports.normalise(a) == reports.normalise(b)
+
+
+def batches(
+  studies: Iterable[Study], batch: int, of: Callable[[Study], list] = units
+) -> Iterator[tuple[list[np.ndarray], list]]:
+  """Lists of at most `batch` units `of` the studies, and the film of each.
+
+  Raises ValueError, naming the image, where a film is unreadable or not as its study says.
+  """
   films, found = [], []
   for study in studies:
-    some = units(study)
+    some = of(study)
     if not some:
       continue
     try:

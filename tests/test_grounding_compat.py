@@ -1,0 +1,194 @@
+"""Each emulated protocol against a computation of its own, pixel by pixel, from its description."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from input_pipeline.study import Region, Study
+from plan_jax.evaluators import grounding_compat as compat
+
+H, W, GRID = 40, 56, (5, 7)
+
+
+class Model:
+  """A map that it is given; eight film pixels a cell."""
+
+  def __init__(self, grid):
+    self.grid = np.asarray(grid, np.float32)
+
+  def similarities(self, images, phrases, of):
+    assert of == "phrase"
+    return np.stack([self.grid] * len(phrases))
+
+  def to_film(self, grid, shape, *, nearest=False):
+    mode = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+    return cv2.resize(np.asarray(grid, np.float32), shape[::-1], interpolation=mode)
+
+
+def region(phrase, label, *boxes):
+  return Region(phrase, label, np.array(boxes, np.float32))
+
+
+def study(*regions, image_id="i", patient="p"):
+  film = cv2.imencode(".png", np.zeros((H, W), np.uint8))[1].tobytes()
+  return Study(film, W, H, image_id, "s", patient, regions=regions)
+
+
+def random_grid(seed=0):
+  return np.random.default_rng(seed).normal(size=GRID).astype(np.float32)
+
+
+STUDY = study(
+  region("left opacity", "opacity", (2, 3, 14, 20), (10, 10, 30, 30)),
+  region("nodule", "nodule", (40, 5, 50, 12)),
+  region("Right opacity", "opacity", (33, 20, 50, 39)),
+)
+
+
+def pixels(*boxes):
+  return {
+    (y, x) for x0, y0, x1, y1 in boxes for y, x in itertools.product(range(y0, y1), range(x0, x1))
+  }
+
+
+EVERYWHERE = set(itertools.product(range(H), range(W)))
+LEFT = [(2, 3, 14, 20), (10, 10, 30, 30)]
+
+
+def naive_cnr(heat, inside, outside, unbiased=False):
+  a, b = ([float(heat[p]) for p in sorted(some)] for some in (inside, outside))
+  mean = [sum(x) / len(x) for x in (a, b)]
+  spread = [
+    sum((v - m) ** 2 for v in x) / (len(x) - unbiased) for x, m in zip((a, b), mean, strict=True)
+  ]
+  return (mean[0] - mean[1]) / sum(spread) ** 0.5
+
+
+def naive_iou(heat, threshold, mask):
+  predicted = {p for p in EVERYWHERE if heat[p] >= threshold}
+  return len(predicted & mask) / len(predicted | mask) if predicted | mask else 0.0
+
+
+def figures(name, grid, one=STUDY):
+  found = compat.score_compat(Model(grid), [one])[name]
+  return dict(zip(found.ids, found.values.tolist(), strict=True)), found
+
+
+def test_vios_s():
+  grid = random_grid()
+  values, found = figures("compat-vios-s", grid)
+  heat = Model(grid).to_film(np.maximum(grid, 0), (H, W))
+  first, second = pixels(LEFT[0]), pixels(LEFT[1])
+  each = [
+    naive_cnr(heat, first, EVERYWHERE - first),
+    naive_cnr(heat, second - first, EVERYWHERE - first - second),
+  ]
+  overlap = np.mean([naive_iou(heat, t, first | second) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
+  expected = [np.mean(each), np.mean(np.abs(each)), overlap]
+  assert values["i\tleft opacity"] == pytest.approx(expected, rel=1e-4)
+  assert found.groups == ["opacity", "nodule", "opacity"]
+
+
+def test_aep():
+  grid = random_grid(1)
+  values, _ = figures("compat-aep", grid)
+  heat = Model(grid).to_film(ndimage.gaussian_filter(grid, 1.5), (H, W))
+  heat = 2 * (heat - heat.min()) / np.ptp(heat) - 1
+  mask = pixels(*LEFT)
+  overlap = np.mean([naive_iou(heat, t, mask) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
+  dice = []
+  for t in (0.1, 0.2, 0.3, 0.4, 0.5):
+    predicted = {p for p in EVERYWHERE if heat[p] >= t}
+    dice.append(2 * len(predicted & mask) / (len(predicted) + len(mask)))
+  hit = float(np.unravel_index(heat.argmax(), heat.shape) in mask)
+  expected = [naive_cnr(heat, mask, EVERYWHERE - mask), overlap, np.mean(dice), hit]
+  assert values["i\tleft opacity"] == pytest.approx(expected, rel=1e-4)
+  # A constant map is -1 after scaling: every prediction is empty, there is nothing to average.
+  assert np.isnan(figures("compat-aep", np.ones(GRID))[0]["i\tnodule"][:3]).all()
+
+
+def test_mgvla_scores_boxes_on_the_mask_of_their_finding():
+  grid = random_grid(2)
+  values, found = figures("compat-mgvla", grid)
+  assert list(values) == ["i\tleft opacity", "i\tleft opacity #1", "i\tnodule", "i\tRight opacity"]
+  heat = Model(grid).to_film(ndimage.gaussian_filter(grid, 1.5), (H, W), nearest=True)
+  assert len(np.unique(heat)) == GRID[0] * GRID[1]  # no interpolation
+  mask = pixels(*LEFT, (33, 20, 50, 39))
+  expected = abs(naive_cnr(heat, mask, EVERYWHERE - mask))
+  for unit in ("left opacity", "left opacity #1", "Right opacity"):
+    assert values[f"i\t{unit}"] == pytest.approx([expected], rel=1e-4)
+  assert found.groups == ["opacity", "opacity", "nodule", "opacity"]
+
+
+def test_g2g():
+  grid = np.full(GRID, 0.1, np.float32) + 0.02 * random_grid(3)
+  grid[1:3, 1:4] += 1.0
+  values, found = figures("compat-g2g", grid)
+  heat = Model(grid).to_film(grid, (H, W))
+  heat = (heat - heat.min()) / np.ptp(heat)
+  mask = pixels((40, 5, 50, 12))
+  bright = {p for p in EVERYWHERE if compat.bright_part(heat)[p]}
+  both = (
+    len(bright & mask) / len(bright | mask)
+    + len((EVERYWHERE - bright) & (EVERYWHERE - mask)) / len(EVERYWHERE - (bright & mask))
+  ) / 2
+  expected = [naive_cnr(heat, mask, EVERYWHERE - mask, unbiased=True), both]
+  assert values["i\tnodule"] == pytest.approx(expected, rel=1e-4)
+  assert set(found.groups) == {"all"}
+
+
+def test_radzero_knows_the_first_box_alone():
+  for place, expected in (((1, 1), 1.0), ((2, 2), 0.0)):
+    grid = np.zeros(GRID)
+    grid[place] = 1
+    values, _ = figures("compat-radzero", grid)
+    assert values["i\tleft opacity"] == [expected]
+
+
+def test_the_brighter_of_two_gaussians():
+  rng = np.random.default_rng(0)
+  truth = np.zeros((60, 60), bool)
+  truth[10:25, 20:50] = True
+  heat = np.where(truth, rng.normal(0.8, 0.05, (60, 60)), rng.normal(0.2, 0.1, (60, 60)))
+  assert (compat.bright_part(heat) == truth).mean() > 0.999
+  assert not compat.bright_part(np.full((5, 5), 0.3)).any()
+  two = np.zeros((4, 4))
+  two[0, 0] = 1
+  assert compat.bright_part(two).sum() == 1
+
+
+def test_degenerate_cnr():
+  heat = np.arange(12.0).reshape(3, 4)
+  nothing, everything = np.zeros((3, 4), bool), np.ones((3, 4), bool)
+  one = nothing.copy()
+  one[0, 0] = True
+  assert np.isnan(compat.cnr(heat, nothing, everything))
+  assert np.isnan(compat.cnr(heat, everything, nothing))
+  assert np.isnan(compat.cnr(np.ones((3, 4)), one, ~one))
+  assert np.isnan(compat.cnr(heat, one, ~one, ddof=1))  # one pixel has no unbiased variance
+  assert np.isfinite(compat.cnr(heat, one, ~one))
+
+
+def test_rows_average_as_each_protocol_says():
+  studies = [
+    STUDY,
+    study(region("nodule", "nodule", (0, 0, 9, 9)), image_id="j", patient="q"),
+    study(),
+  ]
+  scores = compat.score_compat(Model(random_grid(4)), studies)
+  rows = compat.compat_rows(scores, data="toy", resamples=20)
+  cells = {(r.protocol, r.group, r.metric): r for r in rows}
+  found = scores["compat-aep"]
+  per = [
+    np.mean([v[1] for v, g in zip(found.values, found.groups, strict=True) if g == name])
+    for name in ("nodule", "opacity")
+  ]
+  assert cells["compat-aep", "macro", "mIoU"].value == pytest.approx(np.mean(per))
+  assert ("compat-g2g", "macro", "unbiased CNR") not in cells
+  assert cells["compat-g2g", "all", "unbiased CNR"].n == 4
+  assert cells["compat-mgvla", "macro", "absolute CNR"].n == 5
+  assert compat.score_compat(Model(random_grid()), [study()]) == {}
+  assert compat.compat_rows({}, data="toy") == []
