@@ -95,6 +95,10 @@ def get_config() -> ConfigDict:
   config.train.weight_decay = 0.05
   config.train.beta2 = 0.98
   config.train.clip_norm = 1.0
+  config.train.freeze = ()  # what does not learn: regular expressions, found in parameters' paths
+  config.train.image_rate = 1.0  # times learning_rate, for the image encoder
+  config.train.text_rate = 1.0
+  config.train.layer_decay = 1.0  # times the rate, for each layer of an encoder from the top down
   config.train.ema_decay = 0.0  # 0: none; with it, the running mean is what is evaluated
   config.train.log_every_steps = 50
 

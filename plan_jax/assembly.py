@@ -63,7 +63,7 @@ class Assembly:
 
 def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
   """Builds the parts; nothing is computed yet. Raises ValueError naming a key that does not fit."""
-  model = build(config.model, tokenizer.vocabulary_size)
+  model = build(config.model, tokenizer.vocabulary_size, freeze=config.train.freeze)
   optimizer, schedule = make_optimizer(config.train, config.train.steps)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
 
@@ -83,10 +83,22 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
   )
 
 
+def abstract_params(config: ConfigDict) -> dict:
+  """The shapes of the parameters, for the vocabulary size of the config."""
+  model = build(config.model, config.text.vocabulary_size)
+  return jax.eval_shape(lambda: model.init(jax.random.key(0), _batch(config)))["params"]
+
+
 def _initial(model, optimizer, config) -> TrainState:
+  ema = config.train.ema_decay > 0
+  return initial_state(model, optimizer, _batch(config), seed=config.seed, ema=ema)
+
+
+def _batch(config) -> dict:
+  """Of one pair; gives shapes only."""
   side, length, words = config.model.image_px, config.text.max_tokens, config.text.max_words
   pieces = np.zeros((1, length), np.int32)
-  batch = {
+  return {
     "image": np.zeros((1, side, side, 1), np.float32),
     "tokens": pieces,
     "word_index": pieces,
@@ -94,5 +106,3 @@ def _initial(model, optimizer, config) -> TrainState:
     "position": pieces,
     "word_mask": np.ones((1, words), bool),
   }
-  ema = config.train.ema_decay > 0
-  return initial_state(model, optimizer, batch, seed=config.seed, ema=ema)

@@ -10,11 +10,12 @@ from input_pipeline import terms
 from input_pipeline.errors import UserError
 from input_pipeline.readers import READERS, default_options
 from input_pipeline.study import SPLITS
-from plan_jax import evaluation_sets
+from plan_jax import evaluation_sets, fine_tuning
 from plan_jax.alignment import curriculum, pairwise
 from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.scores import EVIDENCE
+from plan_jax.assembly import abstract_params
 from plan_jax.evaluators.results import FOLLOWED, scalar_name
 from plan_jax.mesh import make_mesh
 from plan_jax.models.plan import IMAGE_ENCODERS, image_encoder
@@ -99,7 +100,8 @@ def check(config: ConfigDict) -> None:
     "evaluation.max_words", "model.image.width", "model.text.heads", "model.text.layers",
     "model.text.size", "model.text.mlp_size", "model.text.max_position", "model.text.last_layers",
     "model.image.vit.size", "model.image.vit.layers", "model.image.vit.heads",
-    "model.image.vit.mlp_size", "model.image.vit.patch_px", "model.image.vit.grid", "data.threads",
+    "train.image_rate", "train.text_rate", "model.image.vit.mlp_size",
+    "model.image.vit.patch_px", "model.image.vit.grid", "data.threads",
   ):  # fmt: skip
     _check(config, key, lambda value: value > 0, "must be positive")
   _check(
@@ -211,6 +213,9 @@ def check(config: ConfigDict) -> None:
         f"config.curriculum.{stage.name}.local_weight: is {stage.local_weight}; method {method!r}"
         " has one round (tau and gamma need as many values)"
       )
+  _check(config, "train.layer_decay", lambda value: 0 < value <= 1, "must lie in (0, 1]")
+  if config.train.freeze:
+    fine_tuning.check(abstract_params(config), config.train.freeze)
   terms.load(config.text.terms)
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
     raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")

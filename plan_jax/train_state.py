@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plan_jax import fine_tuning
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.methods import Alignment, Embedded
 from plan_jax.alignment.objective import objective
@@ -36,8 +37,11 @@ class TrainState:
 def make_optimizer(config, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """AdamW with linear warm-up, cosine decay and gradient clipping.
 
+  What is frozen stays as it is, without moments or weight decay, and does not count for the clip.
+
   Args:
-    config: learning_rate, warmup_fraction, weight_decay, clip_norm, beta2.
+    config: learning_rate, warmup_fraction, weight_decay, clip_norm, beta2; freeze, and what
+      fine_tuning.rates wants.
     steps: length of training.
   """
   warmup = min(round(config.warmup_fraction * steps), steps - 1)
@@ -53,6 +57,18 @@ def make_optimizer(config, steps: int) -> tuple[optax.GradientTransformation, op
     optax.clip_by_global_norm(config.clip_norm),
     optax.adamw(schedule, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed),
   )
+  freeze = tuple(config.freeze)
+  if freeze:
+    optimizer = optax.partition(
+      {"learned": optimizer, "frozen": optax.set_to_zero()},
+      lambda params: fine_tuning.labels(params, freeze),
+    )
+  if (config.image_rate, config.text_rate, config.layer_decay) != (1, 1, 1):
+
+    def scaled(updates, _):
+      return jax.tree.map(jnp.multiply, updates, fine_tuning.rates(updates, config))
+
+    optimizer = optax.chain(optimizer, optax.stateless(scaled))
   return optimizer, schedule
 
 
@@ -79,6 +95,7 @@ def make_step(
   seed: int,
   ema_decay: float,
   micro_batches: int = 1,
+  freeze: tuple[str, ...] = (),
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """One update under `stage`: (state, batch) -> (state, scalar metrics).
 
@@ -90,10 +107,12 @@ def make_step(
     seed: of dropout.
     ema_decay: of the running mean of parameters; 0 keeps none.
     micro_batches: into which the encoders take the batch apart, see gradient_cache.
+    freeze: patterns of the parameters that do not learn.
   """
   base = jax.random.fold_in(jax.random.key(seed), 1)
 
   def encode(params, batch_stats, batch, key):
+    params = fine_tuning.without_gradient(params, freeze)
     (image, text, _), mutated = model.apply(
       {"params": params, "batch_stats": batch_stats},
       batch,
@@ -108,6 +127,7 @@ def make_step(
     return features, mutated.get("batch_stats", {})
 
   def loss(features, params, batch):
+    params = fine_tuning.without_gradient(params, freeze)
     scales = model.apply({"params": params}, method="scales")
     embedded = Embedded(
       **features,

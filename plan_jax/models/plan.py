@@ -153,10 +153,13 @@ def text_encoder(text, vocabulary_size: int) -> Bert:
   return Bert(**_text_arguments(text, vocabulary_size))
 
 
-def build(model, vocabulary_size: int) -> Plan:
-  """The towers of `config.model`, for a vocabulary."""
+def build(model, vocabulary_size: int, *, freeze: tuple[str, ...] = ()) -> Plan:
+  """The towers of `config.model`, for a vocabulary; `freeze` as in train_state.make_step."""
+  image = _image_arguments(model.image)
+  if model.image.name == "resnet":
+    image["freeze"] = tuple(freeze)
   return Plan(
-    image=_image_arguments(model.image),
+    image=image,
     text=_text_arguments(model.text, vocabulary_size),
     image_name=model.image.name,
     size=model.size,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.fine_tuning import is_frozen
 from plan_jax.models.remat import remat
 
 NORMS = ("batch", "group", "channel")
@@ -29,6 +30,24 @@ class Conv1x1(nn.Module):
     kernel = self.param("kernel", nn.initializers.he_normal(), (x.shape[-1], self.features))
     x = x[:, :: self.stride, :: self.stride]
     return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class BatchNorm(nn.BatchNorm):
+  """Batch norm that goes by its running statistics, and keeps them, where it is frozen.
+
+  Attributes:
+    freeze: patterns of the paths of parameters that do not learn.
+    train: whether the others go by the statistics of the batch.
+  """
+
+  freeze: tuple[str, ...] = ()
+  train: bool = False
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., C] -> [..., C]."""
+    own = ("/".join((*self.path, name)) for name in ("scale", "bias"))
+    frozen = all(is_frozen(path, self.freeze) for path in own)
+    return super().__call__(x, use_running_average=frozen or not self.train)
 
 
 def _join(block: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -99,6 +118,7 @@ class ResNet(nn.Module):
       BioViL has it; 0: none.
     mean, std: of film pixels, one value, or one a channel: a film is then repeated, as weights of
       colour pictures want it.
+    freeze: patterns of the paths of parameters that do not learn, for batch norm.
     remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.
   """
@@ -112,6 +132,7 @@ class ResNet(nn.Module):
   projector: int = 0
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.25,)
+  freeze: tuple[str, ...] = ()
   remat: str = "none"
   dtype: jnp.dtype = jnp.float32
 
@@ -121,7 +142,9 @@ class ResNet(nn.Module):
   def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """[B, H, W, 1] float32 in [0, 1] -> [B, H / output_stride, W / output_stride, C]."""
     norm = {
-      "batch": partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype),
+      "batch": partial(
+        BatchNorm, momentum=0.9, dtype=self.dtype, freeze=tuple(self.freeze), train=train
+      ),
       "group": partial(nn.GroupNorm, num_groups=None, group_size=8, dtype=self.dtype),
       "channel": partial(nn.LayerNorm, dtype=self.dtype),
     }[self.norm]
