@@ -236,6 +236,7 @@ class _Updates:
         seed=config.seed,
         ema_decay=config.train.ema_decay,
         micro_batches=config.train.micro_batches,
+        freeze=tuple(config.train.freeze),
       )
       batch_sharding = mesh.batch_sharding(parts.mesh)
       self._compiled[stage.name] = jax.jit(
