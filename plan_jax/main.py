@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
   try:
     if _DISTRIBUTED.value:
       hosts.start(*(flag.value for flag in _PLACE))
+      preemption.take_over()
     elif wrong := [flag.name for flag in _PLACE if flag.value is not None]:
       raise UserError(f"--{wrong[0]} is for several processes: give --distributed too")
     run(_CONFIG.value, Workdir(_WORKDIR.value), _MODE.value)

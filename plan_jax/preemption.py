@@ -1,11 +1,17 @@
 """SIGTERM, the notice that the machine will be taken away: save, and exit with a special code."""
 
+import ctypes
+import os
 import signal
+import socket
+import threading
+import time
 
 import jax
 from jax.experimental import multihost_utils
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start me again
+_END_SECONDS = 4
 
 
 class Preempted(KeyboardInterrupt):
@@ -17,6 +23,29 @@ def interrupt(*_) -> None:
   raise Preempted
 
 
+def take_over() -> None:
+  """SIGTERM raises Preempted after hosts.start, too, where JAX took it for a service of its own.
+
+  The main thread hears of it only when it waits for no other process. One that waits for longer
+  ends all the same, process 0 last: its end would abort the others.
+  """
+  get = ctypes.pythonapi.PyOS_getsig
+  get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_int]
+  Notice.service = get(signal.SIGTERM)
+  signal.signal(signal.SIGTERM, interrupt)
+  heard, told = socket.socketpair()
+  told.setblocking(False)
+  signal.set_wakeup_fd(told.detach())
+
+  def end():
+    while heard.recv(1) != bytes([signal.SIGTERM]):
+      pass
+    time.sleep(_END_SECONDS * (1 if jax.process_index() else 2))
+    os._exit(EXIT_CODE)
+
+  threading.Thread(target=end, daemon=True).start()
+
+
 class Notice:
   """While open, SIGTERM interrupts nothing; `came` tells of it between steps.
 
@@ -24,16 +53,21 @@ class Notice:
   step (JAX's preemption service, which has its own handler of SIGTERM).
   """
 
+  service: int | None = None  # address of that handler
+
   def __enter__(self):
     self._noticed = False
     self._before = signal.getsignal(signal.SIGTERM)
     if not jax.distributed.is_initialized():
       signal.signal(signal.SIGTERM, self._take)
+    elif self.service is not None:
+      put = ctypes.pythonapi.PyOS_setsig
+      put.restype, put.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+      put(signal.SIGTERM, self.service)
     return self
 
   def __exit__(self, *_):
-    # None: the handler is not Python's own, but the service's, which nobody asks any more.
-    signal.signal(signal.SIGTERM, interrupt if self._before is None else self._before)
+    signal.signal(signal.SIGTERM, self._before)
 
   def came(self, count: int) -> bool:
     """Whether to stop now; `count` must be 1 at the first call, and grow by 1."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -245,6 +246,35 @@ def test_a_notice_outside_training_ends_at_once(tmp_path):
   assert process.stdout.readline() == "ready\n"
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=30) == preemption.EXIT_CODE
+  process.communicate()
+
+
+def test_a_notice_ends_an_evaluation_of_two(start, never, tmp_path, folder):
+  where = shutil.copytree(never[0], tmp_path / "run")
+  processes = start(where, "--mode=evaluate", **{"data.records": folder})
+  while "evaluating step 6" not in processes[0].stdout.readline():
+    assert processes[0].poll() is None
+  for process in processes:
+    process.send_signal(signal.SIGTERM)
+  finish(processes, (preemption.EXIT_CODE,) * 2)
+
+
+def test_a_notice_ends_a_process_that_waits_for_another(tmp_path):
+  """Where the main thread is not in Python, and hears of no signal."""
+  code = (
+    "import ctypes, jax; from plan_jax import hosts, preemption\n"
+    "hosts.start('127.0.0.1:{port}', 1, 0); preemption.take_over(); print('ready', flush=True)\n"
+    "wait, lock = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n"
+    "wait(lock); wait(lock)"
+  )
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    code = code.format(port=free.getsockname()[1])
+  process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                             cwd=ROOT, env=dict(os.environ, JAX_PLATFORMS="cpu"))  # fmt: skip
+  assert process.stdout.readline() == "ready\n"
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=60) == preemption.EXIT_CODE
   process.communicate()
 
 
