@@ -406,15 +406,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--max_skipped_fraction", type=float, default=0.01,
       help="share of films that may be unreadable (default %(default)s)")  # fmt: skip
   add("--retry_skipped", action="store_true", help="read again what was skipped, after repairs")
-  for dataset in READERS:
-    group = parser.add_argument_group(f"options of --dataset={dataset}")
-    for name, default in readers.default_options(dataset).items():
-      if f"--{name}" in parser._option_string_actions:
-        continue  # another reader has it too
-      kind = {"type": str if default is None else type(default)}
-      if isinstance(default, bool):
-        kind = {"action": argparse.BooleanOptionalAction}
-      group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"default {default}", **kind)
+  readers.add_options(parser)
   return parser
 
 

@@ -1,24 +1,30 @@
 """Selections: named, seeded choices of a data set's films, with a hash of what was chosen.
 
 A selection is a function of the reader's listing alone, so it exists before any image is read, and
-the same listing and seed give the same films. It can be written as JSON and shared:
+the same listing and seed give the same films. It can be written as JSON and shared, by
+
+  python -m input_pipeline.selections --dataset=chexpert --source=/data/CheXpert-v1.0 \
+    --selection=5x200 --out=chexpert_5x200.json
+
+as
 
   {"name", "seed", "hash", "splits": {"train": [image ids], "validation": [...], "test": [...]}}
 """
 
+import argparse
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from input_pipeline import readers
 from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
 from input_pipeline.readers import Item
+from input_pipeline.selection_builders import SELECTIONS, SelectionError
 from input_pipeline.study import SPLITS
-
-
-class SelectionError(UserError):
-  """A selection cannot be made or read; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -105,5 +111,47 @@ def select(items: Sequence[Item], selection: Selection) -> list[Item]:
   return chosen
 
 
-# name -> function of the listing and a seed: split -> image ids.
-SELECTIONS: dict[str, Callable[[Sequence[Item], int], dict[str, Sequence[str]]]] = {}
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m input_pipeline.selections",
+    description="Makes a selection, prints its counts and hash, and writes it to share it.",
+  )
+  add = parser.add_argument
+  add("--dataset", required=True, choices=readers.READERS, help="which reader lists the films")
+  add("--source", default="", help="folder of the raw data")
+  add(
+    "--selection", required=True, help=f"one of {', '.join(SELECTIONS)}, or a .json file to check"
+  )
+  add("--selection_seed", type=int, default=0, help="of the draw (default 0)")
+  add("--out", help="JSON file to write")
+  readers.add_options(parser)
+  return parser
+
+
+def main() -> None:
+  """The command line: prints what was selected, or one error and exit status 1."""
+  arguments = vars(_parser().parse_args())
+  dataset, source, name, seed, out = (
+    arguments.pop(key) for key in ("dataset", "source", "selection", "selection_seed", "out")
+  )
+  try:
+    items = readers.open_reader(dataset, source, arguments).items
+    selection = make(name, items, seed)
+    chosen = select(items, selection)
+  except UserError as error:
+    raise SystemExit(f"error: {error}") from None
+  print(f"{selection.name}, seed {selection.seed}: hash {selection.hash}")
+  for split in SPLITS:
+    films = [item for item in chosen if item.split == split]
+    labels = Counter(label for item in films for label, value in item.labels if value == 1)
+    counts = ", ".join(f"{label} {count}" for label, count in labels.most_common())
+    if films:
+      patients = len({item.patient_id for item in films})
+      print(f"{split}: {len(films)} films of {patients} patients ({counts or 'no labels'})")
+  if out:
+    replace_text(out, selection.to_json())
+    print(f"written to {out}: convert takes it as --selection={out}")
+
+
+if __name__ == "__main__":
+  main()

@@ -208,7 +208,7 @@ def test_a_foreign_folder_and_a_second_conversion_are_refused(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "problem"),
   [
-    ({"dataset": "mimik"}, "no data set 'mimik'; known are folder, phantom"),
+    ({"dataset": "mimik"}, "no data set 'mimik'; known are .*folder, mimic_cxr"),
     ({"image_format": "gif"}, "image_format is 'gif', not one of keep, jpeg, png"),
     ({"image_px": 0}, "image_px is 0"),
     ({"shard_size": 0}, "shard_size is 0"),

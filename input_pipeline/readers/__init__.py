@@ -5,6 +5,7 @@ Here stands what they share: items and sources.
 A new reader is a module with `open_source(source, **options) -> Source` and its line in `READERS`.
 """
 
+import argparse
 import hashlib
 import inspect
 from collections.abc import Callable
@@ -119,3 +120,37 @@ def default_options(dataset: str) -> dict[str, Any]:
   """The keyword arguments of a reader's open_source and their defaults."""
   parameters = inspect.signature(READERS[dataset]).parameters.values()
   return {p.name: p.default for p in parameters if p.name != "source"}
+
+
+def open_reader(dataset: str, source: str, options: dict[str, Any]) -> Source:
+  """Opens a source with options given by name.
+
+  Raises SourceError where the reader has no such option, and as the reader does.
+  """
+  known = default_options(dataset)
+  if unknown := [name for name in options if name not in known]:
+    listed = ", ".join(known) or "none"
+    raise SourceError(f"{', '.join(unknown)}: no option of reader {dataset!r}; it has {listed}")
+  return READERS[dataset](source, **options)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the readers' options to a command line; what is not given is not in its namespace.
+
+  An option that several readers share is listed with the first, and names the others' defaults.
+  """
+  shared: dict[str, list[str]] = {}
+  for dataset in READERS:
+    for name in default_options(dataset):
+      shared.setdefault(name, []).append(dataset)
+  for dataset in READERS:
+    group = parser.add_argument_group(f"options of --dataset={dataset}")
+    for name, default in default_options(dataset).items():
+      if shared[name][0] != dataset:
+        continue
+      kind = {"type": str if default is None else type(default)}
+      if isinstance(default, bool):
+        kind = {"action": argparse.BooleanOptionalAction}
+      others = [f"of {other} {default_options(other)[name]}" for other in shared[name][1:]]
+      told = ", ".join([f"default {default}", *others])
+      group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=told, **kind)
