@@ -105,6 +105,10 @@ KINDS: Mapping[str, Mapping[str, tuple[Part, ...]]] = {
     "num_batches_tracked": (),  # a counter of torch's
   },
   "embedding": {"weight": _param("embedding")},
+  # As plan_jax.export writes them.
+  "ours": {name: _param(name) for name in ("kernel", "bias", "scale", "embedding")}
+  | {name: (Part("batch_stats", name, _same),) for name in ("mean", "var")},
+  "our_array": {"": _param("")},
   "first_row": {"weight": _param("", lambda x: x[0])},  # ours has one kind of token
   "class_token": {"": _param("", np.ravel)},
   "positions": {
@@ -234,6 +238,18 @@ CXR_BERT_PROJECTOR = (
 )
 _NOT_BERT = (r"embeddings\.position_ids", r"pooler\..+")  # a buffer, and a head behind [CLS]
 
+
+def _ours(tower: str, first: str) -> tuple[Row, ...]:
+  return (
+    Row(rf"{tower}\.({first})", r"\1", "ours"),
+    Row(rf"{tower}\.(\w+)\.(\w+)", r"\1/\2", "ours"),
+    Row(rf"{tower}\.(\w+)", r"\1", "ours"),
+    Row(rf"{tower}\.(\w+_(?:token|position|embedding))", r"\1", "our_array"),
+  )
+
+
+_OUR_HEADS = (r"(pixel|film|word|report|significance|attention)_(norm|head)\..+", "log_scale")
+
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5,) * 3, (0.5,) * 3)
 _PLAIN = ((0.0,) * 3, (1.0,) * 3)
@@ -284,6 +300,15 @@ IMAGE_LAYOUTS = (
     "ConVIRT-pytorch", "resnet", _under(r"res_features\.", NUMBERED_RESNET),
     (r"bert_model\..+", *_NUMBERED_HEADS),
   ),
+  *(
+    Layout(
+      f"plan_jax {name}", encoder, _ours("image_encoder", first),
+      (r"text_encoder\..+", *_OUR_HEADS),
+    )
+    for name, encoder, first in (
+      ("ResNet", "resnet", "stem"), ("ViT", "vit", "patch_embedding")
+    )
+  ),
 )  # fmt: skip
 
 TEXT_LAYOUTS = (
@@ -302,5 +327,9 @@ TEXT_LAYOUTS = (
       ("ConVIRT", r"text_encoder\.model", "img_encoder", _CONVIRT_HEADS),
       ("ConVIRT-pytorch", "bert_model", "res_features", _NUMBERED_HEADS),
     )
+  ),
+  Layout(
+    "plan_jax", "bert", _ours("text_encoder", "token_embedding"),
+    (r"image_encoder\..+", *_OUR_HEADS),
   ),
 )  # fmt: skip

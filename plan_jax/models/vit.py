@@ -82,13 +82,13 @@ class ViT(nn.Module):
     x += interpolate(position, rows, columns).astype(self.dtype)
     first = self.param("class_token", _INIT, (self.size,))
     first += self.param("class_position", _INIT, (self.size,))
-    first = jnp.broadcast_to(first.astype(self.dtype), (len(x), 1, self.size))
-    x = jnp.concatenate([first, x.reshape(len(x), -1, self.size)], 1)
+    first = jnp.broadcast_to(first.astype(self.dtype), (x.shape[0], 1, self.size))
+    x = jnp.concatenate([first, x.reshape(x.shape[0], -1, self.size)], 1)
     block = remat(Block, self.remat)
     for i in range(self.layers):
       x = block(self.heads, self.mlp_size, self.dtype, name=f"block{i + 1}")(x)
     x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")(x[:, 1:])
-    return x.reshape(len(x), rows, columns, self.size)
+    return x.reshape(x.shape[0], rows, columns, self.size)
 
 
 def patches(x: jax.Array, side: int) -> jax.Array:

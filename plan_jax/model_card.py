@@ -1,0 +1,95 @@
+"""The model card of an exported run: what it is, what it learned from, how well, and its limits."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline import records
+from input_pipeline.errors import UserError
+from plan_jax.evaluators import results
+from plan_jax.workdir import Workdir
+
+_USE = """```python
+from plan_jax import export
+
+model = export.load("THIS_FOLDER")
+maps = model.ground([film], ["small left effusion"])  # film: uint8 [H, W]; map: float32 [H, W]
+serve = export.serving("THIS_FOLDER")  # the function of grounding.jax, see config.json "inputs"
+```"""
+
+_LIMITS = """- For research. It is no medical device, and was tested for no clinical use.
+- It was trained on frontal films of the data below and their reports, and knows their devices,
+  patients, language and style of reporting. Elsewhere it has to be evaluated anew.
+- A map shows where a phrase finds its like, with its maximum scaled to 1, also where the finding is
+  absent. Whether it is there is for the peaks, whose threshold has to be chosen on films of one's
+  own.
+- No region label was used: regions are soft, of the grid's resolution, and no outlines.
+- Figures below hold for their protocol, data and number of units alone; figures of other protocols
+  are not comparable."""
+
+
+def text(workdir: Workdir, config: ConfigDict, step: int, grid: tuple[int, int]) -> str:
+  """The card as Markdown.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    step: of the checkpoint.
+    grid: rows and columns of the maps.
+  """
+  model, image, words = config.model, config.model.image, config.model.text
+  tower = f"ResNet-{image.depth}, width {image.width:g}, {image.stages} stages, {image.norm} norm"
+  if image.name == "vit":
+    tower = (
+      f"ViT, {image.vit.layers} layers of {image.vit.size}, patches of {image.vit.patch_px} px"
+    )
+  parts = [
+    "---\nlibrary_name: plan_jax\ntags:\n- chest-x-ray\n- phrase-grounding\n---",
+    "# Word-pixel alignment of chest X-rays and their reports",
+    f"Pre-trained with plan_jax, method `{config.alignment.method}`: every word of a report has a"
+    f" soft region of the film.\n\n"
+    f"- image: {tower}, {model.image_px} px, maps of {grid[0]} x {grid[1]}\n"
+    f"- text: BERT-style, {words.layers} layers of {words.size}\n"
+    f"- shared space: {model.size}\n"
+    f"- step {step} of {config.train.steps}, batches of {config.train.batch_size}, seed"
+    f" {config.seed}",
+    f"## Use\n\n{_USE}",
+    f"## Training data\n\n{_data(workdir, config)}",
+    f"## Figures\n\n{_figures(workdir, step)}",
+    f"## Limits\n\n{_LIMITS}",
+  ]
+  return "\n\n".join(parts) + "\n"
+
+
+def _data(workdir: Workdir, config: ConfigDict) -> str:
+  told = [f"- data set: {config.data.dataset}"]
+  if config.data.dataset == "phantom":
+    told[0] += " (synthetic: nothing here was learned from patients)"
+  if workdir.records_note.is_file():
+    told.append(f"- records: fingerprint {workdir.records_note.read_text().strip()}")
+  try:
+    films = records.splits(Path(config.data.records or workdir.records))
+    told.append(f"- films: {', '.join(f'{count} {split}' for split, count in films.items())}")
+  except (UserError, OSError):
+    told.append("- films: the records are not at hand to be counted")
+  if workdir.weights.is_file():
+    told += [
+      f"- {name} started from {tower['source']}, SHA-256 {tower['sha256']}"
+      for name, tower in json.loads(workdir.weights.read_text()).items()
+    ]
+  else:
+    told.append("- both encoders started at random")
+  return "\n".join(told)
+
+
+def _figures(workdir: Workdir, step: int) -> str:
+  if not workdir.evaluation.is_file():
+    return "The run was not evaluated."
+  evaluated, rows = results.read(workdir.evaluation)
+  if evaluated != step:
+    return f"The run was evaluated at step {evaluated}, not at this one: no figures."
+  return (
+    "Each table has its task, data and protocol above it; intervals are 95 % bootstraps, the other"
+    f" columns floors.\n\n```\n{results.table(rows)}\n```"
+  )

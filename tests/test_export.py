@@ -1,0 +1,128 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import tiny
+from input_pipeline import images, phantom, records, tokens
+from input_pipeline.errors import UserError
+from plan_jax import experiment, export, grounder
+from plan_jax.assembly import assemble
+from plan_jax.checkpoint import Checkpoints
+from plan_jax.evaluators import results
+from plan_jax.models.pretrained import load_image, load_text
+from plan_jax.models.weight_files import WeightsError
+from plan_jax.workdir import Workdir
+
+STUDIES = [phantom.study(1, i, 64) for i in range(3)]
+FILMS = [images.decode(study.image) for study in STUDIES]
+PHRASES = ["small left effusion", "the heart is large", "no pneumothorax"]
+
+
+def made(folder, **change):
+  """A run that has a checkpoint, a running mean, and records, without the training."""
+  run, config = Workdir(folder), tiny(**{"train.ema_decay": 0.5, "train.steps": 1} | change)
+  run.claim(config)
+  experiment.make_records(config, run.records)
+  run.claim_records(run.records, records.fingerprint(run.records))
+  texts = [" ".join(study.sentences) for study in STUDIES]
+  tokenizer = tokens.train(texts, run.tokenizer, vocabulary_size=200)
+  state = assemble(config, tokenizer).initial_state()
+  state = state.replace(step=state.step + 1, ema=jax.tree.map(lambda x: 1.5 * x, state.params))
+  checkpoints = Checkpoints(run.checkpoints)
+  checkpoints.save(1, state)
+  checkpoints.close()
+  return run
+
+
+@pytest.fixture(scope="module", params=["resnet", "vit"])
+def run(request, tmp_path_factory):
+  """A run, and where it is exported to."""
+  folder = tmp_path_factory.mktemp(request.param)
+  change = {"model.image.name": request.param, "model.image.vit.layers": 1}
+  run = made(folder / "run", **change)
+  return run, export.write(run, folder / "out")
+
+
+def test_there_and_back_are_the_same_bits(run):
+  """The weights that were evaluated (the running mean) and all that is made of them."""
+  before, after = grounder.load(run[0]), export.load(run[1])
+  assert after.step == before.step == 1
+  jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
+  np.testing.assert_array_equal(
+    after.ground_on_grid(FILMS, PHRASES), before.ground_on_grid(FILMS, PHRASES)
+  )
+  texts = [study.sentences for study in STUDIES]
+  np.testing.assert_array_equal(after.embed_texts(texts), before.embed_texts(texts))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_function_serves_what_the_model_finds(run, count):
+  """For any number of pairs, from the files alone."""
+  model, serve = grounder.load(run[0]), export.serving(run[1])
+  about = json.loads((run[1] / "config.json").read_text())
+  tokenizer, limits = tokens.Tokenizer(run[1]), about["run"]["evaluation"]
+  lengths = {name: limits[name] for name in ("max_tokens", "max_words")}
+  texts = [tokenizer.encode((phrase,), **lengths).arrays() for phrase in PHRASES[:count]]
+  side = about["inputs"]["image"]["shape"][1]
+  batch = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
+  batch["image"] = np.stack([images.fit(film, side) for film in FILMS[:count]])[..., None]
+  for name, said in about["inputs"].items():
+    assert list(batch[name].shape[1:]) == said["shape"][1:] and batch[name].dtype == said["dtype"]
+  found = serve(batch)
+  want = model.ground_on_grid(FILMS[:count], PHRASES[:count])
+  np.testing.assert_allclose(found["map"], want, atol=1e-5)
+  np.testing.assert_allclose(found["peak"], model.peaks(FILMS[:count], PHRASES[:count]), atol=1e-5)
+  assert found["map"].shape == (count, *model.grid)
+
+
+def test_another_run_can_start_from_it(run):
+  """Its towers are weights like any others."""
+  params = grounder.load(run[0]).variables["params"]
+  parts = assemble(ConfigDict(run[0].read_config()), tokens.Tokenizer(run[1]))
+  encoder = parts.model.bind({"params": params})
+  image = load_image(run[1], encoder.image_encoder.clone(parent=None))
+  text = load_text(run[1], encoder.text_encoder.clone(parent=None))
+  for tower, name in ((image, "image_encoder"), (text, "text_encoder")):
+    jax.tree.map(np.testing.assert_array_equal, tower.params, params[name])
+    assert "log_scale" in tower.provenance["left_aside"]
+    assert not any(n.startswith(name) for n in tower.provenance["left_aside"])
+
+
+def test_the_card_tells_data_figures_and_limits(run, tmp_path):
+  card = (run[1] / "README.md").read_text()
+  for told in (
+    "phantom (synthetic", "fingerprint", "32 train, 8 validation, 8 test", "not evaluated",
+    "no medical device", "both encoders started at random", "step 1 of 1",
+  ):  # fmt: skip
+    assert told in card
+  rows = [results.Row("grounding", "grounding-v1", "phantom/test", "macro", "mIoU", results.RUN,
+                      0.25, 0.2, 0.3, 40)]  # fmt: skip
+  results.write(run[0].evaluation, 1, rows)
+  run[0].weights.write_text(json.dumps({"text_encoder": {"source": "BERT: x", "sha256": "ab"}}))
+  card = (export.write(run[0], tmp_path / "out") / "README.md").read_text()
+  assert "grounding on phantom/test (grounding-v1)" in card and "0.250 [0.200, 0.300]" in card
+  assert "text_encoder started from BERT: x, SHA-256 ab" in card
+  results.write(run[0].evaluation, 7, rows)
+  card = (export.write(run[0], tmp_path / "again") / "README.md").read_text()
+  assert "evaluated at step 7" in card and "0.250" not in card
+
+
+def test_what_cannot_be_exported_or_loaded(run, tmp_path):
+  with pytest.raises(UserError, match="exists: name a new folder"):
+    export.write(run[0], run[1])
+  with pytest.raises(UserError, match="no checkpoint of step 9"):
+    export.write(run[0], tmp_path / "new", step=9)
+  assert not (tmp_path / "new").exists()
+  with pytest.raises(WeightsError, match=r"holds no config\.json"):
+    export.load(tmp_path)
+  about = json.loads((run[1] / "config.json").read_text())
+  about["run"]["model"]["size"] = 4
+  other = tmp_path / "other"
+  shutil.copytree(run[1], other)
+  (other / "config.json").write_text(json.dumps(about))
+  with pytest.raises(WeightsError, match=r"pixel_head\.bias is \(8,\), not \(4,\)"):
+    export.load(other)
