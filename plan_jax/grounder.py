@@ -53,12 +53,22 @@ class Grounder:
     self._text = jit(partial(model.apply, method=model.embed_texts))
     self._look, words, phrase = (
       jit(jax.vmap(function, (0, 0, None, None)), static_argnums=(2, 3))
-      for function in (_look, _ground_words, _ground_phrase)
+      for function in (_look, ground_pair, _ground_phrase)
     )
     self._ground = {"words": words, "phrase": phrase}
     self._match = jit(jax.vmap(_match, (0, 0, 0, None, None, None)), static_argnums=(4, 5))
     self.dropped_sentences = 0  # that found no room in max_tokens, max_words
     self.take(state)
+
+  @property
+  def variables(self) -> dict:
+    """The weights in use: {"params", "batch_stats"}."""
+    return self._variables
+
+  @property
+  def stage(self) -> curriculum.Stage:
+    """The stage of training whose look the words have."""
+    return self._stage
 
   def take(self, state: TrainState) -> None:
     """Takes the parameters of a point of training, or their running mean where there is one.
@@ -290,8 +300,14 @@ def _look(image, text, stage: curriculum.Stage, alignment: Alignment):
   return look(image, text, stage, alignment), say
 
 
-def _ground_words(image, text, stage: curriculum.Stage, alignment: Alignment):
-  """One film and one phrase -> its map [P] of any scale, and its mean similarity [P]."""
+def ground_pair(image, text, stage: curriculum.Stage, alignment: Alignment):
+  """One film and one phrase -> its map [P] of any scale, and its mean similarity [P].
+
+  Args:
+    image, text: ImageFeatures and TextFeatures, without a batch axis.
+    stage: of the curriculum, whose look it is.
+    alignment: of the run.
+  """
   looked, say = _look(image, text, stage, alignment)
   return say @ looked.weight, say @ looked.similarity / jnp.maximum(say.sum(), 1e-12)
 
