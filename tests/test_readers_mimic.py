@@ -1,6 +1,7 @@
 import csv
 import gzip
 import json
+import pickle
 import shutil
 import zipfile
 from collections import Counter
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from fakes import physionet
-from input_pipeline import records
+from input_pipeline import images, loader, records, terms, tokens
 from input_pipeline.convert import ConvertError, convert
 from input_pipeline.raw import SourceError
 from input_pipeline.readers import check_patients, mimic_cxr, ms_cxr
@@ -96,6 +97,29 @@ def test_from_files_to_records(download, tmp_path):
       else:
         assert {name for name, value in study.labels.items() if value} - {"No Finding"} == positive
   assert not frontal
+
+
+def test_from_records_to_a_batch(download, tmp_path):
+  convert("mimic_cxr", tmp_path / "out", source=str(download[0]), workers=1, progress=False)
+  train = records.RecordSource(tmp_path / "out", "train")
+  texts = [" ".join(study.sentences) for study in train]
+  tokenizer = tokens.train(texts, tmp_path / "tokenizer", vocabulary_size=300)
+  encode = loader.Encode(tokenizer, terms.load(), 64, 64, 48, images.Augment())
+  batches = loader.batches(train, encode, batch_size=4, seed=0)
+  batch = next(batches)
+  batches.close()
+  assert batch["image"].shape == (4, 64, 64, 1)
+  assert batch["word_mask"].any(axis=1).all()
+  assert len(set(batch["study_key"].tolist())) == 4
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_readers_go_to_other_processes(tmp_path, zipped):
+  physionet.write(tmp_path, patients=8, size_px=64, zipped=zipped)
+  for open_source in (mimic_cxr.open_source, ms_cxr.open_source):
+    source = open_source(str(tmp_path))
+    read, item = pickle.loads(pickle.dumps((source.read, source.items[0])))
+    assert repr(read(item)) == repr(source.read(source.items[0]))
 
 
 def test_the_listing_knows_what_selections_need(download):
