@@ -33,7 +33,8 @@ from input_pipeline import readers, records, selections
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import READERS, Item, Source
+from input_pipeline.readers import READERS
+from input_pipeline.source import Item, Source, check_patients
 from input_pipeline.stored import FORMATS, store_image
 from input_pipeline.study import SPLITS, Study, UnreadableError
 
@@ -152,7 +153,7 @@ def _open(
     items = selections.select(opened.items, chosen)
     note = f"selection {chosen.name}: {len(items)} of {len(opened.items)} films, hash {chosen.hash}"
     opened = dataclasses.replace(opened, items=items, notes=(*opened.notes, note))
-  readers.check_patients(opened.items)
+  check_patients(opened.items)
   return opened, chosen
 
 

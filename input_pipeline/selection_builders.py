@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.readers import Item
+from input_pipeline.source import Item
 from input_pipeline.study import SPLITS
 
 CLASSES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")

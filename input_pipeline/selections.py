@@ -22,8 +22,8 @@ from pathlib import Path
 from input_pipeline import readers
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from input_pipeline.readers import Item
 from input_pipeline.selection_builders import SELECTIONS, SelectionError
+from input_pipeline.source import Item
 from input_pipeline.study import SPLITS
 
 

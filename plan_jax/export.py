@@ -173,10 +173,10 @@ def _export(
     }
     image = plan.apply(variables, batch["image"], method=plan.embed_images)
     text = plan.apply(variables, batch, method=plan.embed_texts)
-    maps, peak = jax.vmap(lambda i, t: grounder.ground_pair(i, t, stage, alignment))(image, text)
+    maps, similar = jax.vmap(lambda i, t: grounder.ground_pair(i, t, stage, alignment))(image, text)
     top = maps.max(-1, keepdims=True)
     maps = maps / jnp.where(top > 0, top, 1)
-    return {"map": maps.reshape(maps.shape[0], *model.grid), "peak": peak}
+    return {"map": maps.reshape(maps.shape[0], *model.grid), "peak": similar.max(-1)}
 
   (b,) = jax_export.symbolic_shape("b")
   batch = {

@@ -86,7 +86,8 @@ def _data(workdir: Workdir, config: ConfigDict) -> str:
 def _figures(workdir: Workdir, step: int) -> str:
   if not workdir.evaluation.is_file():
     return "The run was not evaluated."
-  evaluated, rows = results.read(workdir.evaluation)
+  found = results.read(workdir.evaluation)
+  evaluated, rows = found.step, found.rows
   if evaluated != step:
     return f"The run was evaluated at step {evaluated}, not at this one: no figures."
   return (

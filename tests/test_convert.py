@@ -15,7 +15,7 @@ from input_pipeline import convert as convert_lib
 from input_pipeline import phantom, records
 from input_pipeline.convert import ConvertError, convert
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source
+from input_pipeline.source import Item, Source
 from test_folder import REAL, film, manifest
 
 ROOT = Path(__file__).resolve().parents[1]

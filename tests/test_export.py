@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from experiments import tiny
 from input_pipeline import images, phantom, records, tokens
 from input_pipeline.errors import UserError
-from plan_jax import experiment, export, grounder
+from plan_jax import evaluation_sets, export, grounder
 from plan_jax.assembly import assemble
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.evaluators import results
@@ -26,7 +26,7 @@ def made(folder, **change):
   """A run that has a checkpoint, a running mean, and records, without the training."""
   run, config = Workdir(folder), tiny(**{"train.ema_decay": 0.5, "train.steps": 1} | change)
   run.claim(config)
-  experiment.make_records(config, run.records)
+  evaluation_sets.make_records(config.data, run.records, config.data)
   run.claim_records(run.records, records.fingerprint(run.records))
   texts = [" ".join(study.sentences) for study in STUDIES]
   tokenizer = tokens.train(texts, run.tokenizer, vocabulary_size=200)
@@ -101,12 +101,12 @@ def test_the_card_tells_data_figures_and_limits(run, tmp_path):
     assert told in card
   rows = [results.Row("grounding", "grounding-v1", "phantom/test", "macro", "mIoU", results.RUN,
                       0.25, 0.2, 0.3, 40)]  # fmt: skip
-  results.write(run[0].evaluation, 1, rows)
+  results.write(run[0].evaluation, results.Evaluation(1, rows, {"phantom/test": "0"}))
   run[0].weights.write_text(json.dumps({"text_encoder": {"source": "BERT: x", "sha256": "ab"}}))
   card = (export.write(run[0], tmp_path / "out") / "README.md").read_text()
   assert "grounding on phantom/test (grounding-v1)" in card and "0.250 [0.200, 0.300]" in card
   assert "text_encoder started from BERT: x, SHA-256 ab" in card
-  results.write(run[0].evaluation, 7, rows)
+  results.write(run[0].evaluation, results.Evaluation(7, rows, {"phantom/test": "0"}))
   card = (export.write(run[0], tmp_path / "again") / "README.md").read_text()
   assert "evaluated at step 7" in card and "0.250" not in card
 

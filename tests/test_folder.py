@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import check_patients, folder
+from input_pipeline.readers import folder
+from input_pipeline.source import check_patients
 from input_pipeline.study import UnreadableError, check
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cxr_mini"

@@ -6,7 +6,8 @@ import pytest
 from fakes import chestx_det10 as fake
 from fakes.films import batch, converted
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import check_patients, chestx_det10
+from input_pipeline.readers import chestx_det10
+from input_pipeline.source import check_patients
 from input_pipeline.study import UnreadableError
 
 

@@ -7,7 +7,8 @@ import pytest
 from fakes import chexpert as fake
 from fakes.films import batch, converted, table
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import check_patients, chexpert
+from input_pipeline.readers import chexpert
+from input_pipeline.source import check_patients
 from input_pipeline.study import UnreadableError
 
 WHEEL = importlib.util.find_spec("torchxrayvision")

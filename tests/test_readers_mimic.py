@@ -15,7 +15,8 @@ from fakes import physionet
 from input_pipeline import images, loader, records, terms, tokens
 from input_pipeline.convert import ConvertError, convert
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import check_patients, mimic_cxr, ms_cxr
+from input_pipeline.readers import mimic_cxr, ms_cxr
+from input_pipeline.source import check_patients
 from input_pipeline.study import UnreadableError, check
 
 JPG, TEXT = Path("mimic-cxr-jpg/2.0.0"), Path("mimic-cxr/2.0.0")

@@ -10,7 +10,8 @@ from fakes import nih14 as fake
 from fakes.films import batch, converted
 from input_pipeline import raw
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import boxes, check_patients, nih14
+from input_pipeline.readers import boxes, nih14
+from input_pipeline.source import check_patients
 from input_pipeline.study import UnreadableError
 
 WHEEL = importlib.util.find_spec("torchxrayvision")

@@ -10,7 +10,8 @@ from PIL import Image
 from fakes import openi as fake
 from fakes.films import batch, converted
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import check_patients, openi
+from input_pipeline.readers import openi
+from input_pipeline.source import check_patients
 from input_pipeline.study import UnreadableError
 
 WHEEL = importlib.util.find_spec("torchxrayvision")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from input_pipeline import convert, records
-from input_pipeline.readers import Item
 from input_pipeline.selection_builders import CLASSES, draw, eligible, subset
 from input_pipeline.selections import Selection, SelectionError, load, make, select
+from input_pipeline.source import Item
 from test_folder import film, manifest
 
 WHEEL = importlib.util.find_spec("torchxrayvision")

@@ -26,7 +26,8 @@ from typing import Any
 
 from input_pipeline import raw
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source, boxes, draw
+from input_pipeline.readers import boxes
+from input_pipeline.source import Item, Source, draw
 from input_pipeline.stored import image_size
 from input_pipeline.study import SPLITS, Study
 

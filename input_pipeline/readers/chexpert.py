@@ -26,7 +26,7 @@ from pathlib import Path
 
 from input_pipeline import raw, reports, tables
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source
+from input_pipeline.source import Item, Source
 from input_pipeline.stored import image_size
 from input_pipeline.study import SPLITS, Study
 

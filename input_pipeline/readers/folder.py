@@ -31,7 +31,7 @@ import numpy as np
 
 from input_pipeline import reports
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source, draw_split
+from input_pipeline.source import Item, Source, draw_split
 from input_pipeline.stored import image_size, open_image
 from input_pipeline.study import SPLITS, Region, Study, UnreadableError
 

@@ -28,8 +28,8 @@ from pathlib import Path
 
 from input_pipeline import mimic_reports, physionet, radgraph, raw, tables
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source
 from input_pipeline.readers import ms_cxr as ms_cxr_reader
+from input_pipeline.source import Item, Source
 from input_pipeline.stored import image_size
 from input_pipeline.study import Study, UnreadableError
 

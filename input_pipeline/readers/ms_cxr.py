@@ -29,7 +29,7 @@ import numpy as np
 
 from input_pipeline import physionet, raw, reports, tables
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source
+from input_pipeline.source import Item, Source
 from input_pipeline.stored import image_size
 from input_pipeline.study import Region, Study, UnreadableError
 

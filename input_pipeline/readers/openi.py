@@ -31,7 +31,7 @@ from xml.etree import ElementTree
 
 from input_pipeline import dicom, raw, reports, tables
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source, draw_split
+from input_pipeline.source import Item, Source, draw_split
 from input_pipeline.stored import image_size
 from input_pipeline.study import SPLITS, Study, UnreadableError
 

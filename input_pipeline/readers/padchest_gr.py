@@ -29,7 +29,8 @@ import numpy as np
 
 from input_pipeline import raw, tables
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source, boxes
+from input_pipeline.readers import boxes
+from input_pipeline.source import Item, Source
 from input_pipeline.stored import image_size, open_image
 from input_pipeline.study import SPLITS, Region, Study, UnreadableError
 

@@ -4,7 +4,7 @@ import functools
 
 from input_pipeline import phantom
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import Item, Source
+from input_pipeline.source import Item, Source
 from input_pipeline.study import SPLITS, Study
 
 
