@@ -17,7 +17,14 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
 def to_pgm(data: bytes) -> bytes:
-  """A DICOM file -> binary PGM (8-bit grey), which Pillow reads and which costs no compression.
+  """The film of a DICOM file, as `to_film`."""
+  return to_film(data)[0]
+
+
+def to_film(data: bytes) -> tuple[bytes, str]:
+  """A DICOM file -> its film and its view position ("PA", "AP", ...; "" where it says none).
+
+  The film is binary PGM (8-bit grey), which Pillow reads and which costs no compression.
 
   The modality transform, then the first VOI transform: a table, else a window, else (also where a
   window's width cannot be, such as 0) the span from the least to the greatest value. MONOCHROME1 is
@@ -31,6 +38,7 @@ def to_pgm(data: bytes) -> bytes:
       warnings.simplefilter("ignore")  # of values that break the standard but can be read
       dataset = pydicom.dcmread(io.BytesIO(data))
       grey = _grey(dataset)
+      view = str(dataset.get("ViewPosition") or "").strip()
   except (UnreadableError, MemoryError):
     raise
   except Exception as error:  # pydicom and its decoders raise many kinds
@@ -39,7 +47,7 @@ def to_pgm(data: bytes) -> bytes:
       f"not a readable DICOM film ({type(error).__name__}: {reason})"
     ) from error
   height, width = grey.shape
-  return b"P5\n%d %d\n255\n" % (width, height) + grey.tobytes()
+  return b"P5\n%d %d\n255\n" % (width, height) + grey.tobytes(), view
 
 
 def _grey(dataset: pydicom.Dataset) -> np.ndarray:

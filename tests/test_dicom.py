@@ -6,44 +6,14 @@ import pydicom
 import pytest
 import scipy
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
-  ExplicitVRLittleEndian,
   JPEG2000Lossless,
   RLELossless,
-  generate_uid,
 )
 
+from fakes.dicom import film
 from input_pipeline import dicom
 from input_pipeline.study import UnreadableError
-
-
-def film(pixels, *, bits=None, photometric="MONOCHROME2", syntax=ExplicitVRLittleEndian, **more):
-  """A DICOM file of grey pixels; `more` are further elements."""
-  pixels = np.asarray(pixels)
-  meta = FileMetaDataset()
-  meta.TransferSyntaxUID = ExplicitVRLittleEndian
-  meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-  meta.MediaStorageSOPInstanceUID = generate_uid()
-  data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-  data.SOPClassUID, data.SOPInstanceUID = (
-    meta.MediaStorageSOPClassUID,
-    meta.MediaStorageSOPInstanceUID,
-  )
-  data.Rows, data.Columns = pixels.shape
-  data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
-  data.BitsAllocated = 8 * pixels.itemsize
-  data.BitsStored = bits or data.BitsAllocated
-  data.HighBit = data.BitsStored - 1
-  data.PixelRepresentation = int(pixels.dtype.kind == "i")
-  data.PixelData = pixels.tobytes()
-  for name, value in more.items():
-    setattr(data, name, value)
-  if syntax != ExplicitVRLittleEndian:
-    data.compress(syntax, generate_instance_uid=False)
-  file = io.BytesIO()
-  data.save_as(file, enforce_file_format=True)
-  return file.getvalue()
 
 
 def grey(data):

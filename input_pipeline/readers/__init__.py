@@ -20,6 +20,9 @@ from input_pipeline.readers import (
   openi,
   padchest_gr,
   phantom,
+  rsna,
+  siim,
+  vindr,
 )
 from input_pipeline.source import Source
 
@@ -34,6 +37,9 @@ READERS: dict[str, Callable[..., Source]] = {
   "openi": openi.open_source,
   "padchest_gr": padchest_gr.open_source,
   "phantom": phantom.open_source,
+  "rsna": rsna.open_source,
+  "siim": siim.open_source,
+  "vindr": vindr.open_source,
 }
 
 

@@ -1,0 +1,133 @@
+"""Reader of SIIM-ACR Pneumothorax Segmentation (Kaggle 2019).
+
+The folder holds
+
+  train-rle.csv, or stage_2_train.csv   ImageId, EncodedPixels: a row a mask, "-1" for none
+  *.dcm                                 the films at any depth (dicom-images-train/UID/UID/ID.dcm),
+                                        named by ImageId
+
+A mask is run lengths over the film of 1024 x 1024 pixels, column by column: pairs of a gap since
+the end of the run before and a length (not start and length, as elsewhere). The masks of a film are
+united to one region, "pneumothorax". Label: "Pneumothorax", 1 or 0.
+
+The table knows no patients, so every film is one of its own; it has several rows of some films,
+which splits by row tear apart. 80/10/10 is drawn by ImageId; the selection `siim_images` is
+70/15/15. Films without a row are left aside. The view is read from the films.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from input_pipeline import dicom, raw, tables
+from input_pipeline.raw import SourceError
+from input_pipeline.source import Item, Source, draw_split
+from input_pipeline.stored import image_size
+from input_pipeline.study import Region, Study
+
+_TABLES = ("train-rle.csv", "stage_2_train.csv")
+_SIZE_PX = 1024
+_COLUMNS = ("ImageId", "EncodedPixels")
+
+
+@dataclass(frozen=True)
+class _Row:
+  file: str
+  runs: tuple[tuple[int, ...], ...]  # of each mask
+
+
+def open_source(source: str) -> Source:
+  """Lists the films.
+
+  Args:
+    source: the folder.
+
+  Raises SourceError: the table is missing or damaged, a run leaves the film, or a film has a mask
+  and none.
+  """
+  root = raw.folder(source, f"SIIM's {_TABLES[0]} and its DICOM films")
+  table = raw.find(root, *_TABLES, *(f"*/{name}" for name in _TABLES), what="get it from Kaggle")
+  masks: dict[str, dict[tuple[int, ...], None]] = {}
+  first: dict[str, tables.Row] = {}
+  twice = 0
+  for row in tables.read(table, _COLUMNS):
+    name, runs = row.text("ImageId"), _runs(row)
+    before = first.setdefault(name, row)
+    mine = masks.setdefault(name, {})
+    if before is not row and bool(runs) != bool(mine):
+      raise SourceError(
+        f"{table}: row {row.number} and row {before.number} say that {name} has a mask and none;"
+        " remove one"
+      )
+    twice += before is not row and (not runs or runs in mine)
+    if runs:
+      mine[runs] = None
+  files = raw.file_names(root, ".dcm")
+  items = [
+    Item(
+      f"{name} ({row.place})", draw_split(name), name,
+      _Row(files.get(f"{name}.dcm", f"{name}.dcm"), tuple(masks[name])),
+      name, "", (("Pneumothorax", int(bool(masks[name]))),),
+    )
+    for name, row in first.items()
+  ]  # fmt: skip
+  notes = ["no patients and no official split: drawn by ImageId (80/10/10); see the selections"]
+  if twice:
+    notes.append(f"rows that say the same as an earlier one, dropped: {twice}")
+  if aside := sum(Path(file).stem not in first for file in files):
+    notes.append(f"films without a row, left aside: {aside}")
+  return Source("siim", items, functools.partial(_read, root=root), tuple(notes))
+
+
+def decode_runs(runs: tuple[int, ...]) -> np.ndarray:
+  """Gaps and lengths in turn -> bool [1024, 1024]."""
+  flat = np.zeros(_SIZE_PX * _SIZE_PX, bool)
+  ends = np.cumsum(runs)
+  for start, end in zip(ends[::2], ends[1::2], strict=True):
+    flat[start:end] = True
+  return flat.reshape(_SIZE_PX, _SIZE_PX).T
+
+
+def _runs(row: tables.Row) -> tuple[int, ...]:
+  """The numbers of a row's mask; () for none. Raises SourceError."""
+  cell = row.text("EncodedPixels")
+  if cell == "-1":
+    return ()
+  try:
+    runs = tuple(map(int, cell.split()))
+  except ValueError:
+    raise row.wrong("EncodedPixels", "-1, or whole numbers") from None
+  if len(runs) % 2 or min(runs) < 0 or not sum(runs[1::2]):
+    raise row.wrong("EncodedPixels", "pairs of a gap and a length, with a pixel at least")
+  if sum(runs) > _SIZE_PX * _SIZE_PX:
+    raise row.wrong("EncodedPixels", f"runs that end within {_SIZE_PX} x {_SIZE_PX} pixels")
+  return runs
+
+
+def _read(item: Item, *, root: Path) -> Study:
+  image, view = dicom.to_film(raw.read_bytes(root, item.row.file))
+  width, height = image_size(image)
+  return Study(
+    image=image,
+    width=width,
+    height=height,
+    image_id=item.image_id,
+    study_id=item.image_id,
+    patient_id=item.patient_id,
+    view=view,
+    labels=dict(item.labels),
+    regions=_regions(item.row.runs, width, height),
+  )
+
+
+def _regions(masks: tuple[tuple[int, ...], ...], width: int, height: int) -> tuple[Region, ...]:
+  if not masks:
+    return ()
+  mask = np.logical_or.reduce([decode_runs(runs) for runs in masks]).astype(np.uint8) * 255
+  if (width, height) != (_SIZE_PX, _SIZE_PX):
+    mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+  encoded = cv2.imencode(".png", mask)[1].tobytes()
+  return (Region("pneumothorax", "pneumothorax", np.zeros((0, 4), np.float32), encoded),)

@@ -1,0 +1,90 @@
+import gzip
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fakes import siim as fake
+from fakes.films import batch, converted
+from input_pipeline import images
+from input_pipeline.raw import SourceError
+from input_pipeline.readers import siim
+
+WHEEL = importlib.util.find_spec("torchxrayvision")
+
+
+def test_from_files_to_a_batch(tmp_path):
+  summary, studies = converted("siim", fake.write(tmp_path / "raw"), tmp_path / "out")
+  assert summary["skipped"] == 0
+  found = {study.image_id: study for split in studies.values() for study in split}
+  assert found["a"].labels == {"Pneumothorax": 0} and found["a"].regions == ()
+  assert found["b"].labels == {"Pneumothorax": 1} and found["b"].view == "PA"
+  (region,) = found["b"].regions
+  expected = np.zeros((1024, 1024), bool)
+  expected[:10, 1:3] = True
+  expected[20:23, 500] = True
+  np.testing.assert_array_equal(images.decode(region.mask) > 0, expected)
+  assert batch(list(found.values()), tmp_path)["image"].shape == (3, 64, 64, 1)
+
+
+def test_runs_are_relative_and_column_by_column():
+  mask = siim.decode_runs((3, 2, 1024, 4))
+  expected = np.zeros((1024, 1024), bool)
+  expected[3:5, 0] = True
+  expected[5:9, 1] = True
+  np.testing.assert_array_equal(mask, expected)
+  assert siim.decode_runs((0, 1024 * 1024)).all()
+
+
+def test_flat_folders_and_films_of_other_sizes(tmp_path):
+  source = fake.write(tmp_path / "raw", flat=True, size_px=256)
+  _, studies = converted("siim", source, tmp_path / "out")
+  (b,) = (s for split in studies.values() for s in split if s.image_id == "b")
+  assert images.decode(b.regions[0].mask).shape == (256, 256)
+
+
+def test_what_is_noted_and_skipped(tmp_path):
+  rows = ("a, -1", "a,-1", "b,1024 10", "b,1024 10", "b,5000 3", "e,-1")
+  source = siim.open_source(str(fake.write(tmp_path / "raw", rows)))
+  assert any("dropped: 2" in note for note in source.notes)
+  assert any("left aside: 1" in note for note in source.notes)
+  summary, _ = converted("siim", tmp_path / "raw", tmp_path / "out", max_skipped_fraction=0.5)
+  assert summary["skipped"] == 1 and sum(summary["films"].values()) == 2
+
+
+@pytest.mark.parametrize(
+  ("rows", "words"),
+  [
+    (("a,1 2 3",), "row 2, column 'EncodedPixels'.*pairs"),
+    (("a,5 0",), "a pixel at least"),
+    (("a,1048570 10",), "end within"),
+    (("a,-1 4",), "pairs"),
+    (("a,x",), "whole numbers"),
+    (("a,",), "filled"),
+    (("a,-1", "a,1 2"), "row 3 and row 2 say that a has a mask and none"),
+    (("a,1 2", "a,-1"), "row 3 and row 2"),
+  ],
+)
+def test_contradictions_stop(tmp_path, rows, words):
+  with pytest.raises(SourceError, match=words):
+    siim.open_source(str(fake.write(tmp_path, rows, films="")))
+
+
+@pytest.mark.skipif(WHEEL is None, reason="the label files of torchxrayvision are not there")
+def test_the_real_table(tmp_path):
+  data = Path(WHEEL.submodule_search_locations[0]) / "data"
+  with (
+    gzip.open(data / "siim-pneumothorax-train-rle.csv.gz") as packed,
+    open(tmp_path / "train-rle.csv", "wb") as table,
+  ):
+    shutil.copyfileobj(packed, table)
+  assert (tmp_path / "train-rle.csv").read_text().count("\n") == 12954 + 1
+  items = siim.open_source(str(tmp_path)).items
+  assert len(items) == 12047
+  masks = [runs for item in items for runs in item.row.runs]
+  assert len(masks) == 12954 - 9378
+  assert sum(len(item.row.runs) > 1 for item in items) == 624
+  for runs in masks[::50]:  # where runs end, listing has checked for all
+    assert siim.decode_runs(runs).sum() == sum(runs[1::2])

@@ -1,0 +1,101 @@
+import gzip
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fakes import vindr as fake
+from fakes.films import batch, converted
+from input_pipeline.raw import SourceError
+from input_pipeline.readers import vindr
+
+WHEEL = importlib.util.find_spec("torchxrayvision")
+
+
+def by_id(studies):
+  return {study.image_id: study for split in studies.values() for study in split}
+
+
+def test_from_files_to_a_batch(tmp_path):
+  summary, studies = converted("vindr", fake.write(tmp_path / "raw"), tmp_path / "out")
+  assert summary["skipped"] == 0
+  found = by_id(studies)
+  assert {s.image_id for s in studies["test"]} == {"t0", "t1"}
+  f0 = found["f0"]
+  # Two of three name the heart, one the nodule and nothing; pneumonia is of the whole film.
+  assert f0.labels == {
+    "Cardiomegaly": 1, "Nodule/Mass": -1, "No finding": -1, "Pneumonia": 1
+  }  # fmt: skip
+  regions = {region.label: region.boxes for region in f0.regions}
+  np.testing.assert_allclose(regions["Cardiomegaly"], [[21, 41, 81, 91]])
+  np.testing.assert_allclose(regions["Nodule/Mass"], [[10, 10, 20, 20]])
+  assert found["f1"].labels["No finding"] == 1 and found["f1"].view == "PA"
+  assert found["f1"].regions == ()
+  assert found["t0"].labels == {"Pleural effusion": 1, "Pneumonia": 1, "No finding": 0}
+  assert found["t1"].labels == {"Pleural effusion": 0, "Pneumonia": 0, "No finding": 1}
+  assert batch(list(found.values()), tmp_path)["image"].shape == (4, 64, 64, 1)
+
+
+def test_kaggles_folder_and_fusion(tmp_path):
+  source = fake.write(tmp_path / "raw", kaggle=True)
+  _, studies = converted("vindr", source, tmp_path / "out", fusion="every")
+  found = by_id(studies)
+  assert sorted(found) == ["f0", "f1"]
+  (heart, _) = found["f0"].regions
+  np.testing.assert_allclose(heart.boxes, [[20, 40, 80, 90], [22, 42, 82, 92]])
+  with pytest.raises(SourceError, match="fusion is 'wbf'; it must be one of weighted"):
+    vindr.open_source(str(source), fusion="wbf")
+
+
+def test_broken_boxes(tmp_path):
+  rows = [
+    *fake.ROWS,
+    fake.ROWS[0],
+    fake.box("f1", "R1", "Cardiomegaly", 50, 10, 50, 20),
+    fake.box("f1", "R2", "Cardiomegaly", 500, 500, 600, 600),
+  ]
+  source = vindr.open_source(str(fake.write(tmp_path / "raw", rows)))
+  ((key, reason),) = source.left_out
+  assert key.startswith("f1 (annotations_train.csv row") and "is empty" in reason
+  assert any("dropped: 1" in note for note in source.notes)
+  summary, studies = converted(
+    "vindr", tmp_path / "raw", tmp_path / "out", max_skipped_fraction=0.9
+  )
+  assert summary["skipped"] == 2 and "f1" not in by_id(studies)
+  assert "lies outside its 96 x 100 film" in (tmp_path / "out" / "skipped.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+  ("row", "words"),
+  [
+    (
+      fake.box("f1", "R1", "Cardiomegaly", "", "", "", ""),
+      "column 'x_min'.*empty for 'No finding'",
+    ),
+    (fake.box("f1", "R1", "No finding", 1, 1, 5, 5), "column 'x_min'"),
+    (fake.box("f1", "R1", "Cardiomegaly", 1, 1, 5, ""), "column 'y_max'"),
+    (fake.box("f1", "", "Cardiomegaly", 1, 1, 5, 5), "column 'rad_id'"),
+  ],
+)
+def test_contradictions_stop(tmp_path, row, words):
+  with pytest.raises(SourceError, match=words):
+    vindr.open_source(str(fake.write(tmp_path, [*fake.ROWS, row])))
+
+
+@pytest.mark.skipif(WHEEL is None, reason="the label files of torchxrayvision are not there")
+def test_the_real_table(tmp_path):
+  data = Path(WHEEL.submodule_search_locations[0]) / "data"
+  with (
+    gzip.open(data / "vinbigdata-train.csv.gz") as packed,
+    open(tmp_path / "train.csv", "wb") as to,
+  ):
+    shutil.copyfileobj(packed, to)
+  assert (tmp_path / "train.csv").read_text().count("\n") == 67914 + 1
+  source = vindr.open_source(str(tmp_path))
+  assert len(source.items) == 15000 and not source.left_out
+  read_by, _, _ = vindr._films(tmp_path / "train.csv", tmp_path, "train")
+  assert {len(film.readers) for film in read_by.values()} == {3}
+  normal = sum(dict(item.labels)["No finding"] == 1 for item in source.items)
+  assert normal == 10606
