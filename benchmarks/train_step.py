@@ -1,10 +1,10 @@
 """One training step, and its parts, beside torch: python -m benchmarks.train_step.
 
-ResNet-50 and a BERT-base, as plan_jax builds them, against ResNetModel and BertModel of
-transformers with the same widths, strides and number of threads: float32, random weights, batch
-norm in training mode, no dropout. The whole step is both towers, the global contrast and AdamW;
-ours computes the pixel heads and the norms of the step besides. Contenders take turns; times are
-medians.
+ResNet-50, ViT-B/16 and a BERT-base, as plan_jax builds them, against ResNetModel, ViTModel and
+BertModel of transformers with the same widths, strides and number of threads: float32, random
+weights, batch norm in training mode, no dropout. The whole step is ResNet and BERT, the global
+contrast and AdamW; ours computes the pixel heads and the norms of the step besides. Contenders take
+turns; times are medians.
 
   python -m benchmarks.train_step --json=out.json
 """
@@ -29,6 +29,7 @@ from plan_jax.alignment.methods import Alignment
 from plan_jax.models.bert import Bert
 from plan_jax.models.plan import build
 from plan_jax.models.resnet import ResNet
+from plan_jax.models.vit import ViT
 from plan_jax.train_state import initial_state, make_optimizer, make_step
 
 _SETTLE_SECONDS = 0.3  # the threads of the one before may spin for a while
@@ -41,7 +42,7 @@ class Size:
   Attributes:
     batch: films, and reports.
     image_px, width: of the ResNet-50.
-    tokens, vocabulary, size, layers, heads: of the BERT.
+    tokens, vocabulary, size, layers, heads: of the BERT; the last three of the ViT too.
   """
 
   batch: int
@@ -93,24 +94,29 @@ def ours(size: Size, output_stride: int) -> dict:
   state = jax.jit(lambda: initial_state(model, optimizer, batch, seed=0, ema=False))()
   stage = curriculum.stages(made.curriculum)[0]
 
-  film, report = ResNet(**model.image), Bert(**model.text)
+  film, report, vit = ResNet(**model.image), Bert(**model.text), patches(size)
+  vit_params = jax.jit(vit.init)(jax.random.key(0), batch["image"])["params"]
 
   def of_film(params, batch):
     variables = {"params": params, "batch_stats": state.batch_stats["image_encoder"]}
     out, _ = film.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
     return jnp.square(out).mean()
 
+  def of_patches(params, batch):
+    return jnp.square(vit.apply({"params": params}, batch["image"], train=True)).mean()
+
   def of_report(params, batch):
     places = batch["sentence_index"], batch["position"]
     return jnp.square(report.apply({"params": params}, batch["tokens"], *places, train=True)).mean()
 
   rows = {}
-  for name, function, part in (
-    ("ResNet-50", of_film, "image_encoder"), ("BERT", of_report, "text_encoder"),
+  for name, function, params in (
+    ("ResNet-50", of_film, state.params["image_encoder"]), ("ViT-B/16", of_patches, vit_params),
+    ("BERT", of_report, state.params["text_encoder"]),
   ):  # fmt: skip
     for what, run in (("forward", function), ("forward + backward", jax.value_and_grad(function))):
-      compiled = jax.jit(run).lower(state.params[part], batch).compile()
-      rows[f"{name}, {what}"] = _Step(compiled, state.params[part], batch)
+      compiled = jax.jit(run).lower(params, batch).compile()
+      rows[f"{name}, {what}"] = _Step(compiled, params, batch)
   step = make_step(
     model, optimizer, schedule, stage, Alignment(**made.alignment), seed=0, ema_decay=0.0
   )
@@ -118,6 +124,11 @@ def ours(size: Size, output_stride: int) -> dict:
   # A copy, for the step is given its state, and the rows above hold parts of this one.
   rows["whole step"] = _Step(compiled, jax.tree.map(jnp.copy, state), batch, keep=True)
   return rows
+
+
+def patches(size: Size) -> ViT:
+  """The ViT with patches of 16 px."""
+  return ViT(size.size, size.layers, size.heads, 4 * size.size, 16, size.image_px // 16)
 
 
 class _Step:
@@ -135,8 +146,8 @@ class _Step:
 
 
 def towers(size: Size):
-  """ResNetModel and BertModel of the same sizes, in training mode."""
-  from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+  """ResNetModel, BertModel and ViTModel of the same sizes, in training mode."""
+  from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
   channels = max(8, int(64 * size.width) // 8 * 8)
   film = ResNetModel(
@@ -153,7 +164,15 @@ def towers(size: Size):
     ),
     add_pooling_layer=False,
   )  # fmt: skip
-  return film.train(), report.train()
+  vit = ViTModel(
+    ViTConfig(
+      num_channels=1, image_size=size.image_px, patch_size=16, hidden_size=size.size,
+      num_hidden_layers=size.layers, num_attention_heads=size.heads,
+      intermediate_size=4 * size.size, attn_implementation="sdpa",
+    ),
+    add_pooling_layer=False,
+  )  # fmt: skip
+  return film.train(), report.train(), vit.train()
 
 
 def torchs(size: Size) -> dict:
@@ -161,7 +180,7 @@ def torchs(size: Size) -> dict:
   import torch
 
   torch.set_num_threads(os.cpu_count())
-  film, report = towers(size)
+  film, report, vit = towers(size)
   made = arrays(size)
   image = torch.tensor(made["image"]).permute(0, 3, 1, 2).contiguous()
   tokens = torch.tensor(made["tokens"], dtype=torch.long)
@@ -191,6 +210,8 @@ def torchs(size: Size) -> dict:
   return {
     "ResNet-50, forward": lambda: forward(film, image),
     "ResNet-50, forward + backward": lambda: backward(film, image),
+    "ViT-B/16, forward": lambda: forward(vit, image),
+    "ViT-B/16, forward + backward": lambda: backward(vit, image),
     "BERT, forward": lambda: forward(report, tokens),
     "BERT, forward + backward": lambda: backward(report, tokens),
     "whole step": step,

@@ -43,9 +43,9 @@ def test_the_torch_loop_is_gloria():
 def test_train_step_has_a_row_for_every_part():
   rows = train_step.measure(train_step.SMALL, 1, with_torch=False)
   assert [row["row"] for row in rows] == [
-    "ResNet-50, forward", "ResNet-50, forward + backward", "BERT, forward",
-    "BERT, forward + backward", "whole step", "ResNet-50, forward + backward, stride 16",
-    "whole step, stride 16",
+    "ResNet-50, forward", "ResNet-50, forward + backward", "ViT-B/16, forward",
+    "ViT-B/16, forward + backward", "BERT, forward", "BERT, forward + backward",
+    "whole step", "ResNet-50, forward + backward, stride 16", "whole step, stride 16",
   ]  # fmt: skip
   assert all(row["seconds"] > 0 and row["gflops"] > 0 for row in rows)
   assert all(row["torch_seconds"] is None for row in rows)
@@ -56,7 +56,7 @@ def test_the_towers_in_torch_are_as_large_as_ours():
   size = train_step.SMALL
   model = build(train_step.config(size, 32).model, size.vocabulary)
   params = jax.eval_shape(lambda: model.init(jax.random.key(0), train_step.arrays(size)))["params"]
-  film, report = train_step.towers(size)
+  film, report, vit = train_step.towers(size)
 
   def torchs(tower):
     return sum(p.numel() for p in tower.parameters())
@@ -65,6 +65,10 @@ def test_the_towers_in_torch_are_as_large_as_ours():
     return sum(leaf.size for leaf in jax.tree.leaves(params[part]))
 
   assert ours("image_encoder") == torchs(film)
+  patches = train_step.patches(size)
+  image = train_step.arrays(size)["image"]
+  shapes = jax.eval_shape(lambda: patches.init(jax.random.key(0), image))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == torchs(vit)
   # Ours has one kind of token.
   assert ours("text_encoder") + size.size == torchs(report)
 
@@ -72,7 +76,7 @@ def test_the_towers_in_torch_are_as_large_as_ours():
 def test_every_row_of_torch_runs():
   pytest.importorskip("torch")
   rows = train_step.torchs(train_step.SMALL)
-  assert len(rows) == 5
+  assert len(rows) == 7
   for step in rows.values():
     step()
 
