@@ -23,6 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 from ml_collections import ConfigDict
+from safetensors import numpy as safetensors
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
@@ -62,9 +63,7 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
   temporary = out.with_name(out.name + ".tmp")
   shutil.rmtree(temporary, ignore_errors=True)
   shutil.copytree(workdir.tokenizer, temporary)
-  from safetensors.numpy import save_file
-
-  save_file(weights, temporary / _TENSORS)
+  (temporary / _TENSORS).write_bytes(safetensors.save(weights))
   (temporary / _FUNCTION).write_bytes(exported.serialize())
   about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
   replace_text(temporary / _CONFIG, json.dumps(about, indent=2) + "\n")

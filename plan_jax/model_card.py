@@ -73,13 +73,11 @@ def _data(workdir: Workdir, config: ConfigDict) -> str:
     told.append(f"- films: {', '.join(f'{count} {split}' for split, count in films.items())}")
   except (UserError, OSError):
     told.append("- films: the records are not at hand to be counted")
-  if workdir.weights.is_file():
-    told += [
-      f"- {name} started from {tower['source']}, SHA-256 {tower['sha256']}"
-      for name, tower in json.loads(workdir.weights.read_text()).items()
-    ]
-  else:
-    told.append("- both encoders started at random")
+  given = json.loads(workdir.weights.read_text()) if workdir.weights.is_file() else {}
+  for name in ("image_encoder", "text_encoder"):
+    tower = given.get(name)
+    begun = f"from {tower['source']}, SHA-256 {tower['sha256']}" if tower else "at random"
+    told.append(f"- {name} started {begun}")
   return "\n".join(told)
 
 

@@ -96,7 +96,7 @@ def test_the_card_tells_data_figures_and_limits(run, tmp_path):
   card = (run[1] / "README.md").read_text()
   for told in (
     "phantom (synthetic", "fingerprint", "32 train, 8 validation, 8 test", "not evaluated",
-    "no medical device", "both encoders started at random", "step 1 of 1",
+    "no medical device", "text_encoder started at random", "step 1 of 1",
   ):  # fmt: skip
     assert told in card
   rows = [results.Row("grounding", "grounding-v1", "phantom/test", "macro", "mIoU", results.RUN,
@@ -106,9 +106,20 @@ def test_the_card_tells_data_figures_and_limits(run, tmp_path):
   card = (export.write(run[0], tmp_path / "out") / "README.md").read_text()
   assert "grounding on phantom/test (grounding-v1)" in card and "0.250 [0.200, 0.300]" in card
   assert "text_encoder started from BERT: x, SHA-256 ab" in card
+  assert "image_encoder started at random" in card
   results.write(run[0].evaluation, results.Evaluation(7, rows, {"phantom/test": "0"}))
   card = (export.write(run[0], tmp_path / "again") / "README.md").read_text()
   assert "evaluated at step 7" in card and "0.250" not in card
+
+
+def test_the_command(run, tmp_path, monkeypatch, capsys):
+  arguments = ["export", f"--workdir={run[0].path}", f"--out={tmp_path / 'out'}"]
+  monkeypatch.setattr("sys.argv", arguments)
+  export.main()
+  assert "exported to" in capsys.readouterr().out
+  assert (tmp_path / "out" / "grounding.jax").read_bytes()
+  with pytest.raises(SystemExit, match="error: --out=.*exists"):
+    export.main()
 
 
 def test_what_cannot_be_exported_or_loaded(run, tmp_path):
