@@ -482,6 +482,10 @@ LAYER = "encoder.layer.0"
       lambda t: t.update({"encoder.layer.1.output.dense.bias": np.ones(16, np.float32)}),
       [r"set config\.model\.text\.layers=2 \(is 1\)"],
     ),
+    (
+      lambda t: t.update({"bert.embeddings.LayerNorm.beta": np.ones(16, np.float32)}),
+      ["embeddings.LayerNorm.beta are both our embedding_norm/bias"],
+    ),
     (lambda t: [t.pop(key) for key in list(t)[1:]], ["none of the layouts BERT, GLoRIA"]),
   ],
 )
@@ -503,6 +507,16 @@ def test_sizes_that_differ_are_told_at_once_with_what_to_set(tmp_path):
     "text.size=32 (is 16)", "text.layers=2 (is 1)", "text.mlp_size=64 (is 16)",
     "text.max_position=64 (is 128)", "text.heads=2 (is 4)", "200 pieces, the tokenizer 150",
   ):  # fmt: skip
+    assert told in str(error.value)
+
+
+def test_tensors_without_the_axes_of_their_kind(tmp_path):
+  patch = {"patch_embed.proj.weight": np.ones((24, 192), np.float32)}
+  qkv = {"blocks.0.attn.qkv.weight": np.ones((70, 24), np.float32)}
+  save_file(patch | qkv, tmp_path / "vit.safetensors")
+  with pytest.raises(WeightsError) as error:
+    load_image(tmp_path / "vit.safetensors", ViT(**VIT | {"layers": 1}, **COLOUR))
+  for told in ("proj.weight is (24, 192), which", "qkv.weight is (70, 24), which", "missing norm"):
     assert told in str(error.value)
 
 

@@ -93,23 +93,12 @@ def _load(path, encoder: nn.Module, known: tuple[layouts.Layout, ...], key: str)
     )
   if not isinstance(encoder, _ENCODERS[layout.encoder]):
     raise WeightsError(f"{path} holds a {layout.name}: set {key}.name={layout.encoder}")
-  given, aside, unexpected = {}, [], []
-  for name, tensor in weights.tensors.items():
-    there = layouts.targets(layout, name)
-    if there is None:
-      (aside if layouts.is_left_aside(layout, name) else unexpected).append(name)
-      continue
-    for collection, target, turn in there:
-      if _not_wanted(encoder, target):
-        aside.append(name)
-      else:
-        given[collection, target] = name, turn(tensor)
+  given, aside, wrong = _placed(weights.tensors, layout, encoder)
   sizes = {target: np.shape(array) for (_, target), (_, array) in given.items()}
   _check_sizes(path, key, encoder, layout, sizes, weights.settings)
   if isinstance(encoder, Bert) and not encoder.vocabulary_size:
     encoder = encoder.clone(vocabulary_size=sizes["token_embedding/embedding"][0])
   wanted = _shapes(encoder)
-  wrong = [f"unexpected {name}" for name in unexpected]
   wrong += [f"unexpected {name}" for target, (name, _) in given.items() if target not in wanted]
   wrong += [f"missing {target[1]}" for target in wanted if target not in given]
   wrong += [
@@ -138,6 +127,28 @@ def _load(path, encoder: nn.Module, known: tuple[layouts.Layout, ...], key: str)
       "left_aside": sorted(set(aside)),
     },
   )
+
+
+def _placed(tensors: dict, layout: layouts.Layout, encoder: nn.Module):
+  """{(collection, path): (name, array)}, the names left aside, and what is wrong."""
+  given, aside, wrong = {}, [], []
+  for name, tensor in tensors.items():
+    there = layouts.targets(layout, name)
+    if there is None and layouts.is_left_aside(layout, name):
+      aside.append(name)
+    elif there is None:
+      wrong.append(f"unexpected {name}")
+    for collection, target, turn in there or ():
+      if _not_wanted(encoder, target):
+        aside.append(name)
+      elif (collection, target) in given:
+        wrong.append(f"{name} and {given[collection, target][0]} are both our {target}")
+      else:
+        try:
+          given[collection, target] = name, turn(tensor)
+        except (ValueError, IndexError):
+          wrong.append(f"{name} is {tensor.shape}, which cannot be our {target}")
+  return given, aside, wrong
 
 
 def _not_wanted(encoder: nn.Module, target: str) -> bool:
@@ -214,6 +225,11 @@ def _count(shapes: dict, pattern: str) -> int:
   return len({found[0] for path in shapes if (found := re.match(pattern, path))})
 
 
+def _layers(shapes: dict, pattern: str) -> dict:
+  count = _count(shapes, pattern)
+  return {"layers": count} if count else {}
+
+
 def _resnet_sizes(shapes: dict) -> dict:
   sizes = {}
   if len(stem := shapes.get("stem/kernel", ())) == 4:
@@ -234,7 +250,7 @@ def _resnet_sizes(shapes: dict) -> dict:
 
 
 def _vit_sizes(shapes: dict) -> dict:
-  sizes = {"layers": _count(shapes, r"block\d+/")}
+  sizes = _layers(shapes, r"block\d+/")
   if len(patch := shapes.get("patch_embedding/kernel", ())) == 2:
     channels = 1 if round(patch[0] ** 0.5) ** 2 == patch[0] else 3
     side = round((patch[0] / channels) ** 0.5)
@@ -247,7 +263,7 @@ def _vit_sizes(shapes: dict) -> dict:
 
 
 def _bert_sizes(shapes: dict) -> dict:
-  sizes = {"layers": _count(shapes, r"layer\d+/")}
+  sizes = _layers(shapes, r"layer\d+/")
   if len(token := shapes.get("token_embedding/embedding", ())) == 2:
     sizes |= {"vocabulary_size": token[0], "size": token[1]}
   if "position_embedding/embedding" in shapes:
