@@ -116,6 +116,7 @@ def test_the_last_paragraph_stands_in():
     "Lungs are clear.",
     "Heart size is normal.",
   ]
+  assert read(" FINDINGS:\n COMPARISON: None.\n\n Lungs are clear.") == ["Lungs are clear."]
   empty = " INDICATION: Cough.\n\n FINDINGS:\n \n IMPRESSION:\n \n"
   assert mimic_reports.sections(empty) == {"indication": "Cough."}
   assert read(empty) == []
@@ -129,6 +130,7 @@ def test_reports_without_headings():
   ]
   assert read(title + " Lungs are clear.") == ["Lungs are clear."]
   assert read(title + " \n Lungs are clear.") == ["Lungs are clear."]
+  assert read(title.replace("\n", "\r\n") + " CHEST\r\n \r\n Clear.\r\n") == ["Clear."]
   for nothing in ("", "\n", title, "___\n"):
     assert read(nothing) == []
 

@@ -84,7 +84,7 @@ def test_what_has_no_place_is_counted():
     ("fever", 1, "OBS-DP"),  # of the indication
     ("pneumothorax#1", 1, "OBS-DA"),  # its sentence stands twice and is kept once
     ("___#1", 1, "OBS-DP"),  # no word
-    ("pneumothorax#0", 8, "OBS-DA"),  # runs over sentences
+    ("clear#1", 3, "OBS-DP"),  # ends in the next sentence
     (3, 900, "OBS-DP"),  # numbers that the text does not have
     ("Clear", 1, "OBS-DP"),
   )
@@ -97,6 +97,8 @@ def test_a_sentence_is_looked_for_behind_the_one_before_and_behind_a_sign():
   marked = [("clear#0", 1, "first"), ("clear#1", 1, "second"), ("Clear", 1, "third")]
   assert laid(REPORT, *marked) == ([("clear", "second"), ("Clear", "third")], 1)
   assert laid(REPORT, *marked, sentences=["Clear."]) == ([("Clear", "third")], 2)
+  report = " INDICATION: Effusion.\n FINDINGS: Heart is large. Effusion."
+  assert laid(report, ("Effusion#0", 1, "a"), ("Effusion#1", 1, "b")) == ([("Effusion", "b")], 1)
   # An impression that stands before its findings is found all the same.
   report = " IMPRESSION: Small effusion.\n FINDINGS: Heart is large. Effusion is small."
   found, unplaced = laid(report, ("effusion", 1, "a"), ("Effusion", 1, "b"), ("Heart", 1, "c"))

@@ -314,14 +314,15 @@ def test_zips_that_cannot_be_read(tmp_path):
     mimic(empty)
 
 
-def test_a_damaged_report_in_a_zip(tmp_path):
+@pytest.mark.parametrize("part", ["header", "data"])
+def test_a_damaged_report_in_a_zip(tmp_path, part):
   physionet.write(tmp_path, size_px=64, zipped=True)
   path = tmp_path / TEXT / "mimic-cxr-reports.zip"
   with zipfile.ZipFile(path) as archive:
     info = archive.infolist()[0]
+  start = info.header_offset + (30 + len(info.filename) if part == "data" else 0)
   data = bytearray(path.read_bytes())
-  start = info.header_offset + 30 + len(info.filename)
-  data[start : start + 40] = bytes(40)
+  data[start : start + 20] = b"\xff" * 20
   path.write_bytes(data)
   source = mimic(tmp_path, ms_cxr="keep")
   assert "cannot be read" in unreadable(source, source.items[0].key)
@@ -571,6 +572,7 @@ def test_broken_boxes_are_listed_and_others_clipped(own):
     ({"split": "dev"}, "row 3, column 'split': is 'dev'"),
     ({"label_text": ""}, "row 3, column 'label_text'"),
     ({"path": "../../etc/passwd"}, "row 3: path is '../../etc/passwd'; it must be files/p10/"),
+    ({"path": "../files/p10/p10000032/s50000014/a.jpg"}, "row 3: path is"),
     ({"split": "none"}, "it must be one of train, val"),
     ({"image_width": "65"}, "row 2 and .* row 3: film .* has two paths, sizes or splits"),
   ],

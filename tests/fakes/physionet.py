@@ -376,9 +376,9 @@ def _write_reports(folder: Path, films: list[Film], zipped: bool) -> None:
   texts = {f"files/{stem(film.subject_id, film.study_id)}.txt": film for film in films}
   if zipped:
     folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(folder / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(folder / "mimic-cxr-reports.zip", "w") as archive:
       for name, film in texts.items():
-        archive.writestr(zipfile.ZipInfo(name), film.report)
+        archive.writestr(zipfile.ZipInfo(name), film.report, zipfile.ZIP_DEFLATED)
   else:
     for name, film in texts.items():
       _write(folder / name, film.report.encode())
