@@ -2,8 +2,8 @@
 
 `MIMIC-CXR_graphs.json` is one object, "p10/p10000032/s50414267.txt" -> {"text", "entities": {"1":
 {"tokens", "label", "start_ix", "end_ix", "relations"}}}: the report cut into tokens, with blanks
-between, and entities by the numbers of their first and last token. The file has some hundred MB, so
-the listing only notes where each report's entry stands, and reading a film parses that one.
+between, and entities by the numbers of their first and last token. The file is large, so the
+listing only notes where each report's entry stands, and reading a film parses that one.
 
 Relations are left aside.
 """
