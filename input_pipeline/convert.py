@@ -7,26 +7,19 @@ stay. Films that cannot be read are left out and listed in `skipped.jsonl` of th
 """
 
 import argparse
-import concurrent.futures
 import contextlib
-import ctypes
 import dataclasses
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import cv2
 import tqdm
 
 from input_pipeline import readers, records, selections
@@ -37,10 +30,10 @@ from input_pipeline.readers import READERS
 from input_pipeline.source import Item, Source, check_patients
 from input_pipeline.stored import FORMATS, store_image
 from input_pipeline.study import SPLITS, Study, UnreadableError
+from input_pipeline.workers import in_processes
 
 _RECORDS_VERSION = 2  # raise it when records.features or store_image changes what is written
 _ARGUMENTS, _SKIPPED, _SELECTION = "convert.json", "skipped.jsonl", "selection.json"
-_M_TOP_PAD = -2  # of malloc.h: how much free memory a process keeps
 
 
 class ConvertError(UserError):
@@ -107,7 +100,8 @@ def convert(
 
   Raises:
     ConvertError: wrong arguments, other arguments than the folder was begun with, a patient in two
-      splits, too many unreadable films, a worker that died.
+      splits, too many unreadable films.
+    WorkerError: a worker process died; finished shards are kept.
     SourceError: the source is missing or contradicts itself.
     SelectionError: the selection does not fit the source.
   """
@@ -301,53 +295,13 @@ def _run(
     total=total, initial=total - todo, unit="film", desc="convert", disable=not show,
     mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
   )  # fmt: skip
-  with bar, contextlib.closing(_results(job, pending, workers)) as results:
+  with bar, contextlib.closing(in_processes(job, pending, workers)) as results:
     bound.check(skipped)
     for shard, unreadable in results:
       skipped += unreadable
       bar.update(len(shard.items))
       bound.check(skipped)
   return todo
-
-
-def _results(job: _Job, shards: list[_Shard], workers: int) -> Iterator[tuple[_Shard, list]]:
-  """Runs the job on every shard; results come as they are ready."""
-  if workers <= 1 or len(shards) <= 1:
-    yield from map(job, shards)
-    return
-  context = multiprocessing.get_context("spawn")  # a fork would copy the threads of the libraries
-  pool = concurrent.futures.ProcessPoolExecutor(
-    min(workers, len(shards)), mp_context=context, initializer=_start_worker
-  )
-  try:
-    # Workers start here and inherit the mask: Ctrl-C ends the parent alone, which ends them.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-      futures = [pool.submit(job, shard) for shard in shards]
-    finally:
-      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    for future in concurrent.futures.as_completed(futures):
-      yield future.result()
-  except BrokenProcessPool:
-    raise ConvertError(
-      "a worker process died: killed for want of memory, or the calling script has no __main__"
-      " guard. Finished shards are kept: run the same command again, with fewer workers"
-    ) from None
-  finally:
-    pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-  cv2.setNumThreads(1)
-  # glibc gives what a film frees back to the system, to get the same again for the next film.
-  with contextlib.suppress(OSError, AttributeError):  # another libc
-    ctypes.CDLL(None).mallopt(_M_TOP_PAD, 2**28)
-  threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-  multiprocessing.parent_process().join()
-  os._exit(1)  # a killed parent cannot tell its workers to stop
 
 
 def _finish(out: Path, name: str, shards: list[_Shard], left_out: list[dict[str, str]]) -> int:

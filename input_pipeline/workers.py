@@ -1,6 +1,8 @@
 """Worker processes: a job over many tasks, results as they are ready."""
 
 import concurrent.futures
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -13,12 +15,14 @@ import cv2
 
 from input_pipeline.errors import UserError
 
+_M_TOP_PAD = -2  # of malloc.h: how much free memory a process keeps
+
 
 class WorkerError(UserError):
   """A worker process died."""
 
 
-def results(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+def in_processes(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
   """Runs the job on every task; results come as they are ready, in any order.
 
   Args:
@@ -47,7 +51,7 @@ def results(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> It
   except BrokenProcessPool:
     raise WorkerError(
       "a worker process died: killed for want of memory, or the calling script has no __main__"
-      " guard; run the same command again, with fewer workers"
+      " guard. What is finished is kept: run the same command again, with fewer workers"
     ) from None
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
@@ -55,6 +59,9 @@ def results(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> It
 
 def _start() -> None:
   cv2.setNumThreads(1)
+  # glibc gives what a film frees back to the system, to get the same again for the next film.
+  with contextlib.suppress(OSError, AttributeError):  # another libc
+    ctypes.CDLL(None).mallopt(_M_TOP_PAD, 2**28)
   threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -16,6 +16,7 @@ from input_pipeline import phantom, records
 from input_pipeline.convert import ConvertError, convert
 from input_pipeline.raw import SourceError
 from input_pipeline.source import Item, Source
+from input_pipeline.workers import WorkerError
 from test_folder import REAL, film, manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -343,7 +344,7 @@ def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setitem(
     convert_lib.READERS, "phantom", lambda source="": Source("phantom", items, _die)
   )
-  with pytest.raises(ConvertError, match="a worker process died.*with fewer workers"):
+  with pytest.raises(WorkerError, match="a worker process died.*with fewer workers"):
     convert("phantom", tmp_path / "out", shard_size=2, workers=2, progress=False)
 
 
