@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def attach(config: ConfigDict) -> None:
   """The evaluation sets of the field; those of PhysioNet's MIMIC lie in the run's own source."""
   sets = config.evaluation.sets
-  sets.ms_cxr = base.evaluation_set("ms_cxr")
+  sets.ms_cxr = base.evaluation_set("ms_cxr", selection="all_test")
   sets.mimic_5x200 = base.evaluation_set("mimic_cxr", selection="5x200", ms_cxr="keep")
   for name in ("ms_cxr", "mimic_5x200"):
     sets[name].source = config.data.get_oneway_ref("source")

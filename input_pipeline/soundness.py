@@ -121,7 +121,7 @@ def polarity(thumbnail: np.ndarray) -> float:
   """How much brighter spine, abdomen and chest are than lungs and corners; below 0: inverted.
 
   For frontal films, in standard deviations of the thumbnail, and turning its sign with it. Of 1,338
-  and 967 real frontal films one is below 0, as is one of their 2,305 inverses above it.
+  and 967 real frontal films one is below 0, and that one is inverted where it was published.
   """
   z = thumbnail.astype(np.float32)
   z = (z - z.mean()) / max(float(z.std()), 1e-3)
