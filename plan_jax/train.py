@@ -152,7 +152,7 @@ def _loop(
       log.tell()
       log.add(metrics)
       now = step + 1
-      stop = notice.came(now - done) and now < steps
+      stop = notice.came(now - done)
       # 4. Evaluation, before the checkpoint, so that the checkpoint knows its figures.
       figures = None
       evaluates = config.evaluation.every_steps and (
@@ -177,6 +177,8 @@ def _loop(
       if stop:
         break
     checkpoints.wait()
+    # The last evaluation and its checkpoint take their time.
+    stop = stop or notice.came(now - done + 1)
   if stop:
     say(f"preempted: step {now} is saved")
     raise preemption.Preempted

@@ -16,7 +16,7 @@ from experiments import flags, tiny
 from input_pipeline import convert
 from input_pipeline.errors import UserError
 from input_pipeline.tokens import Tokenizer
-from plan_jax import grounder, mesh, train, workdir
+from plan_jax import grounder, mesh, preemption, train, workdir
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods import METHODS, Alignment
 from plan_jax.assembly import assemble
@@ -262,6 +262,40 @@ def test_what_is_told_is_told_while_the_next_step_runs(folder, tmp_path, monkeyp
   train.train(tiny(**more), run, folder)
   assert fetched == [(2, 3, 2), (4, 5, 2), (5, 5, 1)]
   assert [row["step"] for row in read_scalars(run.metrics)] == [2, 4, 5]
+
+
+@pytest.mark.parametrize("when", ["batch", "save"])
+def test_a_notice_at_the_last_step_is_heard(when, folder, tmp_path, monkeypatch):
+  """Else the evaluation begins, and is killed."""
+  if when == "batch":
+    batches = train._batches
+
+    def noticed(*arguments):
+      for i, batch in enumerate(batches(*arguments)):
+        if i == 1:
+          signal.raise_signal(signal.SIGTERM)
+        yield batch
+
+    monkeypatch.setattr(train, "_batches", noticed)
+  else:
+    wait = Checkpoints.wait
+
+    def noticed(self):
+      signal.raise_signal(signal.SIGTERM)
+      wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", noticed)
+  config = tiny(**{"train.steps": 2, "checkpoint.every_steps": 0})
+  run = workdir.Workdir(tmp_path / "run")
+  run.claim(config)
+  before = signal.signal(signal.SIGTERM, preemption.interrupt)
+  try:
+    with pytest.raises(preemption.Preempted):
+      train.train(config, run, folder)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert (run.checkpoints / "2").is_dir()
+  train.train(config, run, folder)  # has nothing more to do
 
 
 def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
