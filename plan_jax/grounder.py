@@ -240,7 +240,9 @@ class Grounder:
 
   def _tokens(self, texts):
     encoded = [self._encode(text) for text in texts]
-    self.dropped_sentences += sum(text.dropped for text in encoded)
+    # The text that fills up a batch, again and again, counts once.
+    dropped = {id(text): one.dropped for text, one in zip(texts, encoded, strict=True)}
+    self.dropped_sentences += sum(dropped.values())
     arrays = [text.arrays() for text in encoded]
     return spread({name: np.stack([a[name] for a in arrays]) for name in arrays[0]}, self._mesh)
 

@@ -78,6 +78,15 @@ def test_a_phrase_that_follows_the_film(model):
   assert centre[1] > centre[0] + 5
 
 
+def test_sentences_without_room_are_counted_once(model):
+  """The last text fills up its batch of eight."""
+  before = model.dropped_sentences
+  model.embed_texts([("small left effusion",) * 400])
+  assert model.dropped_sentences - before == 400 - len(
+    model._encode(("small left effusion",) * 400).kept
+  )
+
+
 def test_nothing_to_embed(model):
   with pytest.raises(ValueError, match="empty"):
     model.embed_images([])
