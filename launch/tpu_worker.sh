@@ -31,9 +31,10 @@ case $1 in
     exec 9>"$mark.lock"
     flock --wait 120 9 || fail "$HOSTNAME still runs what was started before" 254
     # tee goes on writing when the connection is lost; without it the run would die of its output.
+    # The code is the run's, whether or not all of its log could be written.
     code=0
     { echo "$BASHPID" >"$mark.pid" && exec "$@"; } 2>&1 |
-      tee --append --output-error=warn-nopipe "$logs/$HOSTNAME.log" || code=$?
+      tee --append --output-error=warn-nopipe "$logs/$HOSTNAME.log" || code=${PIPESTATUS[0]}
     rm -f "$mark.pid"
     exit "$code"
     ;;

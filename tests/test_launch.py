@@ -530,6 +530,17 @@ def test_a_host_goes_on_when_its_connection_is_lost(fakes):
   assert [file.read_text() for file in logs.iterdir()] == ["more\nmore\n"]
 
 
+def test_a_log_that_cannot_be_written_does_not_hide_the_code(fakes):
+  if not Path("/dev/full").exists():
+    pytest.skip("there is no /dev/full")
+  logs = fakes.home / "a.logs"
+  logs.mkdir()
+  host = subprocess.run(["bash", "-c", "echo $HOSTNAME"], capture_output=True, text=True)
+  (logs / f"{host.stdout.strip()}.log").symlink_to("/dev/full")
+  done = fakes.run(*worker(fakes, "start", logs, "bash", "-c", "echo on; exit 75"))
+  assert done.returncode == 75 and "on" in done.stdout
+
+
 def test_a_host_without_the_shared_folder(fakes):
   done = fakes.run(*worker(fakes, "start", "/nowhere/a.logs", "true"))
   assert done.returncode == 1
