@@ -34,7 +34,8 @@ def start(address: str | None, count: int | None, index: int | None) -> None:
       All three, or none where JAX finds them itself: on TPU pods, in Slurm, under Open MPI.
 
   Raises:
-    UserError: some of the three are missing, or the others were not met; remedy in the message.
+    UserError: some of the three are missing, or JAX finds no others; remedy in the message. Where
+      they are known but do not come within five minutes, JAX aborts the process.
   """
   given = [value is not None for value in (address, count, index)]
   if any(given) != all(given):
