@@ -26,15 +26,16 @@ def test_from_files_to_a_batch(tmp_path):
   f0 = found["f0"]
   # Two of three name the heart, one the nodule and nothing; pneumonia is of the whole film.
   assert f0.labels == {
-    "Cardiomegaly": 1, "Nodule/Mass": -1, "No finding": -1, "Pneumonia": 1
+    "Cardiomegaly": 1, "Nodule/Mass": -1, "No finding": -1, "Pneumonia": 1, "Other diseases": 0
   }  # fmt: skip
   regions = {region.label: region.boxes for region in f0.regions}
   np.testing.assert_allclose(regions["Cardiomegaly"], [[21, 41, 81, 91]])
   np.testing.assert_allclose(regions["Nodule/Mass"], [[10, 10, 20, 20]])
   assert found["f1"].labels["No finding"] == 1 and found["f1"].view == "PA"
   assert found["f1"].regions == ()
-  assert found["t0"].labels == {"Pleural effusion": 1, "Pneumonia": 1, "No finding": 0}
-  assert found["t1"].labels == {"Pleural effusion": 0, "Pneumonia": 0, "No finding": 1}
+  names = ("Pleural effusion", "Pneumonia", "Other diseases", "No finding")
+  assert found["t0"].labels == dict(zip(names, (1, 1, 1, 0), strict=True))
+  assert found["t1"].labels == dict(zip(names, (0, 0, 0, 1), strict=True))
   assert batch(list(found.values()), tmp_path)["image"].shape == (4, 64, 64, 1)
 
 
@@ -65,6 +66,50 @@ def test_broken_boxes(tmp_path):
   )
   assert summary["skipped"] == 2 and "f1" not in by_id(studies)
   assert "lies outside its 96 x 100 film" in (tmp_path / "out" / "skipped.jsonl").read_text()
+
+
+def test_who_names_a_finding_has_not_found_nothing(tmp_path):
+  rows = [*fake.ROWS, fake.box("f1", "R1", "Cardiomegaly", 5, 5, 9, 9)]
+  source = vindr.open_source(str(fake.write(tmp_path, rows, labels=False)))
+  labels = {item.image_id: dict(item.labels) for item in source.items}
+  assert labels["f1"] == {"Cardiomegaly": -1, "Nodule/Mass": 0, "No finding": 1}
+  assert "annotations_train.csv: readers who name a finding and 'No finding': 1" in source.notes
+  # A disease of the whole film, without a box, is a finding too.
+  whole = [
+    {"image_id": "f1", "rad_id": f"R{r}", "Pneumonia": int(r < 3), "No finding": 0}
+    for r in (1, 2, 3)
+  ]
+  fake.table(tmp_path / "annotations" / "image_labels_train.csv", whole)
+  source = vindr.open_source(str(tmp_path))
+  labels = {item.image_id: dict(item.labels) for item in source.items}
+  assert labels["f1"]["Pneumonia"] == 1 and labels["f1"]["No finding"] == -1
+
+
+@pytest.mark.parametrize(
+  ("named", "readers", "label"),
+  [(0, 3, 0), (1, 3, -1), (2, 3, 1), (3, 3, 1), (0, 1, 0), (1, 1, 1), (1, 2, -1), (2, 2, 1)],
+)
+def test_labels_by_the_number_of_readers(tmp_path, named, readers, label):
+  rows = [
+    fake.box("f0", f"R{i}", "Nodule/Mass", 5, 5, 9, 9)
+    if i < named
+    else {"image_id": "f0", "rad_id": f"R{i}", "class_name": "No finding"}
+    for i in range(readers)
+  ]
+  (item,) = (
+    item
+    for item in vindr.open_source(str(fake.write(tmp_path, rows, labels=False))).items
+    if item.split != "test"
+  )
+  assert dict(item.labels).get("Nodule/Mass", 0) == label
+
+
+def test_training_films_need_their_readers(tmp_path):
+  fake.write(tmp_path)
+  rows = [{k: v for k, v in row.items() if k != "rad_id"} for row in fake.ROWS]
+  fake.table(tmp_path / "annotations" / "annotations_train.csv", rows)
+  with pytest.raises(SourceError, match=r"annotations_train\.csv: no column 'rad_id'"):
+    vindr.open_source(str(tmp_path))
 
 
 @pytest.mark.parametrize(

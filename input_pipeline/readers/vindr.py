@@ -12,10 +12,12 @@ Kaggle's folder: train.csv (as annotations_train.csv, with class_id) and train/*
 
 Each training film was read by three radiologists. A finding is 1 where two or more of them name it,
 -1 (uncertain) where one does, else 0; of the test films, as the consensus says. "No finding" is a
-label like the others. The boxes of a film and finding are fused (`fusion`) to one region; those of
-a finding that one reader alone names are kept: the label tells. Every film is a patient of its
-own, as far as the data tell. Of the training films, a tenth, drawn by image_id, is validation;
-Kaggle's folder, whose test films have no labels, gives test films by draw too (80/10/10).
+label like the others, but no label of a reader who names a finding of the same film. The test
+films' "Other disease" takes the name that training gives it, "Other diseases". The boxes of a film
+and finding are fused (`fusion`) to one region; those of a finding that one reader alone names are
+kept: the label tells. Every film is a patient of its own, as far as the data tell. Of the training
+films, a tenth, drawn by image_id, is validation; Kaggle's folder, whose test films have no labels,
+gives test films by draw too (80/10/10).
 """
 
 import functools
@@ -35,7 +37,8 @@ from input_pipeline.study import Study, UnreadableError
 NO_FINDING = "No finding"
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _VALIDATION = 0.1
-_MAJORITY = 2
+_READER = ("rad_id", "rad_ID")
+_SPELLINGS = {"Other disease": "Other diseases"}
 _SUFFIXES = (".dicom", ".dcm")
 
 
@@ -105,9 +108,7 @@ def _films(
   films: dict[str, _Film] = {}
   left_out, twice = [], 0
   for row in tables.read(table, ("image_id", "class_name", *_CORNERS)):
-    image_id, name = row.text("image_id"), row.text("class_name")
-    # The consensus of the test films counts as read by one who is always right.
-    reader = row.text("rad_id") if "rad_id" in row else "consensus"
+    image_id, name, reader = row.text("image_id"), row.text("class_name"), _reader(row, part)
     film = films.setdefault(image_id, _Film(row.place))
     film.readers.add(reader)
     numbers = row.numbers(*_CORNERS)
@@ -127,29 +128,50 @@ def _films(
   notes = [f"{table.name}: boxes given twice by a reader, dropped: {twice}"] if twice else []
   labels = root / "annotations" / f"image_labels_{part}.csv"
   if labels.exists():
-    _add_labels(labels, films)
+    _add_labels(labels, films, part)
+  if doubted := sum(map(_doubt, films.values())):
+    notes.append(f"{table.name}: readers who name a finding and {NO_FINDING!r}: {doubted}")
   return films, left_out, notes
 
 
-def _add_labels(table: Path, films: dict[str, _Film]) -> None:
+def _reader(row: tables.Row, part: str) -> str:
+  """Who read the film. The consensus of the test films counts as one reader."""
+  column = next((name for name in _READER if name in row), None)
+  if column:
+    return row.text(column)
+  if part == "train":  # the first to name a finding would pass for all three
+    raise SourceError(
+      f"{row.file}: no column {_READER[0]!r}; the training films need their readers"
+    )
+  return "consensus"
+
+
+def _add_labels(table: Path, films: dict[str, _Film], part: str) -> None:
   """Findings that have no box, such as "Pneumonia", from the labels of whole films."""
-  ids = ("image_id", "rad_id", "rad_ID")
   for row in tables.read(table, ("image_id",)):
     film = films.setdefault(row.text("image_id"), _Film(row.place))
-    reader = row.get("rad_id") or row.get("rad_ID") or "consensus"
+    reader = _reader(row, part)
     film.readers.add(reader)
     for name in row:
-      if name not in ids:
-        readers = film.named.setdefault(name, set())
+      if name not in ("image_id", *_READER):
+        readers = film.named.setdefault(_SPELLINGS.get(name, name), set())
         if row.label(name) == 1:
           readers.add(reader)
 
 
+def _doubt(film: _Film) -> int:
+  """Takes "No finding" from the readers who name a finding; how many they are."""
+  nothing = film.named.get(NO_FINDING, set())
+  something = set().union(*(film.named[name] for name in film.named if name != NO_FINDING))
+  doubted = nothing & something
+  nothing -= doubted
+  return len(doubted)
+
+
 def _label(film: _Film, name: str) -> int:
+  """1, 0, or -1 where one of several readers names the finding."""
   count = len(film.named.get(name, ()))
-  if film.readers == {"consensus"} or count >= _MAJORITY or not count:
-    return int(count > 0)
-  return -1 if len(film.readers) >= _MAJORITY else 1
+  return -1 if count == 1 < len(film.readers) else int(count > 0)
 
 
 def _read(item: Item, *, root: Path) -> Study:

@@ -41,11 +41,15 @@ def write(folder, rows=ROWS, *, kaggle=False, labels=True):
     if labels:
       whole = [
         {"image_id": i, "rad_ID": f"R{r}", "Cardiomegaly": int(i == "f0" and r < 3),
-         "Pneumonia": int(i == "f0"), "No finding": int(i == "f1" or r == 3)}
+         "Pneumonia": int(i == "f0" and r < 3), "Other diseases": 0,
+         "No finding": int(i == "f1" or r == 3)}
         for i in ("f0", "f1") for r in (1, 2, 3)
       ]  # fmt: skip
       table(folder / "annotations" / "image_labels_train.csv", whole)
-      of_test = [{"image_id": i, "Pneumonia": int(i == "t0")} for i in ("t0", "t1")]
+      of_test = [
+        {"image_id": i, "Pneumonia": int(i == "t0"), "Other disease": int(i == "t0")}
+        for i in ("t0", "t1")
+      ]
       table(folder / "annotations" / "image_labels_test.csv", of_test)
   suffix = ".dcm" if kaggle else ".dicom"
   dicom.write(folder / "train" / f"f0{suffix}", width=96, height=100)
