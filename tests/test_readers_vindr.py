@@ -30,7 +30,8 @@ def test_from_files_to_a_batch(tmp_path):
   }  # fmt: skip
   regions = {region.label: region.boxes for region in f0.regions}
   np.testing.assert_allclose(regions["Cardiomegaly"], [[21, 41, 81, 91]])
-  np.testing.assert_allclose(regions["Nodule/Mass"], [[10, 10, 20, 20]])
+  assert list(regions) == ["Cardiomegaly"]  # the nodule is uncertain
+  assert "boxes of findings that one reader alone names, left aside: 1" in summary["notes"]
   assert found["f1"].labels["No finding"] == 1 and found["f1"].view == "PA"
   assert found["f1"].regions == ()
   names = ("Pleural effusion", "Pneumonia", "Other diseases", "No finding")
@@ -44,7 +45,7 @@ def test_kaggles_folder_and_fusion(tmp_path):
   _, studies = converted("vindr", source, tmp_path / "out", fusion="every")
   found = by_id(studies)
   assert sorted(found) == ["f0", "f1"]
-  (heart, _) = found["f0"].regions
+  (heart,) = found["f0"].regions
   np.testing.assert_allclose(heart.boxes, [[20, 40, 80, 90], [22, 42, 82, 92]])
   with pytest.raises(SourceError, match="fusion is 'wbf'; it must be one of weighted"):
     vindr.open_source(str(source), fusion="wbf")
@@ -142,5 +143,8 @@ def test_the_real_table(tmp_path):
   assert len(source.items) == 15000 and not source.left_out
   read_by, _, _ = vindr._films(tmp_path / "train.csv", tmp_path, "train")
   assert {len(film.readers) for film in read_by.values()} == {3}
+  kept = sum(len(item.row.boxes) for item in source.items)
+  assert kept == 36096 - 7924  # 7,924 boxes are of findings that one reader alone names
+  assert f"left aside: {36096 - kept}" in source.notes[0]
   normal = sum(dict(item.labels)["No finding"] == 1 for item in source.items)
   assert normal == 10606

@@ -14,10 +14,10 @@ Each training film was read by three radiologists. A finding is 1 where two or m
 -1 (uncertain) where one does, else 0; of the test films, as the consensus says. "No finding" is a
 label like the others, but no label of a reader who names a finding of the same film. The test
 films' "Other disease" takes the name that training gives it, "Other diseases". The boxes of a film
-and finding are fused (`fusion`) to one region; those of a finding that one reader alone names are
-kept: the label tells. Every film is a patient of its own, as far as the data tell. Of the training
-films, a tenth, drawn by image_id, is validation; Kaggle's folder, whose test films have no labels,
-gives test films by draw too (80/10/10).
+and finding are fused (`fusion`) to one region; boxes of a finding that is uncertain are left aside,
+since a region is what a phrase truly speaks of. Every film is a patient of its own, as far as the
+data tell. Of the training films, a tenth, drawn by image_id, is validation; Kaggle's folder, whose
+test films have no labels, gives test films by draw too (80/10/10).
 """
 
 import functools
@@ -76,7 +76,7 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
            else raw.find(root, "annotations/annotations_train.csv")}  # fmt: skip
   if not kaggle:
     parts["test"] = raw.find(root, "annotations/annotations_test.csv")
-  items, left_out, notes = [], [], []
+  items, left_out, notes, aside = [], [], [], 0
   for part, table in parts.items():
     films, broken, told = _films(table, root, part)
     left_out += broken
@@ -88,12 +88,17 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
         split = draw_split(image_id)
       elif part == "train" and draw(image_id) < _VALIDATION:
         split = "validation"
+      labels = {name: _label(film, name) for name in names}
+      kept = tuple(box for box in film.boxes if labels[box[0]] == 1)
+      aside += len(film.boxes) - len(kept)
       items.append(
         Item(
-          f"{image_id} ({film.place})", split, image_id, _Row(part, fusion, tuple(film.boxes)),
-          image_id, "", tuple((name, _label(film, name)) for name in names),
+          f"{image_id} ({film.place})", split, image_id, _Row(part, fusion, kept),
+          image_id, "", tuple(labels.items()),
         )
       )  # fmt: skip
+  if aside:
+    notes.append(f"boxes of findings that one reader alone names, left aside: {aside}")
   counts = Counter(item.split for item in items)
   shares = ", ".join(f"{split} {count}" for split, count in sorted(counts.items()))
   notes.append(f"{'splits' if kaggle else 'validation'} drawn by image_id ({shares})")
