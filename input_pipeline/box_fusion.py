@@ -23,7 +23,8 @@ def weighted(boxes: np.ndarray, readers: np.ndarray) -> np.ndarray:
   """Weighted box fusion (Solovyev et al. 2021) of boxes that are equally trusted.
 
   In their order, each box joins the cluster whose mean it overlaps most, from an IoU of .55 on,
-  unless its reader is in it already; else it founds one. A cluster's box is its members' mean.
+  unless its reader is in it already (this condition is ours); else it founds one. A cluster's box
+  is its members' mean.
   """
   clusters: list[list[int]] = []
   for i in range(len(boxes)):
