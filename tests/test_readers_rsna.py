@@ -78,6 +78,25 @@ def test_missing_parts(tmp_path):
     rsna.open_source(str(tmp_path))
 
 
+def test_classes_and_targets_must_agree(tmp_path):
+  fake.write(tmp_path, films=())
+  table = tmp_path / "stage_2_detailed_class_info.csv"
+  for line, words in (
+    ("p1,Normal", "row 2, column 'class': is 'Normal'; .*Target 1 of p1 in stage_2_train_labels"),
+    ("p0,Lung Opacity", "row 2, column 'class'.*Target 0 of p0"),
+    ("p0,Normal\np0,No Lung Opacity / Not Normal", "row 3, column 'class'.*earlier row of p0"),
+  ):
+    table.write_text(f"patientId,class\n{line}\n")
+    with pytest.raises(SourceError, match=words):
+      rsna.open_source(str(tmp_path))
+  table.write_text("patientId,class\np0,Normal\nelsewhere,Lung Opacity\n")
+  source = rsna.open_source(str(tmp_path))
+  assert "films without a class in stage_2_detailed_class_info.csv: 3" in source.notes
+  labels = {item.image_id: dict(item.labels) for item in source.items}
+  assert labels["p0"] == {"Lung Opacity": 0, "No Lung Opacity / Not Normal": 0, "Normal": 1}
+  assert labels["p2"] == {"Lung Opacity": 0}
+
+
 @pytest.mark.skipif(WHEEL is None, reason="the label files of torchxrayvision are not there")
 def test_the_real_table(tmp_path):
   data = Path(WHEEL.submodule_search_locations[0]) / "data"

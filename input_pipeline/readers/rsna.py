@@ -53,7 +53,7 @@ def open_source(source: str) -> Source:
   left_out: list[tuple[str, str]] = []
   found: dict[str, dict[boxes.Corners, None]] = {}
   first: dict[str, tables.Row] = {}
-  twice = broken = 0
+  twice = 0
   for row in tables.read(table, ("patientId", *_BOX, "Target")):
     patient, target = row.text("patientId"), row.one_of("Target", ("0", "1"))
     numbers = row.numbers(*_BOX)
@@ -74,11 +74,10 @@ def open_source(source: str) -> Source:
     if corners is None:
       reason = f"the box x {x:g}, y {y:g}, width {w:g}, height {h:g} is empty or outside its film"
       left_out.append((f"{patient} ({row.place})", reason))
-      broken += 1
       continue
     twice += corners in mine
     mine[corners] = None
-  classes, notes = _classes(root)
+  classes, notes = _classes(root, first)
   items = []
   for patient, row in first.items():
     labels = {FINDING: int(row["Target"])}
@@ -101,8 +100,8 @@ def open_source(source: str) -> Source:
   return Source("rsna", items, functools.partial(_read, root=root), tuple(notes), tuple(left_out))
 
 
-def _classes(root: Path) -> tuple[dict[str, str], list[str]]:
-  """Patient -> class, and notes."""
+def _classes(root: Path, targets: dict[str, tables.Row]) -> tuple[dict[str, str], list[str]]:
+  """Patient -> class, and notes. Raises SourceError where it contradicts the patient's Target."""
   try:
     path = raw.find(root, _CLASSES, f"{_CLASSES}.zip")
   except SourceError:
@@ -112,7 +111,12 @@ def _classes(root: Path) -> tuple[dict[str, str], list[str]]:
     patient, name = row.text("patientId"), row.one_of("class", CLASSES)
     if found.setdefault(patient, name) != name:
       raise row.wrong("class", f"{found[patient]!r}, as an earlier row of {patient} says")
-  return found, []
+    labelled = targets.get(patient)
+    if labelled and (labelled["Target"] == "1") != (name == FINDING):
+      target = labelled["Target"]
+      raise row.wrong("class", f"one that fits Target {target} of {patient} in {labelled.place}")
+  missing = len(targets.keys() - found.keys())
+  return found, [f"films without a class in {_CLASSES}: {missing}"] if missing else []
 
 
 def _read(item: Item, *, root: Path) -> Study:
