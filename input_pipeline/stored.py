@@ -86,7 +86,7 @@ def store_image(study: Study, image_px: int, image_format: str = "keep") -> Stud
     regions = []
     for region in study.regions:
       boxes = np.minimum(region.boxes * factor, [*size, *size]).astype(np.float32)
-      mask = region.mask and _resize_mask(region.mask, size)
+      mask = region.mask and resize_mask(region.mask, size)
       regions.append(replace(region, boxes=boxes, mask=mask))
     study = replace(study, width=size[0], height=size[1], regions=tuple(regions))
   grey = pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
@@ -182,7 +182,7 @@ def _reduce(decoded: _Decoded, size: tuple[int, int]) -> np.ndarray:
   return pixels[: size[1], : size[0]]  # what lies outside the extent can make a pixel of its own
 
 
-def _resize_mask(mask: bytes, size: tuple[int, int]) -> bytes:
+def resize_mask(mask: bytes, size: tuple[int, int]) -> bytes:
   """Reduces a mask; what covers less than half a pixel anywhere keeps every pixel it touches."""
   inside = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE) > 0
   share = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_AREA)

@@ -11,6 +11,7 @@ from fakes.films import batch, converted
 from input_pipeline import images
 from input_pipeline.raw import SourceError
 from input_pipeline.readers import siim
+from input_pipeline.study import UnreadableError
 
 WHEEL = importlib.util.find_spec("torchxrayvision")
 
@@ -39,10 +40,21 @@ def test_runs_are_relative_and_column_by_column():
 
 
 def test_flat_folders_and_films_of_other_sizes(tmp_path):
-  source = fake.write(tmp_path / "raw", flat=True, size_px=256)
+  rows = ("a,-1", f"b,0 {512 * 1024}", f"c,{500 * 1024 + 21} 1")
+  source = fake.write(tmp_path / "raw", rows, flat=True, size_px=256)
   _, studies = converted("siim", source, tmp_path / "out")
-  (b,) = (s for split in studies.values() for s in split if s.image_id == "b")
-  assert images.decode(b.regions[0].mask).shape == (256, 256)
+  found = {study.image_id: study for split in studies.values() for study in split}
+  half, speck = (images.decode(found[name].regions[0].mask) > 0 for name in "bc")
+  assert half.shape == (256, 256) and half[:, :128].all() and not half[:, 128:].any()
+  np.testing.assert_array_equal(np.argwhere(speck), [[5, 125]])  # small, and not lost
+
+
+def test_a_film_that_is_not_square_has_no_mask(tmp_path):
+  source = siim.open_source(str(fake.write(tmp_path, flat=True, size_px=256, height=128)))
+  a, b, _ = source.items
+  assert source.read(a).height == 128
+  with pytest.raises(UnreadableError, match="256 x 128, its mask is of a square one"):
+    source.read(b)
 
 
 def test_what_is_noted_and_skipped(tmp_path):

@@ -25,8 +25,8 @@ import numpy as np
 from input_pipeline import dicom, raw, tables
 from input_pipeline.raw import SourceError
 from input_pipeline.source import Item, Source, draw_split
-from input_pipeline.stored import image_size
-from input_pipeline.study import Region, Study
+from input_pipeline.stored import image_size, resize_mask
+from input_pipeline.study import Region, Study, UnreadableError
 
 _TABLES = ("train-rle.csv", "stage_2_train.csv")
 _SIZE_PX = 1024
@@ -126,8 +126,10 @@ def _read(item: Item, *, root: Path) -> Study:
 def _regions(masks: tuple[tuple[int, ...], ...], width: int, height: int) -> tuple[Region, ...]:
   if not masks:
     return ()
+  if width != height:
+    raise UnreadableError(f"the film is {width} x {height}, its mask is of a square one")
   mask = np.logical_or.reduce([decode_runs(runs) for runs in masks]).astype(np.uint8) * 255
-  if (width, height) != (_SIZE_PX, _SIZE_PX):
-    mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
   encoded = cv2.imencode(".png", mask)[1].tobytes()
+  if width != _SIZE_PX:
+    encoded = resize_mask(encoded, (width, height))
   return (Region("pneumothorax", "pneumothorax", np.zeros((0, 4), np.float32), encoded),)
