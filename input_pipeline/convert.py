@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from typing import Any
 import tqdm
 
 from input_pipeline import readers, records, selections
+from input_pipeline import workers as workers_lib
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from input_pipeline.raw import SourceError
@@ -41,13 +43,20 @@ class ConvertError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shard:
-  """One shard to be: small enough to send to a worker."""
+class Shard:
+  """One shard to be: small enough to send to a worker.
+
+  Attributes:
+    path: of the finished file.
+    split: of its films.
+    items: its films.
+    source: hash of the items.
+  """
 
   path: Path
   split: str
   items: tuple[Item, ...]
-  source: str  # hash of the items
+  source: str
 
   def index(self) -> dict[str, Any] | None:
     """The index of the finished shard; None where it is still to be written."""
@@ -56,6 +65,44 @@ class _Shard:
     index = records.read_index(self.path)
     whole = index["source"] == self.source and index["offsets"][-1] == self.path.stat().st_size
     return index if whole else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """Writes shards; picklable, one for all workers.
+
+  Attributes:
+    read: of the source.
+    image_px, image_format: as in `convert`.
+  """
+
+  read: Callable[[Item], Study]
+  image_px: int
+  image_format: str
+
+  def __call__(self, shard: Shard) -> tuple[Shard, list[dict[str, str]]]:
+    """Writes a shard, unless it is finished. Returns it and what it lacks, as in its index.
+
+    Raises SourceError where the source contradicts itself.
+    """
+    index = shard.index()
+    if index is not None:
+      return shard, index["skipped"]
+    skipped = []
+    with records.ShardWriter(shard.path, shard.source) as writer:
+      for item in shard.items:
+        try:
+          writer.write(store_image(self.read(item), self.image_px, self.image_format))
+        except UnreadableError as error:
+          writer.skip(item.key, str(error))
+          skipped.append({"path": item.key, "reason": str(error)})
+        except ValueError as error:
+          raise SourceError(f"{item.key}: {error}") from error
+    return shard, skipped
+
+
+# Calls the job with every shard, and gives back what it returns, in any order.
+Runner = Callable[[Job, list[Shard]], Iterator[tuple[Shard, list[dict[str, str]]]]]
 
 
 def convert(
@@ -73,6 +120,7 @@ def convert(
   max_skipped_fraction: float = 0.01,
   retry_skipped: bool = False,
   progress: bool = True,
+  runner: Runner | None = None,
   **reader_options: Any,
 ) -> dict[str, Any]:
   """Converts a data set, or goes on with a conversion that was stopped.
@@ -92,6 +140,8 @@ def convert(
     max_skipped_fraction: share of films that may be unreadable.
     retry_skipped: writes shards again that left films out, after the files were repaired.
     progress: shows a bar on stderr.
+    runner: what calls the job, in place of `workers` processes of this host; wherever that is, it
+      sees `out` and `source` under the same paths. Changes no byte.
     **reader_options: keyword arguments of the reader's open_source.
 
   Returns:
@@ -101,9 +151,9 @@ def convert(
   Raises:
     ConvertError: wrong arguments, other arguments than the folder was begun with, a patient in two
       splits, too many unreadable films.
-    WorkerError: a worker process died; finished shards are kept.
     SourceError: the source is missing or contradicts itself.
     SelectionError: the selection does not fit the source.
+    WorkerError: a worker process died; finished shards are kept.
   """
   start, out = time.monotonic(), Path(out)
   arguments = _arguments(
@@ -127,12 +177,14 @@ def convert(
     if chosen:
       replace_text(out / _SELECTION, chosen.to_json())
     _tidy(out, shards)
-    workers = os.cpu_count() or 1 if workers is None else workers
-    job = _Job(opened.read, image_px, image_format)
+    if runner is None:
+      count = os.cpu_count() or 1 if workers is None else workers
+      runner = functools.partial(workers_lib.results, workers=count)
+    job = Job(opened.read, image_px, image_format)
     left_out = [{"path": path, "reason": reason} for path, reason in opened.left_out]
     total = len(left_out) + sum(len(shard.items) for shard in shards)
     bound = _Bound(out, total, max_skipped_fraction)
-    converted = _run(shards, job, workers, bound, left_out, retry_skipped, progress)
+    converted = _run(shards, job, runner, bound, left_out, retry_skipped, progress)
     skipped = _finish(out, opened.name, shards, left_out)
   return _summary(out, start, skipped, converted=converted, notes=opened.notes, already=False)
 
@@ -188,7 +240,7 @@ def _compare(out: Path, arguments: dict[str, Any]) -> None:
       )
 
 
-def _plan(source: Source, out: Path, shard_size: int, limit: int | None) -> list[_Shard]:
+def _plan(source: Source, out: Path, shard_size: int, limit: int | None) -> list[Shard]:
   """Cuts the items of every split into shards, in the reader's order."""
   shards = []
   for split in SPLITS:
@@ -197,7 +249,7 @@ def _plan(source: Source, out: Path, shard_size: int, limit: int | None) -> list
     for i, chunk in enumerate(chunks):
       digest = hashlib.blake2b(repr(chunk).encode(), digest_size=16).hexdigest()
       path = out / records.shard_name(source.name, split, i, len(chunks))
-      shards.append(_Shard(path, split, chunk, digest))
+      shards.append(Shard(path, split, chunk, digest))
   if not shards:
     raise ConvertError("there is no film to convert")
   return shards
@@ -219,36 +271,14 @@ def _lock(out: Path) -> Iterator[None]:
     os.close(descriptor)
 
 
-def _tidy(out: Path, shards: list[_Shard]) -> None:
+def _tidy(out: Path, shards: list[Shard]) -> None:
   """Removes what a killed run left half-written, and shards of a source that has changed since."""
   wanted = {path for s in shards for path in (s.path, records.index_path(s.path))}
   for path in list(out.iterdir()):
-    if path.name.startswith(".metadata-"):
+    if path.name.startswith((".metadata-", ".plan-")):
       shutil.rmtree(path)
     elif ".tmp-" in path.name or (".tfrecord-" in path.name and path not in wanted):
       path.unlink()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-  """Writes shards; picklable, one for all workers."""
-
-  read: Callable[[Item], Study]
-  image_px: int
-  image_format: str
-
-  def __call__(self, shard: _Shard) -> tuple[_Shard, list[dict[str, str]]]:
-    skipped = []
-    with records.ShardWriter(shard.path, shard.source) as writer:
-      for item in shard.items:
-        try:
-          writer.write(store_image(self.read(item), self.image_px, self.image_format))
-        except UnreadableError as error:
-          writer.skip(item.key, str(error))
-          skipped.append({"path": item.key, "reason": str(error)})
-        except ValueError as error:
-          raise SourceError(f"{item.key}: {error}") from error
-    return shard, skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +303,9 @@ class _Bound:
 
 
 def _run(
-  shards: list[_Shard],
-  job: _Job,
-  workers: int,
+  shards: list[Shard],
+  job: Job,
+  runner: Runner,
   bound: _Bound,
   left_out: list[dict[str, str]],
   retry: bool,
@@ -285,7 +315,10 @@ def _run(
   pending, skipped = [], list(left_out)
   for shard in shards:
     index = shard.index()
-    if index is None or (retry and index["skipped"]):
+    if index is not None and retry and index["skipped"]:
+      shard.path.unlink()
+      index = None
+    if index is None:
       pending.append(shard)
     else:
       skipped += index["skipped"]
@@ -295,7 +328,7 @@ def _run(
     total=total, initial=total - todo, unit="film", desc="convert", disable=not show,
     mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
   )  # fmt: skip
-  with bar, contextlib.closing(in_processes(job, pending, workers)) as results:
+  with bar, contextlib.closing(runner(job, pending)) as results:
     bound.check(skipped)
     for shard, unreadable in results:
       skipped += unreadable
@@ -304,7 +337,7 @@ def _run(
   return todo
 
 
-def _finish(out: Path, name: str, shards: list[_Shard], left_out: list[dict[str, str]]) -> int:
+def _finish(out: Path, name: str, shards: list[Shard], left_out: list[dict[str, str]]) -> int:
   """Writes skipped.jsonl, then the metadata. Returns the number of films skipped."""
   skipped, films, paths = list(left_out), {}, {}
   for shard in shards:
@@ -340,11 +373,10 @@ def _summary(
   }
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line(prog: str, description: str) -> argparse.ArgumentParser:
+  """The arguments of `convert` as flags, but for where it runs."""
   parser = argparse.ArgumentParser(
-    prog="python -m input_pipeline.convert",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
   add("--dataset", required=True, choices=READERS, help="which reader reads the source")
@@ -357,7 +389,6 @@ def _parser() -> argparse.ArgumentParser:
   add("--limit", type=int, help="only the first so many films of every split")
   add("--selection", default="", help="films chosen by name, or by a .json file of a selection")
   add("--selection_seed", type=int, default=0, help="of a selection by name (default 0)")
-  add("--workers", type=int, help="processes (default: one a core)")
   add("--max_skipped_fraction", type=float, default=0.01,
       help="share of films that may be unreadable (default %(default)s)")  # fmt: skip
   add("--retry_skipped", action="store_true", help="read again what was skipped, after repairs")
@@ -365,9 +396,8 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def main() -> None:
-  """The command line: prints the summary, or one error and exit status 1."""
-  arguments = vars(_parser().parse_args())
+def run(**arguments: Any) -> None:
+  """`convert` for a command line: prints the summary, or one error and exit status 1."""
   try:
     summary = convert(**arguments)
   except UserError as error:
@@ -389,6 +419,13 @@ def describe(summary: dict[str, Any]) -> str:
       "the folder was complete already: nothing to do" if summary["already"] else speed,
     ]
   )
+
+
+def main() -> None:
+  """The command line."""
+  parser = command_line("python -m input_pipeline.convert", __doc__)
+  parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+  run(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import study as study_lib
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import replace_text, temporary_path
 from input_pipeline.study import Entity, Region, Study
 
 _LENGTH = struct.Struct("<Q")
@@ -172,7 +172,7 @@ class ShardWriter:
   def __init__(self, path: str | os.PathLike, source: str = ""):
     """Args: path of the finished shard; `source`, a hash of what it is made from."""
     self._path = Path(path)
-    self._temporary = self._path.with_name(f"{self._path.name}.tmp-{os.getpid()}")
+    self._temporary = temporary_path(self._path)
     self._index = {"offsets": [0], "text": [], "regions": [], "skipped": [], "source": source}
     self._crc = 0
 

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -333,6 +334,25 @@ def test_a_patient_in_two_splits_is_an_error(tmp_path, raw):
   with pytest.raises(SourceError, match=message):
     convert("folder", tmp_path / "out", source=str(raw), progress=False)
   assert not (tmp_path / "out").exists()
+
+
+def test_a_runner_may_call_the_job_twice_and_elsewhere(tmp_path):
+  """As clusters do that lose a worker: a shard that is finished stays."""
+  seen = []
+
+  def runner(job, shards):
+    for shard in reversed(shards):
+      first = job(shard)
+      written = shard.path.stat().st_mtime_ns
+      assert pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(shard))) == first
+      assert shard.path.stat().st_mtime_ns == written
+      seen.append(shard.path.name)
+      yield first
+
+  small(tmp_path / "out", runner=runner)
+  assert len(seen) == 5
+  small(tmp_path / "local")
+  assert content(tmp_path / "out") == content(tmp_path / "local")
 
 
 def _die(item):
