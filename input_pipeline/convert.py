@@ -32,7 +32,6 @@ from input_pipeline.readers import READERS
 from input_pipeline.source import Item, Source, check_patients
 from input_pipeline.stored import FORMATS, store_image
 from input_pipeline.study import SPLITS, Study, UnreadableError
-from input_pipeline.workers import in_processes
 
 _RECORDS_VERSION = 2  # raise it when records.features or store_image changes what is written
 _ARGUMENTS, _SKIPPED, _SELECTION = "convert.json", "skipped.jsonl", "selection.json"
@@ -179,7 +178,7 @@ def convert(
     _tidy(out, shards)
     if runner is None:
       count = os.cpu_count() or 1 if workers is None else workers
-      runner = functools.partial(workers_lib.results, workers=count)
+      runner = functools.partial(workers_lib.in_processes, workers=count)
     job = Job(opened.read, image_px, image_format)
     left_out = [{"path": path, "reason": reason} for path, reason in opened.left_out]
     total = len(left_out) + sum(len(shard.items) for shard in shards)
