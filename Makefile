@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 $(READY_BEAM): requirements.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv-beam
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,beam]'
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[beam]' 'pytest>=9.0'
 	touch $@
 
 demo: setup
