@@ -17,7 +17,8 @@ CLASSES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Eff
 PER_CLASS = 200
 _NO_PATHOLOGY = ("No Finding",)  # of CheXpert's 14 labels
 _FRONTAL = ("AP", "PA")
-_RSNA_HELD = 5337  # films of validation, and of test
+_RSNA_PATIENTS = 26_684
+_RSNA_HELD = 5337  # patients of validation, and of test
 
 Splits = dict[str, Sequence[str]]
 
@@ -36,23 +37,33 @@ def draw(names: Iterable[str], count: int, seed: int) -> list[str]:
 
 
 def subset(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
-  """A share of the patients, one at least; a smaller share lies within a larger one."""
+  """A share of the patients, one at least; a smaller share lies within a larger one.
+
+  Raises SelectionError where there are none, or the fraction is not above 0 and at most 1.
+  """
   patients = set(patients)
+  if not 0 < fraction <= 1:
+    raise SelectionError(f"a share is above 0 and at most 1, not {fraction}")
+  if not patients:
+    raise SelectionError("there are no training patients to draw a share of")
   return set(draw(patients, max(1, round(fraction * len(patients))), seed))
 
 
 def eligible(items: Sequence[Item]) -> dict[str, list[str]]:
-  """Class -> the films that 5x200 may draw.
+  """Class -> the films that 5x200 may draw, in the listing's order.
 
-  Frontal films of which exactly one of the 13 pathologies is 1, one of the five classes, and none
-  is uncertain (after GLoRIA's preprocessing; Huang et al. 2021). Frontal is a view of AP or PA.
+  Frontal training films of which exactly one of the 13 pathologies is 1, one of the five classes,
+  and none is uncertain (after GLoRIA's preprocessing; Huang et al. 2021). Training films, as there:
+  CheXpert's draw does not change with the tables of validation and test beside it. Frontal is a
+  view of AP or PA: stricter than the file's name, by which three more of CheXpert's would count.
   """
   found: dict[str, list[str]] = {name: [] for name in CLASSES}
   for item in items:
     values = [(name, value) for name, value in item.labels if name not in _NO_PATHOLOGY]
     present = [name for name, value in values if value == 1]
     uncertain = any(value == -1 for _, value in values)
-    if len(present) == 1 and not uncertain and present[0] in found and item.view in _FRONTAL:
+    fits = item.split == "train" and item.view in _FRONTAL
+    if fits and len(present) == 1 and not uncertain and present[0] in found:
       found[present[0]].append(item.image_id)
   return found
 
@@ -61,8 +72,19 @@ def _five_by_200(items: Sequence[Item], seed: int) -> Splits:
   films = eligible(items)
   counts = ", ".join(f"{name} {len(ids)}" for name, ids in films.items())
   if min(map(len, films.values())) < PER_CLASS:
-    raise SelectionError(f"5x200 needs {PER_CLASS} films a class; eligible are {counts}")
+    raise SelectionError(f"5x200 needs {PER_CLASS} training films a class; eligible are {counts}")
   return {"test": [i for ids in films.values() for i in draw(ids, PER_CLASS, seed)]}
+
+
+def _without_5x200(items: Sequence[Item], seed: int) -> Splits:
+  """The reader's splits without the patients of 5x200: to train on, and evaluate on 5x200.
+
+  Where this listing is a part of the one that 5x200 was drawn from, with the same seed, no patient
+  of that draw remains either: what is missing here only lets others in.
+  """
+  held = set(_five_by_200(items, seed)["test"])
+  patients = {item.patient_id for item in items if item.image_id in held}
+  return _by_split(item for item in items if item.patient_id not in patients)
 
 
 def _rsna_detection(items: Sequence[Item], seed: int) -> Splits:
@@ -88,9 +110,12 @@ def _rsna_detection_mgca(items: Sequence[Item], seed: int) -> Splits:
 
 
 def _rsna_ids(items: Sequence[Item]) -> list[str]:
-  if len(items) <= 3 * _RSNA_HELD:
+  """The image ids. One missing would move most others, so there must be all, one a patient."""
+  patients = {item.patient_id for item in items}
+  if not len(items) == len(patients) == _RSNA_PATIENTS:
     raise SelectionError(
-      f"an RSNA detection split holds {_RSNA_HELD} films out twice; the source lists {len(items)}"
+      f"an RSNA detection split is of {_RSNA_PATIENTS} patients with a film each; the source lists"
+      f" {len(items)} films of {len(patients)} patients"
     )
   return [item.image_id for item in items]
 
@@ -117,21 +142,23 @@ def _all_test(items: Sequence[Item], seed: int) -> Splits:
 def _train_share(fraction: float) -> Callable[[Sequence[Item], int], Splits]:
   def build(items: Sequence[Item], seed: int) -> Splits:
     kept = subset((i.patient_id for i in items if i.split == "train"), fraction, seed)
-    return {
-      split: [
-        item.image_id
-        for item in items
-        if item.split == split and (split != "train" or item.patient_id in kept)
-      ]
-      for split in SPLITS
-    }
+    return _by_split(item for item in items if item.split != "train" or item.patient_id in kept)
 
   return build
+
+
+def _by_split(items: Iterable[Item]) -> Splits:
+  """The films in the reader's own splits."""
+  splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+  for item in items:
+    splits[item.split].append(item.image_id)
+  return splits
 
 
 # name -> function of the listing and a seed: split -> image ids.
 SELECTIONS: dict[str, Callable[[Sequence[Item], int], Splits]] = {
   "5x200": _five_by_200,
+  "without_5x200": _without_5x200,
   "rsna_detection": _rsna_detection,
   "rsna_detection_mgca": _rsna_detection_mgca,
   "siim_images": _siim_images,

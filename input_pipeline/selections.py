@@ -22,8 +22,8 @@ from pathlib import Path
 from input_pipeline import readers
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from input_pipeline.selection_builders import SELECTIONS, SelectionError
-from input_pipeline.source import Item
+from input_pipeline.selection_builders import SELECTIONS, SelectionError, eligible
+from input_pipeline.source import Item, check_patients
 from input_pipeline.study import SPLITS
 
 
@@ -60,7 +60,7 @@ def load(path: str | Path) -> Selection:
     splits = {split: tuple(map(str, ids)) for split, ids in content["splits"].items()}
     selection = Selection(str(content["name"]), int(content["seed"]), splits)
     written = content["hash"]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
     raise SelectionError(f"{path}: no selection file ({type(error).__name__}: {error})") from error
   if unknown := set(splits) - set(SPLITS):
     raise SelectionError(f"{path}: split {min(unknown)!r} is not one of {', '.join(SPLITS)}")
@@ -128,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _write(out: str, selection: Selection) -> None:
+  try:
+    replace_text(out, selection.to_json())
+  except OSError as error:
+    raise SelectionError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
 def main() -> None:
   """The command line: prints what was selected, or one error and exit status 1."""
   arguments = vars(_parser().parse_args())
@@ -135,11 +142,22 @@ def main() -> None:
     arguments.pop(key) for key in ("dataset", "source", "selection", "selection_seed", "out")
   )
   try:
-    items = readers.open_reader(dataset, source, arguments).items
-    selection = make(name, items, seed)
-    chosen = select(items, selection)
+    opened = readers.open_reader(dataset, source, arguments)
+    selection = make(name, opened.items, seed)
+    chosen = select(opened.items, selection)
+    check_patients(chosen)
+    if out:
+      _write(out, selection)
   except UserError as error:
     raise SystemExit(f"error: {error}") from None
+  for note in opened.notes:
+    print(f"note: {note}")
+  if opened.left_out:
+    key, reason = opened.left_out[0]
+    print(f"note: {len(opened.left_out)} left out by the listing, the first is {key}: {reason}")
+  if name in ("5x200", "without_5x200"):
+    counts = ", ".join(f"{label} {len(ids)}" for label, ids in eligible(opened.items).items())
+    print(f"eligible: {counts}")
   print(f"{selection.name}, seed {selection.seed}: hash {selection.hash}")
   for split in SPLITS:
     films = [item for item in chosen if item.split == split]
@@ -149,7 +167,6 @@ def main() -> None:
       patients = len({item.patient_id for item in films})
       print(f"{split}: {len(films)} films of {patients} patients ({counts or 'no labels'})")
   if out:
-    replace_text(out, selection.to_json())
     print(f"written to {out}: convert takes it as --selection={out}")
 
 
