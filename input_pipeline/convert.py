@@ -151,7 +151,7 @@ def convert(
     ConvertError: wrong arguments, other arguments than the folder was begun with, a patient in two
       splits, too many unreadable films.
     SourceError: the source is missing or contradicts itself.
-    SelectionError: the selection does not fit the source.
+    SelectionError: the selection cannot be read, or does not fit the source.
     WorkerError: a worker process died; finished shards are kept.
   """
   start, out = time.monotonic(), Path(out)
@@ -216,6 +216,8 @@ def _arguments(dataset: str, source: str, given: dict[str, Any], **more: Any) ->
   if unknown:
     options = ", ".join(known) or "none"
     raise ConvertError(f"{', '.join(unknown)}: no option of reader {dataset!r}; it has {options}")
+  if more["selection"].endswith(".json"):  # what it holds decides, not where it lies
+    more["selection"] = f"hash {selections.load(more['selection']).hash}"
   source = os.path.abspath(source) if source else ""
   options = {name: given.get(name, default) for name, default in known.items()}
   return {"version": _RECORDS_VERSION, "dataset": dataset, "source": source} | more | options
