@@ -18,6 +18,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -88,17 +89,21 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 _LOOPS = {"naive loop": naive, "bare loop": bare}
 
 
-def _loop(name: str, files: list[Path], image_px: int) -> int:
-  return sum(len(_LOOPS[name](file.read_bytes(), image_px)) for file in files)
+def _loop(name: str, files: list[Path], image_px: int) -> float:
+  """Seconds of CPU that a plain loop over the films takes."""
+  began = time.process_time()
+  for file in files:
+    _LOOPS[name](file.read_bytes(), image_px)
+  return time.process_time() - began
 
 
-def loop_seconds(name: str, files: list[Path], image_px: int, workers: int) -> float:
-  """Time of a plain loop over the films, shared out among processes that have started already."""
+def time_loop(name: str, files: list[Path], image_px: int, workers: int) -> tuple[float, float]:
+  """Seconds, and seconds of CPU, of a plain loop, shared out among processes that have started."""
   if workers == 1:
     _loop(name, files[:1], image_px)
     began = time.perf_counter()
-    _loop(name, files, image_px)
-    return time.perf_counter() - began
+    cpu = _loop(name, files, image_px)
+    return time.perf_counter() - began, cpu
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(
     workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
@@ -106,45 +111,61 @@ def loop_seconds(name: str, files: list[Path], image_px: int, workers: int) -> f
 
     def share(films):
       parts = [films[i::workers] for i in range(workers)]
-      return list(pool.map(_loop, [name] * workers, parts, [image_px] * workers))
+      return sum(pool.map(_loop, [name] * workers, parts, [image_px] * workers))
 
     share(files[: 4 * workers])  # starts and warms the processes
     began = time.perf_counter()
-    share(files)
-    return time.perf_counter() - began
+    cpu = share(files)
+    return time.perf_counter() - began, cpu
 
 
-def convert_seconds(raw: Path, image_px: int, workers: int, films: int | None = None) -> float:
-  """Time of a whole conversion, its processes' start included."""
+def time_convert(
+  raw: Path, image_px: int, workers: int, films: int | None = None
+) -> tuple[float, float]:
+  """Seconds, and seconds of CPU, of a whole conversion, its processes' start included."""
+  before = _cpu()
   with tempfile.TemporaryDirectory(dir=raw.parent) as scratch:
     summary = convert.convert(
       "folder", Path(scratch) / "records", source=str(raw), image_px=image_px, workers=workers,
       limit=films, shard_size=1 if films else 16, progress=False,
     )  # fmt: skip
-  return summary["seconds"]
+  return summary["seconds"], _cpu() - before
+
+
+def _cpu() -> float:
+  """Seconds of CPU of this process and of those that have ended."""
+  used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+  return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> list[dict]:
-  """One row a contender and worker count: median and best films a second, and what starting took.
+  """One row a contender and worker count: median and best films a second, CPU, and the start.
 
-  The start of `convert` is the time that one film a worker takes; it is not in its films a second.
+  The start of `convert` is what one film a worker takes; it is not in its other figures. On a host
+  that is shared, CPU time tells more than films a second.
   """
   with open(raw / folder.MANIFEST, encoding="utf-8") as file:
     files = [raw / row["image"] for row in csv.DictReader(file)]
   rows = []
   for count in workers:
     rates: dict[str, list[float]] = {name: [] for name in (*_LOOPS, "convert")}
+    cpu: dict[str, list[float]] = {name: [] for name in rates}
     starts = []
     for _ in range(repeats):
       for name in _LOOPS:
-        rates[name].append(len(files) / loop_seconds(name, files, image_px, count))
-      starts.append(convert_seconds(raw, image_px, count, films=count))
-      whole = convert_seconds(raw, image_px, count)
-      rates["convert"].append((len(files) - count) / (whole - starts[-1]))
+        seconds, used = time_loop(name, files, image_px, count)
+        rates[name].append(len(files) / seconds)
+        cpu[name].append(used / len(files))
+      start, start_used = time_convert(raw, image_px, count, films=count)
+      seconds, used = time_convert(raw, image_px, count)
+      rates["convert"].append((len(files) - count) / (seconds - start))
+      cpu["convert"].append((used - start_used) / (len(files) - count))
+      starts.append(start)
     median = {name: statistics.median(values) for name, values in rates.items()}
     rows += [
       {
         "row": name, "workers": count, "films_per_s": median[name], "best": max(values),
+        "cpu_ms": 1000 * statistics.median(cpu[name]), "least_cpu_ms": 1000 * min(cpu[name]),
         "of_bare": median[name] / median["bare loop"],
         "of_naive": median[name] / median["naive loop"],
         "start_s": statistics.median(starts) if name == "convert" else None,
@@ -193,13 +214,14 @@ def main() -> None:
   width, height = _SIZE
   films = f"{width} x {height} JPEG of {size / 1e6:.2f} MB to {options.image_px} px"
   print(f"{options.rows} films, {films}\n")
-  print("| workers | | films/s | best | of the bare loop | of the naive loop | start, s |")
-  print("|---:|---|---:|---:|---:|---:|---:|")
+  print("| workers | | films/s | best | of bare | of naive | CPU, ms a film | least | start, s |")
+  print("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
   for row in rows:
     start = "" if row["start_s"] is None else f"{row['start_s']:.2f}"
     print(
       f"| {row['workers']} | {row['row']} | {row['films_per_s']:.0f} | {row['best']:.0f} |"
-      f" {row['of_bare']:.2f} | {row['of_naive']:.2f} | {start} |"
+      f" {row['of_bare']:.2f} | {row['of_naive']:.2f} |"
+      f" {row['cpu_ms']:.1f} | {row['least_cpu_ms']:.1f} | {start} |"
     )
   print("\n| | PSNR, dB |\n|---|---:|")
   for row in changes:

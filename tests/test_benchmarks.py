@@ -105,6 +105,7 @@ def test_convert_has_rows_for_every_worker_count(tmp_path):
     (workers, name) for workers in (1, 2) for name in ("naive loop", "bare loop", "convert")
   ]
   assert all(np.isfinite(row["films_per_s"]) for row in rows)
+  assert all(row["least_cpu_ms"] > 0 for row in rows if row["row"] != "convert")
   assert not list(tmp_path.glob("tmp*"))
 
 
