@@ -54,22 +54,27 @@ def evaluate(
       " and max_words"
     )
   say(results.table(rows))
-  if not hosts.is_first():
-    return rows
-  shutil.rmtree(workdir.units, ignore_errors=True)  # those of an earlier evaluation
-  for (chosen, task), some in scores.items():
-    units.write(workdir.units_of(task, "" if chosen.is_own else chosen.name), some)
-  results.write(workdir.evaluation, results.Evaluation(model.step, rows, fingerprints(sets)))
-  path = report.write_report(
-    workdir.report,
-    title=f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
-    rows=rows,
-    curves=reporting.curves(workdir.metrics),
-    films=views,
-    notes=_notes(model, config, sets),
-  )
-  report.save_overlays(workdir.report.with_name("overlays.png"), views)
-  say(f"\n{results.headline(rows)}\n\nreport: {path}")
+
+  def write():
+    shutil.rmtree(workdir.units, ignore_errors=True)  # those of an earlier evaluation
+    for (chosen, task), some in scores.items():
+      units.write(workdir.units_of(task, "" if chosen.is_own else chosen.name), some)
+    results.write(workdir.evaluation, results.Evaluation(model.step, rows, fingerprints(sets)))
+    path = report.write_report(
+      workdir.report,
+      title=f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
+      rows=rows,
+      curves=reporting.curves(workdir.metrics),
+      films=views,
+      notes=_notes(model, config, sets),
+    )
+    report.save_overlays(workdir.report.with_name("overlays.png"), views)
+    say(f"
+{results.headline(rows)}
+
+report: {path}")
+
+  hosts.first_does(write)  # who leaves before is thought lost after a while, and all are ended
   return rows
 
 

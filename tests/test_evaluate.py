@@ -155,3 +155,16 @@ def test_what_is_followed_is_what_best_metric_offers(run):
     settings.check(tiny(**{"checkpoint.best_metric": name, "evaluation.every_steps": 2}))
   with pytest.raises(settings.ConfigError, match="best_metric"):
     settings.check(tiny(**{"checkpoint.best_metric": "validation/presence/AUC"}))
+
+
+def test_all_wait_for_the_first_to_write(run, tmp_path, monkeypatch):
+  """A process that left before would be thought lost, and all would be ended."""
+  config, model, done, _ = run
+  waits = []
+  monkeypatch.setattr("plan_jax.hosts.is_first", lambda: False)
+  monkeypatch.setattr("plan_jax.hosts.first_does", waits.append)
+  workdir = Workdir(tmp_path / "run")
+  evaluate.evaluate(model, config, workdir, done.records)
+  assert len(waits) == 1 and not workdir.path.exists()
+  waits[0]()
+  assert workdir.evaluation.exists() and workdir.report.exists()
