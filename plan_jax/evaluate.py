@@ -69,10 +69,7 @@ def evaluate(
       notes=_notes(model, config, sets),
     )
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
-    say(f"
-{results.headline(rows)}
-
-report: {path}")
+    say(f"\n{results.headline(rows)}\n\nreport: {path}")
 
   hosts.first_does(write)  # who leaves before is thought lost after a while, and all are ended
   return rows

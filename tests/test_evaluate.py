@@ -164,7 +164,7 @@ def test_all_wait_for_the_first_to_write(run, tmp_path, monkeypatch):
   monkeypatch.setattr("plan_jax.hosts.is_first", lambda: False)
   monkeypatch.setattr("plan_jax.hosts.first_does", waits.append)
   workdir = Workdir(tmp_path / "run")
-  evaluate.evaluate(model, config, workdir, done.records)
+  evaluate.evaluate(model, config, workdir, [evaluation_sets.own(config, done.records)])
   assert len(waits) == 1 and not workdir.path.exists()
   waits[0]()
   assert workdir.evaluation.exists() and workdir.report.exists()
