@@ -23,6 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config = base.get_config()
   config.data.dataset = "mimic_cxr"
   config.data.options = ConfigDict(dict(views="frontal", labels="chexpert", ms_cxr="exclude"))
+  config.data.selection = "without_5x200"  # whose films are drawn from the training split
   if "vit" in chosen:
     config.model.image.name = "vit"
   if "512" in chosen:

@@ -71,7 +71,7 @@ def localised(config: ConfigDict) -> ConfigDict:
       changes |= {f"model.{tower}.{key}": value for key, value in sizes.items()}
   config = ConfigDict(config.to_dict())
   config.update_from_flattened_dict(changes)
-  for chosen in config.evaluation.sets.values():
+  for chosen in (config.data, *config.evaluation.sets.values()):
     chosen.selection = ""
   return config
 
