@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fakes import physionet
 from input_pipeline import convert, records
 from input_pipeline.raw import SourceError
-from input_pipeline.readers import chexpert, rsna, siim
+from input_pipeline.readers import chexpert, ms_cxr, rsna, siim
 from input_pipeline.selection_builders import CLASSES, SELECTIONS, draw, eligible, subset
 from input_pipeline.selections import Selection, SelectionError, load, make, select
 from input_pipeline.source import Item, check_patients
@@ -179,6 +180,15 @@ def test_shares_of_training_leave_the_rest_whole():
   assert make("all_test", items, 0).splits["test"] == tuple(i.image_id for i in items)
   thirds = make("siim_images", films(100), 0).splits
   assert [len(thirds[s]) for s in ("train", "validation", "test")] == [70, 15, 15]
+
+
+def test_all_of_ms_cxr_is_test(tmp_path):
+  physionet.write(tmp_path)
+  items = ms_cxr.open_source(str(tmp_path)).items
+  assert len({i.split for i in items}) > 1  # its own splits, without a selection
+  chosen = select(items, make("all_test", items, 0))
+  assert {i.split for i in chosen} == {"test"}
+  assert [i.image_id for i in chosen] == [i.image_id for i in items]
 
 
 @pytest.mark.parametrize("name", [s for s in SELECTIONS if "rsna" not in s])
