@@ -1,6 +1,6 @@
 """Converts a data set with Apache Beam: the bytes of input_pipeline.convert, written by many hosts.
 
-  python -m launch.convert_beam --dataset=folder --source=/nfs/raw --out=/nfs/rec -- --runner=...
+  python -m launch.convert_beam --dataset=folder --source=/nfs/raw --out=/nfs/out -- --runner=...
 
 What follows `--` goes to Beam. The source and the output are folders that all workers see under the
 same paths, and plan_jax is installed there. Where it was stopped, the same command goes on, with
