@@ -20,6 +20,7 @@ from plan_jax.evaluators import (
   reranking,
   results,
   retrieval,
+  retrieval_compat,
   terms,
   units,
 )
@@ -104,6 +105,8 @@ def _score(
     rows += retrieval.retrieval_rows(galleries, **common)
     if galleries:
       scores["retrieval"] = galleries["all"].units
+    if config.evaluation.compatibility:
+      rows += retrieval_compat.compat_rows(pairs, **common)
     reranked = reranking.score_reranked(
       model, pairs, lambda: reranking.features(model, chosen.studies("text", "re-ranking")),
       top=config.evaluation.rerank_top,
