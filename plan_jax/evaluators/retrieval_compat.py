@@ -5,8 +5,8 @@ that a report which says the same, or another film of the study, is a wrong answ
 
 - "compat-instance": the whole gallery, as most papers have it.
 - "compat-limitr" (LIMITR's code): the pairs are cut into galleries of 1,000 in their order, a last
-  one that is not full is left out, and figures are the mean over the galleries; MedR is the floor of
-  the median of the ranks counted from 0, plus 1. Left out below 1,000 pairs.
+  one that is not full is left out, and figures are the mean over the galleries; MedR is the floor
+  of the median of the ranks counted from 0, plus 1. Left out below 1,000 pairs.
 
 Ties are shared as in "retrieval-v1", where those codes leave them to the sort. The floor `chance`
 is exact for R@K. Intervals: 1,000 bootstrap draws of patients; MedR has none.
