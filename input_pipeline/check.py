@@ -1,9 +1,9 @@
-"""Is a data set sound? Counts, contradictions, duplicates, and leaks into another set.
+"""Is a data set sound? One pass over its records, a table, and a page with the pictures.
 
-  python -m input_pipeline.check --records=/data/mimic_records --out=mimic.html
-  python -m input_pipeline.check --records=/data/mimic_records --against=/data/ms_cxr_records
+  python -m input_pipeline.check --records=data/films --out=check.html
+  python -m input_pipeline.check --records=data/pretraining --against=data/evaluation
 
-Exit status: 0 sound, 1 something is wrong (with --strict, warnings too), 2 it cannot be checked.
+Exit status: 0 sound (warnings may be listed), 1 problems were found, 2 it cannot be checked.
 """
 
 import argparse
@@ -11,86 +11,199 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tqdm
 
-from input_pipeline import check_page, soundness
+from input_pipeline import check_page, counts, facts, records, soundness
+from input_pipeline.counts import Table
 from input_pipeline.errors import UserError
-from input_pipeline.soundness import ERROR, Broken, Film, Problem
+from input_pipeline.facts import Film, Place, Unread
+from input_pipeline.records import RecordError, RecordSource
+from input_pipeline.soundness import Finding
 from input_pipeline.workers import in_processes
 
+_CHUNK = 64  # records a worker reads at a time
+_SHOWN = 3  # examples a finding in the table; the page has more
 
-def see(
-  folder: Path, *, workers: int | None = None, progress: bool = True
-) -> tuple[list[Film], list[Broken]]:
-  """Looks at every record of a folder, in their order.
+
+@dataclass(frozen=True)
+class Check:
+  """What a check found.
+
+  Attributes:
+    records, against: the folders; against is "" where none was given.
+    fingerprint: of the records.
+    films: facts of all records that can be read, in order.
+    tables: counts.
+    findings: of the folder.
+    leaks: of both folders.
+    seconds: of the pass.
+    films_per_second: read in it.
+  """
+
+  records: str
+  against: str
+  fingerprint: str
+  films: list[Film]
+  tables: list[Table]
+  findings: list[Finding]
+  leaks: list[Finding]
+  seconds: float
+  films_per_second: float
+
+  def is_sound(self, *, strict: bool = False) -> bool:
+    """Whether there is no error and, if `strict`, no warning either."""
+    found = self.findings + self.leaks
+    return not any(strict or finding.level == "error" for finding in found)
+
+
+def check(
+  folder: str | os.PathLike,
+  against: str | os.PathLike | None = None,
+  *,
+  workers: int | None = None,
+  progress: bool = True,
+) -> Check:
+  """Checks a folder of records, and what it shares with another.
 
   Args:
     folder: of records, complete.
-    workers: processes; None is one a core.
+    against: another one; its own soundness is not judged.
+    workers: processes; 0 and 1 stay in this one, None is one a core.
     progress: shows a bar on stderr.
 
-  Raises RecordError where the folder is incomplete.
+  Raises:
+    RecordError: a folder is no complete folder of records, or an index does not fit its shard.
+    UserError: both folders are one, there is no record, or a worker died.
   """
-  tasks = soundness.tasks(folder)
-  seen: dict[int, list[Film | Broken]] = {}
+  folder, against = str(folder), str(against or "")
+  if against and os.path.realpath(folder) == os.path.realpath(against):
+    raise UserError(f"--against={against} is the folder that is checked; name another one")
+  start = time.monotonic()
   workers = os.cpu_count() or 1 if workers is None else workers
-  total = sum(stop - start for _, _, start, stop in tasks)
-  bar = tqdm.tqdm(
-    total=total, unit="film", desc=f"check {Path(folder).name}", disable=not progress,
-    mininterval=0.5 if sys.stderr.isatty() else 30,
-  )  # fmt: skip
-  job = functools.partial(_numbered, tasks=tasks)
-  with bar, contextlib.closing(in_processes(job, range(len(tasks)), workers)) as results:
-    for number, found in results:
-      seen[number] = found
-      bar.update(len(found))
-  everything = [one for number in sorted(seen) for one in seen[number]]
-  films = [one for one in everything if isinstance(one, Film)]
-  return films, [one for one in everything if isinstance(one, Broken)]
-
-
-def _numbered(number: int, *, tasks: list) -> tuple[int, list[Film | Broken]]:
-  return number, soundness.look(tasks[number])
-
-
-def skipped(folder: Path) -> tuple[int, list[str]]:
-  """How many items the conversion left out, and its reasons with their counts."""
-  path = Path(folder) / "skipped.jsonl"
-  if not path.exists():
-    return 0, []
-  reasons = Counter(
-    json.loads(line)["reason"].split(": ")[-1]
-    for line in path.read_text(encoding="utf-8").splitlines()
+  of = _look([folder, *filter(None, [against])], workers, progress)
+  seconds = time.monotonic() - start
+  films, unread = of[folder]
+  if not films and not unread:
+    raise UserError(f"{folder}: its splits hold no records; there is nothing to check")
+  return Check(
+    folder,
+    against,
+    records.fingerprint(folder),
+    films,
+    [*counts.tables(films), *_skipped(folder)],
+    soundness.findings(films, unread),
+    soundness.leaks(films, *of[against]) if against else [],
+    seconds,
+    sum(len(found) for pair in of.values() for found in pair) / seconds,
   )
-  return reasons.total(), [f"{count} x {reason}" for reason, count in reasons.most_common(10)]
 
 
-def table(counted: dict, problems: Sequence[Problem], left_out: tuple[int, list[str]]) -> str:
-  """What the page tells, as text."""
-  splits = [split for split in soundness.SPLITS if any(c[split] for c in counted[""].values())]
-  lines = []
-  for title, rows in counted.items():
-    width = max(24, *(len(name) for name in rows))
-    lines.append(title.ljust(width) + "".join(split.rjust(12) for split in splits))
+def _look(
+  folders: Sequence[str], workers: int, progress: bool
+) -> dict[str, tuple[list[Film], list[Unread]]]:
+  """Folder -> its films, and the records that cannot be read, in order."""
+  _source.cache_clear()  # a folder may have been written anew
+  chunks = [
+    (folder, split, start, min(start + _CHUNK, length))
+    for folder in folders
+    for split, length in records.splits(folder).items()
+    for start in range(0, len(_source(folder, split)) and length, _CHUNK)
+  ]
+  bar = tqdm.tqdm(
+    total=sum(stop - start for *_, start, stop in chunks), unit="film", desc="check",
+    disable=not progress, mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
+  )  # fmt: skip
+  found = {}
+  with bar, contextlib.closing(in_processes(_look_at, chunks, workers)) as looked:
+    for chunk, seen in looked:
+      found[chunk] = seen
+      bar.update(len(seen))
+  of = {folder: ([], []) for folder in folders}
+  for chunk in chunks:
+    for one in found[chunk]:
+      of[chunk[0]][isinstance(one, Unread)].append(one)
+  return of
+
+
+def _look_at(chunk: tuple[str, str, int, int]) -> tuple[tuple, list[Film | Unread]]:
+  folder, split, start, stop = chunk
+  source, seen = _source(folder, split), []
+  for number in range(start, stop):
+    place = Place(folder, split, number)
+    try:
+      seen.append(facts.look(place, source[number]))
+    except RecordError as error:
+      seen.append(Unread(place, str(error)))
+  return chunk, seen
+
+
+@functools.lru_cache(8)
+def _source(folder: str, split: str) -> RecordSource:
+  return RecordSource(folder, split)
+
+
+def _skipped(folder: str) -> list[Table]:
+  """What the conversion left out, by reason; paths and numbers differ, so they are left aside."""
+  path = Path(folder) / "skipped.jsonl"
+  try:
+    lines = path.read_text(encoding="utf-8").splitlines()
+  except FileNotFoundError:
+    return []
+  reasons = Counter()
+  for i, line in enumerate(lines):
+    try:
+      reason = json.loads(line)["reason"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{path}, line {i + 1}: not as the converter writes it ({error!r})") from None
+    reasons[re.sub(r"\d+", "#", re.sub(r"^/.*?: (?=\S)", "", reason))] += 1
+  rows = {reason: (str(n),) for reason, n in reasons.most_common()}
+  return [Table("skipped by the conversion", ("films",), {"all": (str(len(lines)),), **rows})]
+
+
+def describe(result: Check, *, strict: bool = False) -> str:
+  """The result as plain text."""
+  lines = [f"{name}: {value}" for name, value in _notes(result).items()]
+  for table in result.tables:
     lines += [
-      name.ljust(width) + "".join(str(row[split]).rjust(12) for split in splits)
-      for name, row in rows.items()
+      "",
+      *_aligned([(table.title, *table.columns), *((k, *v) for k, v in table.rows.items())]),
     ]
-    lines.append("")
-  lines.append(f"left out by the conversion: {left_out[0]}")
-  lines += [f"  {reason}" for reason in left_out[1]]
-  for problem in problems:
-    lines.append(f"\n{problem.level.upper()}: {problem.name}: {problem.count} of {problem.of}")
-    lines += [f"  {line}" for line in problem.examples]
-  errors = sum(problem.level == ERROR for problem in problems)
-  warnings = len(problems) - errors
-  lines.append(f"\n{'not sound' if errors else 'sound'}: {errors} errors, {warnings} warnings")
-  return "\n".join(lines)
+  for level in ("error", "warning"):
+    found = [finding for finding in result.findings + result.leaks if finding.level == level]
+    lines += ["", f"{level}s: {len(found) or 'none'}"]
+    for finding in found:
+      lines.append(f"  {finding.name}: {finding.counted()}")
+      lines += [f"    {example}" for example in finding.examples[:_SHOWN]]
+      lines += ["    ..."] * (finding.more or len(finding.examples) > _SHOWN)
+  return "\n".join([*lines, "", _verdict(result, strict)])
+
+
+def _notes(result: Check) -> dict[str, str]:
+  notes = {"records": result.records, "fingerprint": result.fingerprint}
+  notes |= {"against": result.against} if result.against else {}
+  speed = f"{result.seconds:.1f} s, {result.films_per_second:.0f} films/s"
+  return notes | {"read in": speed}
+
+
+def _verdict(result: Check, strict: bool) -> str:
+  return "sound" if result.is_sound(strict=strict) else "not sound"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Rows of cells as lines: the first column to the left, the others to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+    for row in rows
+  ]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,36 +213,39 @@ def _parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add("--records", type=Path, required=True, help="folder that convert completed")
-  add("--against", type=Path, help="another one: what do training here and evaluation there share?")
-  add("--out", type=Path, help="HTML page to write, with pictures")
+  add("--records", required=True, help="folder of records, made by input_pipeline.convert")
+  add("--against", help="another folder of records, which must share no patient and no film")
+  add("--out", help="HTML page to write")
   add("--workers", type=int, help="processes (default: one a core)")
-  add("--strict", action="store_true", help="warnings count as errors")
+  add("--strict", action="store_true", help="warnings are problems too")
   return parser
 
 
 def main() -> None:
-  """The command line."""
+  """The command line: prints the table, ends with the exit status told above."""
   arguments = _parser().parse_args()
   try:
-    films, broken = see(arguments.records, workers=arguments.workers)
-    found = soundness.problems(films, broken)
-    folders = dict.fromkeys(map(id, films), arguments.records)
-    if arguments.against:
-      others, _ = see(arguments.against, workers=arguments.workers)
-      found = soundness.leaks(films, others) + found
-      folders |= dict.fromkeys(map(id, others), arguments.against)
-    counted, left_out = soundness.counts(films), skipped(arguments.records)
-    print(table(counted, found, left_out))
+    if arguments.out and Path(arguments.out).is_dir():
+      raise UserError(f"{arguments.out} is a folder; --out names the page to write")
+    result = check(arguments.records, arguments.against, workers=arguments.workers)
+    print(describe(result, strict=arguments.strict))
     if arguments.out:
-      check_page.write(arguments.out, arguments.records, counted, found, left_out, films, folders)
+      check_page.write_page(
+        arguments.out,
+        title=f"{_verdict(result, arguments.strict).capitalize()}: {Path(result.records).name}",
+        notes=_notes(result),
+        tables=result.tables,
+        findings=result.findings + result.leaks,
+        films=result.films,
+      )
       print(f"page: {arguments.out}")
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    raise SystemExit(2) from None
   except KeyboardInterrupt:
-    sys.exit(2)
-  sys.exit(any(problem.level == ERROR or arguments.strict for problem in found))
+    print("stopped: nothing was decided", file=sys.stderr)
+    raise SystemExit(2) from None
+  raise SystemExit(0 if result.is_sound(strict=arguments.strict) else 1)
 
 
 if __name__ == "__main__":

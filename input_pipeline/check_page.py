@@ -1,107 +1,150 @@
-"""The page of a check: tables, sample films with their regions, and pictures of what was found."""
+"""The page of a check: what was found with its pictures, counts, and samples, in one HTML file."""
 
 import base64
-from collections import Counter
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from input_pipeline import images, records
+from input_pipeline import images
+from input_pipeline.counts import Table
+from input_pipeline.errors import UserError
+from input_pipeline.facts import Film
 from input_pipeline.files import replace_text
-from input_pipeline.records import RecordError
-from input_pipeline.soundness import SPLITS, Film, Problem
+from input_pipeline.records import RecordSource
+from input_pipeline.soundness import Finding
 from input_pipeline.study import Study
 
 _TEMPLATE = Path(__file__).with_name("check.html")
-_SAMPLES = 6  # of each split
-_SIDE_PX = 220
-_TRUTH = (0, 184, 212)  # red, green, blue
+_SIDE_PX = 280  # longest side of a picture
+_SAMPLES = 8  # a split, half of them with regions where there are as many
+_BESIDE = 4  # of the films that belong together
+_BOX, _OUTLINE = (242, 215, 38), (60, 180, 255)  # blue, green, red
 
 
-def write(
-  path: Path,
-  folder: Path,
-  counted: dict[str, dict[str, Counter]],
-  problems: Sequence[Problem],
-  left_out: tuple[int, list[str]],
+def write_page(
+  path: str | os.PathLike,
+  *,
+  title: str,
+  notes: Mapping[str, str],
+  tables: Sequence[Table],
+  findings: Sequence[Finding],
   films: Sequence[Film],
-  folders: dict[int, Path],
-) -> None:
-  """Writes one self-contained page.
+) -> Path:
+  """Writes the page, whole or not at all.
 
   Args:
-    path: of the page.
-    folder: what was checked.
-    counted: of `soundness.counts`.
-    problems: what was found.
-    left_out: of `check.skipped`.
-    films: of the folder.
-    folders: id of a film -> the folder it is in, for all films of `problems`.
+    path: of the HTML file; its folder is made.
+    title: heading of the page.
+    notes: name -> value.
+    tables: counts.
+    findings: in their order; their films are read again to be shown.
+    films: of the data set, for samples.
+
+  Returns the path. Raises UserError where it cannot be written.
   """
-  splits = [split for split in SPLITS if any(film.split == split for film in films)]
-  body = [f"<h1>{escape(str(folder))}</h1>"]
-  body += [_problem(problem, folders) for problem in problems] or ["<p>Nothing was found.</p>"]
-  body.append(f"<h2>Left out by the conversion: {left_out[0]}</h2>")
-  body.append("<ul>" + "".join(f"<li>{escape(r)}</li>" for r in left_out[1]) + "</ul>")
-  for title, rows in counted.items():
-    body.append(f"<h2>{escape(title.capitalize() or 'Counts')}</h2>{_table(rows, splits)}")
-  for split in splits:
-    some = [film for film in films if film.split == split]
-    chosen = np.unique(np.linspace(0, len(some) - 1, _SAMPLES).astype(int))
-    body.append(f"<h2>Films of {split}</h2>")
-    body.append(_gallery([some[i] for i in chosen], dict.fromkeys(map(id, some), folder)))
+  facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in notes.items())
+  body = [f'<h1>{escape(title)}</h1>\n<div class="card"><dl class="notes">{facts}</dl></div>']
+  for level in ("error", "warning"):
+    found = [finding for finding in findings if finding.level == level]
+    body.append(f"<h2>{level.capitalize()}s: {len(found) or 'none'}</h2>")
+    body += map(_finding, found)
+  body.append('<h2>Counts</h2>\n<div class="tables">')
+  body += map(_table, tables)
+  body.append("</div>\n<h2>Samples</h2>")
+  for split in dict.fromkeys(film.place.split for film in films):
+    chosen = _samples([film for film in films if film.place.split == split])
+    body.append(f"<h3>{escape(split)}</h3>\n{_gallery([[film] for film in chosen])}")
   page = _TEMPLATE.read_text(encoding="utf-8")
-  replace_text(path, page.replace("<!--BODY-->", "\n".join(body)))
+  # What replaces a mark is escaped and so holds no mark of its own.
+  for mark, text in (("TITLE", escape(title)), ("BODY", "\n".join(body))):
+    page = page.replace(f"<!--{mark}-->", text)
+  try:
+    replace_text(path, page)
+  except OSError as error:
+    raise UserError(f"{path}: the page cannot be written ({error}); name another --out") from None
+  return Path(path)
 
 
-def _problem(problem: Problem, folders: dict[int, Path]) -> str:
-  lines = "".join(f"<li>{escape(line)}</li>" for line in problem.examples)
+def _finding(finding: Finding) -> str:
+  lines = "".join(f"<li>{escape(line)}</li>" for line in finding.examples)
+  lines += "<li>...</li>" * finding.more
   return (
-    f'<section class="{problem.level}"><h2>{escape(problem.level)}: {escape(problem.name)}'
-    f" <small>{problem.count} of {problem.of}</small></h2><ul>{lines}</ul>"
-    f"{_gallery(problem.films, folders)}</section>"
+    f'<section class="card {finding.level}"><h3>{escape(finding.name)}'
+    f" <small>{escape(finding.counted())}</small></h3><ul>{lines}</ul>"
+    f"{_gallery(finding.films)}</section>"
   )
 
 
-def _table(rows: dict[str, Counter], splits: Sequence[str]) -> str:
-  head = "".join(f"<th>{split}</th>" for split in splits)
-  body = "".join(
-    f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{row[s]:,}</td>" for s in splits) + "</tr>"
-    for name, row in rows.items()
+def _table(table: Table) -> str:
+  head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+  rows = "\n".join(
+    f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    for name, cells in table.rows.items()
   )
-  return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+  return (
+    f'<section class="card wide"><table><thead><tr><th>{escape(table.title)}</th>{head}'
+    f"</tr></thead><tbody>{rows}</tbody></table></section>"
+  )
 
 
-def _gallery(films: Sequence[Film], folders: dict[int, Path]) -> str:
-  figures = []
-  for film in films:
-    try:
-      study = records.RecordSource(folders[id(film)], film.split)[film.number]
-      picture = base64.b64encode(_picture(study)).decode()
-      shown = f'<img src="data:image/jpeg;base64,{picture}" alt="">'
-    except (RecordError, ValueError) as error:
-      shown = f"<p>{escape(str(error))}</p>"
-    told = escape(film.begin)
-    name = escape(f"{film.split} {film.image_id} {film.view}")
-    figures.append(f"<figure>{shown}<figcaption>{name}<small>{told}</small></figcaption></figure>")
-  return f'<div class="films">{"".join(figures)}</div>' if figures else ""
+def _samples(films: Sequence[Film]) -> list[Film]:
+  """Films spread evenly over the split."""
+  marked = _spread([film for film in films if film.regions], _SAMPLES // 2)
+  bare = _spread([film for film in films if not film.regions], _SAMPLES - len(marked))
+  return marked + bare
 
 
-def _picture(study: Study) -> bytes:
-  """A small JPEG of the film, boxes and outlines of masks drawn."""
-  grey = images.decode(study.image)
-  scale = _SIDE_PX / max(grey.shape)
-  size = tuple(max(1, round(side * scale)) for side in grey.shape[::-1])
-  picture = cv2.cvtColor(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+def _spread(films: Sequence[Film], most: int) -> list[Film]:
+  count = min(most, len(films))
+  return [films[i * len(films) // count] for i in range(count)]
+
+
+def _gallery(groups: Iterable[Sequence[Film]]) -> str:
+  """Pictures, those of a group in one frame; "" where none can be shown."""
+  frames = []
+  for group in groups:
+    pictures = "".join(map(_figure, group[:_BESIDE]))
+    more = f"<p>and {len(group) - _BESIDE} more</p>" * (len(group) > _BESIDE)
+    frames.append(f'<div class="group">{pictures}{more}</div>' if pictures else "")
+  return f'<div class="gallery">{"".join(frames)}</div>' if any(frames) else ""
+
+
+def _figure(film: Film) -> str:
+  if not film.short_px:
+    return ""
+  study = RecordSource(film.place.folder, film.place.split)[film.place.number]
+  encoded = cv2.imencode(".jpg", _drawn(study), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+  uri = f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
+  name = escape(f"{film.place.split} {film.image_id}")
+  facts = [f"{study.width} x {study.height}", study.view, study.patient_id]
+  facts += [label for label, value in study.labels.items() if value == 1]
+  text = " ".join(study.sentences)
+  return (
+    f'<figure><img alt="{name}" src="{uri}"><figcaption><b>{name}</b><br>'
+    f'{escape(", ".join(filter(None, facts)))}<br><span title="{escape(text)}">'
+    f"{escape(text)}</span></figcaption></figure>"
+  )
+
+
+def _drawn(study: Study) -> np.ndarray:
+  """The film, reduced, with its regions: uint8 [H, W, 3], blue, green, red."""
+  pixels = images.decode(study.image)
+  scale = min(1.0, _SIDE_PX / max(pixels.shape))
+  size = [max(1, round(side * scale)) for side in pixels.shape[::-1]]
+  grey = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+  picture = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
   for region in study.regions:
-    for box in region.boxes:
-      x0, y0, x1, y1 = (int(round(float(value) * scale)) for value in box)
-      cv2.rectangle(picture, (x0, y0), (x1, y1), _TRUTH[::-1], 1)
-    if region.mask:
-      mask = cv2.resize(images.decode(region.mask), size, interpolation=cv2.INTER_NEAREST)
-      outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-      cv2.drawContours(picture, outlines, -1, _TRUTH[::-1], 1)
-  return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    mask = cv2.imdecode(np.frombuffer(region.mask or b"-", np.uint8), cv2.IMREAD_GRAYSCALE)
+    if mask is not None:
+      inside = np.uint8(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) > 0)
+      outlines = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]
+      cv2.drawContours(picture, outlines, -1, _OUTLINE, 1)
+    # Boxes that cannot be right are drawn as far as they go.
+    corners = np.clip(np.nan_to_num(region.boxes * scale), -_SIDE_PX, 2 * _SIDE_PX)
+    for x0, y0, x1, y1 in np.rint(corners).astype(int).tolist():
+      cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), _BOX, 1)
+  return picture

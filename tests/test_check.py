@@ -1,3 +1,7 @@
+import base64
+import dataclasses
+import html
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,208 +11,465 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import check, convert, phantom, records, soundness
-from input_pipeline.readers import phantom as phantom_reader
-from input_pipeline.soundness import ERROR, WARNING
+from input_pipeline import check as check_lib
+from input_pipeline import facts, images, phantom, records
+from input_pipeline import study as study_lib
+from input_pipeline.check import check
+from input_pipeline.convert import convert
+from input_pipeline.errors import UserError
+from input_pipeline.facts import Place
 from input_pipeline.study import Region
+from test_convert import films as folder_of_films
+from test_folder import REAL
+from test_records import write
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cxr_mini"
+EVIL = '<script>alert(1)</script> & "quotes" <!--BODY-->'
 
 
-def study(i, **changes):
-  return replace(phantom.study(0, i, 128), **changes)
+def study(i):
+  """A film of a patient of its own, with a report like no other."""
+  drawn = phantom.study(0, 2 * i, 128)
+  text = f"This is film {i}."
+  return replace(drawn, sentences=(text,), sections={"findings": text}, regions=())
+
+
+@pytest.fixture
+def sets():
+  """Four training films and two of validation: sound."""
+  return {"train": [study(i) for i in range(4)], "validation": [study(i) for i in (4, 5)]}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """Writes splits as a folder of records, whatever they hold."""
+
+  def make(splits, name="toy"):
+    (tmp_path / name).mkdir()
+    with monkeypatch.context() as patch:
+      patch.setattr(study_lib, "check", lambda study: None)
+      write(tmp_path / name, {split: [studies] for split, studies in splits.items()})
+    return tmp_path / name
+
+  return make
+
+
+def found(result, leaks=False):
+  """Findings as {name: (level, count)}."""
+  findings = result.leaks if leaks else result.findings
+  return {finding.name: (finding.level, finding.count) for finding in findings}
+
+
+def run(monkeypatch, capsys, *arguments):
+  monkeypatch.setattr(sys, "argv", ["check", "--workers=1", *map(str, arguments)])
+  with pytest.raises(SystemExit) as ended:
+    check_lib.main()
+  told = capsys.readouterr()
+  return ended.value.code, told.out, told.err
 
 
 def png(pixels):
   return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-def written(folder, **splits):
-  """Records as others could have written them: nothing is checked but the form."""
-  folder.mkdir(parents=True)
-  paths = {}
-  for split, studies in splits.items():
-    path = folder / records.shard_name("set", split, 0, 1)
-    with records.ShardWriter(path) as writer:
-      for one in studies:
-        writer.write(one)
-    paths[split] = [path]
-  records.write_metadata(folder, "set", paths)
-  return folder
+def pixels(study):
+  return images.decode(study.image)
 
 
-def found(folder):
-  films, broken = check.see(folder, workers=1, progress=False)
-  return {p.name: p for p in soundness.problems(films, broken)}
+def recoded(study):
+  return cv2.imencode(".jpg", pixels(study), [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes()
 
 
-def films(*numbers):
-  """Phantom films, each of a patient of its own."""
-  return [study(7 * i, patient_id=f"p{i}") for i in numbers]
+def boxed(*corners):
+  return (Region("a nodule", "nodule", np.array([corners], np.float32)),)
 
 
-def test_the_phantom_is_sound(tmp_path):
-  options = {"train_films": 24, "validation_films": 8, "test_films": 8, "size_px": 128}
-  assert set(options) <= set(phantom_reader.open_source.__kwdefaults__)
-  convert.convert("phantom", tmp_path / "a", workers=1, progress=False, **options)
-  problems = found(tmp_path / "a")
-  assert not [p for p in problems.values() if p.level == ERROR]
-  seen, _ = check.see(tmp_path / "a", workers=2, progress=False)
-  alone, _ = check.see(tmp_path / "a", workers=1, progress=False)
-  assert [f.image_id for f in seen] == [f.image_id for f in alone]
-  assert soundness.counts(seen)[""]["films"] == {"train": 24, "validation": 8, "test": 8}
+def masked(mask):
+  return (Region("a nodule", "nodule", np.zeros((0, 4), np.float32), mask),)
 
 
-def test_patients_studies_and_ids(tmp_path):
-  a, b, c, d = films(0, 1, 2, 3)
-  problems = found(
-    written(
-      tmp_path / "a",
-      train=[a, b, replace(c, image_id=a.image_id)],
-      test=[replace(d, patient_id=a.patient_id), replace(films(4)[0], study_id=b.study_id)],
-    )
-  )
-  assert problems["patient in two splits"].count == 1
-  assert problems["study in two splits"].count == 1
-  assert problems["image ids that stand twice"].examples == (f"{a.image_id}: 2 times",)
-  assert {p.level for p in problems.values() if "two" in p.name and "text" not in p.name} == {ERROR}
+def test_a_sound_phantom_is_sound(tmp_path, monkeypatch, capsys):
+  counts = {"train_films": 40, "validation_films": 10, "test_films": 10}
+  convert("phantom", tmp_path / "out", workers=1, progress=False, **counts)
+  code, out, _ = run(monkeypatch, capsys, f"--records={tmp_path / 'out'}")
+  assert code == 0
+  assert "errors: none" in out and out.endswith("\nsound\n")
+  assert re.search(r"^films +train +validation +test\nfilms +40 +10 +10\n", out, re.MULTILINE)
+  assert re.search(r"^patients +20 +5 +5$", out, re.MULTILINE)
 
 
-def test_equal_and_nearly_equal_pictures(tmp_path):
-  a, b, c, d = films(0, 1, 2, 3)
-  pixels = cv2.imdecode(np.frombuffer(b.image, np.uint8), 0)
-  jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes()
-  problems = found(
-    written(
-      tmp_path / "a",
-      train=[a, b, c, replace(d, image=c.image)],
-      test=[replace(films(5)[0], image=a.image), replace(films(6)[0], image=jpeg)],
-    )
-  )
-  names = {n: (p.level, p.count) for n, p in problems.items() if "picture" in n}
-  assert names == {
-    "the same picture in two splits": (ERROR, 1),
-    "nearly the same picture in two splits": (ERROR, 1),
-    "the same picture twice in a split": (WARNING, 1),
+def test_distinct_films_give_no_finding(folder, sets):
+  result = check(folder(sets), workers=1, progress=False)
+  assert result.findings == result.leaks == []
+  assert result.is_sound(strict=True)
+
+
+TOO_LONG = phantom.study(0, 0, 128).image[:9000]
+GREY = np.full((128, 128), 90, np.uint8)
+# Changes of train 0, then of validation 0, which start as their study; what is found, and how.
+FINDINGS = {
+  "patient": ({}, lambda a, b: {"patient_id": a.patient_id}, {"patients in two splits": "error"}),
+  "study": (
+    {},
+    lambda a, b: {"patient_id": a.patient_id, "study_id": a.study_id},
+    {"patients in two splits": "error", "studies in two splits": "error"},
+  ),
+  "study of two": (
+    {},
+    lambda a, b: {"study_id": a.study_id},
+    {"studies in two splits": "error", "studies of two patients": "warning"},
+  ),
+  "image id": (
+    {},
+    lambda a, b: {"image_id": a.image_id},
+    {"image ids that stand twice": "error"},
+  ),
+  "same picture": (
+    {},
+    lambda a, b: {"image": png(pixels(a))},  # other bytes, same pixels
+    {"pictures in two splits": "error"},
+  ),
+  "near picture": (
+    {},
+    lambda a, b: {"image": recoded(a)},
+    {"nearly the same pictures in two splits": "error"},
+  ),
+  "box outside": (
+    {"regions": boxed(100, 5, 129, 20)}, {}, {"records that contradict themselves": "error"},
+  ),
+  "box empty": (
+    {"regions": boxed(7, 5, 7, 20)}, {}, {"records that contradict themselves": "error"},
+  ),
+  "box nowhere": (
+    {"regions": boxed(np.nan, 5, 7, 20)}, {}, {"records that contradict themselves": "error"},
+  ),
+  "mask empty": ({"regions": masked(png(0 * GREY))}, {}, {"masks that are empty": "error"}),
+  "mask of another size": (
+    {"regions": masked(png(GREY[:50]))},
+    {},
+    {"masks that cannot be decoded or have another size than their image": "error"},
+  ),
+  "mask broken": (
+    {"regions": masked(b"no image")},
+    {},
+    {"masks that cannot be decoded or have another size than their image": "error"},
+  ),
+  "image broken": ({"image": TOO_LONG}, {}, {"images that cannot be decoded": "error"}),
+  "image no image": ({"image": b"none"}, {}, {"images that cannot be decoded": "error"}),
+  "image of another size": ({"width": 130}, {}, {"images that are not as recorded": "error"}),
+  "image in colour": (
+    {"image": png(cv2.applyColorMap(pixels(study(0)), cv2.COLORMAP_JET))},
+    {},
+    {"images that are not as recorded": "error"},
+  ),
+  "constant": (  # twice, but no duplicates
+    {"image": png(GREY)},
+    lambda a, b: {"image": a.image},
+    {"images that are constant or nearly so": "warning"},
+  ),
+  "nearly constant": (
+    {"image": png(GREY + np.arange(128, dtype=np.uint8)[None] // 12)},
+    {},
+    {"images that are constant or nearly so": "warning"},
+  ),
+  "inverted": (
+    {"image": png(255 - pixels(study(0)))}, {}, {"images that seem inverted": "warning"},
+  ),
+  "inverted, lateral": ({"image": png(255 - pixels(study(0))), "view": "LATERAL"}, {}, {}),
+  "short": (
+    {"image": png(pixels(study(0))[::2, ::2]), "width": 64, "height": 64},
+    {},
+    {"images whose shorter side is below 128 px": "warning"},
+  ),
+  "no text": ({"sentences": (), "sections": {}}, {}, {"films without text": "warning"}),
+  "mark XXXX": (
+    {"sections": {"findings": "Seen by XXXX and XXXX."}},
+    {},
+    {"texts with de-identification marks XXXX": "warning"},
+  ),
+  "mark ___": (
+    {"sections": {}, "sentences": ("Compared to ___.",)},
+    {},
+    {"texts with de-identification marks ___": "warning"},
+  ),
+  "mark [** **]": (
+    {"sections": {"findings": "On [**2101-1-\n5**]."}},
+    {},
+    {"texts with de-identification marks [** **]": "warning"},
+  ),
+  "no mark": ({"sections": {"": "XX, XXL, a_b, Xxxx, [*1*]."}}, {}, {}),
+  "no letter": (
+    {"sentences": ("1. 2.", "Clear.")}, {}, {"texts with sentences that have no letter": "warning"},
+  ),
+  "same report": (
+    {},
+    lambda a, b: {"sentences": ("this is FILM 0",)},
+    {
+      "reports that say what another says": "warning",
+      "reports that say what one of another split says": "warning",
+    },
+  ),
+  "same labels": (
+    {"text_kind": "labels"}, lambda a, b: {"sentences": a.sentences, "text_kind": "labels"}, {},
+  ),
+}  # fmt: skip
+TWO = ("constant", "same report")  # films that are found
+
+
+@pytest.mark.parametrize("case", FINDINGS)
+def test_a_finding_is_found_and_nothing_else(folder, sets, case):
+  first, second, expected = FINDINGS[case]
+  sets["train"][0] = replace(sets["train"][0], **first)
+  second = second(sets["train"][0], sets["validation"][0]) if callable(second) else second
+  sets["validation"][0] = replace(sets["validation"][0], **second)
+  result = check(folder(sets), workers=1, progress=False)
+  count = 2 if case in TWO else 1
+  assert found(result) == {name: (level, count) for name, level in expected.items()}
+  assert len(result.films) == 6
+  assert result.is_sound() == ("error" not in expected.values())
+  assert result.is_sound(strict=True) == (not expected)
+  for finding in result.findings:
+    assert finding.examples and not finding.more
+
+
+def test_duplicates_within_a_split_are_warnings(folder, sets):
+  a, b, c, d = sets["train"]
+  sets["train"] = [a, replace(b, image=a.image), c, replace(d, image=recoded(c))]
+  result = check(folder(sets), workers=1, progress=False)
+  names = ("pictures within a split", "nearly the same pictures within a split")
+  assert found(result) == dict.fromkeys(names, ("warning", 1))
+  same, near = result.findings
+  assert [[film.place.number for film in group] for group in same.films + near.films] == [
+    [0, 1], [2, 3],
+  ]  # fmt: skip
+
+
+def test_a_copy_of_a_copy_names_films_of_different_splits(folder, sets):
+  a, b, c, d = sets["train"]
+  e, f = sets["validation"]
+  sets = {
+    "train": [a, replace(b, image=recoded(a)), c, d],
+    "validation": [replace(e, image=a.image), f],
   }
-  pair = problems["nearly the same picture in two splits"].films
-  assert {f.split for f in pair} == {"train", "test"} and len(pair) == 2
+  result = check(folder(sets), workers=1, progress=False)
+  names = ("pictures in two splits", "nearly the same pictures in two splits")
+  assert found(result) == dict.fromkeys(names, ("error", 1))
+  for finding in result.findings:
+    assert {film.place.split for film in finding.films[0]} == {"train", "validation"}
 
 
-def test_texts(tmp_path):
-  a, b, c, d, e = films(0, 1, 2, 3, 4)
-  problems = found(
-    written(
-      tmp_path / "a",
-      train=[
-        replace(a, sentences=("Heart XXXX is normal.", "___")),
-        replace(b, sentences=("No effusion.",)),
-        replace(c, sentences=()),
-      ],
-      test=[replace(d, sentences=("no effusion",)), replace(e, sentences=("12 34.",))],
-    )
-  )
-  assert problems["films without text"].count == 1
-  assert problems["texts that several studies share"].examples == ("2 times: No effusion.",)
-  assert problems["texts that stand in two splits"].count == 1
-  assert problems["texts with marks of de-identification"].examples[0].endswith("2 marks")
-  assert problems["sentences without a letter"].count == 2
-  assert not [p for p in problems.values() if p.level == ERROR]
+def test_repeated_reports_are_counted_and_the_most_frequent_come_first(folder, sets):
+  sets["train"] = [replace(study(i), sentences=(f"Same {i % 2 and 7}.",)) for i in range(5)]
+  sets["validation"] = [replace(study(9), sentences=("Other.",))]
+  result = check(folder(sets), workers=1, progress=False)
+  (finding,) = result.findings
+  assert finding.examples == ("3 times: 'same 0'", "2 times: 'same 7'")
+  assert (finding.count, finding.total) == (5, 6)
 
 
-def test_films_that_are_constant_inverted_or_small(tmp_path):
-  a, b, c, d = films(0, 1, 2, 3)
-  inverted = 255 - cv2.imdecode(np.frombuffer(b.image, np.uint8), 0)
-  small = cv2.resize(inverted, (64, 64))
-  flat = np.full((128, 128), 9, np.uint8)
-  problems = found(
-    written(
-      tmp_path / "a",
-      train=[
-        a,
-        replace(b, image=png(inverted)),
-        replace(c, image=png(flat), regions=()),
-        replace(d, image=png(small), width=64, height=64, regions=(), view="LATERAL"),
-      ],
-    )
-  )
-  assert problems["films that seem inverted"].count == 1  # of a lateral nothing is known
-  assert problems["constant films"].count == problems["films under 100 px"].count == 1
+def test_a_damaged_record_is_listed_and_the_pass_goes_on(folder, sets):
+  directory = folder(sets)
+  shard = next(directory.glob("*train*-of-00001"))
+  content = bytearray(shard.read_bytes())
+  content[records.read_index(shard)["offsets"][1] + 400] ^= 1
+  shard.write_bytes(content)
+  result = check(directory, workers=1, progress=False)
+  assert found(result) == {"records that cannot be read": ("error", 1)}
+  assert "record 1 is damaged" in result.findings[0].examples[0]
+  assert [film.place.number for film in result.films] == [0, 2, 3, 0, 1]
 
 
-def test_records_that_lie_or_cannot_be_read(tmp_path, monkeypatch):
-  a, b, c = films(0, 1, 2)
-  outside = Region("x", "x", np.array([[0, 0, 500, 20]], np.float32))
-  empty = Region("y", "y", np.zeros((0, 4), np.float32), png(np.zeros((128, 128), np.uint8)))
-  with monkeypatch.context() as patch:
-    patch.setattr("input_pipeline.study.check", lambda study: None)
-    folder = written(
-      tmp_path / "a",
-      train=[a, replace(b, regions=(outside,)), replace(c, regions=(empty,))],
-      test=[replace(films(3)[0], width=99, regions=())],
-    )
-  problems = found(folder)
-  assert problems["records that contradict themselves"].count == 3
-  shard = folder / records.shard_name("set", "train", 0, 1)
-  data = bytearray(shard.read_bytes())
-  data[200] ^= 1
-  shard.write_bytes(data)
-  problems = found(folder)
-  assert problems["records that cannot be read"].count == 1
-  assert problems["records that contradict themselves"].count == 3
+def test_a_folder_that_was_written_anew_is_read_anew(folder, sets):
+  directory = folder(sets)
+  assert len(check(directory, workers=1, progress=False).films) == 6
+  for path in directory.iterdir():
+    path.unlink()
+  write(directory, {"train": [sets["train"][1:]], "validation": [sets["validation"]]})
+  assert len(check(directory, workers=1, progress=False).films) == 5
 
 
-def test_leaks(tmp_path):
-  a, b, c, d, e, f = films(0, 1, 2, 3, 4, 5)
-  train = written(tmp_path / "train", train=[a, b], test=[c])
-  test = written(
-    tmp_path / "test",
-    train=[replace(d, patient_id=c.patient_id)],
-    test=[
-      replace(e, patient_id=a.patient_id),
-      replace(f, image=b.image),
-      replace(films(6)[0], image_id=a.image_id),
-    ],
-  )
-  mine, others = (check.see(folder, workers=1, progress=False)[0] for folder in (train, test))
-  problems = {p.name: (p.level, p.count) for p in soundness.leaks(mine, others)}
-  both = "training and evaluation share "
-  assert problems[f"{both}patients"] == (ERROR, 1)
-  assert problems[f"{both}images by id"] == (ERROR, 1)
-  assert problems[f"{both}the same pictures"] == (ERROR, 1)
-  assert problems[f"{both}patients (the other way)"] == (ERROR, 1)
-  apart = written(tmp_path / "apart", test=films(8, 9))
-  others, _ = check.see(apart, workers=1, progress=False)
-  assert not [p for p in soundness.leaks(mine, others) if p.level == ERROR]
+def other(numbers=(10, 11)):
+  return {"test": [study(i) for i in numbers]}
 
 
-def run(*flags):
-  call = [sys.executable, "-m", "input_pipeline.check", *map(str, flags), "--workers=1"]
-  return subprocess.run(call, capture_output=True, text=True, timeout=120)
+LEAKS = {
+  "nothing": (lambda a: {}, {}),
+  "patient": (lambda a: {"patient_id": a.patient_id}, {"patients in both folders": "error"}),
+  "study": (lambda a: {"study_id": a.study_id}, {"studies in both folders": "error"}),
+  "image id": (lambda a: {"image_id": a.image_id}, {"image ids in both folders": "error"}),
+  "same picture": (lambda a: {"image": a.image}, {"pictures in both folders": "error"}),
+  "near picture": (
+    lambda a: {"image": recoded(a)}, {"nearly the same pictures in both folders": "error"},
+  ),
+  "report": (
+    lambda a: {"sentences": a.sentences},
+    {"reports in the training split of one folder and an evaluation split of the other": "warning"},
+  ),
+}  # fmt: skip
 
 
-def test_command_line_and_page(tmp_path):
-  a, b, c = films(0, 1, 2)
-  sound = written(tmp_path / "sound", train=[a, b], test=[replace(c, sentences=())])
-  page = tmp_path / "page.html"
-  done = run(f"--records={sound}", f"--out={page}")
-  assert done.returncode == 0, done.stderr
-  assert "sound: 0 errors" in done.stdout and "films without text: 1 of 3" in done.stdout
-  text = page.read_text()
-  assert "films without text" in text and text.count("data:image/jpeg") == 4
-  assert run(f"--records={sound}", "--strict").returncode == 1
-  leaky = written(tmp_path / "leaky", test=[replace(films(5)[0], patient_id=a.patient_id)])
-  done = run(f"--records={sound}", f"--against={leaky}", f"--out={page}")
+@pytest.mark.parametrize("case", LEAKS)
+def test_leaks_between_folders(folder, sets, case):
+  change, expected = LEAKS[case]
+  evaluation = other()
+  evaluation["test"][1] = replace(evaluation["test"][1], **change(sets["train"][2]))
+  one, two = folder(sets), folder(evaluation, "other")
+  for first, second in ((one, two), (two, one)):
+    result = check(first, second, workers=1, progress=False)
+    assert result.findings == []
+    assert found(result, leaks=True) == {name: (level, 1) for name, level in expected.items()}
+    assert result.is_sound() == ("error" not in expected.values())
+    for finding in result.leaks:
+      assert f"{one} train" in finding.examples[0] and f"{two} test" in finding.examples[0]
+
+
+def test_reports_of_two_training_splits_are_no_leak(folder, sets):
+  sets["train"].append(replace(study(20), sentences=sets["validation"][0].sentences))
+  twin = {"train": [replace(study(10), sentences=sets["train"][0].sentences)]}
+  result = check(folder(sets), folder(twin, "other"), workers=1, progress=False)
+  assert result.leaks == []
+
+
+def test_the_other_folder_is_not_judged_but_must_be_readable(folder, sets):
+  evaluation = other()
+  evaluation["test"].append(replace(study(12), patient_id="x", sentences=()))
+  directory = folder(evaluation, "other")
+  result = check(folder(sets), directory, workers=1, progress=False)
+  assert result.findings == result.leaks == []
+  shard = next(directory.glob("*-of-00001"))
+  shard.write_bytes(shard.read_bytes()[:-9])
+  result = check(result.records, directory, workers=1, progress=False)
+  assert found(result, leaks=True) == {"records that cannot be read": ("error", 1)}
+
+
+def test_several_workers_find_what_one_finds(folder, sets, monkeypatch):
+  sets["train"][1] = replace(sets["train"][1], image=recoded(sets["validation"][1]))
+  one, two = folder(sets), folder(other((0, 10)), "other")
+  monkeypatch.setattr(check_lib, "_CHUNK", 1)
+  results = [check(one, two, workers=n, progress=False) for n in (1, 2)]
+  assert len(results[0].findings) == 1 and len(results[0].leaks) == 5
+  one, two = (dataclasses.replace(r, seconds=0, films_per_second=0) for r in results)
+  assert one == two
+
+
+def test_exit_status_and_errors(folder, sets, tmp_path, monkeypatch, capsys):
+  sets["train"][0] = replace(sets["train"][0], sentences=(), sections={})
+  odd = folder(sets)
+  assert run(monkeypatch, capsys, f"--records={odd}")[0] == 0
+  code, out, _ = run(monkeypatch, capsys, f"--records={odd}", "--strict")
+  assert code == 1
+  assert "films without text: 1 of 6 (17 %)\n    train 'phantom-000000'\n\nnot sound" in out
+  for arguments, message in [
+    ([f"--records={tmp_path / 'none'}"], "there is no such folder; run"),
+    ([f"--records={odd}", f"--against={odd}/../toy"], "is the folder that is checked"),
+    ([f"--records={odd}", f"--out={odd}"], "is a folder; --out names the page"),
+  ]:
+    code, _, error = run(monkeypatch, capsys, *arguments)
+    assert code == 2 and "error: " in error and message in error
+
+
+def test_the_command(folder, sets):
+  sets["validation"][0] = replace(sets["validation"][0], image=sets["train"][0].image)
+  command = [sys.executable, "-m", "input_pipeline.check", f"--records={folder(sets)}"]
+  root = Path(__file__).resolve().parents[1]
+  done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
   assert done.returncode == 1
-  assert "ERROR: training and evaluation share patients: 1 of 1" in done.stdout
-  assert "share patients" in page.read_text()
-  done = run(f"--records={tmp_path / 'none'}")
-  assert done.returncode == 2 and "there is no such folder" in done.stderr
+  assert "pictures in two splits: 1 of 5 (20 %)\n    train 'phantom-000000' = val" in done.stdout
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the real films are not there")
-def test_real_films(tmp_path):
-  convert.convert("folder", tmp_path / "a", source=str(REAL), image_px=128, progress=False)
-  problems = found(tmp_path / "a")
-  assert not [p for p in problems.values() if p.level == ERROR]
-  assert problems["films that seem inverted"].count == 1
+def test_counts(folder, sets):
+  sets["train"] = [
+    replace(s, labels={"edema": (1, 0, -1, 1)[i]}, view=("PA", "")[i % 2], study_id="one")
+    for i, s in enumerate(sets["train"])
+  ]
+  sets["train"][0] = replace(sets["train"][0], regions=boxed(1, 2, 30, 40), text_kind="labels")
+  sets["validation"] = [replace(s, labels={}, view="PA") for s in sets["validation"]]
+  tables = {table.title: table for table in check(folder(sets), workers=1, progress=False).tables}
+  assert tables["films"].columns == ("train", "validation")
+  assert tables["films"].rows == {
+    "films": ("4", "2"), "studies": ("1", "2"), "patients": ("4", "2"), "with text": ("4", "2"),
+    "with regions": ("1", "0"),
+  }  # fmt: skip
+  assert tables["text kind"].rows == {"report": ("3", "2"), "labels": ("1", "0")}
+  assert tables["view"].rows == {"PA": ("2", "2"), "(none)": ("2", "0")}
+  assert tables["labels: present / absent / uncertain"].rows == {
+    "edema": ("2 / 1 / 1", "0 / 0 / 0")
+  }
+  assert tables["regions"].rows == {"nodule": ("1", "0")}
+
+
+def test_what_the_conversion_left_out_is_counted_by_reason(tmp_path):
+  (tmp_path / "raw").mkdir()
+  source = folder_of_films(tmp_path / "raw", broken=(3, 5))
+  (tmp_path / "raw" / "7.jpg").unlink()
+  options = {"max_skipped_fraction": 0.5, "workers": 1, "progress": False}
+  convert("folder", tmp_path / "out", source=source, **options)
+  result = check(tmp_path / "out", workers=1, progress=False)
+  rows = result.tables[-1].rows
+  assert rows["all"] == ("3",) and rows["No such file or directory"] == ("1",)
+  assert sum(int(cell) for name, (cell,) in rows.items() if "truncated" in name) == 2
+  (tmp_path / "out" / "skipped.jsonl").write_text('{"path": "a", "reason": "b"}\nnonsense\n')
+  with pytest.raises(UserError, match=r"skipped\.jsonl, line 2: not as the converter writes it"):
+    check(tmp_path / "out", workers=1, progress=False)
+
+
+def pictures(page):
+  for encoded in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page):
+    yield cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_the_page_holds_what_the_table_says(folder, sets, tmp_path, monkeypatch, capsys):
+  a, b, c, d = sets["train"]
+  sets["train"] = [
+    replace(a, sentences=(EVIL,), labels={EVIL: 1}, regions=boxed(30, 40, 90, 200)),
+    replace(b, image=png(255 - pixels(b)), view=EVIL),
+    replace(c, image=b"none", image_id=EVIL),
+    d,
+  ]
+  sets["validation"][0] = replace(sets["validation"][0], image=a.image)
+  out = tmp_path / "deep" / "page.html"
+  code, text, _ = run(monkeypatch, capsys, f"--records={folder(sets)}", f"--out={out}")
+  assert code == 1 and text.endswith(f"not sound\npage: {out}\n")
+  page = out.read_text(encoding="utf-8")
+  shown = html.unescape(re.sub(r"<[^>]*>", " ", page.split("<main>")[1]))
+  folded = " ".join(shown.split())
+  for line in text.splitlines()[:-2]:
+    for part in filter(None, re.split(r"  +|: (?=\d+ of)", line.strip())):
+      part = {"errors: 3": "Errors: 3", "warnings: 1": "Warnings: 1"}.get(part, part)
+      part = re.sub("^(records|fingerprint|read in): ", "", part)
+      assert " ".join(part.split()) in folded
+  for name in ("pictures in two splits", "images that seem inverted"):
+    assert name in folded
+  # A box that leaves its film, two equal pictures, the inverted one; samples, but of c.
+  images_shown = list(pictures(page))
+  assert len(images_shown) == 1 + 2 + 1 + 5
+  colourful = [bool((np.ptp(image.astype(int), axis=2) > 80).sum() > 50) for image in images_shown]
+  assert colourful[0] and sum(colourful) == 3
+  assert EVIL not in page and "<script" not in page and "<!--" not in page
+  assert not re.search(r"https?://|src=\"(?!data:)", page)
+
+
+def test_polarity_is_a_matter_of_sign():
+  small = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+  assert facts.polarity(255 - small) == pytest.approx(-facts.polarity(small), abs=1e-5)
+  assert facts.polarity(np.zeros((32, 32), np.uint8)) == 0
+
+
+def test_a_picture_is_its_size_and_pixels():
+  flat = replace(study(0), image=png(np.zeros((4, 9), np.uint8)))
+  turned = replace(study(0), image=png(np.zeros((9, 4), np.uint8)))
+  one, two = (facts.look(Place("f", "train", 0), s).picture for s in (flat, turned))
+  assert one != two and len(one) == 16
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs the real films of cxr_mini")
+def test_real_films_are_sound(tmp_path):
+  convert("folder", tmp_path / "out", source=str(REAL), workers=1, progress=False)
+  result = check(tmp_path / "out", workers=1, progress=False)
+  assert found(result) == {
+    "studies of two patients": ("warning", 1),
+    "films without text": ("warning", 202),
+    "reports that say what another says": ("warning", 6),
+    "images that seem inverted": ("warning", 1),  # rightly
+  }
+  upright = [film.polarity for film in result.films if film.image_id != "ni_2065"]
+  assert min(upright) > 0.6

@@ -1,3 +1,5 @@
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from input_pipeline.duplicates import (
   perceptual_hash,
   thumbnail,
 )
+from test_folder import REAL
 
 
 def close(hashes):
@@ -72,3 +75,16 @@ def test_changed_copies_are_found_and_look_alikes_are_not(change):
   thumbs = np.stack([thumbnail(film) for film in films + [change(film) for film in films[:20]]])
   expected = [[i, 60 + i] for i in range(20)]
   np.testing.assert_array_equal(near_pairs(thumbs), expected)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs the real films of cxr_mini")
+def test_the_real_films_that_two_sets_share_are_found_at_another_size():
+  large = sorted(REAL.glob("images/ni_*"))
+  small = sorted(REAL.with_name("nih_64px").glob("images/*"))
+  assert len(large) > 800 and len(small) == 967
+  thumbs = [thumbnail(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) for path in large + small]
+  pairs = near_pairs(np.stack(thumbs)).tolist()
+  patients = [re.search(r"(\d+)_", (large + small)[j].name).group(1) for _, j in pairs]
+  assert patients == ["00000061", "00000061", "00000075", "00000100", "00000129", "00000150",
+                      "00000193"]  # fmt: skip
+  assert all(i < len(large) <= j for i, j in pairs)
