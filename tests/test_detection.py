@@ -155,8 +155,8 @@ def test_units_are_the_true_boxes_at_the_same_limits():
   for label, name in enumerate("abc"):
     own = [i for i, group in enumerate(found.groups) if group == name]
     np.testing.assert_allclose(found.values[own].mean(0), wanted[label, 4:])
-  silent = [dataclasses.replace(f, boxes=NONE, scores=np.zeros(0), labels=np.zeros(0, int))
-            for f in films]  # fmt: skip
+  nothing = {"boxes": NONE, "scores": np.zeros(0), "labels": np.zeros(0, int)}
+  silent = [dataclasses.replace(one, **nothing) for one in films]
   other = detection.detection_units(silent, ["a", "b", "c"])
   assert (other.ids, other.groups, other.patients) == (found.ids, found.groups, found.patients)
   assert not other.values.any()
@@ -164,8 +164,8 @@ def test_units_are_the_true_boxes_at_the_same_limits():
 
 def test_rows(capsys):
   films = _films(3)
-  floors = {"typical box": detection.with_typical_boxes(films, [np.array([0, 0, 0.2, 0.2]), None,
-                                                                None, None], [0.5, 0, 0, 0])}  # fmt: skip
+  boxes, shares = [np.array([0, 0, 0.2, 0.2]), None, None, None], [0.5, 0, 0, 0]
+  floors = {"typical box": detection.with_typical_boxes(films, boxes, shares)}
   names = ["a", "b", "c", "d"]
   rows = detection.detection_rows(films, names, data="toy/test", resamples=40, floors=floors)
   cells = {(row.group, row.metric, row.model): row for row in rows}
