@@ -1,4 +1,4 @@
-"""Detection: average precision as pycocotools has it, FROC by hand, what counts and what does not."""
+"""Detection: precision as pycocotools has it, FROC by hand, what counts and what does not."""
 
 import dataclasses
 import math

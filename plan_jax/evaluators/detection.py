@@ -211,7 +211,7 @@ def sensitivities(
 
 
 def coco_precision(films: Sequence[Film], findings: int) -> np.ndarray:
-  """pycocotools' average precision, [findings, thresholds]; NaN for a finding without true box."""
+  """Average precision by pycocotools, [findings, thresholds]; NaN without a true box."""
   truth, found = [], []
   for i, film in enumerate(films):
     for out, boxes, labels, scores in (
@@ -320,13 +320,16 @@ def compat_rows(
   return _rows(kept, findings, COMPAT, metrics, RUN, data, resamples, seed) if kept else []
 
 
+def score_limits(films: Sequence[Film], findings: int) -> np.ndarray:
+  """The score above which predictions lie at each of RATES over the films, [findings, rates]."""
+  return _limits([_finding(films, label) for label in range(findings)], len(films))
+
+
 def detection_units(films: Sequence[Film], findings: Sequence[str]) -> Units:
   """Of every true box whether it is hit at each of RATES, over all films as they are."""
   ids, groups, patients, values = [], [], [], []
-  for label, name in enumerate(findings):
-    one = _finding(films, label)
-    whole = np.ones((1, len(one.false_scores)))
-    above = limits(one.false_scores, whole, np.array([len(films)]))[0]
+  parts = [_finding(films, label) for label in range(len(findings))]
+  for name, one, above in zip(findings, parts, _limits(parts, len(films)), strict=True):
     values.append((one.hit_scores[:, None] > above).astype(np.float64))
     ids += [
       unit_id(films[i].image_id, f"{name} {number}")
@@ -406,6 +409,14 @@ def _finding(films: Sequence[Film], label: int) -> _Finding:
     hit_film=np.concatenate(hit_film)[hit],
     hit_names=[names[i] for i in hit],
   )
+
+
+def _limits(parts: Sequence[_Finding], films: int) -> np.ndarray:
+  each = [
+    limits(one.false_scores, np.ones((1, len(one.false_scores))), np.array([films]))
+    for one in parts
+  ]
+  return np.concatenate(each)
 
 
 def _figures(parts: Sequence[_Finding], weights: np.ndarray) -> np.ndarray:
