@@ -36,7 +36,7 @@ from plan_jax.reporting import say
 from plan_jax.workdir import Workdir, WorkdirError
 
 _PICTURES = 12
-_PICTURED = "1"  # of detection.RATES: predictions above its limit are drawn
+_PICTURED = "1/8"  # of detection.RATES: predictions above its limit are drawn
 
 
 def detect(arguments: argparse.Namespace) -> list[results.Row]:
@@ -167,7 +167,7 @@ def _write_coco(out: Workdir, films: Sequence[Film], findings: Sequence[str]) ->
 
 
 def _write_pictures(out: Workdir, films, findings: Sequence[str], test) -> None:
-  """Films spread over the set, with the predictions that 1 false one a film allows."""
+  """Films spread over the set, with the predictions that 1/8 false ones a film and finding allow."""
   limits = detection.score_limits(films, len(findings))[:, list(detection.RATES).index(_PICTURED)]
   chosen = np.unique(np.linspace(0, len(films) - 1, min(_PICTURES, len(films))).round().astype(int))
   drawn = [
