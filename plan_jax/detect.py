@@ -167,7 +167,7 @@ def _write_coco(out: Workdir, films: Sequence[Film], findings: Sequence[str]) ->
 
 
 def _write_pictures(out: Workdir, films, findings: Sequence[str], test) -> None:
-  """Films spread over the set, with the predictions that 1/8 false ones a film and finding allow."""
+  """Films spread over the set; of a finding's predictions those above 1/8 false ones a film."""
   limits = detection.score_limits(films, len(findings))[:, list(detection.RATES).index(_PICTURED)]
   chosen = np.unique(np.linspace(0, len(films) - 1, min(_PICTURES, len(films))).round().astype(int))
   drawn = [
