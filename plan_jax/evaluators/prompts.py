@@ -1,0 +1,198 @@
+"""Prompts: the sentences that stand for a finding in zero-shot classification.
+
+A set of prompts is a JSON file, one of those in `plan_jax/prompts` or a user's own:
+
+  {"source": what style the set is after, and whose words they are,
+   "ensemble": "embeddings" (default), "similarities" or "highest", see `zero_shot`,
+   "findings": {finding: {"positive": [...], "negative": [...]}, finding: another finding's name},
+   "template": {"positive": ["There is {}."], "negative": ["There is no {}."]}}
+
+A prompt is a text, or lists of parts that are put together in all ways: [["", "mild"], ["edema"]]
+are the prompts "edema" and "mild edema". Findings are found by their name without case and
+punctuation. The template is for all other labels, "{}" being the label as one would write it. It is
+not for labels that begin with "no", "normal" or "other": what would their denial say? Either all of
+a set have negative prompts, or none.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from input_pipeline import reports
+from input_pipeline.errors import UserError
+
+FOLDER = Path(__file__).parents[1] / "prompts"
+ENSEMBLES = ("embeddings", "similarities", "highest")
+_KEYS = ("source", "ensemble", "findings", "template")
+_SIDES = ("positive", "negative")
+_NOT_FOR_TEMPLATES = ("no", "normal", "other")
+
+
+class PromptsError(UserError):
+  """A set of prompts cannot be used; the message names the file and the place in it."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+  """What is said where a finding is there, and where it is not (may be empty)."""
+
+  positive: tuple[str, ...]
+  negative: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+  """A set of prompts.
+
+  Attributes:
+    name: of the file, without ".json".
+    mark: six hexadecimal digits that change with the content of the file.
+    ensemble: one of `ENSEMBLES`.
+    findings: normalised name of a finding -> its prompts.
+    template: for other labels, or None.
+  """
+
+  name: str
+  mark: str
+  ensemble: str
+  findings: dict[str, Prompts]
+  template: Prompts | None
+
+  @property
+  def has_negatives(self) -> bool:
+    """Whether every finding has negative prompts; else none has."""
+    return any(each.negative for each in (*self.findings.values(), self.template) if each)
+
+  def of(self, label: str) -> Prompts | None:
+    """The prompts of a label; None where the set has nothing to say of it."""
+    name = reports.normalise(label.replace("_", " "))
+    if name in self.findings:
+      return self.findings[name]
+    if self.template is None or not name or name.split()[0] in _NOT_FOR_TEMPLATES:
+      return None
+    said = written(label)
+    return Prompts(*(tuple(t.replace("{}", said) for t in side) for side in _sides(self.template)))
+
+
+def load(names: Sequence[str]) -> list[PromptSet]:
+  """The sets of `config.evaluation.prompts`, each the name of one in `FOLDER` or a .json file.
+
+  Raises PromptsError where one is not there or not as above, or two have the same name.
+  """
+  found = [read(_path(name)) for name in names]
+  for one in found:
+    if sum(other.name == one.name for other in found) > 1:
+      raise PromptsError(f"config.evaluation.prompts: two sets are called {one.name!r}; rename one")
+  return found
+
+
+def read(path: Path) -> PromptSet:
+  """The set of a file. Raises PromptsError."""
+  try:
+    raw = path.read_bytes()
+    content = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+  except (OSError, ValueError) as error:  # also bytes that are no UTF-8, and what is no JSON
+    raise PromptsError(f"{path} cannot be read: {error}") from error
+  try:
+    return _parse(path.stem, hashlib.sha256(raw).hexdigest()[:6], content)
+  except ValueError as error:
+    raise PromptsError(f"{path}: {error}") from error
+
+
+def written(label: str) -> str:
+  """A label as one writes it in a sentence: "Nodule/Mass" is "nodule or mass", "ILD" stays."""
+  words = label.replace("_", " ").replace("/", " or ").split()
+  return " ".join(word if word.isupper() else word.lower() for word in words)
+
+
+def _path(name: str) -> Path:
+  if name.endswith(".json"):
+    return Path(name)
+  there = sorted(path.stem for path in FOLDER.glob("*.json"))
+  if name not in there:
+    raise PromptsError(
+      f"config.evaluation.prompts: there is no set {name!r}; it must be one of {', '.join(there)},"
+      " or a .json file"
+    )
+  return FOLDER / f"{name}.json"
+
+
+def _parse(name: str, mark: str, content) -> PromptSet:
+  """Raises ValueError, naming the place."""
+  if not isinstance(content, dict):
+    raise ValueError("must be a JSON object")
+  if unknown := sorted(content.keys() - set(_KEYS)):
+    raise ValueError(f"unknown keys {', '.join(unknown)}; there are {', '.join(_KEYS)}")
+  if not isinstance(content.get("source"), str) or not content["source"].strip():
+    raise ValueError("'source' must say what style the prompts are after")
+  ensemble = content.get("ensemble", ENSEMBLES[0])
+  if ensemble not in ENSEMBLES:
+    raise ValueError(f"'ensemble' is {ensemble!r}; it must be one of {', '.join(ENSEMBLES)}")
+  given = content.get("findings", {})
+  if not isinstance(given, dict):
+    raise ValueError("'findings' must be an object")
+  template = _prompts("template", content["template"]) if "template" in content else None
+  if template and not all("{}" in text for side in _sides(template) for text in side):
+    raise ValueError("'template': each prompt must hold {}, the place of the label")
+  findings: dict[str, Prompts] = {}
+  for label, entry in given.items():
+    same = entry
+    if isinstance(entry, str) and not isinstance(same := given.get(entry), dict):
+      raise ValueError(f"{label!r} is the same as {entry!r}, which has no prompts of its own")
+    key = reports.normalise(label.replace("_", " "))
+    if not key or key in findings:
+      raise ValueError(f"{label!r} has no name, or one that stands there already")
+    findings[key] = _prompts(label, same)
+  every = [*findings.values(), *([template] if template else [])]
+  if not every:
+    raise ValueError("there are neither 'findings' nor a 'template'")
+  if len({bool(each.negative) for each in every}) > 1:
+    raise ValueError("some have 'negative' prompts and some have none; their scores do not compare")
+  return PromptSet(name, mark, ensemble, findings, template)
+
+
+def _prompts(place: str, entry) -> Prompts:
+  if not isinstance(entry, dict) or not entry.keys() <= set(_SIDES) or "positive" not in entry:
+    raise ValueError(f"{place!r} must be an object with 'positive' and, if any, 'negative'")
+  sides = []
+  for side in _SIDES:
+    given = entry.get(side)
+    if side in entry and (not isinstance(given, list) or not given):
+      raise ValueError(f"{place!r}, {side!r} must be a list of prompts, not empty")
+    texts = [text for item in given or () for text in _texts(f"{place!r}, {side!r}", item)]
+    if len(set(texts)) < len(texts):
+      twice = next(text for text in texts if texts.count(text) > 1)
+      raise ValueError(f"{place!r}, {side!r}: {twice!r} stands twice")
+    sides.append(tuple(texts))
+  return Prompts(*sides)
+
+
+def _texts(place: str, item) -> list[str]:
+  """One text, or all that the lists of parts make."""
+  parts = [[item]] if isinstance(item, str) else item
+  if not isinstance(parts, list) or not all(
+    isinstance(part, list) and part and all(isinstance(text, str) for text in part)
+    for part in parts
+  ):
+    raise ValueError(f"{place}: {item!r} must be a text, or lists of texts to put together")
+  texts = [" ".join(" ".join(some).split()) for some in itertools.product(*parts)]
+  if not all(reports.normalise(text.replace("{}", "x")) for text in texts):
+    raise ValueError(f"{place}: a prompt has no word")
+  return texts
+
+
+def _sides(prompts: Prompts) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  return prompts.positive, prompts.negative
+
+
+def _once(pairs: list[tuple]) -> dict:
+  """An object of JSON; two equal keys are an error, for one would be lost."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"the key {twice!r} stands twice")
+  return found
