@@ -75,7 +75,7 @@ def test_groups_and_intervals_agree_with_plain_loops(monkeypatch):
   assert got["macro"].n == got["a"].n + got["b"].n
   assert math.isnan(got["c"].value) and math.isnan(got["c"].low)
 
-  monkeypatch.setattr(auc, "_BLOCK", 120)  # two draws at a time
+  monkeypatch.setattr(bootstrap, "_BLOCK", 120)  # two draws at a time
   again = auc.grouped(scores, positive, groups.tolist(), clusters, resamples=150, seed=5)
   assert repr(again) == repr(got)
 

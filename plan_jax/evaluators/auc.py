@@ -5,15 +5,12 @@ the Mann-Whitney statistic (Hanley and McNeil, "The meaning and use of the area 
 operating characteristic (ROC) curve", Radiology 1982).
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from plan_jax.evaluators import bootstrap
-from plan_jax.evaluators.bootstrap import MACRO, Summary
-
-_BLOCK = 2_000_000  # weights held at a time
+from plan_jax.evaluators.bootstrap import Summary
 
 
 def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -106,44 +103,10 @@ def _grouped(
       f"{' and '.join(str(len(some)) for some in scores)} scores, {len(positive)} kinds,"
       f" {len(groups)} groups and {len(clusters)} clusters do not fit"
     )
-  if MACRO in groups:
-    raise ValueError(f"a group is called {MACRO!r}, the name of the mean over groups")
-  names, group = np.unique(np.asarray(groups, str), return_inverse=True)
-  members, cluster = np.unique(np.asarray(clusters, str), return_inverse=True)
-  chosen = [np.flatnonzero(group == g) for g in range(len(names))]
 
-  def areas(counts: np.ndarray) -> np.ndarray:
-    """Times drawn [r, patients] -> [r, groups]."""
-    found = np.zeros((len(counts), len(chosen)))
-    for g, i in enumerate(chosen):
-      first, *rest = (auc(some[i], positive[i], counts[:, cluster[i]]) for some in scores)
-      found[:, g] = first - rest[0] if rest else first
-    return found
+  def area(units: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    first, *rest = (auc(some[units], positive[units], weights) for some in scores)
+    return (first - rest[0] if rest else first)[:, None]
 
-  value = areas(np.ones((1, len(members))))[0]
-  rows = max(1, _BLOCK // max(len(positive), 1))
-  drawn = [np.zeros((0, len(names)))]
-  if len(members):
-    for counts in bootstrap.unit_weights(members.tolist(), resamples=resamples, seed=seed):
-      drawn += [areas(counts[start : start + rows]) for start in range(0, len(counts), rows)]
-  drawn = np.concatenate(drawn)
-
-  def summary(figure: float, draws: np.ndarray, units: np.ndarray) -> Summary:
-    several = len(np.unique(cluster[units])) > 1
-    low, high = bootstrap.interval(draws) if several else (math.nan, math.nan)
-    return Summary(float(figure), low, high, len(units))
-
-  both = np.flatnonzero(~np.isnan(value))
-  macro_units = np.concatenate([chosen[g] for g in both]) if len(both) else np.zeros(0, int)
-  macro = value[both].mean() if len(both) else math.nan
-  out = {MACRO: summary(macro, _mean(drawn), macro_units)}
-  for g, name in enumerate(names.tolist()):
-    out[name] = summary(value[g], drawn[:, g], chosen[g])
-  return out
-
-
-def _mean(drawn: np.ndarray) -> np.ndarray:
-  """[R, G] -> [R], the mean of what is not NaN; NaN where all is."""
-  known = ~np.isnan(drawn)
-  total, count = np.where(known, drawn, 0).sum(1), known.sum(1)
-  return np.divide(total, count, out=np.full(len(drawn), np.nan), where=count > 0)
+  found = bootstrap.grouped_figures(area, 1, groups, clusters, resamples=resamples, seed=seed)
+  return {group: figures[0] for group, figures in found.items()}

@@ -8,7 +8,7 @@ units move together.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy import special
 MACRO = "macro"
 RESAMPLES = 1000
 _LEVELS = (2.5, 97.5)
+_BLOCK = 2_000_000  # weights held at a time
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,72 @@ def _median(
   return Summary(float(value), low, high, len(clusters))
 
 
+def grouped_figures(
+  measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  count: int,
+  groups: Sequence[str],
+  clusters: Sequence[str],
+  *,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> dict[str, list[Summary]]:
+  """Figures that are no means of their units (areas, F1, ...) by group and their macro mean.
+
+  Args:
+    measure: (places int [K] of a group's units, weights int [R, K], how often each counts) ->
+      float [R, M], NaN where the weights allow no such figure.
+    count: M.
+    groups: [U], the group of each unit; no group may be called "macro".
+    clusters: [U], the patient of each unit.
+    resamples: how many draws of patients; 0 for no intervals.
+    seed: of the draws.
+
+  Returns:
+    Group -> M summaries: first "macro", the plain mean of the groups' figures, then the groups by
+    name. A group without a figure is NaN and no part of the mean, in a draw as in the whole. There
+    is no interval where all units of a figure are of one patient.
+
+  Raises:
+    ValueError: lengths differ, or a group is called "macro".
+  """
+  if len(groups) != len(clusters):
+    raise ValueError(f"{len(groups)} groups and {len(clusters)} clusters do not fit")
+  if MACRO in groups:
+    raise ValueError(f"a group is called {MACRO!r}, the name of the mean over groups")
+  names, group = np.unique(np.asarray(groups, str), return_inverse=True)
+  members, cluster = np.unique(np.asarray(clusters, str), return_inverse=True)
+  chosen = [np.flatnonzero(group == g) for g in range(len(names))]
+
+  def figures(drawn: np.ndarray) -> np.ndarray:
+    """Times drawn [r, clusters] -> [r, groups, M]."""
+    found = np.zeros((len(drawn), len(chosen), count))
+    for g, units in enumerate(chosen):
+      found[:, g] = measure(units, drawn[:, cluster[units]])
+    return found
+
+  value = figures(np.ones((1, len(members)), np.int64))[0]
+  rows = max(1, _BLOCK // max(len(groups), 1))
+  drawn = [np.zeros((0, *value.shape))]
+  for counts in _draws(len(members), resamples if len(members) else 0, seed):
+    drawn += [figures(counts[start : start + rows]) for start in range(0, len(counts), rows)]
+  drawn = np.concatenate(drawn)
+
+  def summary(figure: float, draws: np.ndarray, units: np.ndarray) -> Summary:
+    several = len(np.unique(cluster[units])) > 1
+    low, high = interval(draws) if several else (math.nan, math.nan)
+    return Summary(float(figure), low, high, len(units))
+
+  out = {MACRO: []}
+  averaged = _nanmean(drawn.swapaxes(1, 2))
+  for m in range(count):
+    known = np.flatnonzero(~np.isnan(value[:, m]))
+    units = np.concatenate([chosen[g] for g in known]) if len(known) else np.zeros(0, int)
+    out[MACRO].append(summary(_nanmean(value[:, m]), averaged[:, m], units))
+  for g, name in enumerate(names.tolist()):
+    out[name] = [summary(value[g, m], drawn[:, g, m], chosen[g]) for m in range(count)]
+  return out
+
+
 def unit_weights(
   clusters: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Iterator[np.ndarray]:
@@ -228,7 +295,7 @@ def interval(drawn: np.ndarray) -> tuple[float, float]:
 def _draws(clusters: int, resamples: int, seed: int | list[int]) -> Iterator[np.ndarray]:
   """Blocks [r, C] int64: how often each cluster is drawn; a block stays near 2 million numbers."""
   rng = np.random.default_rng(seed)
-  block = max(1, 2_000_000 // clusters)
+  block = max(1, _BLOCK // max(clusters, 1))
   for start in range(0, resamples, block):
     rows = min(block, resamples - start)
     picked = rng.integers(0, clusters, (rows, clusters)) + clusters * np.arange(rows)[:, None]
