@@ -116,6 +116,7 @@ def get_config() -> ConfigDict:
   config.evaluation.max_tokens = 384  # a whole report
   config.evaluation.max_words = 256
   config.evaluation.rerank_top = 32  # retrieved candidates that local scores re-order; 0: none
+  config.evaluation.prompts = ("ours",)  # for zero-shot: of plan_jax/prompts, or .json files
   config.evaluation.compatibility = False  # also by the published protocols of others
   config.evaluation.resamples = 1000  # of the bootstrap
   config.evaluation.report_films = 12  # of each set

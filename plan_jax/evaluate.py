@@ -1,7 +1,7 @@
 """All evaluators over a trained run, and the page that shows what they found."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -17,12 +17,14 @@ from plan_jax.evaluators import (
   grounding,
   grounding_compat,
   presence,
+  prompts,
   reranking,
   results,
   retrieval,
   retrieval_compat,
   terms,
   units,
+  zero_shot,
 )
 from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
@@ -123,6 +125,12 @@ def _score(
   if lit:
     rows += presence.presence_rows(lit, **common)
     scores["presence"] = lit
+  for found in _zero_shot(model, config, chosen):
+    rows += zero_shot.zero_shot_rows(found, compatibility=config.evaluation.compatibility, **common)
+    if found.units:
+      scores[f"zero-shot-{found.prompts.name}"] = found.units
+    if found.classes:
+      scores[f"zero-shot-classes-{found.prompts.name}"] = found.classes.units()
   kinds = _word_kinds(chosen)
   if kinds:
     rows += terms.evaluate_terms(
@@ -135,6 +143,22 @@ def _score(
   if not rows:
     say(f"{chosen.data} has nothing to score: no regions, no texts, no finding of both kinds")
   return rows, scores
+
+
+def _zero_shot(
+  model: Grounder, config: ConfigDict, chosen: EvaluationSet
+) -> Iterator[zero_shot.Scores]:
+  """Scores of every set of prompts; films are embedded once, thresholds are of validation films."""
+  asked = prompts.load(config.evaluation.prompts)
+  films = zero_shot.embed(model, chosen.studies(what="zero-shot")) if asked else None
+  if films is None:
+    return
+  validation = None
+  if chosen.split != "validation" and records.splits(chosen.folder).get("validation"):
+    what = "zero-shot, validation split"
+    validation = zero_shot.embed(model, chosen.studies(what=what, split="validation"), what=what)
+  for some in asked:
+    yield zero_shot.score_zero_shot(model, films, some, validation)
 
 
 def _word_kinds(chosen: EvaluationSet) -> Callable[[Study, int], list[str]] | None:

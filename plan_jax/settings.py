@@ -16,6 +16,7 @@ from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.scores import EVIDENCE
 from plan_jax.assembly import abstract_params
+from plan_jax.evaluators import prompts
 from plan_jax.evaluators.results import FOLLOWED, scalar_name
 from plan_jax.mesh import make_mesh
 from plan_jax.models.plan import IMAGE_ENCODERS, image_encoder
@@ -217,6 +218,7 @@ def check(config: ConfigDict) -> None:
   if config.train.freeze:
     fine_tuning.check(abstract_params(config), config.train.freeze)
   terms.load(config.text.terms)
+  prompts.load(config.evaluation.prompts)
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
     raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")
 

@@ -35,7 +35,8 @@ def run(tmp_path_factory):
 def test_every_task_has_rows_beside_its_floors(run):
   _, _, workdir, rows = run
   assert {row.task for row in rows} == {
-    "grounding", "grounding-by-phrase", "retrieval", "reranked-retrieval", "presence", "terms"
+    "grounding", "grounding-by-phrase", "retrieval", "reranked-retrieval", "presence",
+    "zero-shot-ours", "terms",
   }  # fmt: skip
   assert {row.data for row in rows} == {"phantom/test"}
   written = results.read(workdir.evaluation)
@@ -47,8 +48,9 @@ def test_every_task_has_rows_beside_its_floors(run):
   assert cells["terms", "all", "AUC finding against rest", "run"].n > 100
   lines = results.headline(rows).splitlines()
   # Eight films hold too few classes for P@5.
-  assert len(lines) == len(results.HEADLINES) - 1 == 7
-  assert "presence-v1" in lines[5] and "terms-v1" in lines[6] and "chance 0.500" in lines[6]
+  assert len(lines) == len(results.HEADLINES) - 1 == 8
+  assert "presence-v1" in lines[5] and "zero-shot-v1" in lines[6]
+  assert "terms-v1" in lines[7] and "chance 0.500" in lines[7]
   page = workdir.report.read_text()
   for text in ("Presence on phantom/test", "Protocol terms-v1", "mean peak absent"):
     assert text in page
@@ -143,6 +145,7 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
     "presence.csv",
     "reranked-retrieval.csv",
     "retrieval.csv",
+    "zero-shot-ours.csv",
   ]
 
 

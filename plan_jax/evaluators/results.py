@@ -28,6 +28,7 @@ HEADLINES = (
   *FOLLOWED,
   ("class-retrieval", "macro", "P@5 image-to-text without own"),
   ("presence", "macro", "AUC"),
+  ("zero-shot-ours", "macro", "AUC"),
   ("terms", "all", "AUC finding against rest"),
 )
 
@@ -37,7 +38,8 @@ class Row:
   """One figure.
 
   Attributes:
-    task: "grounding", "retrieval", "class-retrieval", "presence", "terms", ...
+    task: "grounding", "retrieval", "class-retrieval", "presence", "zero-shot-ours",
+      "terms", ...
     protocol: name and version of the rules it was measured by, e.g. "grounding-v1".
     data: the data set and split, e.g. "phantom/test".
     group: a finding, "macro" for the mean over findings, or "all".

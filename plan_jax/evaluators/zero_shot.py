@@ -1,0 +1,477 @@
+"""Zero-shot classification: is a film nearer to the sentence that a finding is there, or is not?
+
+Protocol "zero-shot-v1" (task "zero-shot-SET", for each set of prompts):
+
+- The unit is a film and a finding that its study labels 1 (present) or 0 (absent). Uncertain pairs
+  (-1) are left out, as are films without a label of 1 or 0, findings that all films have or none
+  has, and findings of which the prompts say nothing; all are counted and said.
+- Film and prompts are compared by the cosine of their global embeddings. "ensemble" of a set makes
+  one similarity of several prompts: "embeddings" (the mean of the prompts' embeddings, brought to
+  unit norm), "similarities" (their mean) or "highest". With negative prompts the score is
+  exp(s+) / (exp(s+) + exp(s-)), without a temperature (Tiu et al., "Expert-level detection of
+  pathologies from unannotated chest X-ray images via self-supervised learning", Nature Biomedical
+  Engineering 2022); without, it is s+ alone.
+- AUC (see `auc`) and average precision (see `classification`) need no threshold. F1, accuracy, MCC,
+  sensitivity and specificity take a film as positive where its score reaches the threshold, that of
+  the highest F1 on the validation split ("threshold" tells it). A finding that is not both present
+  and absent there has none of them, and is named. Where the set has no validation split, or is
+  itself one, the threshold is .5 of a score from both kinds of prompts, and the metrics are called
+  "F1 at .5" and so on; scores of positive prompts alone then have no threshold. A threshold stays
+  as it is in the draws of the bootstrap.
+- A finding scores by its own units, `macro` is the plain mean of the findings. "view PA" and so on
+  is the macro AUC among the films of that view, where at least two views have 50 films; over the
+  findings that are present and absent in each of these views, so that views can be compared.
+- Floors: `chance` (AUC .5, average precision the share of positives, MCC 0), `constant` (the same
+  answer for all films: F1 of "present", accuracy of the commoner answer).
+
+Protocol "zero-shot-classes-v1" (task "zero-shot-classes-SET"): films with one finding, as in
+"class-retrieval-v1" (`class_retrieval.single_finding`; classes of one film, and those without
+prompts, are left out and counted), so the whole of a CheXpert-5x200 selection. A film is given the
+class whose positive prompts are most similar; classes within 1e-6 share it. Accuracy ("all"), the
+F1 of each class and their mean. Floors: `chance` (accuracy 1 / classes) and `constant` (every film
+is of the commonest class).
+
+With `config.evaluation.compatibility` also two published ways:
+
+- "compat-test-threshold": as "zero-shot-v1", but the threshold is that of the highest F1 on the
+  scored films themselves (as in MedKLIP's code): figures are too high by what that gains.
+- "compat-gloria": as "zero-shot-classes-v1", but of five prompts a class, drawn with seed 6, the
+  most similar counts, and a class's similarities are brought to mean 0 and deviation 1 over all
+  films (GLoRIA's code; its prompts and the local half of its similarity are its own).
+
+Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from input_pipeline import images
+from input_pipeline.study import Study
+from plan_jax.evaluators import auc, bootstrap, classification
+from plan_jax.evaluators.bootstrap import MACRO
+from plan_jax.evaluators.class_retrieval import single_finding
+from plan_jax.evaluators.classification import THRESHOLDED
+from plan_jax.evaluators.prompts import PromptSet
+from plan_jax.evaluators.results import RUN, Row
+from plan_jax.evaluators.retrieval import Embedder
+from plan_jax.evaluators.units import SCORED, Units, unit_id
+from plan_jax.reporting import say
+
+PROTOCOL = "zero-shot-v1"
+CLASSES_PROTOCOL = "zero-shot-classes-v1"
+TEST_THRESHOLD = "compat-test-threshold"
+GLORIA = "compat-gloria"
+RANKED = ("AUC", "average precision")
+VIEW_FILMS = 50  # that a view needs
+_GLORIA_PROMPTS, _GLORIA_SEED = 5, 6
+# Metric -> floor -> its figure, of the share of positives.
+_FLOORS = {
+  "AUC": {"chance": lambda share: 0.5},
+  "average precision": {"chance": lambda share: share},
+  "F1": {"constant": lambda share: 2 * share / (1 + share)},
+  "accuracy": {"constant": lambda share: max(share, 1 - share)},
+  "MCC": {"chance": lambda share: 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Films:
+  """N embedded films, each with a label of 1 or 0.
+
+  Attributes:
+    vectors: float32 [N, D], unit norm.
+    ids, patients, views: [N].
+    labels: [N], of the studies.
+  """
+
+  vectors: np.ndarray
+  ids: list[str]
+  patients: list[str]
+  views: list[str]
+  labels: list[dict[str, int]]
+
+  def labelled(self, finding: str) -> tuple[np.ndarray, np.ndarray]:
+    """Places int [K] of the films labelled 1 or 0, and bool [K], which are labelled 1."""
+    values = np.array([labels.get(finding, -1) for labels in self.labels])
+    places = np.flatnonzero(values >= 0)
+    return places, values[places] == 1
+
+  def findings(self) -> tuple[list[str], list[str]]:
+    """Those that some films have and some have not, and those of one kind only; sorted."""
+    kinds = {(name, value) for labels in self.labels for name, value in labels.items()}
+    names = sorted({name for name, value in kinds if value != -1})
+    both = [name for name in names if {(name, 0), (name, 1)} <= kinds]
+    return both, [name for name in names if name not in both]
+
+
+@dataclass(frozen=True)
+class Scores:
+  """What one set of prompts gives on the films of one set.
+
+  Attributes:
+    prompts: the set.
+    units: scores of films and findings, with `units.SCORED` as metrics; None where no finding has
+      both kinds and prompts.
+    views: [U], of the units.
+    thresholds: finding -> (threshold, validation films behind it); None where .5 takes their place.
+    classes: of the films with one finding, or None.
+  """
+
+  prompts: PromptSet
+  units: Units | None
+  views: list[str]
+  thresholds: dict[str, tuple[float, int]] | None
+  classes: "Classes | None"
+
+
+@dataclass(frozen=True)
+class Classes:
+  """N films of one finding each, and k classes.
+
+  Attributes:
+    names: [k].
+    of: int [N], the class of each film.
+    similarities: float64 [N, k], to the positive prompts of each class.
+    as_gloria: float64 [N, k], the similarities of protocol "compat-gloria".
+    ids, patients: [N].
+  """
+
+  names: list[str]
+  of: np.ndarray
+  similarities: np.ndarray
+  as_gloria: np.ndarray
+  ids: list[str]
+  patients: list[str]
+
+  def units(self) -> Units:
+    """The accuracy of each film: 1, 0, or its share of a tie."""
+    given = classification.top(self.similarities)
+    right = np.take_along_axis(given, self.of[:, None], axis=1)
+    ids = [unit_id(image_id) for image_id in self.ids]
+    return Units(ids, ["all"] * len(ids), self.patients, ("accuracy",), right)
+
+
+def embed(
+  model: Embedder, studies: Iterable[Study], *, what: str = "zero-shot", batch: int = 64
+) -> Films | None:
+  """The films with a label of 1 or 0, `batch` at a time; None where there is none.
+
+  What is left out is said, after `what`. Raises ValueError, naming the image, where a film is
+  unreadable.
+  """
+  vectors, films = [], []
+  ids, patients, views, labels = [], [], [], []
+  without = 0
+
+  def flush() -> None:
+    if films:
+      vectors.append(np.asarray(model.embed_images(list(films)), np.float32))
+      films.clear()
+
+  for study in studies:
+    if not any(value in (0, 1) for value in study.labels.values()):
+      without += 1
+      continue
+    try:
+      films.append(images.decode(study.image))
+    except ValueError as error:
+      raise ValueError(f"{study.image_id}: {error}") from error
+    ids.append(study.image_id)
+    patients.append(study.patient_id)
+    views.append(study.view)
+    labels.append(study.labels)
+    if len(films) == batch:
+      flush()
+  flush()
+  if without:
+    say(f"{what}: {without} of {without + len(ids)} films have no label of 1 or 0 and are left out")
+  if not ids:
+    return None
+  found = Films(np.concatenate(vectors), ids, patients, views, labels)
+  if uncertain := sum(value == -1 for each in labels for value in each.values()):
+    say(f"{what}: {uncertain} uncertain pairs of film and finding are left out")
+  if alone := found.findings()[1]:
+    say(
+      f"{what}: {len(alone)} findings are only present or only absent and left out:"
+      f" {', '.join(alone)}"
+    )
+  return found
+
+
+def score_zero_shot(
+  model: Embedder, films: Films, prompts: PromptSet, validation: Films | None = None
+) -> Scores:
+  """Scores the films by a set of prompts; see the top of this file.
+
+  Args:
+    model: that embedded the films; each prompt is embedded once.
+    films: of `embed`.
+    prompts: the set.
+    validation: films to choose thresholds on, of other patients; None for .5.
+
+  Raises ValueError where an embedding is NaN.
+  """
+  findings, classes = films.findings()[0], _classes(films)
+  asked = {name: prompts.of(name) for name in sorted({*findings, *classes})}
+  if silent := [name for name, said in asked.items() if said is None]:
+    say(f"zero-shot, prompts {prompts.name}: nothing is said of {', '.join(silent)}; left out")
+  asked = {name: said for name, said in asked.items() if said}
+  vectors = _embed_prompts(model, [t for p in asked.values() for t in (*p.positive, *p.negative)])
+
+  def similarity(of: Films, texts: Sequence[str], ensemble: str = prompts.ensemble) -> np.ndarray:
+    return similarities(of.vectors, np.stack([vectors[text] for text in texts]), ensemble)
+
+  def score(of: Films, name: str) -> np.ndarray:
+    found = similarity(of, asked[name].positive)
+    if asked[name].negative:
+      found = 1 / (1 + np.exp(similarity(of, asked[name].negative) - found))
+    return found
+
+  ids, groups, patients, views, values = [], [], [], [], []
+  findings = [name for name in findings if name in asked]
+  for name in findings:
+    places, present = films.labelled(name)
+    ids += [unit_id(films.ids[i], name) for i in places]
+    groups += [name] * len(places)
+    patients += [films.patients[i] for i in places]
+    views += [films.views[i] for i in places]
+    values.append(np.stack([score(films, name)[places], present], axis=1))
+  units = Units(ids, groups, patients, SCORED, np.concatenate(values)) if ids else None
+
+  thresholds = None
+  if validation is not None:
+    thresholds = {}
+    there = set(validation.findings()[0])
+    for name in findings:
+      if name in there:
+        places, present = validation.labelled(name)
+        found = classification.best_threshold(score(validation, name)[places], present)
+        thresholds[name] = found, len(places)
+    if without := [name for name in findings if name not in there]:
+      say(
+        f"zero-shot, prompts {prompts.name}: not both present and absent in the validation split,"
+        f" so without a threshold: {', '.join(without)}"
+      )
+
+  names = [name for name in classes if name in asked]
+  if len(names) < 2:
+    return Scores(prompts, units, views, thresholds, None)
+  kept = [i for i, labels in enumerate(films.labels) if single_finding(labels) in names]
+  draw = random.Random(_GLORIA_SEED)
+  tables = [], []
+  for name in names:
+    texts = asked[name].positive
+    tables[0].append(similarity(films, texts)[kept])
+    drawn = draw.sample(texts, min(_GLORIA_PROMPTS, len(texts)))
+    tables[1].append(standardised(similarity(films, drawn, "highest")[kept]))
+  found = Classes(
+    names,
+    np.array([names.index(single_finding(films.labels[i])) for i in kept]),
+    *(np.stack(table, axis=1) for table in tables),
+    [films.ids[i] for i in kept],
+    [films.patients[i] for i in kept],
+  )
+  if left := len(films.ids) - len(kept):
+    say(
+      f"zero-shot classes, prompts {prompts.name}: {left} of {len(films.ids)} films have no single"
+      " finding with prompts and a second film, and are left out"
+    )
+  return Scores(prompts, units, views, thresholds, found)
+
+
+def similarities(films: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.ndarray:
+  """Of films [N, D] to prompts [P, D] of one finding, unit norm each: float64 [N].
+
+  Args:
+    films, prompts: float32.
+    ensemble: "embeddings", "similarities" or "highest".
+
+  Raises ValueError where one is NaN.
+  """
+  if ensemble == "embeddings":
+    mean = prompts.astype(np.float64).mean(0)
+    norm = np.linalg.norm(mean)
+    found = films @ (mean / norm if norm > 1e-12 else mean)
+  else:
+    each = (films @ prompts.T).astype(np.float64)
+    found = each.max(1) if ensemble == "highest" else each.mean(1)
+  if np.isnan(found).any():
+    raise ValueError("a similarity of film and prompt is NaN")
+  return found
+
+
+def standardised(values: np.ndarray) -> np.ndarray:
+  """Values [N] brought to mean 0 and deviation 1; 0 where all are alike."""
+  spread = values.std()
+  return (values - values.mean()) / (spread if spread > 1e-12 else 1)
+
+
+def zero_shot_rows(
+  scores: Scores,
+  *,
+  data: str,
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
+  compatibility: bool = False,
+) -> list[Row]:
+  """Rows of both protocols, with `compatibility` also of the published ones; see `Scores`."""
+  draws = {"resamples": resamples, "seed": seed}
+  prompts, mark = scores.prompts, f"prompts {scores.prompts.mark}"
+  rows = []
+  if scores.units is not None:
+    head = (f"zero-shot-{prompts.name}", f"{PROTOCOL}, {mark}", data)
+    thresholds, suffix = {}, ""
+    if scores.thresholds is not None:
+      thresholds = {name: value for name, (value, _) in scores.thresholds.items()}
+    elif prompts.has_negatives:
+      thresholds, suffix = dict.fromkeys(scores.units.groups, 0.5), " at .5"
+    rows += _rows(head, scores.units, thresholds, draws, suffix=suffix)
+    rows += [
+      Row(*head, name, "threshold", RUN, value, np.nan, np.nan, films)
+      for name, (value, films) in (scores.thresholds or {}).items()
+    ]
+    rows += _view_rows(head, scores, draws)
+    if compatibility:
+      score, present = scores.units.values.T
+      chosen = {
+        name: classification.best_threshold(score[places], present[places] == 1)
+        for name, places in _places(scores.units).items()
+      }
+      head = (head[0], f"{TEST_THRESHOLD}, {mark}", data)
+      rows += _rows(head, scores.units, chosen, draws, ranked=False)
+  if scores.classes is not None:
+    head = (f"zero-shot-classes-{prompts.name}", f"{CLASSES_PROTOCOL}, {mark}", data)
+    rows += _class_rows(head, scores.classes, scores.classes.similarities, draws)
+    if compatibility:
+      head = (head[0], f"{GLORIA}, {mark}", data)
+      rows += _class_rows(head, scores.classes, scores.classes.as_gloria, draws)
+  return rows
+
+
+def _classes(films: Films) -> list[str]:
+  """The findings that at least two films have alone; none where it is one finding only."""
+  each = [single_finding(labels) for labels in films.labels]
+  names = sorted(name for name in set(each) - {""} if each.count(name) > 1)
+  return names if len(names) > 1 else []
+
+
+def _embed_prompts(model: Embedder, texts: list[str]) -> dict[str, np.ndarray]:
+  different = list(dict.fromkeys(texts))
+  if not different:
+    return {}
+  vectors = np.asarray(model.embed_texts([(text,) for text in different]), np.float32)
+  return dict(zip(different, vectors, strict=True))
+
+
+def _rows(
+  head: tuple[str, str, str],
+  units: Units,
+  thresholds: dict[str, float],
+  draws: dict[str, int],
+  *,
+  ranked: bool = True,
+  suffix: str = "",
+) -> list[Row]:
+  """Rows of the findings and their macro mean, beside the floors.
+
+  With `ranked` those of `RANKED`; of findings with a threshold, those of `THRESHOLDED` + suffix.
+  """
+  metrics = (RANKED if ranked else ()) + tuple(
+    f"{name}{suffix}" for name in THRESHOLDED if thresholds
+  )
+  score, present = units.values[:, 0], units.values[:, 1] == 1
+
+  def measure(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    some, kinds = score[places], present[places]
+    parts = [np.zeros((len(weights), 0))]
+    if ranked:
+      parts.append(auc.auc(some, kinds, weights)[:, None])
+      parts.append(classification.average_precision(some, kinds, weights)[:, None])
+    if thresholds:
+      # Nothing reaches the threshold of a finding that has none.
+      threshold = thresholds.get(units.groups[places[0]], np.nan)
+      found = classification.thresholded(some >= threshold, kinds, weights)
+      parts.append(np.full_like(found, np.nan) if np.isnan(threshold) else found)
+    return np.concatenate(parts, axis=1)
+
+  who = units.groups, units.patients
+  found = bootstrap.grouped_figures(measure, len(metrics), *who, **draws)
+  shares = {name: float(present[places].mean()) for name, places in _places(units).items()}
+  rows = []
+  for group, figures in found.items():
+    for m, (metric, s) in enumerate(zip(metrics, figures, strict=True)):
+      if np.isnan(s.value):
+        continue
+      rows.append(Row(*head, group, metric, RUN, s.value, s.low, s.high, s.n))
+      behind = [name for name in shares if not np.isnan(found[name][m].value)]
+      behind = behind if group == MACRO else [group]
+      for floor, figure in _FLOORS.get(metric.removesuffix(suffix), {}).items():
+        value = float(np.mean([figure(shares[name]) for name in behind]))
+        rows.append(Row(*head, group, metric, floor, value, np.nan, np.nan, s.n))
+  return rows
+
+
+def _places(units: Units) -> dict[str, np.ndarray]:
+  """Finding -> the places of its units."""
+  groups = np.array(units.groups)
+  return {name: np.flatnonzero(groups == name) for name in dict.fromkeys(units.groups)}
+
+
+def _view_rows(head: tuple[str, str, str], scores: Scores, draws: dict[str, int]) -> list[Row]:
+  """The macro AUC by view, over the findings that have both kinds in every view with enough films.
+
+  None where fewer than two views have enough.
+  """
+  units, views = scores.units, np.array(scores.views)
+  films = {unit.partition("\t")[0]: view for unit, view in zip(units.ids, views, strict=True)}
+  names, counts = np.unique([view for view in films.values() if view] or [""], return_counts=True)
+  names = names[counts >= VIEW_FILMS].tolist()
+  if len(names) < 2:
+    return []
+  score, present, groups = units.values[:, 0], units.values[:, 1] == 1, np.array(units.groups)
+  kinds = set(zip(views.tolist(), groups.tolist(), present.tolist(), strict=True))
+  shared = [
+    name
+    for name in dict.fromkeys(units.groups)
+    if all((view, name, kind) in kinds for view in names for kind in (True, False))
+  ]
+  rows = []
+  for view in names if shared else ():
+    i = np.flatnonzero((views == view) & np.isin(groups, shared))
+    patients = [units.patients[j] for j in i]
+    s = auc.grouped(score[i], present[i], groups[i].tolist(), patients, **draws)[MACRO]
+    row = (*head, f"view {view}", "AUC")
+    rows.append(Row(*row, RUN, s.value, s.low, s.high, s.n))
+    rows.append(Row(*row, "chance", 0.5, np.nan, np.nan, s.n))
+  return rows
+
+
+def _class_rows(
+  head: tuple[str, str, str], classes: Classes, table: np.ndarray, draws: dict[str, int]
+) -> list[Row]:
+  """Accuracy, macro F1 and the F1 of each class, by the highest of a table [N, k]."""
+  given, k = classification.top(table), len(classes.names)
+
+  def measure(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return classification.class_figures(given[places], classes.of[places], weights)
+
+  everything = ["all"] * len(classes.ids)
+  found = bootstrap.grouped_figures(measure, 2 + k, everything, classes.patients, **draws)["all"]
+  sizes = np.bincount(classes.of, minlength=k)
+  commonest = float(sizes.max() / sizes.sum())
+  places = [
+    ("all", "accuracy", {"chance": 1 / k, "constant": commonest}),
+    (MACRO, "F1", {"constant": 2 * commonest / (1 + commonest) / k}),
+    *((name, "F1", {}) for name in classes.names),
+  ]
+  rows = []
+  for m, (group, metric, floors) in enumerate(places):
+    s, n = found[m], int(sizes[m - 2]) if m >= 2 else len(everything)
+    rows.append(Row(*head, group, metric, RUN, s.value, s.low, s.high, n))
+    rows += [
+      Row(*head, group, metric, floor, value, np.nan, np.nan, n) for floor, value in floors.items()
+    ]
+  return rows
