@@ -194,9 +194,8 @@ def film_views(model: Grounder, chosen: EvaluationSet, count: int) -> list[repor
   """Films with regions spread over the set (else any with text), looked at by the model."""
   where = "regions" if chosen.has("regions") else "text"
   source = records.RecordSource(chosen.folder, chosen.split, where=where)
-  chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
-  studies = [source[int(i)] for i in chosen]
-  return [_view(model, study) for study in studies]
+  numbers = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
+  return [_view(model, source[int(i)]) for i in numbers]
 
 
 def _view(model: Grounder, study: Study) -> report.FilmView:

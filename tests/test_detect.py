@@ -121,7 +121,9 @@ def test_files(done, folder):
   assert {d.name for d in differences} == {"detection"} and not any(d.verdict for d in differences)
 
 
-def test_stopped_and_started_again_gives_the_same_bits(done, run, folder, tmp_path, monkeypatch, capsys):
+def test_stopped_and_started_again_gives_the_same_bits(
+  done, run, folder, tmp_path, monkeypatch, capsys
+):
   whole, rows = done
   out = tmp_path / "stopped"
 

@@ -1,0 +1,102 @@
+"""Seconds that an evaluation's measures take, without the model: python -m benchmarks.evaluation.
+
+Retrieval: random embeddings of films and reports, both directions, ranks and class precision, with
+bootstrap. Grounding: random maps and boxes at 512 px, all figures and floors, with bootstrap.
+"""
+
+import argparse
+import json
+import time
+
+import cv2
+import numpy as np
+
+from input_pipeline.study import Region, Study
+from plan_jax.evaluators import class_retrieval, grounding, retrieval
+
+_SIDE_PX = 512
+_GRID = (32, 32)
+
+
+def embeddings(count: int, size: int) -> retrieval.Embedded:
+  """Pairs that are somewhat alike."""
+  rng = np.random.default_rng(0)
+  films = rng.normal(size=(count, size)).astype(np.float32)
+  texts = films + 2 * rng.normal(size=(count, size)).astype(np.float32)
+  films, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (films, texts))
+  names = [f"i{i}" for i in range(count)]
+  patients = [f"p{i // 2}" for i in range(count)]
+  labels = [{f"finding {i % 5}": 1} for i in range(count)]
+  return retrieval.Embedded(
+    films, texts, np.arange(count), names, patients, ["report"] * count, labels
+  )
+
+
+class Maps:
+  """Random maps on a grid, brought to the film."""
+
+  grid = _GRID
+
+  def ground(self, images, phrases, of):
+    """One map a phrase."""
+    rng = np.random.default_rng(len(phrases))
+    maps = rng.random((len(phrases), *_GRID), np.float32)
+    maps /= maps.max((1, 2), keepdims=True)
+    return [
+      np.clip(cv2.resize(m, image.shape[::-1]), 0, 1) for m, image in zip(maps, images, strict=True)
+    ]
+
+
+def studies(count: int):
+  """Films of noise, with a box and a phrase each."""
+  rng = np.random.default_rng(0)
+  film = cv2.imencode(".jpg", rng.integers(0, 256, (_SIDE_PX, _SIDE_PX), np.uint8))[1].tobytes()
+  for i in range(count):
+    low = rng.integers(0, 300, 2)
+    box = np.array([[*low, *(low + rng.integers(20, 200, 2))]], np.float32)
+    region = Region(f"phrase {i}", f"finding {i % 8}", box)
+    name = f"i{i}"
+    yield Study(film, _SIDE_PX, _SIDE_PX, name, name, f"p{i // 2}", regions=(region,))
+
+
+def main() -> None:
+  """Prints the table."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--pairs", type=int, nargs="*", default=[1000, 10_000])
+  parser.add_argument("--phrases", type=int, default=1000)
+  parser.add_argument("--size", type=int, default=128, help="width of the embeddings")
+  parser.add_argument("--json", help="where to write the figures")
+  options = parser.parse_args()
+  rows = []
+
+  def timed(name: str, count: int, work):
+    start = time.perf_counter()
+    work()
+    rows.append({"what": name, "count": count, "seconds": time.perf_counter() - start})
+    print(f"| {name} | {count:,} | {rows[-1]['seconds']:.1f} |", flush=True)
+
+  print("| | count | seconds |\n|---|---:|---:|")
+  for count in options.pairs:
+    found = embeddings(count, options.size)
+    timed(
+      "retrieval, both directions", count,
+      lambda found=found: retrieval.retrieval_rows(retrieval.score_retrieval(found), data="x"),
+    )  # fmt: skip
+    timed(
+      "class retrieval, both directions", count,
+      lambda found=found: class_retrieval.class_rows(
+        class_retrieval.score_classes(found), data="x"
+      ),
+    )  # fmt: skip
+  some = list(studies(options.phrases))
+  timed(
+    "grounding at 512 px, with floors", options.phrases,
+    lambda: grounding.evaluate_grounding(Maps(), some, some[:200], data="x"),
+  )  # fmt: skip
+  if options.json:
+    with open(options.json, "w", encoding="utf-8") as file:
+      json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+  main()
