@@ -1,0 +1,364 @@
+"""Zero-shot classification by hand: scores, thresholds, views, classes, and what is left out."""
+
+import math
+import random
+
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline.study import Study
+from plan_jax.evaluators import auc, classification, prompts, zero_shot
+from plan_jax.evaluators.prompts import Prompts, PromptSet
+from plan_jax.evaluators.units import SCORED
+
+
+def said(name, positive, negative=()):
+  return {name: Prompts(tuple(positive), tuple(negative))}
+
+
+def prompt_set(findings, ensemble="embeddings", template=None):
+  return PromptSet("mine", "abcdef", ensemble, findings, template)
+
+
+def study(i, labels, view="PA", patient=None, image=None):
+  pixels = np.full((5, 7), i % 250, np.uint8)
+  image = cv2.imencode(".png", pixels)[1].tobytes() if image is None else image
+  return Study(image, 7, 5, f"i{i}", f"s{i}", patient or f"p{i}", view=view, labels=labels)
+
+
+class Model:
+  """A film is looked up by its grey, a text by itself; says how often it is asked."""
+
+  def __init__(self, seed=0, films=None, texts=None):
+    self.rng, self.films, self.texts = np.random.default_rng(seed), films or {}, texts or {}
+    self.asked = {"films": [], "texts": []}
+
+  def _embed(self, kind, table, keys):
+    self.asked[kind].append(list(keys))
+    for key in keys:
+      if key not in table:
+        table[key] = self.rng.normal(size=4)
+    found = np.array([table[key] for key in keys], np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+  def embed_images(self, films):
+    return self._embed("films", self.films, [int(film[0, 0]) for film in films])
+
+  def embed_texts(self, texts):
+    assert all(len(text) == 1 for text in texts)
+    return self._embed("texts", self.texts, [text[0] for text in texts])
+
+
+def unit(x):
+  return np.asarray(x, float) / np.linalg.norm(x)
+
+
+def cells(rows):
+  return {(r.task, r.protocol.split(",")[0], r.group, r.metric, r.model): r for r in rows}
+
+
+STUDIES = [
+  study(1, {"mass": 1, "edema": 0}),
+  study(2, {"mass": 0, "edema": -1}),
+  study(3, {"mass": 1, "edema": 1, "tube": 1}),
+  study(4, {"mass": 0, "edema": 0, "scar": 0}),
+  study(5, {"mass": -1}, image=b"not looked at"),
+  study(6, {}, image=b"not looked at"),
+]
+BOTH = said("mass", ["a mass", "there is a mass"], ["no mass"]) | said(
+  "edema", ["edema"], ["no edema", "dry lungs"]
+)
+
+
+def test_films_are_embedded_once_and_what_is_left_out_is_said(capsys):
+  model = Model()
+  films = zero_shot.embed(model, iter(STUDIES), batch=3)
+  assert model.asked["films"] == [[1, 2, 3], [4]]
+  assert films.ids == ["i1", "i2", "i3", "i4"] and films.patients == ["p1", "p2", "p3", "p4"]
+  assert films.findings() == (["edema", "mass"], ["scar", "tube"])
+  assert capsys.readouterr().out.splitlines() == [
+    "zero-shot: 2 of 6 films have no label of 1 or 0 and are left out",
+    "zero-shot: 1 uncertain pairs of film and finding are left out",
+    "zero-shot: 2 findings are only present or only absent and left out: scar, tube",
+  ]
+  found = zero_shot.score_zero_shot(model, films, prompt_set(said("mass", ["x", "y"], ["x", "z"])))
+  assert model.asked["texts"] == [["x", "y", "z"]] and len(model.asked["films"]) == 2
+  assert set(found.units.groups) == {"mass"} and found.classes is None
+  assert "prompts mine: nothing is said of edema; left out" in capsys.readouterr().out
+  assert zero_shot.embed(model, []) is None and zero_shot.embed(model, STUDIES[4:]) is None
+  with pytest.raises(ValueError, match="i7"):
+    zero_shot.embed(model, [study(7, {"mass": 1}, image=b"no")])
+
+
+@pytest.mark.parametrize("ensemble", prompts.ENSEMBLES)
+def test_scores_by_hand(ensemble):
+  model = Model(1)
+  films = zero_shot.embed(model, STUDIES)
+  found = zero_shot.score_zero_shot(model, films, prompt_set(BOTH, ensemble)).units
+  assert found.metrics == SCORED
+  expected = {}
+  for finding, labels in (
+    ("edema", {1: 0, 3: 1, 4: 0}), ("mass", {1: 1, 2: 0, 3: 1, 4: 0})
+  ):  # fmt: skip
+    for i, present in labels.items():
+      film, s = unit(model.films[i]), []
+      for texts in (BOTH[finding].positive, BOTH[finding].negative):
+        vectors = [unit(model.texts[text]) for text in texts]
+        each = [float(film @ vector) for vector in vectors]
+        s.append(
+          {
+            "embeddings": float(film @ unit(np.mean(vectors, axis=0))),
+            "similarities": sum(each) / len(each),
+            "highest": max(each),
+          }[ensemble]
+        )
+      score = math.exp(s[0]) / (math.exp(s[0]) + math.exp(s[1]))
+      expected[f"i{i}\t{finding}"] = (score, present)
+  assert dict(zip(found.ids, map(tuple, found.values), strict=True)) == {
+    name: pytest.approx(values, abs=1e-6) for name, values in expected.items()
+  }
+  # Without negative prompts the similarity is the score.
+  alone = prompt_set(said("mass", BOTH["mass"].positive), ensemble)
+  similar = zero_shot.score_zero_shot(model, films, alone).units.values[:, 0]
+  vectors = np.stack([unit(model.texts[text]) for text in BOTH["mass"].positive])
+  table = np.stack([unit(model.films[i]) for i in (1, 2, 3, 4)]) @ vectors.T
+  if ensemble == "highest":
+    np.testing.assert_allclose(similar, table.max(1), atol=1e-6)
+  elif ensemble == "similarities":
+    np.testing.assert_allclose(similar, table.mean(1), atol=1e-6)
+
+
+def test_prompts_that_cancel_and_embeddings_that_are_no_numbers():
+  films = np.eye(3, dtype=np.float32)
+  opposite = np.array([[1, 0, 0], [-1, 0, 0]], np.float32)
+  np.testing.assert_array_equal(zero_shot.similarities(films, opposite, "embeddings"), 0)
+  for ensemble in prompts.ENSEMBLES:
+    with pytest.raises(ValueError, match="NaN"):
+      zero_shot.similarities(films * np.nan, opposite, ensemble)
+  np.testing.assert_array_equal(zero_shot.standardised(np.full(4, 0.3)), 0)
+
+
+def many(n=120, seed=0, views=("PA",), shift=0):
+  """Films whose labels follow, with noise, from what their grey stands for."""
+  rng = np.random.default_rng(seed)
+  return [
+    study(
+      i + shift,
+      {"mass": int(rng.random() < 0.4), "edema": int(rng.random() < 0.3), "rare": int(i == 0)},
+      views[i % len(views)],
+      f"p{(i + shift) // 2}",
+    )
+    for i in range(n)
+  ]
+
+
+THREE = BOTH | said("rare", ["rare thing"], ["no rare thing"])
+
+
+def test_thresholds_are_of_the_validation_films(capsys):
+  model = Model(2)
+  films = zero_shot.embed(model, many())
+  # One kind of "rare" only.
+  validation = zero_shot.embed(model, many(40, seed=5, shift=121), what="validation")
+  for labels in validation.labels:
+    labels["rare"] = 0
+  found = zero_shot.score_zero_shot(model, films, prompt_set(THREE), validation)
+  assert "not both present and absent in the validation split, so without a threshold: rare" in (
+    capsys.readouterr().out
+  )
+  assert set(found.thresholds) == {"mass", "edema"}
+  by = zero_shot.score_zero_shot(model, validation, prompt_set(BOTH)).units
+  rows = cells(zero_shot.zero_shot_rows(found, data="toy/test", resamples=30))
+  task, protocol = "zero-shot-mine", "zero-shot-v1"
+  score, present = found.units.values[:, 0], found.units.values[:, 1] == 1
+  groups = np.array(found.units.groups)
+  for name in ("mass", "edema"):
+    some = np.array(by.groups) == name
+    threshold = classification.best_threshold(by.values[some, 0], by.values[some, 1] == 1)
+    row = rows[task, protocol, name, "threshold", "run"]
+    assert (row.value, row.n) == (threshold, 40) and math.isnan(row.low)
+    i = groups == name
+    figures = classification.thresholded(score[i] >= threshold, present[i], np.ones((1, i.sum())))
+    for metric, value in zip(classification.THRESHOLDED, figures[0], strict=True):
+      row = rows[task, protocol, name, metric, "run"]
+      assert row.value == pytest.approx(value) and row.n == 120
+      assert row.low <= value <= row.high
+    share = present[i].mean()
+    floor = {m: rows[task, protocol, name, m, f].value for m, f in (
+      ("F1", "constant"), ("accuracy", "constant"), ("average precision", "chance"),
+      ("MCC", "chance"), ("AUC", "chance"))}  # fmt: skip
+    always = classification.thresholded(np.ones(120, bool), present[i], np.ones((1, 120)))[0]
+    assert floor["F1"] == pytest.approx(always[0])
+    assert floor["accuracy"] == pytest.approx(max(always[1], 1 - always[1]))
+    assert (floor["MCC"], floor["AUC"]) == (0, 0.5)
+    assert floor["average precision"] == pytest.approx(share)
+  assert (task, protocol, "rare", "F1", "run") not in rows
+  assert (task, protocol, "rare", "AUC", "run") in rows
+  macro = rows[task, protocol, "macro", "F1", "run"]
+  each = [rows[task, protocol, name, "F1", "run"].value for name in ("mass", "edema")]
+  assert macro.value == pytest.approx(np.mean(each)) and macro.n == 240
+  assert rows[task, protocol, "macro", "AUC", "run"].n == 360
+  patients = found.units.patients
+  expected = auc.grouped(score, present, found.units.groups, patients, resamples=30)
+  for name, s in expected.items():
+    row = rows[task, protocol, name, "AUC", "run"]
+    assert (row.value, row.low, row.high, row.n) == (s.value, s.low, s.high, s.n)
+
+
+def test_without_validation_films_the_threshold_is_half_and_named():
+  model = Model(3)
+  films = zero_shot.embed(model, many(40))
+  found = zero_shot.score_zero_shot(model, films, prompt_set(BOTH))
+  assert found.thresholds is None
+  rows = zero_shot.zero_shot_rows(found, data="toy/test", resamples=0)
+  assert {row.metric for row in rows if row.task == "zero-shot-mine"} == {
+    *zero_shot.RANKED, *(f"{name} at .5" for name in classification.THRESHOLDED)
+  }  # fmt: skip
+  by = cells(rows)
+  score, present = found.units.values[:40, 0] >= 0.5, found.units.values[:40, 1] == 1
+  accuracy = by["zero-shot-mine", "zero-shot-v1", "edema", "accuracy at .5", "run"]
+  assert accuracy.value == pytest.approx((score == present).mean())
+  assert by["zero-shot-mine", "zero-shot-v1", "macro", "F1 at .5", "constant"].value > 0
+  # A similarity has no such threshold.
+  similar = prompt_set(said("mass", ["a mass"]))
+  rows = zero_shot.zero_shot_rows(
+    zero_shot.score_zero_shot(model, films, similar), data="toy/test", resamples=0
+  )
+  assert {row.metric for row in rows} == set(zero_shot.RANKED)
+  assert {row.protocol for row in rows} == {"zero-shot-v1, prompts abcdef"}
+
+
+def test_a_threshold_of_the_scored_films_is_never_worse():
+  model = Model(4)
+  films, validation = (zero_shot.embed(model, many(80, s, shift=s * 100)) for s in (0, 1))
+  found = zero_shot.score_zero_shot(model, films, prompt_set(BOTH), validation)
+  plain = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0))
+  rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0, compatibility=True))
+  assert {key: repr(rows[key]) for key in plain} == {key: repr(plain[key]) for key in plain}
+  assert {key[1] for key in rows.keys() - plain.keys()} == {
+    "compat-test-threshold",
+    "compat-gloria",
+  }
+  for name in ("mass", "edema", "macro"):
+    own, chosen = (
+      rows["zero-shot-mine", protocol, name, "F1", "run"].value
+      for protocol in ("zero-shot-v1", "compat-test-threshold")
+    )
+    assert chosen >= own
+  assert ("zero-shot-mine", "compat-test-threshold", "macro", "AUC", "run") not in rows
+
+
+def test_views_are_compared_on_the_findings_that_all_have():
+  model = Model(5)
+  films = zero_shot.embed(model, many(120, views=("PA", "AP")))
+  found = zero_shot.score_zero_shot(model, films, prompt_set(THREE))
+  rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=20))
+  score, present = found.units.values[:, 0], found.units.values[:, 1] == 1
+  for view in ("PA", "AP"):
+    each = []
+    for name in ("mass", "edema"):  # "rare" is not in AP
+      i = [
+        j
+        for j, (g, v) in enumerate(zip(found.units.groups, found.views, strict=True))
+        if (g, v) == (name, view)
+      ]
+      each.append(auc.auc(score[i], present[i], np.ones((1, len(i))))[0])
+    row = rows["zero-shot-mine", "zero-shot-v1", f"view {view}", "AUC", "run"]
+    assert row.value == pytest.approx(np.mean(each)) and row.n == 120 and row.low < row.high
+  for views, n in ((("PA", "AP"), 98), (("PA",), 120), (("PA", ""), 120)):
+    few = zero_shot.embed(model, many(n, views=views))
+    few = zero_shot.score_zero_shot(model, few, prompt_set(THREE))
+    rows = zero_shot.zero_shot_rows(few, data="toy", resamples=0)
+    assert not [row for row in rows if row.group.startswith("view")]
+
+
+def single(names, shift=0):
+  every = sorted({"a", "b", "c", *names} - {""})
+  return [
+    study(i + shift, {"No Finding": 0} | {x: int(x == name) for x in every})
+    for i, name in enumerate(names, 1)
+  ]
+
+
+LETTERS = (
+  said("a", [f"a{i}" for i in range(7)])
+  | said("b", ["b0", "b1"])
+  | said("c", [f"c{i}" for i in range(5)])
+)
+
+
+def test_classes_by_hand(capsys):
+  model = Model(6)
+  names = ["a"] * 9 + ["b"] * 6 + ["c"] * 5 + ["d"] * 2 + ["e"] + [""]
+  films = zero_shot.embed(model, single(names))
+  found = zero_shot.score_zero_shot(model, films, prompt_set(LETTERS, "highest"))
+  assert "4 of 24 films have no single finding with prompts" in capsys.readouterr().out
+  classes = found.classes
+  assert classes.names == ["a", "b", "c"] and classes.ids == [f"i{i}" for i in range(1, 21)]
+  draw = random.Random(6)
+  own, gloria = [], []
+  for name in "abc":
+    texts = LETTERS[name].positive
+    for table, some in ((own, texts), (gloria, draw.sample(texts, min(5, len(texts))))):
+      table.append(
+        [
+          max(float(unit(model.films[i]) @ unit(model.texts[text])) for text in some)
+          for i in range(1, 21)
+        ]
+      )
+  gloria = [[(x - np.mean(c)) / np.std(c) for x in c] for c in gloria]
+  rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=40, compatibility=True))
+  task = "zero-shot-classes-mine"
+  of = np.repeat([0, 1, 2], [9, 6, 5])
+  for protocol, table in (("zero-shot-classes-v1", own), ("compat-gloria", gloria)):
+    given = np.argmax(table, axis=0)
+    accuracy = rows[task, protocol, "all", "accuracy", "run"]
+    assert accuracy.value == pytest.approx((given == of).mean()) and accuracy.n == 20
+    assert accuracy.low <= accuracy.value <= accuracy.high and accuracy.low < accuracy.high
+    f1 = []
+    for c, name in enumerate("abc"):
+      hits = ((given == c) & (of == c)).sum()
+      f1.append(2 * hits / ((given == c).sum() + (of == c).sum()))
+      row = rows[task, protocol, name, "F1", "run"]
+      assert row.value == pytest.approx(f1[-1]) and row.n == (of == c).sum()
+    assert rows[task, protocol, "macro", "F1", "run"].value == pytest.approx(np.mean(f1))
+    assert rows[task, protocol, "all", "accuracy", "chance"].value == pytest.approx(1 / 3)
+    assert rows[task, protocol, "all", "accuracy", "constant"].value == pytest.approx(9 / 20)
+    constant = rows[task, protocol, "macro", "F1", "constant"].value
+    assert constant == pytest.approx(2 * 9 / (20 + 9) / 3)
+  assert classes.units().values[:, 0].tolist() == (np.argmax(own, axis=0) == of).tolist()
+
+
+def test_films_of_one_class_only_have_no_classes():
+  model = Model(7)
+  films = zero_shot.embed(model, [study(1, {"a": 1}), study(2, {"a": 1}), study(3, {"a": 0})])
+  found = zero_shot.score_zero_shot(model, films, prompt_set(LETTERS))
+  assert found.classes is None and found.units is not None
+  only = zero_shot.embed(model, [study(i, {"a" if i < 3 else "b": 1}) for i in range(1, 5)])
+  found = zero_shot.score_zero_shot(model, only, prompt_set(LETTERS))
+  assert found.units is None and found.classes.names == ["a", "b"]
+  rows = zero_shot.zero_shot_rows(found, data="toy", resamples=0)
+  assert {row.task for row in rows} == {"zero-shot-classes-mine"}
+  silent = zero_shot.score_zero_shot(model, only, prompt_set(said("z", ["z"])))
+  assert zero_shot.zero_shot_rows(silent, data="toy") == []
+
+
+def test_one_who_knows_and_one_who_does_not():
+  """A film of a finding points where its prompt does; a constant model gets chance."""
+  names = ["a"] * 30 + ["b"] * 30 + ["c"] * 30
+  axes = {name: np.eye(4)[i] for i, name in enumerate("abc")}
+  texts = {text: axes[text[0]] for each in LETTERS.values() for text in each.positive}
+  studies = single(names)
+  knows = Model(films={i: axes[name] for i, name in enumerate(names, 1)}, texts=dict(texts))
+  blind = Model(films={i: np.ones(4) for i in range(1, 91)}, texts=dict(texts))
+  for model, area, precision, right in ((knows, 1, 1, 1), (blind, 0.5, 1 / 3, 1 / 3)):
+    films = zero_shot.embed(model, studies)
+    found = zero_shot.score_zero_shot(model, films, prompt_set(LETTERS))
+    rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0, compatibility=True))
+    assert rows["zero-shot-mine", "zero-shot-v1", "macro", "AUC", "run"].value == area
+    macro = rows["zero-shot-mine", "zero-shot-v1", "macro", "average precision", "run"]
+    assert macro.value == pytest.approx(precision)
+    for protocol in ("zero-shot-classes-v1", "compat-gloria"):
+      accuracy = rows["zero-shot-classes-mine", protocol, "all", "accuracy", "run"]
+      assert accuracy.value == pytest.approx(right)
