@@ -10,6 +10,7 @@ import pytest
 from configs import base
 from experiments import tiny
 from input_pipeline import convert, phantom, records, tokens
+from input_pipeline.errors import UserError
 from plan_jax import evaluate, evaluation_sets, grounder, settings
 from plan_jax.assembly import assemble
 from plan_jax.evaluators import grounding, results, units
@@ -147,6 +148,32 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
     "retrieval.csv",
     "zero-shot-ours.csv",
   ]
+
+
+def test_every_set_of_prompts_has_scores_of_its_own(run):
+  config, model, workdir, rows = run
+  config = copy.deepcopy(config)
+  config.unlock()
+  config.evaluation.prompts = ("chexzero", "gloria")
+  found = list(evaluate._zero_shot(model, config, evaluation_sets.own(config, workdir.records)))
+  assert [each.prompts.name for each in found] == ["chexzero", "gloria"]
+  # The five classes of GLoRIA, of which "effusion" is one, and only those.
+  five = {"atelectasis", "cardiomegaly", "consolidation", "edema", "effusion"}
+  assert set(found[1].units.groups) <= five < {"nodule", *found[0].units.groups, *five}
+  (row,) = (r for r in rows if (r.task, r.group, r.metric, r.model) == (
+    "zero-shot-ours", "macro", "AUC", "run"))  # fmt: skip
+  assert set(found[0].units.groups) == set(units.read(workdir.units_of("zero-shot-ours")).groups)
+  assert row.n == len(found[0].units.ids)
+  # Validation films chose the thresholds; a set that is the validation split has .5.
+  assert all(each.thresholds is not None for each in found)
+  config.evaluation.split = "validation"
+  own = evaluation_sets.own(config, workdir.records)
+  assert all(each.thresholds is None for each in evaluate._zero_shot(model, config, own))
+  config.evaluation.prompts = ()
+  assert list(evaluate._zero_shot(model, config, own)) == []
+  config.evaluation.prompts = ("none",)
+  with pytest.raises(UserError, match="config.evaluation.prompts: there is no set 'none'"):
+    settings.check(config)
 
 
 def test_what_is_followed_is_what_best_metric_offers(run):

@@ -252,7 +252,7 @@ def grouped_figures(
     return found
 
   value = figures(np.ones((1, len(members)), np.int64))[0]
-  rows = max(1, _BLOCK // max(len(groups), 1))
+  rows = max(1, _BLOCK // max(map(len, chosen), default=1))
   drawn = [np.zeros((0, *value.shape))]
   for counts in _draws(len(members), resamples if len(members) else 0, seed):
     drawn += [figures(counts[start : start + rows]) for start in range(0, len(counts), rows)]
