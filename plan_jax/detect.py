@@ -13,6 +13,7 @@ import argparse
 import json
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
   state = train(detector, out, source, validation)
   test = records.RecordSource(arguments.records, "test")
   films = detector.films(state, iter_of(test))
+  others = Counter(
+    region.label
+    for study in iter_of(test)
+    for region in study.regions
+    if region.label not in detector.findings
+  )
+  if others:
+    say(f"detection: {others.total()} test regions are of other findings: {', '.join(others)}")
   floor = detection.with_typical_boxes(films, source.typical, source.shares)
   name = json.loads((Path(arguments.records) / "dataset_info.json").read_text())["name"]
   common = {"data": f"{name}/test", "resamples": arguments.resamples, "seed": settings.seed}

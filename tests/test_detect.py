@@ -253,7 +253,7 @@ def test_every_mesh_learns_alike(folder):
 
 @pytest.mark.slow
 def test_a_supervised_detector_learns(run, tmp_path):
-  """AP50 of three large findings, macro: .xx measured."""
+  """AP50 of three large findings, macro: .71 measured, .05 of the floor."""
   folder = tmp_path / "records"
   options = tiny().data.options.to_dict() | {"train_films": 1200, "test_films": 100}
   convert.convert("phantom", folder, workers=0, progress=False, **options)
@@ -262,5 +262,5 @@ def test_a_supervised_detector_learns(run, tmp_path):
     "--findings=cardiomegaly,edema,effusion", "--steps=400", "--validate_every_steps=400",
   )  # fmt: skip
   cells = {(row.group, row.metric, row.model): row.value for row in rows}
-  assert cells["macro", "AP50", "run"] > 0.3
-  assert cells["macro", "AP50", "run"] > 2 * cells["macro", "AP50", "typical box"]
+  assert cells["macro", "AP50", "run"] > 0.45
+  assert cells["macro", "AP50", "run"] > 4 * cells["macro", "AP50", "typical box"]

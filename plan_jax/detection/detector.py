@@ -22,13 +22,14 @@ from plan_jax import preemption, reporting
 from plan_jax.checkpoint import Checkpoints, abstract_state
 from plan_jax.detection import boxes, yolo
 from plan_jax.detection.films import Encode, Training, in_batches
-from plan_jax.evaluators import detection
+from plan_jax.evaluators import detection, results
 from plan_jax.evaluators.detection import Film
 from plan_jax.mesh import batch_sharding, everywhere, spread, to_global
 from plan_jax.reporting import Progress, Scalars, duration, say
 from plan_jax.workdir import Workdir
 
-BEST = "validation/detection/mAP_.4-.75"
+FOLLOWED = "mAP .4-.75"
+BEST = results.scalar_name(detection.TASK, FOLLOWED)
 _LEAST = 0.001  # score of a prediction
 _CANDIDATES = 400  # that suppression looks at, the highest of a film
 _OVERLAP = 0.5  # IoU above which it suppresses
@@ -242,7 +243,7 @@ def measure(detector: Detector, state: DetectorState, studies: Iterable[Study]) 
   """Macro mAP .4-.75, without intervals; NaN where no film has a box."""
   films = detector.films(state, studies)
   figures = detection.figures(films, len(detector.findings), np.ones((1, len(films))))[0]
-  figures = figures[:, detection.METRICS.index("mAP .4-.75")]
+  figures = figures[:, detection.METRICS.index(FOLLOWED)]
   known = figures[~np.isnan(figures)]
   return float(known.mean()) if len(known) else math.nan
 
@@ -280,7 +281,7 @@ def _loop(detector, state, done, history, checkpoints, workdir, source, validati
         figures = {BEST: value}
         history.append((now, value))
         scalars.write(now, figures)
-        say(f"  validation mAP .4-.75 {value:.3f}")
+        say(f"  validation {FOLLOWED} {value:.3f}")
         progress.skip()
       if measures or stop:
         checkpoints.save(now, state, figures)

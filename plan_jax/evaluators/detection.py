@@ -14,8 +14,8 @@ Protocol "detection-v1":
   nothing: the most that F allows, and tied predictions go together. A true box is hit where it
   holds the centre of a prediction; further hits are neither right nor false (the rule of the
   Object-CXR challenge). FROC is the mean over F = 1/8, 1/4, 1/2, 1, 2, 4, 8.
-- Films, not phrases, are the data; findings without a true box are left out, and that is said.
-  `macro` is the plain mean over the findings.
+- Findings without a true box are left out, and that is said; `macro` is the plain mean over the
+  others.
 - Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients; all figures are
   taken anew from the films drawn. A finding without a true box in a draw is no part of its mean.
 - Floor `typical box`: every film is given, for each finding, that box of the training split which
