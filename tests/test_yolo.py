@@ -138,31 +138,38 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_pyramid_and_head(name):
-  encoder, image = ENCODERS[name], jnp.ones((2, 64, 64, 1)) * jnp.arange(2)[:, None, None, None]
+def test_three_grids_of_every_encoder(name):
+  encoder, image = ENCODERS[name], jnp.zeros((2, 64, 64, 1))
+
+  def look(key):
+    variables = encoder.init(key, image)
+    levels, kept = yolo.pyramid(encoder, variables, image, train=False)
+    raw, _ = yolo.Head(3, 8).init_with_output(key, levels)
+    return levels, kept, variables.get("batch_stats", {}), raw
+
+  levels, kept, before, raw = jax.eval_shape(look, jax.random.key(0))
+  assert [level.shape[1:3] for level in levels] == [(8, 8), (4, 4), (2, 2)]
+  channels = {"vit": [16] * 3, "three stages": [16, 32, 32]}.get(name, [16, 32, 64])
+  assert [level.shape[-1] for level in levels] == channels
+  assert jax.tree.structure(kept) == jax.tree.structure(before)
+  assert raw.shape == (2, len(SLOTS.stride), 8) and raw.dtype == jnp.float32
+
+
+def test_the_grids_are_the_stages():
+  encoder = ENCODERS["three stages"]
+  image = jax.random.uniform(jax.random.key(0), (2, 64, 64, 1))
   variables = jax.jit(encoder.init)(jax.random.key(0), image)
   look = jax.jit(partial(yolo.pyramid, encoder), static_argnames="train")
   levels, kept = look(variables, image, train=False)
-  assert [level.shape[1:3] for level in levels] == [(8, 8), (4, 4), (2, 2)]
-  for a, b in zip(
-    jax.tree.leaves(kept), jax.tree.leaves(variables.get("batch_stats", {})), strict=True
-  ):
-    np.testing.assert_array_equal(a, b)
-  out = jax.jit(encoder.apply)(variables, image)
-  if name == "four stages":
-    assert [level.shape[-1] for level in levels] == [16, 32, 64]
-    np.testing.assert_allclose(levels[2], out, rtol=1e-5, atol=1e-6)
-  if name == "three stages":
-    np.testing.assert_allclose(levels[1].mean(), out.mean(), rtol=0.1)
+  out = encoder.apply(variables, image)
+  shrunk = out.reshape(2, 4, 2, 4, 2, 32).mean((2, 4))
+  assert np.corrcoef(levels[1].ravel(), shrunk.ravel())[0, 1] > 0.98
+  assert levels[0].shape == (2, 8, 8, 16) and (levels[0] >= 0).all() and levels[0].any()
+  jax.tree.map(np.testing.assert_array_equal, kept, variables["batch_stats"])
   _, moved = look(variables, image, train=True)
-  if name != "vit":
-    assert any(
-      (a != b).any()
-      for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(kept), strict=True)
-    )  # fmt: skip
-  head = yolo.Head(findings=3, channels=8)
-  raw, _ = jax.jit(head.init_with_output)(jax.random.key(1), levels)
-  assert raw.shape == (2, len(SLOTS.stride), 8) and raw.dtype == jnp.float32
+  assert all(
+    (a != b).any() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(kept), strict=True)
+  )
 
 
 def test_the_head_speaks_in_the_order_of_the_slots():
