@@ -256,8 +256,8 @@ def _read(run: Run) -> Scored:
   rows: dict[str, dict[Column, results.Row]] = {results.RUN: {}}
   own = f"{run.config.data.dataset}/"
   for row in run.results().rows:
-    if not row.data.startswith(own):
-      continue  # of an attached evaluation set
+    if not row.data.startswith(own) or row.protocol.startswith("compat-"):
+      continue  # of an attached evaluation set, or a figure that a protocol of ours has too
     column = (row.task, row.group, row.metric)
     if column in rows.setdefault(row.model, {}):
       raise UserError(

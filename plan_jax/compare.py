@@ -117,7 +117,12 @@ def _rules(evaluation: results.Evaluation, name: str) -> tuple[str, set]:
   attached, _, task = name.rpartition("/")
   own = next(iter(evaluation.data), "")  # the run's own data comes first
   data = next((d for d in evaluation.data if d.split("/")[0] == attached), "") if attached else own
-  rows = [row for row in evaluation.rows if (row.task, row.data) == (task, data)]
+  rows = [
+    row
+    for row in evaluation.rows
+    # The published protocols of others have no units here, and one run may do without them.
+    if (row.task, row.data) == (task, data) and not row.protocol.startswith("compat-")
+  ]
   return f"{data} ({evaluation.data.get(data)})", {(row.protocol, row.gallery) for row in rows}
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,14 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     compare.compare(first, run(tmp_path / "c", {"g": fewer}))
   with pytest.raises(UserError, match="other rules"):
     compare.compare(first, run(tmp_path / "d", {"g": means(0.0)}, protocol="v2"))
+
+
+def test_protocols_of_others_on_one_side_do_not_matter(tmp_path):
+  a, b = (run(tmp_path / name, {"g": means(0.0)}) for name in "ab")
+  found = results.read(Workdir(b).evaluation)
+  more = replace(found.rows[0], protocol="compat-other")
+  results.write(Workdir(b).evaluation, replace(found, rows=[*found.rows, more]))
+  assert len(compare.compare(a, b)[0]) == 3
 
 
 def test_command_line(tmp_path):

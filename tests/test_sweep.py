@@ -741,6 +741,8 @@ def test_what_cannot_be_collected_is_named(scored, tmp_path):
   broken.write_text("image_id\n")
   with pytest.raises(UserError, match=r"grounding\.csv, line 1.*--mode=evaluate"):
     collected(runs, tmp_path)
+  write_run(runs[1], [row(IOU, 0.5), row(IOU, 0.6, protocol="compat-other")])
+  collected(runs, tmp_path)
   write_run(runs[1], [row(IOU, 0.5), row(IOU, 0.6, protocol="v2")])
   with pytest.raises(UserError, match="run has grounding/macro/mIoU on several data"):
     collected(runs, tmp_path)
