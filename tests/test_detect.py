@@ -19,6 +19,7 @@ from plan_jax.detection import detector, films, yolo
 from plan_jax.evaluators import results
 from plan_jax.mesh import spread
 from plan_jax.models.resnet import ResNet
+from plan_jax.models.vit import ViT
 from plan_jax.workdir import Workdir
 
 SMALL = [
@@ -249,6 +250,31 @@ def test_every_mesh_learns_alike(folder):
     states.append(jax.device_get((state.batch_stats, metrics)))
   for a, b in zip(*map(jax.tree.leaves, states), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_vit_learns_and_goes_on(folder, tmp_path, frozen):
+  """Without running statistics of its own; frozen, it stays as it is."""
+  encoder = ViT(size=16, layers=1, heads=2, mlp_size=16, grid=4)
+  weights = encoder.init(jax.random.key(0), np.zeros((1, 64, 64, 1)))
+  source = films.training(folder, findings=("mass",), fraction=1, seed=0, image_px=64)
+  one = detector.Detector(
+    encoder, weights, _settings(frozen=frozen), yolo.COCO_ANCHORS / 6, source.findings, _mesh(1)
+  )
+  validation = records.RecordSource(folder, "validation")
+  state = detector.train(one, Workdir(tmp_path), source, validation)
+  again = detector.train(one, Workdir(tmp_path), source, validation)
+  jax.tree.map(np.testing.assert_array_equal, state, again)
+  pairs = zip(
+    jax.tree.leaves(state.params["encoder"]), jax.tree.leaves(weights["params"]), strict=True
+  )
+  assert all((a == b).all() for a, b in pairs) == frozen
+  film = np.zeros((50, 90), np.uint8)
+  ((corners, scores, labels),) = one.predict(state, [film])
+  assert len(corners) == len(scores) == len(labels) <= 100
+  assert (corners[:, 2] <= 90).all() and (corners[:, 3] <= 50).all() and (corners >= 0).all()
+  assert (np.diff(scores) <= 0).all()
 
 
 @pytest.mark.slow
