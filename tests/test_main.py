@@ -59,7 +59,7 @@ def test_the_demo_ends_with_figures_floors_and_the_report(demo):
   last = output.strip().splitlines()
   assert last[-1] == f"report: {report}"
   assert "mean_box" in output and "chance" in output and "ETA" in output
-  assert any(line.startswith("phantom/test") and "mIoU" in line for line in last[-8:])
+  assert any(line.startswith("phantom/test") and "mIoU" in line for line in last[-12:])
 
 
 def test_evaluation_json(demo):
