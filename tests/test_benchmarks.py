@@ -40,6 +40,7 @@ def test_the_torch_loop_is_gloria():
     np.testing.assert_allclose(a, b, atol=1e-3 * float(np.abs(b).max()))
 
 
+@pytest.mark.slow  # compiles every tower, forwards and backwards
 def test_train_step_has_a_row_for_every_part():
   rows = train_step.measure(train_step.SMALL, 1, with_torch=False)
   assert [row["row"] for row in rows] == [
