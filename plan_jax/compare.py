@@ -3,23 +3,27 @@
   python -m plan_jax.compare runs/a runs/b
 
 Compares every figure whose units both runs keep (`units/`), b minus a on the same units: 95 %
-percentile intervals of a paired bootstrap of patients, the same draws for both. A difference is
-called real where its interval excludes zero. That tells apart two models, not two methods: for
-those, train several seeds of each (`launch.sweep`).
+percentile intervals of a paired bootstrap of patients, the same draws for both. Films that are
+scored for a finding are compared by AUC and average precision and, where both runs have a
+threshold, by F1, accuracy, MCC, sensitivity and specificity, each at its own threshold. A
+difference is called real where its interval excludes zero. That tells apart two models, not two
+methods: for those, train several seeds of each (`launch.sweep`).
 """
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import UserError
-from plan_jax.evaluators import auc, bootstrap, results
+from plan_jax.evaluators import auc, bootstrap, classification, results
 from plan_jax.evaluators import units as unit_scores
 from plan_jax.evaluators.bootstrap import Summary
+from plan_jax.evaluators.classification import THRESHOLDED
 from plan_jax.evaluators.units import Units
 from plan_jax.workdir import Workdir
 
@@ -65,13 +69,17 @@ def compare(
     left_out.append(f"{name}: only {a if name in sides[0] else b} has its units")
   for name in sorted(sides[0].keys() & sides[1].keys()):
     first, second = (_read(side[name]) for side in sides)
-    data, rules = zip(*(_rules(evaluation, name) for evaluation in evaluations), strict=True)
+    data, rows = zip(*(_rows(evaluation, name) for evaluation in evaluations), strict=True)
+    rules = [{(row.protocol, row.gallery) for row in some} for some in rows]
     if first.metrics != second.metrics or rules[0] != rules[1]:
       left_out.append(f"{name}: measured by other rules; evaluate both again")
     elif data[0] != data[1]:
       left_out.append(f"{name}: other data: {' and '.join(map(str, data))}")
     elif (first.ids, first.groups, first.patients) != (second.ids, second.groups, second.patients):
       left_out.append(f"{name}: other units ({len(first.ids)} and {len(second.ids)})")
+    elif first.metrics == unit_scores.SCORED:
+      thresholds = tuple(map(_thresholds, rows))
+      found += _ranked_differences(name, (first, second), thresholds, resamples, seed)
     else:
       found += _differences(name, first, second, resamples, seed)
   if not found:
@@ -112,8 +120,8 @@ def _evaluation(path: Path) -> results.Evaluation:
     raise UserError(f"{error}: evaluate the run again (--mode=evaluate)") from error
 
 
-def _rules(evaluation: results.Evaluation, name: str) -> tuple[str, set]:
-  """The data that a file of units is of, with its fingerprint, and the rules of its figures."""
+def _rows(evaluation: results.Evaluation, name: str) -> tuple[str, list[results.Row]]:
+  """The data that a file of units is of, with its fingerprint, and the rows of its figures."""
   attached, _, task = name.rpartition("/")
   own = next(iter(evaluation.data), "")  # the run's own data comes first
   data = next((d for d in evaluation.data if d.split("/")[0] == attached), "") if attached else own
@@ -123,7 +131,13 @@ def _rules(evaluation: results.Evaluation, name: str) -> tuple[str, set]:
     # The published protocols of others have no units here, and one run may do without them.
     if (row.task, row.data) == (task, data) and not row.protocol.startswith("compat-")
   ]
-  return f"{data} ({evaluation.data.get(data)})", {(row.protocol, row.gallery) for row in rows}
+  return f"{data} ({evaluation.data.get(data)})", rows
+
+
+def _thresholds(rows: list[results.Row]) -> dict[str, float]:
+  """Finding -> the threshold of its figures, as the rows tell it."""
+  at_half = {row.group: 0.5 for row in rows if row.metric.endswith(" at .5")}
+  return at_half | {row.group: row.value for row in rows if row.metric == "threshold"}
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -143,17 +157,6 @@ def _read(path: Path) -> Units:
 
 def _differences(name: str, a: Units, b: Units, resamples: int, seed: int) -> Iterator[Difference]:
   draws = {"resamples": resamples, "seed": seed}
-  if a.metrics == unit_scores.SCORED:
-    positive = a.values[:, 1] == 1
-    sides = [
-      auc.grouped(side.values[:, 0], positive, a.groups, a.patients, resamples=0) for side in (a, b)
-    ]
-    change = auc.grouped_difference(
-      b.values[:, 0], a.values[:, 0], positive, a.groups, a.patients, **draws
-    )
-    for group, s in change.items():
-      yield Difference(name, group, "AUC", sides[0][group].value, sides[1][group].value, s)
-    return
   # A unit without the figure on one side has no difference.
   known = np.where(np.isnan(a.values) | np.isnan(b.values), np.nan, 1.0)
   sides = [
@@ -173,6 +176,39 @@ def _differences(name: str, a: Units, b: Units, resamples: int, seed: int) -> It
       middle = bootstrap.median_difference(*both, a.patients, **draws)
       figures = (np.median(a.values[:, m]), np.median(b.values[:, m]))
       yield Difference(name, group, f"median {metric}", *map(float, figures), middle)
+
+
+def _ranked_differences(
+  name: str,
+  sides: tuple[Units, Units],
+  thresholds: tuple[dict[str, float], dict[str, float]],
+  resamples: int,
+  seed: int,
+) -> Iterator[Difference]:
+  """Of units with `units.SCORED` and, on each side, the thresholds by finding."""
+  groups, patients = sides[0].groups, sides[0].patients
+  positive = sides[0].values[:, 1] == 1
+  shared = thresholds[0].keys() & thresholds[1].keys() & set(groups)
+  metrics = ("AUC", "average precision", *(THRESHOLDED if shared else ()))
+
+  def measure(side: int, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    scores, kinds, group = sides[side].values[places, 0], positive[places], groups[places[0]]
+    found = np.full((len(weights), len(metrics)), np.nan)
+    found[:, 0] = auc.auc(scores, kinds, weights)
+    found[:, 1] = classification.average_precision(scores, kinds, weights)
+    if group in shared:
+      found[:, 2:] = classification.thresholded(scores >= thresholds[side][group], kinds, weights)
+    return found
+
+  def figures(of: Callable[..., np.ndarray], draws: int) -> dict[str, list[Summary]]:
+    return bootstrap.grouped_figures(of, len(metrics), groups, patients, resamples=draws, seed=seed)
+
+  a, b = (figures(partial(measure, side), 0) for side in (0, 1))
+  change = figures(lambda *some: measure(1, *some) - measure(0, *some), resamples)
+  for group, summaries in change.items():
+    for m, (metric, some) in enumerate(zip(metrics, summaries, strict=True)):
+      if m < 2 or not np.isnan(some.value):
+        yield Difference(name, group, metric, a[group][m].value, b[group][m].value, some)
 
 
 def main() -> None:

@@ -183,6 +183,12 @@ def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str,
     model, islice(chosen.studies("regions"), count), grounding.box_prior([]), **common
   )
   rows += retrieval.evaluate_retrieval(model, islice(chosen.studies("text"), count), **common)
+  asked = prompts.load(config.evaluation.prompts)
+  untold = {"tell": lambda _: None}  # it would be the same each time
+  films = zero_shot.embed(model, islice(chosen.studies(), count), **untold) if asked else None
+  for some in asked if films else ():
+    found = zero_shot.score_zero_shot(model, films, some, **untold)
+    rows += zero_shot.zero_shot_rows(found, **common)
   return {
     results.scalar_name(row.task, row.metric): row.value
     for row in rows

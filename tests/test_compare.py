@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from input_pipeline.errors import UserError
 from plan_jax import compare
@@ -98,6 +99,48 @@ def test_ranked_units_are_compared_by_area(tmp_path):
   np.testing.assert_allclose(
     (one.change.low, one.change.high), bootstrap.interval(np.concatenate(drawn))
   )
+
+
+def with_thresholds(path, metric, values):
+  found = results.read(Workdir(path).evaluation)
+  rows = [replace(found.rows[0], group=g, metric=metric, value=v) for g, v in values.items()]
+  results.write(Workdir(path).evaluation, replace(found, rows=[*found.rows, *rows]))
+  return path
+
+
+def test_figures_at_a_threshold_take_each_run_at_its_own(tmp_path):
+  rng, positive = np.random.default_rng(1), np.arange(60) % 3 == 0
+  scores = [rng.normal(size=60) + 0.3 * positive, 5 + rng.normal(size=60) + 3.0 * positive]
+  a, b = (run(tmp_path / n, {"z": ranked(s)}) for n, s in zip("ab", scores, strict=True))
+  # Without thresholds on both sides there are none of their figures.
+  with_thresholds(a, "threshold", {"f": 0.4})
+  metrics = {d.metric for d in compare.compare(a, b)[0]}
+  assert metrics == {"AUC", "average precision"}
+  with_thresholds(b, "threshold", {"f": 6.0})
+  found = by_name(compare.compare(a, b)[0])
+  for metric, measure in {
+    "F1": sklearn.metrics.f1_score,
+    "accuracy": sklearn.metrics.accuracy_score,
+    "MCC": sklearn.metrics.matthews_corrcoef,
+  }.items():
+    one = found["z", "f", metric]
+    np.testing.assert_allclose(one.a, measure(positive, scores[0] >= 0.4))
+    np.testing.assert_allclose(one.b, measure(positive, scores[1] >= 6.0))
+    np.testing.assert_allclose(one.change.value, one.b - one.a)
+    assert one.change.low <= one.change.value <= one.change.high
+  one = found["z", "macro", "average precision"]
+  expected = [sklearn.metrics.average_precision_score(positive, s) for s in scores]
+  np.testing.assert_allclose([one.a, one.b], expected)
+  assert one.verdict == "better"
+
+
+def test_a_threshold_of_a_half_counts_too(tmp_path):
+  positive = np.arange(60) % 3 == 0
+  a, b = (run(tmp_path / n, {"z": ranked(s)}) for n, s in (("a", positive * 0.4), ("b", positive)))
+  for path in (a, b):
+    with_thresholds(path, "F1 at .5", {"f": 0.1, "macro": 0.1})
+  one = by_name(compare.compare(a, b)[0])["z", "f", "sensitivity"]
+  assert (one.a, one.b, one.verdict) == (0.0, 1.0, "better")
 
 
 def test_ranks_are_compared_by_their_medians_and_less_is_better(tmp_path):

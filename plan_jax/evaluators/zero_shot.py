@@ -43,7 +43,7 @@ Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,11 +155,16 @@ class Classes:
 
 
 def embed(
-  model: Embedder, studies: Iterable[Study], *, what: str = "zero-shot", batch: int = 64
+  model: Embedder,
+  studies: Iterable[Study],
+  *,
+  what: str = "zero-shot",
+  batch: int = 64,
+  tell: Callable[[str], None] = say,
 ) -> Films | None:
   """The films with a label of 1 or 0, `batch` at a time; None where there is none.
 
-  What is left out is said, after `what`. Raises ValueError, naming the image, where a film is
+  What is left out goes to `tell`, after `what`. Raises ValueError, naming the image, where a film is
   unreadable.
   """
   vectors, films = [], []
@@ -187,14 +192,16 @@ def embed(
       flush()
   flush()
   if without:
-    say(f"{what}: {without} of {without + len(ids)} films have no label of 1 or 0 and are left out")
+    tell(
+      f"{what}: {without} of {without + len(ids)} films have no label of 1 or 0 and are left out"
+    )
   if not ids:
     return None
   found = Films(np.concatenate(vectors), ids, patients, views, labels)
   if uncertain := sum(value == -1 for each in labels for value in each.values()):
-    say(f"{what}: {uncertain} uncertain pairs of film and finding are left out")
+    tell(f"{what}: {uncertain} uncertain pairs of film and finding are left out")
   if alone := found.findings()[1]:
-    say(
+    tell(
       f"{what}: {len(alone)} findings are only present or only absent and left out:"
       f" {', '.join(alone)}"
     )
@@ -202,7 +209,12 @@ def embed(
 
 
 def score_zero_shot(
-  model: Embedder, films: Films, prompts: PromptSet, validation: Films | None = None
+  model: Embedder,
+  films: Films,
+  prompts: PromptSet,
+  validation: Films | None = None,
+  *,
+  tell: Callable[[str], None] = say,
 ) -> Scores:
   """Scores the films by a set of prompts; see the top of this file.
 
@@ -211,13 +223,14 @@ def score_zero_shot(
     films: of `embed`.
     prompts: the set.
     validation: films to choose thresholds on, of other patients; None for .5.
+    tell: takes what is left out.
 
   Raises ValueError where an embedding is NaN.
   """
   findings, classes = films.findings()[0], _classes(films)
   asked = {name: prompts.of(name) for name in sorted({*findings, *classes})}
   if silent := [name for name, said in asked.items() if said is None]:
-    say(f"zero-shot, prompts {prompts.name}: nothing is said of {', '.join(silent)}; left out")
+    tell(f"zero-shot, prompts {prompts.name}: nothing is said of {', '.join(silent)}; left out")
   asked = {name: said for name, said in asked.items() if said}
   vectors = _embed_prompts(model, [t for p in asked.values() for t in (*p.positive, *p.negative)])
 
@@ -251,7 +264,7 @@ def score_zero_shot(
         found = classification.best_threshold(score(validation, name)[places], present)
         thresholds[name] = found, len(places)
     if without := [name for name in findings if name not in there]:
-      say(
+      tell(
         f"zero-shot, prompts {prompts.name}: not both present and absent in the validation split,"
         f" so without a threshold: {', '.join(without)}"
       )
@@ -275,7 +288,7 @@ def score_zero_shot(
     [films.patients[i] for i in kept],
   )
   if left := len(films.ids) - len(kept):
-    say(
+    tell(
       f"zero-shot classes, prompts {prompts.name}: {left} of {len(films.ids)} films have no single"
       " finding with prompts and a second film, and are left out"
     )
