@@ -164,8 +164,8 @@ def embed(
 ) -> Films | None:
   """The films with a label of 1 or 0, `batch` at a time; None where there is none.
 
-  What is left out goes to `tell`, after `what`. Raises ValueError, naming the image, where a film is
-  unreadable.
+  What is left out goes to `tell`, after `what`. Raises ValueError, naming the image, where a film
+  is unreadable.
   """
   vectors, films = [], []
   ids, patients, views, labels = [], [], [], []
