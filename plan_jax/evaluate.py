@@ -16,6 +16,7 @@ from plan_jax.evaluators import (
   class_retrieval,
   grounding,
   grounding_compat,
+  labelled,
   presence,
   prompts,
   reranking,
@@ -150,13 +151,13 @@ def _zero_shot(
 ) -> Iterator[zero_shot.Scores]:
   """Scores of every set of prompts; films are embedded once, thresholds are of validation films."""
   asked = prompts.load(config.evaluation.prompts)
-  films = zero_shot.embed(model, chosen.studies(what="zero-shot")) if asked else None
+  films = labelled.embed(model, chosen.studies(what="zero-shot"), "zero-shot") if asked else None
   if films is None:
     return
   validation = None
   if chosen.split != "validation" and records.splits(chosen.folder).get("validation"):
     what = "zero-shot, validation split"
-    validation = zero_shot.embed(model, chosen.studies(what=what, split="validation"), what=what)
+    validation = labelled.embed(model, chosen.studies(what=what, split="validation"), what)
   for some in asked:
     yield zero_shot.score_zero_shot(model, films, some, validation)
 
@@ -185,7 +186,7 @@ def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str,
   rows += retrieval.evaluate_retrieval(model, islice(chosen.studies("text"), count), **common)
   asked = prompts.load(config.evaluation.prompts)
   untold = {"tell": lambda _: None}  # it would be the same each time
-  films = zero_shot.embed(model, islice(chosen.studies(), count), **untold) if asked else None
+  films = labelled.embed(model, islice(chosen.studies(), count), "", **untold) if asked else None
   for some in asked if films else ():
     found = zero_shot.score_zero_shot(model, films, some, **untold)
     rows += zero_shot.zero_shot_rows(found, **common)

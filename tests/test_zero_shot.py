@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.study import Study
-from plan_jax.evaluators import auc, classification, prompts, zero_shot
+from plan_jax.evaluators import auc, classification, labelled, prompts, zero_shot
+from plan_jax.evaluators.finding_figures import RANKED
 from plan_jax.evaluators.prompts import Prompts, PromptSet
 from plan_jax.evaluators.units import SCORED
 
@@ -73,7 +74,7 @@ BOTH = said("mass", ["a mass", "there is a mass"], ["no mass"]) | said(
 
 def test_films_are_embedded_once_and_what_is_left_out_is_said(capsys):
   model = Model()
-  films = zero_shot.embed(model, iter(STUDIES), batch=3)
+  films = labelled.embed(model, iter(STUDIES), batch=3, what="zero-shot")
   assert model.asked["films"] == [[1, 2, 3], [4]]
   assert films.ids == ["i1", "i2", "i3", "i4"] and films.patients == ["p1", "p2", "p3", "p4"]
   assert films.findings() == (["edema", "mass"], ["scar", "tube"])
@@ -86,15 +87,18 @@ def test_films_are_embedded_once_and_what_is_left_out_is_said(capsys):
   assert model.asked["texts"] == [["x", "y", "z"]] and len(model.asked["films"]) == 2
   assert set(found.units.groups) == {"mass"} and found.classes is None
   assert "prompts mine: nothing is said of edema; left out" in capsys.readouterr().out
-  assert zero_shot.embed(model, []) is None and zero_shot.embed(model, STUDIES[4:]) is None
+  assert (
+    labelled.embed(model, [], what="zero-shot") is None
+    and labelled.embed(model, STUDIES[4:], what="zero-shot") is None
+  )
   with pytest.raises(ValueError, match="i7"):
-    zero_shot.embed(model, [study(7, {"mass": 1}, image=b"no")])
+    labelled.embed(model, [study(7, {"mass": 1}, image=b"no")], what="zero-shot")
 
 
 @pytest.mark.parametrize("ensemble", prompts.ENSEMBLES)
 def test_scores_by_hand(ensemble):
   model = Model(1)
-  films = zero_shot.embed(model, STUDIES)
+  films = labelled.embed(model, STUDIES, what="zero-shot")
   found = zero_shot.score_zero_shot(model, films, prompt_set(BOTH, ensemble)).units
   assert found.metrics == SCORED
   expected = {}
@@ -158,9 +162,9 @@ THREE = BOTH | said("rare", ["rare thing"], ["no rare thing"])
 
 def test_thresholds_are_of_the_validation_films(capsys):
   model = Model(2)
-  films = zero_shot.embed(model, many())
+  films = labelled.embed(model, many(), what="zero-shot")
   # One kind of "rare" only.
-  validation = zero_shot.embed(model, many(40, seed=5, shift=121), what="validation")
+  validation = labelled.embed(model, many(40, seed=5, shift=121), what="validation")
   for labels in validation.labels:
     labels["rare"] = 0
   found = zero_shot.score_zero_shot(model, films, prompt_set(THREE), validation)
@@ -208,12 +212,12 @@ def test_thresholds_are_of_the_validation_films(capsys):
 
 def test_without_validation_films_the_threshold_is_half_and_named():
   model = Model(3)
-  films = zero_shot.embed(model, many(40))
+  films = labelled.embed(model, many(40), what="zero-shot")
   found = zero_shot.score_zero_shot(model, films, prompt_set(BOTH))
   assert found.thresholds is None
   rows = zero_shot.zero_shot_rows(found, data="toy/test", resamples=0)
   assert {row.metric for row in rows if row.task == "zero-shot-mine"} == {
-    *zero_shot.RANKED, *(f"{name} at .5" for name in classification.THRESHOLDED)
+    *RANKED, *(f"{name} at .5" for name in classification.THRESHOLDED)
   }  # fmt: skip
   by = cells(rows)
   score, present = found.units.values[:40, 0] >= 0.5, found.units.values[:40, 1] == 1
@@ -225,13 +229,15 @@ def test_without_validation_films_the_threshold_is_half_and_named():
   rows = zero_shot.zero_shot_rows(
     zero_shot.score_zero_shot(model, films, similar), data="toy/test", resamples=0
   )
-  assert {row.metric for row in rows} == set(zero_shot.RANKED)
+  assert {row.metric for row in rows} == set(RANKED)
   assert {row.protocol for row in rows} == {"zero-shot-v1, prompts abcdef"}
 
 
 def test_a_threshold_of_the_scored_films_is_never_worse():
   model = Model(4)
-  films, validation = (zero_shot.embed(model, many(80, s, shift=s * 100)) for s in (0, 1))
+  films, validation = (
+    labelled.embed(model, many(80, s, shift=s * 100), what="zero-shot") for s in (0, 1)
+  )
   found = zero_shot.score_zero_shot(model, films, prompt_set(BOTH), validation)
   plain = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0))
   rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0, compatibility=True))
@@ -251,7 +257,7 @@ def test_a_threshold_of_the_scored_films_is_never_worse():
 
 def test_views_are_compared_on_the_findings_that_all_have():
   model = Model(5)
-  films = zero_shot.embed(model, many(120, views=("PA", "AP")))
+  films = labelled.embed(model, many(120, views=("PA", "AP")), what="zero-shot")
   found = zero_shot.score_zero_shot(model, films, prompt_set(THREE))
   rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=20))
   score, present = found.units.values[:, 0], found.units.values[:, 1] == 1
@@ -267,7 +273,7 @@ def test_views_are_compared_on_the_findings_that_all_have():
     row = rows["zero-shot-mine", "zero-shot-v1", f"view {view}", "AUC", "run"]
     assert row.value == pytest.approx(np.mean(each)) and row.n == 120 and row.low < row.high
   for views, n in ((("PA", "AP"), 98), (("PA",), 120), (("PA", ""), 120)):
-    few = zero_shot.embed(model, many(n, views=views))
+    few = labelled.embed(model, many(n, views=views), what="zero-shot")
     few = zero_shot.score_zero_shot(model, few, prompt_set(THREE))
     rows = zero_shot.zero_shot_rows(few, data="toy", resamples=0)
     assert not [row for row in rows if row.group.startswith("view")]
@@ -291,7 +297,7 @@ LETTERS = (
 def test_classes_by_hand(capsys):
   model = Model(6)
   names = ["a"] * 9 + ["b"] * 6 + ["c"] * 5 + ["d"] * 2 + ["e"] + [""]
-  films = zero_shot.embed(model, single(names))
+  films = labelled.embed(model, single(names), what="zero-shot")
   found = zero_shot.score_zero_shot(model, films, prompt_set(LETTERS, "highest"))
   assert "4 of 24 films have no single finding with prompts" in capsys.readouterr().out
   classes = found.classes
@@ -332,10 +338,14 @@ def test_classes_by_hand(capsys):
 
 def test_films_of_one_class_only_have_no_classes():
   model = Model(7)
-  films = zero_shot.embed(model, [study(1, {"a": 1}), study(2, {"a": 1}), study(3, {"a": 0})])
+  films = labelled.embed(
+    model, [study(1, {"a": 1}), study(2, {"a": 1}), study(3, {"a": 0})], what="zero-shot"
+  )
   found = zero_shot.score_zero_shot(model, films, prompt_set(LETTERS))
   assert found.classes is None and found.units is not None
-  only = zero_shot.embed(model, [study(i, {"a" if i < 3 else "b": 1}) for i in range(1, 5)])
+  only = labelled.embed(
+    model, [study(i, {"a" if i < 3 else "b": 1}) for i in range(1, 5)], what="zero-shot"
+  )
   found = zero_shot.score_zero_shot(model, only, prompt_set(LETTERS))
   assert found.units is None and found.classes.names == ["a", "b"]
   rows = zero_shot.zero_shot_rows(found, data="toy", resamples=0)
@@ -353,7 +363,7 @@ def test_one_who_knows_and_one_who_does_not():
   knows = Model(films={i: axes[name] for i, name in enumerate(names, 1)}, texts=dict(texts))
   blind = Model(films={i: np.ones(4) for i in range(1, 91)}, texts=dict(texts))
   for model, area, precision, right in ((knows, 1, 1, 1), (blind, 0.5, 1 / 3, 1 / 3)):
-    films = zero_shot.embed(model, studies)
+    films = labelled.embed(model, studies, what="zero-shot")
     found = zero_shot.score_zero_shot(model, films, prompt_set(LETTERS))
     rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0, compatibility=True))
     assert rows["zero-shot-mine", "zero-shot-v1", "macro", "AUC", "run"].value == area

@@ -40,11 +40,15 @@ TOLERANCE = 1e-6
 _NONE = float("nan")
 
 
-class Embedder(Protocol):
-  """What retrieval needs of a model: unit-norm global embeddings of one width."""
+class ImageEmbedder(Protocol):
+  """A model that makes a vector of a film."""
 
   def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
     """Films uint8 [H, W], of any size, to float32 [N, D]."""
+
+
+class Embedder(ImageEmbedder, Protocol):
+  """What retrieval needs of a model: unit-norm global embeddings of one width."""
 
   def embed_texts(self, texts: list[tuple[str, ...]]) -> np.ndarray:
     """Reports, each a tuple of sentences, to float32 [N, D]."""

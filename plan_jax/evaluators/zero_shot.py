@@ -43,17 +43,16 @@ Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline import images
-from input_pipeline.study import Study
-from plan_jax.evaluators import auc, bootstrap, classification
+from plan_jax.evaluators import bootstrap, classification
 from plan_jax.evaluators.bootstrap import MACRO
 from plan_jax.evaluators.class_retrieval import single_finding
-from plan_jax.evaluators.classification import THRESHOLDED
+from plan_jax.evaluators.finding_figures import finding_rows, places_by_finding, view_rows
+from plan_jax.evaluators.labelled import Films
 from plan_jax.evaluators.prompts import PromptSet
 from plan_jax.evaluators.results import RUN, Row
 from plan_jax.evaluators.retrieval import Embedder
@@ -64,47 +63,7 @@ PROTOCOL = "zero-shot-v1"
 CLASSES_PROTOCOL = "zero-shot-classes-v1"
 TEST_THRESHOLD = "compat-test-threshold"
 GLORIA = "compat-gloria"
-RANKED = ("AUC", "average precision")
-VIEW_FILMS = 50  # that a view needs
 _GLORIA_PROMPTS, _GLORIA_SEED = 5, 6
-# Metric -> floor -> its figure, of the share of positives.
-_FLOORS = {
-  "AUC": {"chance": lambda share: 0.5},
-  "average precision": {"chance": lambda share: share},
-  "F1": {"constant": lambda share: 2 * share / (1 + share)},
-  "accuracy": {"constant": lambda share: max(share, 1 - share)},
-  "MCC": {"chance": lambda share: 0.0},
-}
-
-
-@dataclass(frozen=True)
-class Films:
-  """N embedded films, each with a label of 1 or 0.
-
-  Attributes:
-    vectors: float32 [N, D], unit norm.
-    ids, patients, views: [N].
-    labels: [N], of the studies.
-  """
-
-  vectors: np.ndarray
-  ids: list[str]
-  patients: list[str]
-  views: list[str]
-  labels: list[dict[str, int]]
-
-  def labelled(self, finding: str) -> tuple[np.ndarray, np.ndarray]:
-    """Places int [K] of the films labelled 1 or 0, and bool [K], which are labelled 1."""
-    values = np.array([labels.get(finding, -1) for labels in self.labels])
-    places = np.flatnonzero(values >= 0)
-    return places, values[places] == 1
-
-  def findings(self) -> tuple[list[str], list[str]]:
-    """Those that some films have and some have not, and those of one kind only; sorted."""
-    kinds = {(name, value) for labels in self.labels for name, value in labels.items()}
-    names = sorted({name for name, value in kinds if value != -1})
-    both = [name for name in names if {(name, 0), (name, 1)} <= kinds]
-    return both, [name for name in names if name not in both]
 
 
 @dataclass(frozen=True)
@@ -152,60 +111,6 @@ class Classes:
     right = np.take_along_axis(given, self.of[:, None], axis=1)
     ids = [unit_id(image_id) for image_id in self.ids]
     return Units(ids, ["all"] * len(ids), self.patients, ("accuracy",), right)
-
-
-def embed(
-  model: Embedder,
-  studies: Iterable[Study],
-  *,
-  what: str = "zero-shot",
-  batch: int = 64,
-  tell: Callable[[str], None] = say,
-) -> Films | None:
-  """The films with a label of 1 or 0, `batch` at a time; None where there is none.
-
-  What is left out goes to `tell`, after `what`. Raises ValueError, naming the image, where a film
-  is unreadable.
-  """
-  vectors, films = [], []
-  ids, patients, views, labels = [], [], [], []
-  without = 0
-
-  def flush() -> None:
-    if films:
-      vectors.append(np.asarray(model.embed_images(list(films)), np.float32))
-      films.clear()
-
-  for study in studies:
-    if not any(value in (0, 1) for value in study.labels.values()):
-      without += 1
-      continue
-    try:
-      films.append(images.decode(study.image))
-    except ValueError as error:
-      raise ValueError(f"{study.image_id}: {error}") from error
-    ids.append(study.image_id)
-    patients.append(study.patient_id)
-    views.append(study.view)
-    labels.append(study.labels)
-    if len(films) == batch:
-      flush()
-  flush()
-  if without:
-    tell(
-      f"{what}: {without} of {without + len(ids)} films have no label of 1 or 0 and are left out"
-    )
-  if not ids:
-    return None
-  found = Films(np.concatenate(vectors), ids, patients, views, labels)
-  if uncertain := sum(value == -1 for each in labels for value in each.values()):
-    tell(f"{what}: {uncertain} uncertain pairs of film and finding are left out")
-  if alone := found.findings()[1]:
-    tell(
-      f"{what}: {len(alone)} findings are only present or only absent and left out:"
-      f" {', '.join(alone)}"
-    )
-  return found
 
 
 def score_zero_shot(
@@ -341,20 +246,20 @@ def zero_shot_rows(
       thresholds = {name: value for name, (value, _) in scores.thresholds.items()}
     elif prompts.has_negatives:
       thresholds, suffix = dict.fromkeys(scores.units.groups, 0.5), " at .5"
-    rows += _rows(head, scores.units, thresholds, draws, suffix=suffix)
+    rows += finding_rows(head, scores.units, thresholds, draws, suffix=suffix)
     rows += [
       Row(*head, name, "threshold", RUN, value, np.nan, np.nan, films)
       for name, (value, films) in (scores.thresholds or {}).items()
     ]
-    rows += _view_rows(head, scores, draws)
+    rows += view_rows(head, scores.units, scores.views, draws)
     if compatibility:
       score, present = scores.units.values.T
       chosen = {
         name: classification.best_threshold(score[places], present[places] == 1)
-        for name, places in _places(scores.units).items()
+        for name, places in places_by_finding(scores.units).items()
       }
       head = (head[0], f"{TEST_THRESHOLD}, {mark}", data)
-      rows += _rows(head, scores.units, chosen, draws, ranked=False)
+      rows += finding_rows(head, scores.units, chosen, draws, ranked=False)
   if scores.classes is not None:
     head = (f"zero-shot-classes-{prompts.name}", f"{CLASSES_PROTOCOL}, {mark}", data)
     rows += _class_rows(head, scores.classes, scores.classes.similarities, draws)
@@ -377,89 +282,6 @@ def _embed_prompts(model: Embedder, texts: list[str]) -> dict[str, np.ndarray]:
     return {}
   vectors = np.asarray(model.embed_texts([(text,) for text in different]), np.float32)
   return dict(zip(different, vectors, strict=True))
-
-
-def _rows(
-  head: tuple[str, str, str],
-  units: Units,
-  thresholds: dict[str, float],
-  draws: dict[str, int],
-  *,
-  ranked: bool = True,
-  suffix: str = "",
-) -> list[Row]:
-  """Rows of the findings and their macro mean, beside the floors.
-
-  With `ranked` those of `RANKED`; of findings with a threshold, those of `THRESHOLDED` + suffix.
-  """
-  metrics = (RANKED if ranked else ()) + tuple(
-    f"{name}{suffix}" for name in THRESHOLDED if thresholds
-  )
-  score, present = units.values[:, 0], units.values[:, 1] == 1
-
-  def measure(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    some, kinds = score[places], present[places]
-    parts = [np.zeros((len(weights), 0))]
-    if ranked:
-      parts.append(auc.auc(some, kinds, weights)[:, None])
-      parts.append(classification.average_precision(some, kinds, weights)[:, None])
-    if thresholds:
-      # Nothing reaches the threshold of a finding that has none.
-      threshold = thresholds.get(units.groups[places[0]], np.nan)
-      found = classification.thresholded(some >= threshold, kinds, weights)
-      parts.append(np.full_like(found, np.nan) if np.isnan(threshold) else found)
-    return np.concatenate(parts, axis=1)
-
-  who = units.groups, units.patients
-  found = bootstrap.grouped_figures(measure, len(metrics), *who, **draws)
-  shares = {name: float(present[places].mean()) for name, places in _places(units).items()}
-  rows = []
-  for group, figures in found.items():
-    for m, (metric, s) in enumerate(zip(metrics, figures, strict=True)):
-      if np.isnan(s.value):
-        continue
-      rows.append(Row(*head, group, metric, RUN, s.value, s.low, s.high, s.n))
-      behind = [name for name in shares if not np.isnan(found[name][m].value)]
-      behind = behind if group == MACRO else [group]
-      for floor, figure in _FLOORS.get(metric.removesuffix(suffix), {}).items():
-        value = float(np.mean([figure(shares[name]) for name in behind]))
-        rows.append(Row(*head, group, metric, floor, value, np.nan, np.nan, s.n))
-  return rows
-
-
-def _places(units: Units) -> dict[str, np.ndarray]:
-  """Finding -> the places of its units."""
-  groups = np.array(units.groups)
-  return {name: np.flatnonzero(groups == name) for name in dict.fromkeys(units.groups)}
-
-
-def _view_rows(head: tuple[str, str, str], scores: Scores, draws: dict[str, int]) -> list[Row]:
-  """The macro AUC by view, over the findings that have both kinds in every view with enough films.
-
-  None where fewer than two views have enough.
-  """
-  units, views = scores.units, np.array(scores.views)
-  films = {unit.partition("\t")[0]: view for unit, view in zip(units.ids, views, strict=True)}
-  names, counts = np.unique([view for view in films.values() if view] or [""], return_counts=True)
-  names = names[counts >= VIEW_FILMS].tolist()
-  if len(names) < 2:
-    return []
-  score, present, groups = units.values[:, 0], units.values[:, 1] == 1, np.array(units.groups)
-  kinds = set(zip(views.tolist(), groups.tolist(), present.tolist(), strict=True))
-  shared = [
-    name
-    for name in dict.fromkeys(units.groups)
-    if all((view, name, kind) in kinds for view in names for kind in (True, False))
-  ]
-  rows = []
-  for view in names if shared else ():
-    i = np.flatnonzero((views == view) & np.isin(groups, shared))
-    patients = [units.patients[j] for j in i]
-    s = auc.grouped(score[i], present[i], groups[i].tolist(), patients, **draws)[MACRO]
-    row = (*head, f"view {view}", "AUC")
-    rows.append(Row(*row, RUN, s.value, s.low, s.high, s.n))
-    rows.append(Row(*row, "chance", 0.5, np.nan, np.nan, s.n))
-  return rows
 
 
 def _class_rows(
