@@ -18,21 +18,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import images, records
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from plan_jax import grounder, preemption
+from plan_jax import preemption
 from plan_jax.detection import pictures, yolo
 from plan_jax.detection.detector import Detector, train
 from plan_jax.detection.films import iter_of, training
+from plan_jax.downstream import data_name, encoder_of
 from plan_jax.evaluators import bootstrap, detection, results, units
 from plan_jax.evaluators.detection import Film
 from plan_jax.mesh import make_mesh
-from plan_jax.models.plan import image_encoder
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir, WorkdirError
 
@@ -51,7 +50,13 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
   if not splits.get("train") or not splits.get("test"):
     raise UserError(f"{arguments.records} needs a train and a test split; it has {splits}")
   settings = _settings(arguments, config)
-  encoder, weights = _encoder(arguments, config, settings)
+  encoder, weights, settings.run_step = encoder_of(
+    arguments.workdir,
+    config,
+    fresh=arguments.encoder != "run",
+    image_px=settings.image_px,
+    seed=settings.seed,
+  )
   try:
     out.claim(settings)
     out.claim_records(arguments.records, records.fingerprint(arguments.records))
@@ -85,8 +90,8 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
   if others:
     say(f"detection: {others.total()} test regions are of other findings: {', '.join(others)}")
   floor = detection.with_typical_boxes(films, source.typical, source.shares)
-  name = json.loads((Path(arguments.records) / "dataset_info.json").read_text())["name"]
-  common = {"data": f"{name}/test", "resamples": arguments.resamples, "seed": settings.seed}
+  data = data_name(arguments.records, "test")
+  common = {"data": data, "resamples": arguments.resamples, "seed": settings.seed}
   rows = detection.detection_rows(
     films, detector.findings, floors={detection.TYPICAL: floor}, **common
   )
@@ -124,23 +129,7 @@ def _settings(arguments: argparse.Namespace, config: ConfigDict) -> ConfigDict:
   settings.frozen = frozen
   settings.findings = tuple(filter(None, arguments.findings.split(",")))
   settings.image = config.model.image.to_dict()
-  settings.run_step = -1
   return settings
-
-
-def _encoder(arguments: argparse.Namespace, config: ConfigDict, settings: ConfigDict):
-  """The module and its weights; notes the step of the run in the settings."""
-  encoder = image_encoder(config.model.image)
-  if arguments.encoder == "run":
-    model = grounder.load(arguments.workdir)
-    settings.run_step = model.step
-    parts = jax.device_get(model.variables)
-    weights = {part: tree.get("image_encoder", {}) for part, tree in parts.items()}
-    say(f"image encoder of {arguments.workdir} at step {model.step}")
-    return encoder, weights
-  side = settings.image_px
-  init = jax.jit(encoder.init)
-  return encoder, init(jax.random.key(settings.seed), np.zeros((1, side, side, 1), np.float32))
 
 
 def _write_coco(out: Workdir, films: Sequence[Film], findings: Sequence[str]) -> None:

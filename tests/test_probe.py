@@ -1,0 +1,158 @@
+"""A linear probe from end to end on the phantom, and on films that can be told by their grey."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from experiments import tiny
+from input_pipeline import convert, images, records
+from input_pipeline.errors import UserError
+from input_pipeline.study import Study
+from plan_jax import compare, probe, train
+from plan_jax.assembly import assemble
+from plan_jax.checkpoint import Checkpoints
+from plan_jax.evaluators import labelled, results
+from plan_jax.models.resnet import ResNet
+from plan_jax.models.vit import ViT
+from plan_jax.workdir import Workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run that has not learned anything yet, beside its records."""
+  path = tmp_path_factory.mktemp("probe")
+  config = tiny(**{"data.options.train_films": 64, "data.options.validation_films": 32,
+                   "data.options.test_films": 32})  # fmt: skip
+  convert.convert("phantom", path / "records", workers=0, progress=False, **config.data.options)
+  work = Workdir(path / "a")
+  work.claim(config)
+  source = records.RecordSource(path / "records", "train")
+  tokenizer = train.make_tokenizer(config, work, source)
+  checkpoints = Checkpoints(work.checkpoints)
+  checkpoints.save(0, assemble(config, tokenizer).initial_state())
+  checkpoints.close()
+  return path
+
+
+def arguments(run, out, *more):
+  places = [f"--workdir={run / 'a'}", f"--records={run / 'records'}", f"--out={out}"]
+  return probe.parser().parse_args([*places, "--resamples=20", *more])
+
+
+def values(rows):
+  return [(row.group, row.metric, row.model, row.value, row.n) for row in rows]
+
+
+def test_from_records_to_a_comparison(run, tmp_path, capsys):
+  rows = probe.probe(arguments(run, tmp_path / "run"))
+  names = {(row.metric, row.model) for row in rows if row.group == "macro"}
+  assert {("AUC", "run"), ("AUC", "chance"), ("F1", "constant"), ("MCC", "run")} <= names
+  assert {row.protocol for row in rows} == {"linear-probe-v1"}
+  assert any(row.metric == "threshold" for row in rows)
+  kept = results.read(tmp_path / "run" / "evaluation.json").rows
+  assert values(kept) == values(rows)
+  with np.load(tmp_path / "run" / "probe.npz") as kept:
+    assert kept["weights"].shape == (kept["mean"].size, kept["findings"].size)
+  with pytest.raises(UserError, match="another --out"):
+    probe.probe(arguments(run, tmp_path / "run"))
+  probe.probe(arguments(run, tmp_path / "random", "--encoder=random", "--seed=3"))
+  found, left_out = compare.compare(tmp_path / "run", tmp_path / "random", resamples=20)
+  assert {"AUC", "average precision", "F1"} <= {d.metric for d in found} and not left_out
+  assert "penalty" in capsys.readouterr().out
+
+
+def test_a_share_of_patients_and_chosen_findings(run, tmp_path, capsys):
+  rows = probe.probe(arguments(run, tmp_path / "a", "--fraction=0.5", "--findings=edema"))
+  assert {row.group for row in rows} <= {"macro", "edema"}
+  source = records.RecordSource(run / "records", "train")
+  patients = {source[i].patient_id for i in range(len(source))}
+  assert f"of {round(len(patients) / 2)} patients" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_error(run, tmp_path):
+  with pytest.raises(UserError, match="--findings: gallstones not both present and absent"):
+    probe.probe(arguments(run, tmp_path / "a", "--findings=gallstones"))
+  with pytest.raises(UserError, match="no run"):
+    probe.probe(
+      probe.parser().parse_args(
+        [f"--workdir={tmp_path}", f"--records={run / 'records'}", f"--out={tmp_path / 'b'}"]
+      )
+    )
+  call = [sys.executable, "-m", "plan_jax.probe", "--workdir=x", "--records=y", "--out=z"]
+  done = subprocess.run(
+    [*call, "--fraction=2"], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+  )
+  assert done.returncode == 1 and "--fraction=2 must be above 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+  "encoder",
+  [ResNet(18, width=0.125, stages=2), ViT(16, 1, 2, 16, 16, 4)],
+  ids=["resnet", "vit"],
+)
+def test_features_are_the_mean_over_the_grid_whatever_the_batch(encoder):
+  rng = np.random.default_rng(0)
+  films = [rng.integers(0, 256, shape).astype(np.uint8) for shape in [(64, 64), (90, 40), (64, 80)]]
+  weights = encoder.init(jax.random.key(0), np.zeros((1, 64, 64, 1), np.float32))
+  features = probe.Features(encoder, weights, 64)
+  fitted = np.stack([images.fit(film, 64) for film in films])[..., None]
+  expected = np.asarray(encoder.apply(weights, fitted)).mean((1, 2))
+  found = features.embed_images(films)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  many = features.embed_images(films * 30)  # more than a batch
+  np.testing.assert_allclose(many, np.tile(expected, (30, 1)), atol=1e-5)
+
+
+class Grey:
+  """Its vectors are a film's mean grey, and noise."""
+
+  def embed_images(self, films):
+    rng = np.random.default_rng(len(films))
+    return np.array([[film.mean() / 255, rng.normal()] for film in films], np.float32)
+
+
+def _films(count, seed):
+  rng = np.random.default_rng(seed)
+  for i in range(count):
+    bright, unsure = bool(rng.integers(2)), rng.random() < 0.2
+    pixels = np.full((8, 8), 150 if bright else 100, np.uint8)
+    labels = {"bright": -1 if unsure else int(bright), "luck": int(rng.integers(2))}
+    study = Study(
+      image_id=f"{seed}-{i}", study_id=f"{seed}-{i}", patient_id=f"{seed}-{i // 2}",
+      image=cv2.imencode(".png", pixels)[1].tobytes(), height=8, width=8, labels=labels,
+    )  # fmt: skip
+    yield study
+
+
+def test_what_can_be_told_is_told_and_uncertain_labels_do_not_count(capsys):
+  sets = [labelled.embed(Grey(), _films(n, s), "x") for s, n in enumerate((200, 100, 100))]
+  findings = ["bright", "luck"]
+  model = probe.choose(sets[0], sets[1], findings)
+  found, views = probe.scored(model, sets[2], findings)
+  assert len(views) == len(found.ids) < 200
+  validation = probe.scored(model, sets[1], findings)[0]
+  rows = probe.probe_rows(found, views, data="toy", validation=validation, resamples=50)
+  cells = {(r.group, r.metric, r.model): r for r in rows}
+  assert cells["bright", "AUC", "run"].value == 1
+  assert cells["bright", "F1", "run"].value == 1
+  luck = cells["luck", "AUC", "run"]
+  assert luck.low < 0.5 < luck.high
+  assert cells["bright", "AUC", "run"].n == sum(s.labels["bright"] >= 0 for s in _films(100, 2))
+  without = probe.probe_rows(found, views, data="toy", validation=None, resamples=0)
+  assert "F1 at .5" in {row.metric for row in without}
+  fewer = dataclasses.replace(sets[0], labels=[s | {"luck": 1} for s in sets[0].labels])
+  capsys.readouterr()
+  one = probe.choose(fewer, sets[1], findings)
+  assert "only one kind of luck: the same score for all" in capsys.readouterr().out
+  same = {(r.group, r.metric): r.value for r in probe.probe_rows(
+    probe.scored(one, sets[2], findings)[0], views, data="toy", validation=None, resamples=0
+  ) if r.model == "run"}  # fmt: skip
+  assert same["luck", "AUC"] == 0.5 and same["bright", "AUC"] == 1
+  one_kind = dataclasses.replace(sets[2], labels=[{"bright": 1}] * len(sets[2].ids))
+  assert probe.scored(model, one_kind, findings) == (None, [])
