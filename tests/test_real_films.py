@@ -1,0 +1,94 @@
+"""Every task on real films, where the private folder of them is at hand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import real_films
+from experiments import TINY
+from plan_jax.evaluators import results
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT.parent / "shared" / "data" / "cxr_mini"
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(not FOLDER.is_dir(), reason="the private films are not here"),
+]
+
+
+def job(module, *flags):
+  call = [sys.executable, "-m", module, *flags]
+  done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, timeout=600)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run of a few steps on some of the films."""
+  path = tmp_path_factory.mktemp("real")
+  rows = real_films.rows(FOLDER)
+  some = [row for row in rows if row["split"] == "test"]
+  some += [row for row in rows if row["split"] == "validation" and row["text_kind"] == "report"]
+  some += [row for row in rows if row["split"] == "train" and row["boxes"] != "[]"][:32]
+  some += [row for row in rows if row["split"] == "train" and row["text"]][:96]
+  kept = {row["image_id"]: row for row in some}
+  real_films.write(FOLDER, path / "films", list(kept.values()))
+  keys = {key: value for key, value in TINY.items() if "options" not in key}
+  job(
+    "plan_jax.main", "--config=configs/folder.py", f"--config.data.source={path / 'films'}",
+    f"--workdir={path / 'a'}", "--config.evaluation.split=test",
+    "--config.evaluation.compatibility=True",
+    *(f"--config.{key}={value}" for key, value in keys.items()),
+  )  # fmt: skip
+  return path / "a"
+
+
+def test_every_task_has_figures_beside_floors(run):
+  rows = results.read(run / "evaluation.json").rows
+  tasks = {row.task for row in rows}
+  assert {"grounding", "grounding-by-phrase", "retrieval", "zero-shot-ours"} <= tasks
+  models = {
+    task: {row.model for row in rows if row.task == task}
+    for task in ("grounding", "retrieval", "zero-shot-ours")
+  }
+  assert all("run" in some and len(some) > 1 for some in models.values())
+  assert "mean_box" in models["grounding"] and "chance" in models["zero-shot-ours"]
+
+
+def test_the_class_is_scored_in_one_pool_and_by_view(run):
+  rows = results.read(run / "evaluation.json").rows
+  scored = [row for row in rows if row.task == "zero-shot-ours" and row.model == "run"]
+  assert {row.group for row in scored} == {"macro", "lung opacity", "view AP", "view PA"}
+  films = sum(row["split"] == "test" for row in real_films.rows(FOLDER))
+  assert {row.n for row in scored if row.group == "lung opacity"} == {films}
+  assert sum(row.n for row in scored if row.group.startswith("view")) == films
+
+
+def test_real_reports_are_retrieved_apart_from_sentences_made_of_labels(run, tmp_path):
+  keys = [f"--config.{key}={value}" for key, value in TINY.items() if "options" not in key]
+  source = run.parent / "films"
+  job(
+    "plan_jax.main", "--config=configs/folder.py", f"--config.data.source={source}",
+    f"--workdir={run}", "--mode=evaluate", *keys, "--config.evaluation.split=validation",
+  )  # fmt: skip
+  rows = results.read(run / "evaluation.json").rows
+  sizes = {row.n for row in rows if row.task == "retrieval" and row.group == "all"}
+  reports = [
+    row for row in real_films.rows(FOLDER)
+    if row["split"] == "validation" and row["text_kind"] == "report"
+  ]  # fmt: skip
+  assert sizes == {len(reports)}
+
+
+def test_detection(run, tmp_path):
+  where = [f"--workdir={run}", f"--records={run / 'records'}", "--resamples=20"]
+  job(
+    "plan_jax.detect", *where, f"--out={tmp_path / 'd'}", "--image_px=64", "--batch_size=8",
+    "--channels=8", "--steps=2", "--validate_every_steps=2",
+  )  # fmt: skip
+  rows = results.read(tmp_path / "d" / "evaluation.json").rows
+  assert {"run", "typical box"} <= {row.model for row in rows}
+  assert (tmp_path / "d" / "overlays.png").exists()
