@@ -48,21 +48,8 @@ from plan_jax.reporting import say
 from plan_jax.workdir import Workdir, WorkdirError
 
 TASK, PROTOCOL = "linear-probe", "linear-probe-v1"
-PENALTIES = (
-  10.0,
-  3.0,
-  1.0,
-  0.3,
-  0.1,
-  0.03,
-  0.01,
-  0.003,
-  0.001,
-  0.0003,
-  1e-4,
-  3e-5,
-  1e-5,
-)  # strongest first
+# Strongest first.
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5, 1e-5)
 DEFAULT = 0.01  # without validation films
 _BATCH = 64
 
