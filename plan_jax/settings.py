@@ -188,6 +188,8 @@ def check(config: ConfigDict) -> None:
     )
   if config.checkpoint.best_metric and not config.evaluation.every_steps:
     raise ConfigError("config.checkpoint.best_metric: needs config.evaluation.every_steps above 0")
+  if "zero-shot-ours" in config.checkpoint.best_metric and "ours" not in config.evaluation.prompts:
+    raise ConfigError("config.checkpoint.best_metric: needs 'ours' in config.evaluation.prompts")
   if config.checkpoint.evaluate == "best" and not config.checkpoint.best_metric:
     raise ConfigError('config.checkpoint.evaluate: "best" needs config.checkpoint.best_metric')
   if (

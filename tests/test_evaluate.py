@@ -185,6 +185,13 @@ def test_what_is_followed_is_what_best_metric_offers(run):
     settings.check(tiny(**{"checkpoint.best_metric": name, "evaluation.every_steps": 2}))
   with pytest.raises(settings.ConfigError, match="best_metric"):
     settings.check(tiny(**{"checkpoint.best_metric": "validation/presence/AUC"}))
+  with pytest.raises(settings.ConfigError, match="needs 'ours' in config.evaluation.prompts"):
+    name = "validation/zero-shot-ours/AUC"
+    settings.check(
+      tiny(
+        **{"checkpoint.best_metric": name, "evaluation.every_steps": 2, "evaluation.prompts": ()}
+      )
+    )
 
 
 def test_all_wait_for_the_first_to_write(run, tmp_path, monkeypatch):
