@@ -44,6 +44,7 @@ from plan_jax.evaluators.labelled import Films
 from plan_jax.evaluators.units import SCORED, Units, unit_id
 from plan_jax.logistic import Logistic
 from plan_jax.mesh import batch_sharding, everywhere, make_mesh, spread
+from plan_jax.models.plan import image_encoder
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir, WorkdirError
 
@@ -96,6 +97,9 @@ def probe(arguments: argparse.Namespace) -> list[results.Row]:
   if not there.get("train") or not there.get("test"):
     raise UserError(f"{arguments.records} needs a train and a test split; it has {there}")
   side = arguments.image_px or config.model.image_px
+  stride = image_encoder(config.model.image).output_stride
+  if side % stride:
+    raise UserError(f"--image_px={side} is no multiple of {stride}, the stride of the encoder")
   encoder, weights, step = encoder_of(
     arguments.workdir, config, fresh=arguments.encoder == "random", image_px=side,
     seed=arguments.seed,
@@ -134,12 +138,12 @@ def probe(arguments: argparse.Namespace) -> list[results.Row]:
     seed=arguments.seed,
   )
   say(results.table(rows))
-  units.write(out.units_of(TASK), found)
-  results.write(out.evaluation, results.Evaluation(step, rows, {data: settings.records}))
   np.savez(
     out.path / "probe.npz", weights=chosen.weights, bias=chosen.bias, mean=chosen.mean,
     deviation=chosen.deviation, findings=np.array(findings),
   )  # fmt: skip
+  units.write(out.units_of(TASK), found)
+  results.write(out.evaluation, results.Evaluation(step, rows, {data: settings.records}))
   return rows
 
 
@@ -188,6 +192,8 @@ def probe_rows(
       score, present = validation.values[groups == name].T
       thresholds[name] = classification.best_threshold(score, present == 1)
       behind.append((name, len(score)))
+  if without := sorted(set(found.groups) - set(thresholds)):
+    say(f"{TASK}: of one kind in the validation split, so no threshold: {', '.join(without)}")
   rows = finding_rows(head, found, thresholds, draws, suffix=suffix)
   rows += [
     results.Row(*head, name, "threshold", results.RUN, thresholds[name], np.nan, np.nan, n)

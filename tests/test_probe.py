@@ -78,6 +78,8 @@ def test_a_share_of_patients_and_chosen_findings(run, tmp_path, capsys):
 def test_bad_input_is_one_error(run, tmp_path):
   with pytest.raises(UserError, match="--findings: gallstones not both present and absent"):
     probe.probe(arguments(run, tmp_path / "a", "--findings=gallstones"))
+  with pytest.raises(UserError, match="--image_px=60 is no multiple of"):
+    probe.probe(arguments(run, tmp_path / "a", "--image_px=60"))
   with pytest.raises(UserError, match="no run"):
     probe.probe(
       probe.parser().parse_args(
@@ -146,6 +148,11 @@ def test_what_can_be_told_is_told_and_uncertain_labels_do_not_count(capsys):
   assert cells["bright", "AUC", "run"].n == sum(s.labels["bright"] >= 0 for s in _films(100, 2))
   without = probe.probe_rows(found, views, data="toy", validation=None, resamples=0)
   assert "F1 at .5" in {row.metric for row in without}
+  capsys.readouterr()
+  of_luck = probe.scored(model, sets[1], ["", "luck"])[0]
+  rows = probe.probe_rows(found, views, data="toy", validation=of_luck, resamples=0)
+  assert "no threshold: bright" in capsys.readouterr().out
+  assert {row.group for row in rows if row.metric == "F1"} == {"macro", "luck"}
   fewer = dataclasses.replace(sets[0], labels=[s | {"luck": 1} for s in sets[0].labels])
   capsys.readouterr()
   one = probe.choose(fewer, sets[1], findings)
