@@ -17,11 +17,12 @@ from input_pipeline.study import Study
 from input_pipeline.terms import Terms
 from input_pipeline.tokens import Tokenizer
 
+RandomMap = grain.transforms.RandomMap  # what makes an example of a study, for other tasks too
 _FILMS = 2**40  # "endless": Grain cannot count further than an index goes
 
 
 @dataclass(frozen=True)
-class Encode(grain.transforms.RandomMap):
+class Encode(RandomMap):
   """Study -> one example of the batch.
 
   Attributes:
@@ -65,7 +66,7 @@ class Encode(grain.transforms.RandomMap):
 
 def batches(
   source,
-  encode: Encode,
+  encode: RandomMap,
   *,
   batch_size: int,
   seed: int,

@@ -13,9 +13,7 @@ Protocol "linear-probe-v1" (task "linear-probe"):
   score on every film (AUC .5), and that is said: all shares are judged on the same units.
 - One penalty for all findings, the best of `PENALTIES` by macro AUC on the validation split; of
   equal ones the strongest. Without a validation split it is `DEFAULT`.
-- Test films are scored as in "zero-shot-v1": AUC, average precision, and with the threshold of the
-  highest F1 on validation (.5 without it) F1, accuracy, MCC, sensitivity, specificity; by finding,
-  macro and view; floors `chance` and `constant`; 95 % bootstrap intervals of patients.
+- Test films are scored as `evaluators.classified` says.
 
 --encoder=random has fresh weights of the same architecture: what the architecture alone gives. Into
 --out go evaluation.json, units/ (`python -m plan_jax.compare OUT OUT` compares two) and probe.npz
@@ -24,31 +22,28 @@ Protocol "linear-probe-v1" (task "linear-probe"):
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from input_pipeline import images, records
+from input_pipeline import images
 from input_pipeline.errors import UserError
-from input_pipeline.selection_builders import subset
 from plan_jax import logistic
-from plan_jax.downstream import data_name, encoder_of
-from plan_jax.evaluators import auc, bootstrap, classification, labelled, results, units
-from plan_jax.evaluators.bootstrap import MACRO
-from plan_jax.evaluators.finding_figures import finding_rows, view_rows
+from plan_jax.downstream import command
+from plan_jax.downstream.encoder import data_name, encoder_of, pooled
+from plan_jax.downstream.labels import embedded, training_films
+from plan_jax.evaluators import results
+from plan_jax.evaluators.classified import classified_rows, macro_auc, scored
 from plan_jax.evaluators.labelled import Films
-from plan_jax.evaluators.units import SCORED, Units, unit_id
 from plan_jax.logistic import Logistic
 from plan_jax.mesh import batch_sharding, everywhere, make_mesh, spread
 from plan_jax.models.plan import image_encoder
 from plan_jax.reporting import say
-from plan_jax.workdir import Workdir, WorkdirError
+from plan_jax.workdir import Workdir
 
 TASK, PROTOCOL = "linear-probe", "linear-probe-v1"
+ENCODERS = ("run", "random")
 # Strongest first.
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5, 1e-5)
 DEFAULT = 0.01  # without validation films
@@ -64,12 +59,11 @@ class Features:
     self._image_px, self._weights = image_px, weights
     self._batch = -(-_BATCH // self._mesh.size) * self._mesh.size
 
-    def pooled(weights, image):
-      return encoder.apply(weights, image).astype(jnp.float32).mean((1, 2))
-
     whole = everywhere(self._mesh)
     self._pooled = jax.jit(
-      pooled, in_shardings=(whole, batch_sharding(self._mesh)), out_shardings=whole
+      lambda weights, image: pooled(encoder, weights, image, train=False)[0],
+      in_shardings=(whole, batch_sharding(self._mesh)),
+      out_shardings=whole,
     )
 
   def embed_images(self, films: list[np.ndarray]) -> np.ndarray:
@@ -89,13 +83,10 @@ def probe(arguments: argparse.Namespace) -> list[results.Row]:
 
   Raises UserError where run, records or --out are not fit.
   """
-  run, out = Workdir(arguments.workdir), Workdir(arguments.out)
-  if out.evaluation.exists():
-    raise UserError(f"{out.path} holds an evaluation already: name another --out, or delete it")
-  config = ConfigDict(run.read_config())
-  there = records.splits(arguments.records)
-  if not there.get("train") or not there.get("test"):
-    raise UserError(f"{arguments.records} needs a train and a test split; it has {there}")
+  command.check(arguments)
+  if Workdir(arguments.out).evaluation.exists():
+    raise UserError(f"{arguments.out} holds an evaluation already: name another --out")
+  config = ConfigDict(Workdir(arguments.workdir).read_config())
   side = arguments.image_px or config.model.image_px
   stride = image_encoder(config.model.image).output_stride
   if side % stride:
@@ -106,135 +97,43 @@ def probe(arguments: argparse.Namespace) -> list[results.Row]:
   )  # fmt: skip
   settings = ConfigDict({key: getattr(arguments, key) for key in ("encoder", "fraction", "seed")})
   settings.image_px, settings.run_step, settings.image = side, step, config.model.image.to_dict()
-  settings.findings = tuple(filter(None, arguments.findings.split(",")))
-  settings.records = records.fingerprint(arguments.records)
-  try:
-    out.claim(settings)
-  except WorkdirError as error:
-    raise UserError(str(error).replace("--workdir", "--out")) from error
+  settings.findings = command.findings_of(arguments)
+  out = command.claim(arguments, settings)
   features = Features(encoder, weights, side)
-  findings, places = _training(settings, arguments.records)
-  films = _films(features, arguments.records, "train", places)
-  validation = None
-  if there.get("validation"):
-    validation = _films(features, arguments.records, "validation")
-  else:
-    say(f"no validation split: the penalty is {DEFAULT}, the threshold .5")
-  test = _films(features, arguments.records, "test")
+  findings, places = training_films(
+    arguments.records, findings=settings.findings, fraction=settings.fraction, seed=settings.seed
+  )
+
+  def films_of(split: str, places: Sequence[int] | None = None) -> Films:
+    return embedded(features, arguments.records, split, TASK, places, batch=_BATCH)
+
+  films, validation = films_of("train", places), None
+  if command.has_validation(arguments, f"the penalty is {DEFAULT}, the threshold .5"):
+    validation = films_of("validation")
+  test = films_of("test")
   chosen = choose(films, validation, findings)
-  found, views = scored(chosen, test, findings)
+  found, views = scored(chosen.scores(test.vectors), test, findings)
   if found is None:
     raise UserError(
       f"no finding of {', '.join(findings)} is both present and absent in the test split of"
       f" {arguments.records}"
     )
-  data = data_name(arguments.records, "test")
-  rows = probe_rows(
-    found,
-    views,
-    data=data,
-    validation=validation and scored(chosen, validation, findings)[0],
-    resamples=arguments.resamples,
-    seed=arguments.seed,
-  )
-  say(results.table(rows))
+  behind = validation and scored(chosen.scores(validation.vectors), validation, findings)[0]
+  rows = classified_rows(
+    (TASK, PROTOCOL, data_name(arguments.records, "test")), found, views, validation=behind,
+    resamples=arguments.resamples, seed=arguments.seed,
+  )  # fmt: skip
   np.savez(
     out.path / "probe.npz", weights=chosen.weights, bias=chosen.bias, mean=chosen.mean,
     deviation=chosen.deviation, findings=np.array(findings),
   )  # fmt: skip
-  units.write(out.units_of(TASK), found)
-  results.write(out.evaluation, results.Evaluation(step, rows, {data: settings.records}))
+  command.finish(out, arguments, step, rows, found, TASK)
   return rows
 
 
 def table_of(films: Films, findings: list[str]) -> np.ndarray:
   """Labels int [N, K]: 1, 0, or -1 where uncertain or absent."""
   return np.array([[some.get(name, -1) for name in findings] for some in films.labels], int)
-
-
-def scored(model: Logistic, films: Films, findings: list[str]) -> tuple[Units | None, list[str]]:
-  """Scores of the films by the findings that are both present and absent, and the units' views.
-
-  None where there is no such finding.
-  """
-  scores, both = model.scores(films.vectors), films.findings()[0]
-  ids, groups, patients, views, values = [], [], [], [], []
-  for k, name in enumerate(findings):
-    if name not in both:
-      continue
-    places, present = films.labelled(name)
-    ids += [unit_id(films.ids[i], name) for i in places]
-    groups += [name] * len(places)
-    patients += [films.patients[i] for i in places]
-    views += [films.views[i] for i in places]
-    values.append(np.stack([scores[places, k], present], axis=1))
-  if not ids:
-    return None, []
-  return Units(ids, groups, patients, SCORED, np.concatenate(values)), views
-
-
-def probe_rows(
-  found: Units,
-  views: list[str],
-  *,
-  data: str,
-  validation: Units | None,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
-) -> list[results.Row]:
-  """Rows of the protocol; thresholds are those of the highest F1 on `validation`, .5 for None."""
-  head, draws = (TASK, PROTOCOL, data), {"resamples": resamples, "seed": seed}
-  thresholds, suffix, behind = dict.fromkeys(found.groups, 0.5), " at .5", []
-  if validation is not None:
-    thresholds, suffix = {}, ""
-    groups = np.array(validation.groups)
-    for name in dict.fromkeys(validation.groups):
-      score, present = validation.values[groups == name].T
-      thresholds[name] = classification.best_threshold(score, present == 1)
-      behind.append((name, len(score)))
-  if without := sorted(set(found.groups) - set(thresholds)):
-    say(f"{TASK}: of one kind in the validation split, so no threshold: {', '.join(without)}")
-  rows = finding_rows(head, found, thresholds, draws, suffix=suffix)
-  rows += [
-    results.Row(*head, name, "threshold", results.RUN, thresholds[name], np.nan, np.nan, n)
-    for name, n in behind
-    if name in found.groups
-  ]
-  return rows + view_rows(head, found, views, draws)
-
-
-def _training(settings: ConfigDict, folder: Path) -> tuple[list[str], list[int]]:
-  """The findings to learn, and the places of the films of the share of patients."""
-  source = records.RecordSource(folder, "train")
-  bar = tqdm(range(len(source)), desc="labels", unit="film", mininterval=1)
-  studies = [(study.patient_id, study.labels) for study in (source[i] for i in bar)]
-  kinds = {pair for _, labels in studies for pair in labels.items()}
-  both = sorted(name for name, value in kinds if value == 1 and (name, 0) in kinds)
-  if missing := sorted(set(settings.findings) - set(both)):
-    raise UserError(
-      f"--findings: {', '.join(missing)} not both present and absent in the training films of"
-      f" {folder} (there: {', '.join(both) or 'none'})"
-    )
-  if not both:
-    raise UserError(f"{folder}: no finding is both present and absent in the training films")
-  kept = subset((patient for patient, _ in studies), settings.fraction, settings.seed)
-  places = [i for i, (patient, _) in enumerate(studies) if patient in kept]
-  say(f"training on {len(places)} films of {len(kept)} patients")
-  return list(settings.findings) or both, places
-
-
-def _films(
-  features: Features, folder: Path, split: str, places: Sequence[int] | None = None
-) -> Films:
-  source = records.RecordSource(folder, split)
-  places = range(len(source)) if places is None else places
-  bar = tqdm(places, desc=f"features, {split}", unit="film", mininterval=1)
-  films = labelled.embed(features, (source[i] for i in bar), f"{TASK}, {split}", batch=_BATCH)
-  if films is None:
-    raise UserError(
-      f"{folder}: none of the {len(places)} films of the {split} split has a label of 1 or 0"
-    )
-  return films
 
 
 def fit(films: Films, findings: Sequence[str], penalties: Sequence[float]) -> list[Logistic]:
@@ -262,12 +161,10 @@ def choose(films: Films, validation: Films | None, findings: list[str]) -> Logis
   fitted = fit(films, findings, PENALTIES)
   areas = []
   for model in fitted:
-    found, _ = scored(model, validation, findings)
+    found, _ = scored(model.scores(validation.vectors), validation, findings)
     if found is None:
       raise UserError("no finding is both present and absent in the validation split")
-    score, present = found.values.T
-    who = found.groups, found.patients
-    areas.append(auc.grouped(score, present == 1, *who, resamples=0)[MACRO].value)
+    areas.append(macro_auc(found))
   best = int(np.argmax(areas))
   say(f"penalty {PENALTIES[best]:g}: macro AUC {areas[best]:.3f} on the validation split")
   return fitted[best]
@@ -275,34 +172,8 @@ def choose(films: Films, validation: Films | None, findings: list[str]) -> Logis
 
 def parser() -> argparse.ArgumentParser:
   """The command line."""
-  out = argparse.ArgumentParser(
-    prog="python -m plan_jax.probe",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = out.add_argument
-  add("--workdir", type=Path, required=True, help="of the run whose encoder it is")
-  add("--encoder", choices=("run", "random"), default="run")
-  add("--records", type=Path, required=True, help="folder of records with labels")
-  add("--out", type=Path, required=True, help="folder of the probe")
-  add("--findings", default="", help="names with commas between (default: all of both kinds)")
-  add("--fraction", type=float, default=1.0, help="of the training patients: 0.01, 0.1, 1")
-  add("--image_px", type=int, default=0, help="side of the square film (default: the run's)")
-  add("--resamples", type=int, default=bootstrap.RESAMPLES, help="bootstrap draws")
-  add("--seed", type=int, default=0, help="of the share, fresh weights and bootstrap draws")
-  return out
-
-
-def main() -> None:
-  """The command line: the table, or one error and exit status 1."""
-  arguments = parser().parse_args()
-  if not 0 < arguments.fraction <= 1:
-    raise SystemExit(f"error: --fraction={arguments.fraction:g} must be above 0, and 1 at most")
-  try:
-    probe(arguments)
-  except UserError as error:
-    raise SystemExit(f"error: {error}") from None
+  return command.parser("probe", __doc__, ENCODERS)
 
 
 if __name__ == "__main__":
-  main()
+  command.main(parser().parse_args(), probe)

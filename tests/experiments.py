@@ -1,8 +1,16 @@
 """A tiny experiment for the tests: 64-px phantom films, a model of a few thousand parameters."""
 
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from configs import phantom
+from input_pipeline import convert, records
+from plan_jax import train
+from plan_jax.assembly import assemble
+from plan_jax.checkpoint import Checkpoints
+from plan_jax.workdir import Workdir
 
 TINY = {
   "data.options.size_px": 64,
@@ -41,6 +49,25 @@ def tiny(**more) -> ConfigDict:
   config.lock()
   config.update_from_flattened_dict(TINY | more)
   return config
+
+
+def untrained(path, **more):
+  """A run that has not learned anything yet, in path / "a", beside its records; its config."""
+  config = tiny(**more)
+  convert.convert("phantom", path / "records", workers=0, progress=False, **config.data.options)
+  work = Workdir(path / "a")
+  work.claim(config)
+  tokenizer = train.make_tokenizer(config, work, records.RecordSource(path / "records", "train"))
+  checkpoints = Checkpoints(work.checkpoints)
+  checkpoints.save(0, assemble(config, tokenizer).initial_state())
+  checkpoints.close()
+  return config
+
+
+def mesh_of(count=1):
+  """The first `count` of the devices."""
+  devices = np.array(jax.devices()[:count]).reshape(count, 1)
+  return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def flags(**more) -> list[str]:

@@ -6,16 +6,16 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
-from experiments import tiny
+from experiments import mesh_of, tiny, untrained
 from input_pipeline import convert, images, phantom, records
 from input_pipeline.errors import UserError
-from plan_jax import compare, detect, train
-from plan_jax.assembly import assemble
+from plan_jax import compare, detect
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.detection import detector, films, yolo
+from plan_jax.downstream import fitting
+from plan_jax.downstream.studies import iter_of
 from plan_jax.evaluators import results
 from plan_jax.mesh import spread
 from plan_jax.models.resnet import ResNet
@@ -29,35 +29,23 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  out = tmp_path_factory.mktemp("records") / "phantom"
-  convert.convert("phantom", out, workers=0, progress=False, **tiny().data.options)
-  return out
+def run(tmp_path_factory):
+  """A run that has not learned anything yet."""
+  path = tmp_path_factory.mktemp("detect")
+  untrained(path)
+  return path / "a"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, folder):
-  """A run that has not learned anything yet."""
-  work = Workdir(tmp_path_factory.mktemp("run") / "a")
-  config = tiny()
-  work.claim(config)
-  tokenizer = train.make_tokenizer(config, work, records.RecordSource(folder, "train"))
-  checkpoints = Checkpoints(work.checkpoints)
-  checkpoints.save(0, assemble(config, tokenizer).initial_state())
-  checkpoints.close()
-  return work.path
+def folder(run):
+  return run.parent / "records"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(detect, "make_mesh", lambda *_: _mesh(1))
+    patch.setattr(detect, "make_mesh", lambda *_: mesh_of(1))
     yield
-
-
-def _mesh(count):
-  devices = np.array(jax.devices()[:count]).reshape(count, 1)
-  return jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def _detect(run, folder, out, *more):
@@ -110,7 +98,7 @@ def test_files(done, folder):
   assert len(truth["images"]) == 8 and len(truth["categories"]) == len(phantom.FINDINGS)
   count = sum(
     len(region.boxes)
-    for study in films.iter_of(records.RecordSource(folder, "test"))
+    for study in iter_of(records.RecordSource(folder, "test"))
     for region in study.regions
   )
   assert len(truth["annotations"]) == count
@@ -186,7 +174,7 @@ def test_what_is_wrong_is_said(run, folder, tmp_path, more, message):
 
 def test_a_batch_is_shared_evenly():
   with pytest.raises(UserError, match="batch_size=8 does not divide over 3 devices"):
-    detector.Detector(None, {}, _settings(), yolo.COCO_ANCHORS, ("mass",), _mesh(3))
+    detector.Detector(None, {}, _settings(), yolo.COCO_ANCHORS, ("mass",), mesh_of(3))
 
 
 def _settings(**more):
@@ -224,10 +212,10 @@ def test_an_example_holds_the_boxes_of_its_square():
 
 
 def test_patience():
-  assert not detector._settled([], 2)
-  assert not detector._settled([(1, 0.1), (2, 0.3), (3, 0.2)], 2)
-  assert detector._settled([(1, 0.1), (2, 0.3), (3, 0.2), (4, 0.3)], 2)
-  assert not detector._settled([(1, 0.1), (2, 0.1)], 2)
+  assert not fitting.settled([], 2)
+  assert not fitting.settled([(1, 0.1), (2, 0.3), (3, 0.2)], 2)
+  assert fitting.settled([(1, 0.1), (2, 0.3), (3, 0.2), (4, 0.3)], 2)
+  assert not fitting.settled([(1, 0.1), (2, 0.1)], 2)
 
 
 @pytest.mark.slow
@@ -239,14 +227,14 @@ def test_every_mesh_learns_alike(folder):
   states = []
   for count in (1, 8):
     one = detector.Detector(
-      encoder, weights, _settings(), yolo.COCO_ANCHORS / 6, source.findings, _mesh(count)
+      encoder, weights, _settings(), yolo.COCO_ANCHORS / 6, source.findings, mesh_of(count)
     )
     encode = films.Encode(source.findings, 64, source.most)
     rows = [encode.random_map(source[i], np.random.default_rng(0)) for i in range(8)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    state = one.initial_state()
+    state = one.learner.initial_state()
     for _ in range(2):  # the rate of the first step is zero
-      state, metrics = one.update(state, spread(batch, one.mesh))
+      state, metrics = one.learner.update(state, spread(batch, one.learner.mesh))
     states.append(jax.device_get((state.batch_stats, metrics)))
   for a, b in zip(*map(jax.tree.leaves, states), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
@@ -260,11 +248,18 @@ def test_a_vit_learns_and_goes_on(folder, tmp_path, frozen):
   weights = encoder.init(jax.random.key(0), np.zeros((1, 64, 64, 1)))
   source = films.training(folder, findings=("mass",), fraction=1, seed=0, image_px=64)
   one = detector.Detector(
-    encoder, weights, _settings(frozen=frozen), yolo.COCO_ANCHORS / 6, source.findings, _mesh(1)
+    encoder, weights, _settings(frozen=frozen), yolo.COCO_ANCHORS / 6, source.findings, mesh_of(1)
   )
   validation = records.RecordSource(folder, "validation")
-  state = detector.train(one, Workdir(tmp_path), source, validation)
-  again = detector.train(one, Workdir(tmp_path), source, validation)
+
+  def learned():
+    return fitting.fit(
+      one.learner, Workdir(tmp_path), source, films.Encode(source.findings, 64, source.most),
+      followed=detector.BEST,
+      measure=lambda state: detector.measure(one, state, iter_of(validation)),
+    )  # fmt: skip
+
+  state, again = learned(), learned()
   jax.tree.map(np.testing.assert_array_equal, state, again)
   pairs = zip(
     jax.tree.leaves(state.params["encoder"]), jax.tree.leaves(weights["params"]), strict=True

@@ -10,33 +10,25 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import tiny
-from input_pipeline import convert, images, records
+from experiments import untrained
+from input_pipeline import images, records
 from input_pipeline.errors import UserError
 from input_pipeline.study import Study
-from plan_jax import compare, probe, train
-from plan_jax.assembly import assemble
-from plan_jax.checkpoint import Checkpoints
+from plan_jax import compare, probe
 from plan_jax.evaluators import labelled, results
+from plan_jax.evaluators.classified import classified_rows, scored
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
-from plan_jax.workdir import Workdir
+
+HEAD = ("linear-probe", "linear-probe-v1", "toy")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """A run that has not learned anything yet, beside its records."""
   path = tmp_path_factory.mktemp("probe")
-  config = tiny(**{"data.options.train_films": 64, "data.options.validation_films": 32,
-                   "data.options.test_films": 32})  # fmt: skip
-  convert.convert("phantom", path / "records", workers=0, progress=False, **config.data.options)
-  work = Workdir(path / "a")
-  work.claim(config)
-  source = records.RecordSource(path / "records", "train")
-  tokenizer = train.make_tokenizer(config, work, source)
-  checkpoints = Checkpoints(work.checkpoints)
-  checkpoints.save(0, assemble(config, tokenizer).initial_state())
-  checkpoints.close()
+  sizes = {"train_films": 64, "validation_films": 32, "test_films": 32}
+  untrained(path, **{f"data.options.{name}": size for name, size in sizes.items()})
   return path
 
 
@@ -136,30 +128,30 @@ def test_what_can_be_told_is_told_and_uncertain_labels_do_not_count(capsys):
   sets = [labelled.embed(Grey(), _films(n, s), "x") for s, n in enumerate((200, 100, 100))]
   findings = ["bright", "luck"]
   model = probe.choose(sets[0], sets[1], findings)
-  found, views = probe.scored(model, sets[2], findings)
+  found, views = scored(model.scores(sets[2].vectors), sets[2], findings)
   assert len(views) == len(found.ids) < 200
-  validation = probe.scored(model, sets[1], findings)[0]
-  rows = probe.probe_rows(found, views, data="toy", validation=validation, resamples=50)
+  validation = scored(model.scores(sets[1].vectors), sets[1], findings)[0]
+  rows = classified_rows(HEAD, found, views, validation=validation, resamples=50)
   cells = {(r.group, r.metric, r.model): r for r in rows}
   assert cells["bright", "AUC", "run"].value == 1
   assert cells["bright", "F1", "run"].value == 1
   luck = cells["luck", "AUC", "run"]
   assert luck.low < 0.5 < luck.high
   assert cells["bright", "AUC", "run"].n == sum(s.labels["bright"] >= 0 for s in _films(100, 2))
-  without = probe.probe_rows(found, views, data="toy", validation=None, resamples=0)
+  without = classified_rows(HEAD, found, views, validation=None, resamples=0)
   assert "F1 at .5" in {row.metric for row in without}
   capsys.readouterr()
-  of_luck = probe.scored(model, sets[1], ["", "luck"])[0]
-  rows = probe.probe_rows(found, views, data="toy", validation=of_luck, resamples=0)
+  of_luck = scored(model.scores(sets[1].vectors), sets[1], ["", "luck"])[0]
+  rows = classified_rows(HEAD, found, views, validation=of_luck, resamples=0)
   assert "no threshold: bright" in capsys.readouterr().out
   assert {row.group for row in rows if row.metric == "F1"} == {"macro", "luck"}
   fewer = dataclasses.replace(sets[0], labels=[s | {"luck": 1} for s in sets[0].labels])
   capsys.readouterr()
   one = probe.choose(fewer, sets[1], findings)
   assert "only one kind of luck: the same score for all" in capsys.readouterr().out
-  same = {(r.group, r.metric): r.value for r in probe.probe_rows(
-    probe.scored(one, sets[2], findings)[0], views, data="toy", validation=None, resamples=0
-  ) if r.model == "run"}  # fmt: skip
+  of_one = scored(one.scores(sets[2].vectors), sets[2], findings)[0]
+  rows = classified_rows(HEAD, of_one, views, validation=None, resamples=0)
+  same = {(r.group, r.metric): r.value for r in rows if r.model == "run"}
   assert same["luck", "AUC"] == 0.5 and same["bright", "AUC"] == 1
   one_kind = dataclasses.replace(sets[2], labels=[{"bright": 1}] * len(sets[2].ids))
-  assert probe.scored(model, one_kind, findings) == (None, [])
+  assert scored(model.scores(one_kind.vectors), one_kind, findings) == (None, [])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from plan_jax.detection import yolo
+from plan_jax.downstream.encoder import pyramid
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
 
@@ -143,7 +144,7 @@ def test_three_grids_of_every_encoder(name):
 
   def look(key):
     variables = encoder.init(key, image)
-    levels, kept = yolo.pyramid(encoder, variables, image, train=False)
+    levels, kept = pyramid(encoder, variables, image, yolo.STRIDES, train=False)
     raw, _ = yolo.Head(3, 8).init_with_output(key, levels)
     return levels, kept, variables.get("batch_stats", {}), raw
 
@@ -159,7 +160,7 @@ def test_the_grids_are_the_stages():
   encoder = ENCODERS["three stages"]
   image = jax.random.uniform(jax.random.key(0), (2, 64, 64, 1))
   variables = jax.jit(encoder.init)(jax.random.key(0), image)
-  look = jax.jit(partial(yolo.pyramid, encoder), static_argnames="train")
+  look = jax.jit(partial(pyramid, encoder, strides=yolo.STRIDES), static_argnames="train")
   levels, kept = look(variables, image, train=False)
   out = encoder.apply(variables, image)
   shrunk = out.reshape(2, 4, 2, 4, 2, 32).mean((2, 4))

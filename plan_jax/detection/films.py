@@ -1,17 +1,17 @@
 """Films with their boxes: what a detector learns from, and is judged on."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grain
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline import images, records
+from input_pipeline import images, loader, records
 from input_pipeline.errors import UserError
 from input_pipeline.selection_builders import subset
 from input_pipeline.study import Study
 from plan_jax.detection import boxes
+from plan_jax.downstream.studies import iter_of
 from plan_jax.evaluators.detection import typical_box
 from plan_jax.reporting import say
 
@@ -42,11 +42,6 @@ def marks(source: Sequence[Study]) -> list[Marked]:
     joined = {label: np.concatenate(some) for label, some in of.items()}
     found.append(Marked(study.patient_id, study.height, study.width, joined))
   return found
-
-
-def iter_of(source: Sequence[Study]) -> Iterator[Study]:
-  """The studies of a source in order."""
-  return (source[i] for i in range(len(source)))
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ def training(
 
 
 @dataclass(frozen=True)
-class Encode(grain.transforms.RandomMap):
+class Encode(loader.RandomMap):
   """Study -> one example of the batch: image [S, S, 1], boxes [M, 4], labels [M], mask [M].
 
   Attributes:
@@ -163,15 +158,3 @@ class Encode(grain.transforms.RandomMap):
       "labels": labels,
       "mask": np.arange(self.most) < len(found),
     }
-
-
-def in_batches(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:
-  """Lists of `size` studies, the last shorter."""
-  some: list[Study] = []
-  for study in studies:
-    some.append(study)
-    if len(some) == size:
-      yield some
-      some = []
-  if some:
-    yield some

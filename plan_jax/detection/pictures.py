@@ -1,15 +1,18 @@
 """Films with true and predicted boxes drawn on them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from input_pipeline import images
+from input_pipeline.study import Study
+from plan_jax.downstream.pictures import SIDE, enlarged, sheet, spread_over
+from plan_jax.evaluators import detection
 from plan_jax.evaluators.detection import Film
-from plan_jax.report_drawing import boxed, caption
 
-_SIDE = 320  # of a film in the picture
-_COLUMNS = 4
+_PICTURED = "1/8"  # of detection.RATES: predictions above its limit are drawn
 _TRUTH, _FOUND = (242, 215, 38), (60, 140, 255)  # blue, green, red
 
 
@@ -24,10 +27,9 @@ def overlay(
     findings: names.
     limits: of each finding.
   """
-  scale = max(1, round(_SIDE / max(pixels.shape)))
-  size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
-  out = cv2.cvtColor(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), cv2.COLOR_GRAY2BGR)
-  width = max(1, max(size) // _SIDE)
+  out, scale = enlarged(pixels)
+  size = out.shape[1::-1]
+  width = max(1, max(size) // SIDE)
 
   def draw(box, colour, text, below):
     x0, y0, x1, y1 = (int(round(scale * float(edge))) for edge in box)
@@ -43,13 +45,20 @@ def overlay(
   return out
 
 
-def sheet(pictures: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
-  """BGR pictures of any size side by side, each above its name."""
-  cells = [
-    np.concatenate([boxed(picture, _SIDE), caption(name, _SIDE + 4)])
-    for picture, name in zip(pictures, names, strict=True)
-  ]
-  cells += [np.full_like(cells[0], 255)] * (-len(cells) % min(_COLUMNS, len(cells)))
-  columns = min(_COLUMNS, len(cells))
-  rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
-  return np.concatenate(rows)
+def write(
+  path: Path, films: Sequence[Film], findings: Sequence[str], source: Sequence[Study]
+) -> None:
+  """Films spread over the set; of a finding's predictions those above 1/8 false ones a film.
+
+  Args:
+    path: of the PNG.
+    films: with their predictions.
+    findings: names.
+    source: of the same films, in their order.
+  """
+  limits = detection.score_limits(films, len(findings))[:, list(detection.RATES).index(_PICTURED)]
+  chosen = spread_over(len(films))
+  drawn = [
+    overlay(images.decode(source[i].image), films[i], findings, limits) for i in chosen
+  ]  # fmt: skip
+  cv2.imwrite(str(path), sheet(drawn, [films[i].image_id for i in chosen]))

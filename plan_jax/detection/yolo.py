@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 from plan_jax.detection.boxes import iou
-from plan_jax.models.resnet import BLOCKS, ResNet
 
 STRIDES = (8, 16, 32)
 ANCHORS = 3  # a cell
@@ -85,39 +84,6 @@ def shape_iou(a, b):
   """IoU of widths and heights [..., N, 2], [M, 2] laid on one corner, [..., N, M]."""
   xp = a.__array_namespace__()
   return iou(*(xp.concatenate([xp.zeros_like(some), some], -1) for some in (a, b)))
-
-
-def pyramid(
-  encoder: nn.Module, variables: dict, image: jax.Array, *, train: bool
-) -> tuple[list[jax.Array], dict]:
-  """Three feature maps of stride 8, 16 and 32, and the running statistics after.
-
-  Of a ResNet they are stages 2, 3 and 4, a missing one replaced by the one before; a ViT has its
-  one grid three times. What does not have the stride wanted is resampled, bilinear (a stage without
-  stride, for it is dilated or cut short, is shrunk; a ViT's grid of 16 pixels is enlarged once).
-
-  Args:
-    encoder: a ResNet or a ViT.
-    variables: "params", "batch_stats".
-    image: [B, S, S, 1] float32 in [0, 1], S a multiple of 32.
-    train: whether batch norm goes by the batch.
-  """
-  names = []
-  if isinstance(encoder, ResNet):
-    counts = BLOCKS[encoder.depth][: encoder.stages]
-    names = [f"stage{s + 1}_block{count}" for s, count in enumerate(counts)][1:]
-  out, mutated = encoder.apply(
-    variables, image, train=train,
-    capture_intermediates=lambda module, _: module.name in names,
-    mutable=["intermediates", "batch_stats"] if train else ["intermediates"],
-  )  # fmt: skip
-  maps = [mutated["intermediates"][name]["__call__"][0] for name in names] or [out]
-  levels = []
-  for i, stride in enumerate(STRIDES):
-    side = image.shape[1] // stride
-    x = maps[min(i, len(maps) - 1)]
-    levels.append(jax.image.resize(x, (x.shape[0], side, side, x.shape[-1]), "linear"))
-  return levels, mutated.get("batch_stats", variables.get("batch_stats", {}))
 
 
 class Head(nn.Module):

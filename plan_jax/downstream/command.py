@@ -1,0 +1,173 @@
+"""What the commands that build on a run's image encoder share: flags, the folder --out, errors."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline import records
+from input_pipeline.errors import UserError
+from plan_jax import preemption
+from plan_jax.evaluators import bootstrap, results, units
+from plan_jax.evaluators.units import Units
+from plan_jax.reporting import say
+from plan_jax.workdir import Workdir, WorkdirError
+
+_HELP = {
+  "run": "of the run", "random": "fresh, and stays as it is",
+  "supervised": "fresh, and learns with the head",
+}  # fmt: skip
+_TRAINING = (
+  "encoder", "fraction", "image_px", "steps", "batch_size", "learning_rate", "weight_decay", "seed",
+  "validate_every_steps", "patience",
+)  # fmt: skip
+
+
+def parser(
+  name: str, doc: str, encoders: tuple[str, ...], *, image_px: int = 0
+) -> argparse.ArgumentParser:
+  """The flags of every such command.
+
+  Args:
+    name: of its module.
+    doc: of its module.
+    encoders: what --encoder may be.
+    image_px: default of --image_px; 0: that of the run.
+  """
+  out = argparse.ArgumentParser(
+    prog=f"python -m plan_jax.{name}",
+    description=doc,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = out.add_argument
+  add("--workdir", type=Path, required=True, help="of the run whose encoder it is")
+  add("--records", type=Path, required=True, help="folder of records to learn from and score on")
+  add("--out", type=Path, required=True, help="folder of what is learned")
+  add("--encoder", choices=encoders, default="run",
+      help="; ".join(f"{kind}: {_HELP[kind]}" for kind in encoders))  # fmt: skip
+  add("--findings", default="", help="names with commas between (default: all there are)")
+  add("--fraction", type=float, default=1.0, help="of the training patients: 0.01, 0.1, 1")
+  default = f"the field has {image_px} and 512" if image_px else "default: the run's"
+  add("--image_px", type=int, default=image_px, help=f"side of the square film ({default})")
+  add("--resamples", type=int, default=bootstrap.RESAMPLES, help="bootstrap draws")
+  add("--seed", type=int, default=0, help="of the share, fresh weights, order and bootstrap draws")
+  return out
+
+
+def add_training(out: argparse.ArgumentParser, *, freezes: bool, **defaults) -> None:
+  """The flags of commands that train a head; `freezes`: whether the encoder can stay as it is."""
+  add = out.add_argument
+  if freezes:
+    add("--frozen", type=truth, help="whether the encoder stays as it is (default: True)")
+  add("--steps", type=int, default=defaults["steps"])
+  add("--batch_size", type=int, default=16)
+  add("--learning_rate", type=float, default=defaults["learning_rate"])
+  add("--weight_decay", type=float, default=defaults["weight_decay"])
+  add("--validate_every_steps", type=int, default=defaults["validate_every_steps"],
+      help="when it measures and saves")  # fmt: skip
+  add("--patience", type=int, default=10, help="measurements without a better one before it stops")
+
+
+def truth(text: str) -> bool:
+  """A flag's True or False."""
+  if text.lower() not in ("true", "false"):
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+  return text.lower() == "true"
+
+
+def check(arguments: argparse.Namespace) -> None:
+  """Raises UserError for a flag that cannot be, and for records without training or test films."""
+  for name in ("steps", "batch_size", "channels", "validate_every_steps", "patience"):
+    if getattr(arguments, name, 1) < 1:
+      raise UserError(f"--{name}={getattr(arguments, name)} must be 1 or more")
+  if not 0 < arguments.fraction <= 1:
+    raise UserError(f"--fraction={arguments.fraction:g} must be above 0, and 1 at most")
+  there = records.splits(arguments.records)
+  if not there.get("train") or not there.get("test"):
+    raise UserError(f"{arguments.records} needs a train and a test split; it has {there}")
+
+
+def has_validation(arguments: argparse.Namespace, otherwise: str) -> bool:
+  """Whether the records have validation films; says what is done without."""
+  if records.splits(arguments.records).get("validation"):
+    return True
+  say(f"no validation split: {otherwise}")
+  return False
+
+
+def findings_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+  """The names of --findings, none for all."""
+  return tuple(filter(None, (name.strip() for name in arguments.findings.split(","))))
+
+
+def training_settings(
+  arguments: argparse.Namespace, config: ConfigDict, more: tuple[str, ...] = ()
+) -> ConfigDict:
+  """What a head learns by, for `claim`.
+
+  Args:
+    arguments: with the flags of `add_training`.
+    config: of the run.
+    more: further flags that count.
+
+  Raises UserError where --frozen contradicts --encoder.
+  """
+  fresh = arguments.encoder != "run"
+  frozen = getattr(arguments, "frozen", False)
+  if frozen is None:
+    frozen = arguments.encoder != "supervised"
+  elif fresh and frozen == (arguments.encoder == "supervised"):
+    raise UserError(
+      f"--encoder={arguments.encoder} --frozen={frozen}: a random encoder is frozen, a supervised"
+      " one is not"
+    )
+  settings = ConfigDict({key: getattr(arguments, key) for key in (*_TRAINING, *more)})
+  settings.image_px = arguments.image_px or config.model.image_px
+  settings.frozen = frozen
+  settings.findings = findings_of(arguments)
+  settings.image = config.model.image.to_dict()
+  return settings
+
+
+def claim(arguments: argparse.Namespace, settings: ConfigDict) -> Workdir:
+  """The folder --out, for these settings and records. Raises UserError where it is another's."""
+  out = Workdir(arguments.out)
+  try:
+    out.claim(settings)
+    out.claim_records(arguments.records, records.fingerprint(arguments.records))
+  except WorkdirError as error:
+    raise UserError(
+      str(error).replace("--workdir", "--out").replace("config.data.records", "--records")
+    ) from error
+  return out
+
+
+def finish(
+  out: Workdir,
+  arguments: argparse.Namespace,
+  step: int,
+  rows: list[results.Row],
+  found: Units,
+  task: str,
+) -> None:
+  """Prints the table and writes evaluation.json and units/."""
+  say(results.table(rows))
+  units.write(out.units_of(task), found)
+  fingerprint = records.fingerprint(arguments.records)
+  results.write(out.evaluation, results.Evaluation(step, rows, {rows[0].data: fingerprint}))
+
+
+def main(parsed: argparse.Namespace, work: Callable[[argparse.Namespace], object]) -> None:
+  """Checks the flags and does the work; one error and exit status 1, or 75 where preempted."""
+  signal.signal(signal.SIGTERM, preemption.interrupt)
+  try:
+    check(parsed)
+    work(parsed)
+  except UserError as error:
+    raise SystemExit(f"error: {error}") from None
+  except preemption.Preempted:
+    print("preempted; the same command goes on from the last checkpoint", file=sys.stderr)
+    raise SystemExit(preemption.EXIT_CODE) from None
