@@ -1,0 +1,113 @@
+"""Fine-tuned classification: how well does an encoder that goes on learning tell the findings?
+
+  python -m plan_jax.classify --workdir=runs/a --records=FOLDER --out=runs/a/classification/NAME
+
+Protocol "fine-tuned-v1" (task "fine-tuned-classification"):
+
+- A dense layer on the mean over the grid of the encoder's last map, before any projection; encoder
+  and layer learn together, all findings at once, by the mean cross entropy of the known labels
+  (-1 and absent labels are unknown), from the training films or those of a share of their patients
+  (--fraction; a smaller share lies within a larger one). Training films are augmented as in
+  pre-training (--augment=False: not at all).
+- The state of the highest macro AUC on the validation split counts, measured every
+  --validate_every_steps; training ends early after --patience measurements without a better one.
+- The findings are those that the whole training split has both present and absent. Test films are
+  scored as `evaluators.classified` says.
+
+--encoder=supervised begins with fresh weights of the same architecture. Into --out go checkpoints,
+metrics.jsonl, evaluation.json and units/ (`python -m plan_jax.compare OUT OUT` compares two). The
+same command goes on where it stopped. An encoder that stays as it is: `python -m plan_jax.probe`.
+"""
+
+import argparse
+
+from ml_collections import ConfigDict
+
+from input_pipeline import images, records
+from input_pipeline.errors import UserError
+from plan_jax.downstream import command
+from plan_jax.downstream.classifier import Classifier, Encode
+from plan_jax.downstream.encoder import data_name, encoder_of
+from plan_jax.downstream.fitting import fit
+from plan_jax.downstream.labels import embedded, training_films
+from plan_jax.downstream.studies import Chosen
+from plan_jax.evaluators import results
+from plan_jax.evaluators.classified import classified_rows, macro_auc, scored
+from plan_jax.evaluators.labelled import Films
+from plan_jax.mesh import make_mesh
+from plan_jax.workdir import Workdir
+
+TASK, PROTOCOL = "fine-tuned-classification", "fine-tuned-v1"
+ENCODERS = ("run", "supervised")
+FOLLOWED = results.scalar_name(TASK, "AUC")
+
+
+def classify(arguments: argparse.Namespace) -> list[results.Row]:
+  """Trains, or goes on, evaluates and writes; the rows of the evaluation.
+
+  Raises UserError where run, records or --out are not fit.
+  """
+  command.check(arguments)
+  config = ConfigDict(Workdir(arguments.workdir).read_config())
+  settings = command.training_settings(arguments, config, ("augment",))
+  folder, seed = arguments.records, settings.seed
+  encoder, weights, settings.run_step = encoder_of(
+    arguments.workdir, config, fresh=arguments.encoder != "run", image_px=settings.image_px,
+    seed=seed,
+  )  # fmt: skip
+  if settings.image_px % encoder.output_stride:
+    raise UserError(f"--image_px={settings.image_px} is no multiple of {encoder.output_stride}")
+  out = command.claim(arguments, settings)
+  findings, places = training_films(
+    folder, findings=settings.findings, fraction=settings.fraction, seed=seed
+  )
+  model = Classifier(encoder, weights, settings, findings, make_mesh(-1, 1))
+
+  def scores_of(split: str, state) -> Films:
+    model.take(state)
+    return embedded(model, folder, split, TASK, batch=4 * settings.batch_size)
+
+  measure = None
+  if command.has_validation(
+    arguments, "the last step is evaluated, nothing stops it early, and the threshold is .5"
+  ):
+
+    def measure(state):
+      films = scores_of("validation", state)
+      return macro_auc(scored(films.vectors, films, findings)[0])
+
+  source = Chosen(records.RecordSource(folder, "train"), tuple(places))
+  augment = images.Augment() if settings.augment else None
+  encode = Encode(tuple(findings), settings.image_px, augment)
+  state = fit(model.learner, out, source, encode, followed=FOLLOWED, measure=measure)
+  test = scores_of("test", state)
+  found, views = scored(test.vectors, test, findings)
+  if found is None:
+    raise UserError(
+      f"no finding of {', '.join(findings)} is both present and absent in the test split of"
+      f" {folder}"
+    )
+  behind = None
+  if measure:
+    films = scores_of("validation", state)
+    behind = scored(films.vectors, films, findings)[0]
+  rows = classified_rows(
+    (TASK, PROTOCOL, data_name(folder, "test")), found, views, validation=behind,
+    resamples=arguments.resamples, seed=seed,
+  )  # fmt: skip
+  command.finish(out, arguments, int(state.step), rows, found, TASK)
+  return rows
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  out = command.parser("classify", __doc__, ENCODERS)
+  command.add_training(
+    out, freezes=False, steps=2000, learning_rate=1e-4, weight_decay=0.05, validate_every_steps=200
+  )
+  out.add_argument("--augment", type=command.truth, default=True, help="whether films are changed")
+  return out
+
+
+if __name__ == "__main__":
+  command.main(parser().parse_args(), classify)
