@@ -1,0 +1,257 @@
+"""Segmentation: is every pixel of a finding found, and no other?
+
+Protocol "segmentation-v1":
+
+- The unit is a film and a finding. The true mask is the union of the finding's regions at the
+  stored resolution, as in "grounding-v1" (a box where there is no mask). The map is float32 [H, W]
+  in [0, 1] at the stored resolution; a pixel is predicted where it reaches the threshold.
+- Dice and IoU are means over the films that have the finding; an empty prediction scores 0.
+- "Dice with empty films" is the mean over all films: one without the finding scores 1 where nothing
+  is predicted and 0 otherwise (the measure of the SIIM-ACR challenge). It is left out where a film
+  without the finding may only be one that nobody outlined (--empty_films=drop).
+- The threshold of a finding is that of .05, .10, ... .95 with the highest mean on the validation
+  split, chosen for each of the two kinds of figures apart ("threshold", "threshold with empty
+  films"; of equal ones the lowest). A finding that no validation film has gets none and is named.
+  Without a validation split the threshold is .5, and the metrics are called "Dice at .5" and so on.
+- A finding scores the mean of its units, `macro` the plain mean of the findings. Findings that no
+  film has are left out and named. Intervals are 95 % percentile intervals of 1,000 bootstrap draws
+  of patients; thresholds stay as they are.
+- Floor `mean_mask`: the mean of the finding's training masks, stretched to the film, with
+  thresholds chosen alike.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from input_pipeline.study import Study
+from plan_jax.evaluators import bootstrap, grounding
+from plan_jax.evaluators.finding_figures import places_by_finding
+from plan_jax.evaluators.floors import BoxPrior
+from plan_jax.evaluators.results import RUN, Row
+from plan_jax.evaluators.units import Units, unit_id
+from plan_jax.reporting import say
+
+TASK, PROTOCOL = "segmentation", "segmentation-v1"
+METRICS = ("Dice", "IoU")
+WITH_EMPTY = "Dice with empty films"
+MEAN_MASK = "mean_mask"
+THRESHOLDS = tuple(twentieths / 20 for twentieths in range(1, 20))
+_HALF = THRESHOLDS.index(0.5)
+
+
+@dataclass(frozen=True)
+class Overlaps:
+  """Of U units, how map and mask overlap at each of the T thresholds.
+
+  Attributes:
+    ids: [U], see `units.unit_id`.
+    groups: [U], findings.
+    patients: [U].
+    shared: int64 [U, T], pixels predicted and true.
+    sizes: int64 [U, T], pixels predicted.
+    areas: int64 [U], true pixels; 0 on a film without the finding.
+  """
+
+  ids: list[str]
+  groups: list[str]
+  patients: list[str]
+  shared: np.ndarray
+  sizes: np.ndarray
+  areas: np.ndarray
+
+  def figures(self) -> np.ndarray:
+    """Dice, IoU (NaN on a film without the finding) and Dice with empty films, [U, T, 3]."""
+    area, size = self.areas[:, None], self.sizes
+    there = np.broadcast_to(area > 0, size.shape)
+    dice = np.where(there, 2 * self.shared / np.maximum(size + area, 1), np.nan)
+    iou = np.where(there, self.shared / np.maximum(size + area - self.shared, 1), np.nan)
+    return np.stack([dice, iou, np.where(there, dice, size == 0)], axis=-1)
+
+
+def true_masks(study: Study, findings: Sequence[str]) -> dict[int, np.ndarray]:
+  """Place of each finding that the study has -> bool [H, W], the union of its regions."""
+  found: dict[int, np.ndarray] = {}
+  for region in study.regions:
+    if region.label in findings:
+      mask = grounding.region_mask(region, study)
+      place = findings.index(region.label)
+      found[place] = found[place] | mask if place in found else mask
+  return found
+
+
+def overlap(heat: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
+  """Pixels shared with the mask, and predicted, at each threshold (int64 [T]), and the mask's area.
+
+  Args:
+    heat: float32 [H, W] in [0, 1].
+    mask: bool [H, W], or None for an empty one.
+
+  Raises ValueError where a shape or a value is wrong.
+  """
+  if mask is not None and heat.shape != mask.shape:
+    raise ValueError(f"the map is {heat.shape}, the mask {mask.shape}")
+  if not (heat.min() >= 0 and heat.max() <= 1):
+    raise ValueError(f"the map ranges from {heat.min()} to {heat.max()}; it must stay in [0, 1]")
+  reached = np.searchsorted(np.array(THRESHOLDS, np.float32), heat.ravel(), side="right")
+
+  def from_above(some: np.ndarray) -> np.ndarray:
+    return np.bincount(some, minlength=len(THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
+
+  sizes = from_above(reached)
+  if mask is None:
+    return np.zeros_like(sizes), sizes, 0
+  return from_above(reached[mask.ravel()]), sizes, int(np.count_nonzero(mask))
+
+
+def score_segmentation(
+  maps: Iterable[tuple[Study, np.ndarray]], findings: Sequence[str], *, keep_empty: bool
+) -> Overlaps | None:
+  """The overlaps of all units; None of none.
+
+  Args:
+    maps: studies, and the maps [K, H, W] of their findings.
+    findings: K names.
+    keep_empty: whether films without a finding are units of it.
+
+  Raises ValueError, naming the image, where map and study contradict each other.
+  """
+  ids, groups, patients, counts = [], [], [], []
+  for study, heats in maps:
+    masks = true_masks(study, findings)
+    for k, name in enumerate(findings):
+      if k not in masks and not keep_empty:
+        continue
+      try:
+        counts.append(overlap(heats[k], masks.get(k)))
+      except ValueError as error:
+        raise ValueError(f"{study.image_id}, {name}: {error}") from error
+      ids.append(unit_id(study.image_id, name))
+      groups.append(name)
+      patients.append(study.patient_id)
+  if not ids:
+    return None
+  shared, sizes, areas = map(np.array, zip(*counts, strict=True))
+  return Overlaps(ids, groups, patients, shared, sizes, areas)
+
+
+def best_dice(found: Overlaps | None) -> float:
+  """Macro Dice of films that have a finding, each finding at its best threshold; NaN of none."""
+  chosen = choose(found) if found is not None else {}
+  if not chosen:
+    return np.nan
+  dice, places = found.figures()[..., 0], places_by_finding(found)
+  each = [np.nanmean(dice[places[name], t]) for name, (t, _) in chosen.items()]
+  return float(np.mean(each))
+
+
+def choose(found: Overlaps) -> dict[str, tuple[int, int]]:
+  """Finding -> the places in THRESHOLDS of the highest mean Dice, without and with empty films.
+
+  Findings that no film has are missing.
+  """
+  figures, chosen = found.figures(), {}
+  for name, places in places_by_finding(found).items():
+    some = figures[places]
+    if found.areas[places].any():
+      dice = np.nanmean(some[..., 0], axis=0)
+      chosen[name] = int(dice.argmax()), int(some[..., 2].mean(0).argmax())
+  return chosen
+
+
+def at_thresholds(found: Overlaps, chosen: dict[str, tuple[int, int]] | None) -> Units:
+  """The figures of all units, those with a threshold: METRICS, then WITH_EMPTY; .5 for None."""
+  figures = found.figures()
+  places = places_by_finding(found)
+  if chosen is None:
+    chosen = dict.fromkeys(places, (_HALF, _HALF))
+  values = np.full((len(found.ids), len(METRICS) + 1), np.nan)
+  for name, (without, with_empty) in chosen.items():
+    if name in places:
+      i = places[name]
+      values[i, :-1] = figures[i, without, :-1]
+      values[i, -1] = figures[i, with_empty, -1]
+  return Units(found.ids, found.groups, found.patients, (*METRICS, WITH_EMPTY), values)
+
+
+def segmentation_rows(
+  scores: dict[str, Overlaps],
+  validation: dict[str, Overlaps] | None,
+  *,
+  data: str,
+  keep_empty: bool,
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
+) -> tuple[list[Row], Units]:
+  """Rows by group (macro first), metric and model, and the units of the run.
+
+  Args:
+    scores: model -> overlaps on the split that is scored, `RUN` first.
+    validation: model -> overlaps on the validation split; None without.
+    data: the data set and split.
+    keep_empty: as of `score_segmentation`.
+    resamples, seed: of the bootstrap.
+
+  There are no rows where no film has a finding.
+  """
+  there = [name for name, i in places_by_finding(scores[RUN]).items() if scores[RUN].areas[i].any()]
+  all_findings = set(scores[RUN].groups)
+  if missing := sorted(all_findings - set(there)):
+    say(f"{TASK}: no film of {data} has {', '.join(missing)}, which are left out")
+  metrics = (*METRICS, WITH_EMPTY) if keep_empty else METRICS
+  suffix = " at .5" if validation is None else ""
+  head, rows, tables, thresholds = (TASK, PROTOCOL, data), [], {}, {}
+  for model, found in scores.items():
+    chosen = None
+    if validation is not None:
+      chosen = choose(validation[model]) if model in validation else {}
+      if model == RUN:
+        thresholds = {name: chosen[name] for name in there if name in chosen}
+        if without := sorted(set(there) - set(chosen)):
+          say(f"{TASK}: no validation film has {', '.join(without)}, so there is no threshold")
+    tables[model] = at_thresholds(found, chosen)
+  kept = [i for i, name in enumerate(scores[RUN].groups) if name in there]
+  tables = {model: _picked(some, kept) for model, some in tables.items()}
+  if not kept or np.isnan(tables[RUN].values).all():
+    return [], tables[RUN]
+  means = {
+    model: bootstrap.grouped_means(
+      some.values, some.groups, some.patients, resamples=resamples if model == RUN else 0, seed=seed
+    )
+    for model, some in tables.items()
+  }
+  for group in means[RUN]:
+    for m, metric in enumerate(metrics):
+      for model, by_group in means.items():
+        s = by_group[group][m]
+        if not np.isnan(s.value):
+          rows.append(Row(*head, group, metric + suffix, model, s.value, s.low, s.high, s.n))
+    for name, place in zip(("threshold", "threshold with empty films"), range(2), strict=True):
+      if group in thresholds and (keep_empty or not place):
+        behind = validation[RUN].groups.count(group)
+        value = THRESHOLDS[thresholds[group][place]]
+        rows.append(Row(*head, group, name, RUN, value, np.nan, np.nan, behind))
+  return rows, tables[RUN]
+
+
+def mean_masks(
+  studies: Iterable[Study], prior: BoxPrior, findings: Sequence[str]
+) -> Iterable[tuple[Study, np.ndarray]]:
+  """The maps of the floor `mean_mask`; a finding without training masks has a map of zeros."""
+  for study in studies:
+    shape = study.height, study.width
+    yield (
+      study,
+      np.stack(
+        [
+          prior.mean_box_per_finding(name, *shape) if name in prior.counts else np.zeros(shape)
+          for name in findings
+        ]
+      ).astype(np.float32),
+    )
+
+
+def _picked(units: Units, places: Sequence[int]) -> Units:
+  pick = [[some[i] for i in places] for some in (units.ids, units.groups, units.patients)]
+  return Units(*pick, units.metrics, units.values[places])

@@ -1,0 +1,122 @@
+"""Segmentation on a pre-trained image encoder: trains a decoder, evaluates it on the test split.
+
+  python -m plan_jax.segment --workdir=runs/a --records=FOLDER --out=runs/a/segmentation/NAME
+
+The encoder is that of the run, frozen with its batch norm in inference mode (--frozen=False: fine-
+tuned), or, for comparison, of the same architecture with fresh weights: "random", which stays as it
+is, or "supervised", which learns with the decoder. Regions without a mask are taken for their
+boxes. A film without a region of a finding has none of it; where it may only be that nobody
+outlined one (lungs, say), --empty_films=drop leaves such pairs of film and finding out of training
+and scores.
+Into --out go checkpoints, metrics.jsonl, evaluation.json, units/ (`python -m plan_jax.compare OUT
+OUT` compares two) and overlays.png. The same command goes on where it stopped. What is measured is
+written at the top of plan_jax/evaluators/segmentation.py.
+"""
+
+import argparse
+
+from ml_collections import ConfigDict
+
+from input_pipeline import records
+from input_pipeline.errors import UserError
+from plan_jax.downstream import command
+from plan_jax.downstream.encoder import data_name, encoder_of
+from plan_jax.downstream.fitting import fit
+from plan_jax.downstream.pictures import spread_over
+from plan_jax.downstream.studies import iter_of
+from plan_jax.evaluators import results, segmentation
+from plan_jax.evaluators.results import RUN
+from plan_jax.evaluators.segmentation import MEAN_MASK, TASK
+from plan_jax.mesh import make_mesh
+from plan_jax.reporting import say
+from plan_jax.segmentation import pictures
+from plan_jax.segmentation.films import Encode, training
+from plan_jax.segmentation.segmenter import Segmenter
+from plan_jax.workdir import Workdir
+
+ENCODERS = ("run", "random", "supervised")
+FOLLOWED = results.scalar_name(TASK, "Dice")
+
+
+def segment(arguments: argparse.Namespace) -> list[results.Row]:
+  """Trains, or goes on, evaluates and writes; the rows of the evaluation.
+
+  Raises UserError where run, records or --out are not fit.
+  """
+  command.check(arguments)
+  config = ConfigDict(Workdir(arguments.workdir).read_config())
+  settings = command.training_settings(arguments, config, ("channels", "empty_films"))
+  folder, seed, keep_empty = arguments.records, settings.seed, settings.empty_films == "keep"
+  encoder, weights, settings.run_step = encoder_of(
+    arguments.workdir, config, fresh=arguments.encoder != "run", image_px=settings.image_px,
+    seed=seed,
+  )  # fmt: skip
+  out = command.claim(arguments, settings)
+  source = training(
+    folder, findings=settings.findings, fraction=settings.fraction, seed=seed, keep_empty=keep_empty
+  )
+  findings = source.findings
+  model = Segmenter(encoder, weights, settings, findings, make_mesh(-1, 1))
+
+  def scores_of(split: str, state) -> segmentation.Overlaps | None:
+    studies = iter_of(records.RecordSource(folder, split))
+    return segmentation.score_segmentation(
+      model.maps(state, studies), findings, keep_empty=keep_empty
+    )
+
+  def floor_of(split: str) -> segmentation.Overlaps:
+    studies = iter_of(records.RecordSource(folder, split))
+    return segmentation.score_segmentation(
+      segmentation.mean_masks(studies, source.prior, findings), findings, keep_empty=keep_empty
+    )
+
+  measure = None
+  if command.has_validation(
+    arguments, "the last step is evaluated, nothing stops it early, and the threshold is .5"
+  ):
+
+    def measure(state):
+      return segmentation.best_dice(scores_of("validation", state))
+
+  encode = Encode(findings, settings.image_px, keep_empty)
+  state = fit(model.learner, out, source.films, encode, followed=FOLLOWED, measure=measure)
+  found, validation = scores_of("test", state), None
+  if found is None:
+    raise UserError(f"the test split of {folder} has no region of what was learned")
+  scores = {RUN: found, MEAN_MASK: floor_of("test")}
+  if measure:
+    behind = scores_of("validation", state)
+    validation = {} if behind is None else {RUN: behind, MEAN_MASK: floor_of("validation")}
+  rows, units = segmentation.segmentation_rows(
+    scores, validation, data=data_name(folder, "test"), keep_empty=keep_empty,
+    resamples=arguments.resamples, seed=seed,
+  )  # fmt: skip
+  if not rows:
+    raise UserError(
+      f"{folder}: no finding is both in the test and in the validation split: nothing to score"
+    )
+  command.finish(out, arguments, int(state.step), rows, units, TASK)
+  thresholds = {row.group: row.value for row in rows if row.metric == "threshold"}
+  test = records.RecordSource(folder, "test", where="regions")
+  shown = (test[i] for i in spread_over(len(test)))
+  path = out.path / "overlays.png"
+  pictures.write(path, model.maps(state, shown), findings, thresholds)
+  say(f"\nfilms with outlines (true in cyan, found in orange): {path}")
+  return rows
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  out = command.parser("segment", __doc__, ENCODERS)
+  command.add_training(
+    out, freezes=True, steps=5000, learning_rate=5e-4, weight_decay=1e-6, validate_every_steps=500
+  )
+  add = out.add_argument
+  add("--channels", type=int, default=64, help="of the decoder")
+  add("--empty_films", choices=("keep", "drop"), default="keep",
+      help="whether films without a region of a finding count")  # fmt: skip
+  return out
+
+
+if __name__ == "__main__":
+  command.main(parser().parse_args(), segment)
