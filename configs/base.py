@@ -121,9 +121,28 @@ def get_config() -> ConfigDict:
   config.evaluation.resamples = 1000  # of the bootstrap
   config.evaluation.report_films = 12  # of each set
   config.evaluation.sets = ConfigDict()  # further data to evaluate on: name -> evaluation_set(...)
+  config.evaluation.downstream = ConfigDict()  # learned on the encoder: name -> downstream(...)
 
   config.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return config
+
+
+def downstream(
+  task: str, *, of: str = "", fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
+  encoders: tuple[str, ...] = ("run",), **flags,
+) -> ConfigDict:  # fmt: skip
+  """A task that evaluation learns on the run's image encoder, once for each share of the labels.
+
+  Args:
+    task: "detect", "segment", "classify" or "probe": the commands `python -m plan_jax.TASK`.
+    of: the evaluation set to learn from and score on; empty: the run's own data.
+    fractions: of the training patients; none: the task is left out.
+    encoders: "run" and what it is to be compared with, as --encoder of the command has it.
+    **flags: of the command.
+  """
+  return ConfigDict(
+    dict(task=task, of=of, fractions=fractions, encoders=encoders, flags=ConfigDict(flags))
+  )
 
 
 def evaluation_set(

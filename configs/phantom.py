@@ -1,12 +1,18 @@
-"""The demo: synthetic films, a small model, a few minutes on two CPU cores."""
+"""The demo: synthetic films, a small model, a few minutes on two CPU cores.
+
+`configs/phantom.py:tasks` also learns all downstream tasks on the encoder, and on others to compare
+it with: an hour or two more.
+"""
 
 from ml_collections import ConfigDict
 
 from configs import base
 
 
-def get_config() -> ConfigDict:
-  """The phantom at 128 px."""
+def get_config(variant: str = "") -> ConfigDict:
+  """The phantom at 128 px; `variant` is empty or "tasks"."""
+  if variant not in ("", "tasks"):
+    raise ValueError(f"no variant {variant!r} of phantom.py; there is tasks")
   config = base.get_config()
   config.data.dataset = "phantom"
   config.data.options = ConfigDict(
@@ -38,4 +44,21 @@ def get_config() -> ConfigDict:
   config.evaluation.during_films = 100
   config.evaluation.max_tokens = 128
   config.evaluation.max_words = 64
+  if variant:
+    _attach_tasks(config)
   return config
+
+
+def _attach_tasks(config: ConfigDict) -> None:
+  """All that can be learned on the encoder, small enough for a CPU."""
+  learned = config.evaluation.downstream
+  all_encoders = ("run", "random", "supervised")
+  small = dict(image_px=128, steps=1200, validate_every_steps=300, patience=3)
+  learned.detection = base.downstream(
+    "detect", encoders=all_encoders, channels=32, compatibility=True, **small
+  )
+  learned.segmentation = base.downstream("segment", encoders=all_encoders, channels=32, **small)
+  learned.classification = base.downstream(
+    "classify", encoders=("run", "supervised"), learning_rate=5e-4, **small
+  )
+  learned.probe = base.downstream("probe", encoders=("run", "random"))

@@ -11,6 +11,7 @@ from input_pipeline import images, phantom_reports, records
 from input_pipeline import terms as terms_list
 from input_pipeline.study import Study
 from plan_jax import hosts, report, reporting
+from plan_jax.downstream import attached
 from plan_jax.evaluation_sets import EvaluationSet, fingerprints
 from plan_jax.evaluators import (
   class_retrieval,
@@ -52,6 +53,9 @@ def evaluate(
     rows += found
     scores |= {(chosen, task): some for task, some in units_of.items()}
     views += film_views(model, chosen, config.evaluation.report_films)
+  for chosen, task, found, units_of in attached.learned(config, workdir, model.step, sets):
+    rows += found
+    scores[chosen, task] = units_of
   if model.dropped_sentences:
     say(
       f"{model.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"

@@ -16,6 +16,7 @@ from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.scores import EVIDENCE
 from plan_jax.assembly import abstract_params
+from plan_jax.downstream import attached
 from plan_jax.evaluators import prompts
 from plan_jax.evaluators.results import FOLLOWED, scalar_name
 from plan_jax.mesh import make_mesh
@@ -43,6 +44,14 @@ _LOCAL = {
   "evaluation.batch_size": 8,
   "evaluation.resamples": 20,
   "evaluation.report_films": 2,
+}
+_LOCAL_FLAGS = {
+  "image_px": 64,
+  "steps": 4,
+  "batch_size": 8,
+  "validate_every_steps": 2,
+  "channels": 8,
+  "resamples": 20,
 }
 _LOCAL_IMAGE = {
   "width": 0.25,
@@ -74,6 +83,10 @@ def localised(config: ConfigDict) -> ConfigDict:
   config.update_from_flattened_dict(changes)
   for chosen in (config.data, *config.evaluation.sets.values()):
     chosen.selection = ""
+  for entry in config.evaluation.downstream.values():
+    known = attached.flags_of(entry.task) if entry.task in attached.TASKS else ()
+    entry.flags.update({key: value for key, value in _LOCAL_FLAGS.items() if key in known})
+    entry.fractions = entry.fractions[-1:]
   return config
 
 
@@ -144,6 +157,24 @@ def check(config: ConfigDict) -> None:
       config, f"evaluation.sets.{name}.options",
       lambda value, options=options: set(value) <= set(options),
       f"its keys must be options of the reader: {', '.join(options) or 'it has none'}",
+    )  # fmt: skip
+  for name, entry in config.evaluation.downstream.items():
+    key = f"evaluation.downstream.{name}"
+    _one_of(config, f"{key}.task", tuple(attached.TASKS))
+    _one_of(config, f"{key}.of", ("", *config.evaluation.sets))
+    flags, (module, _) = attached.flags_of(entry.task), attached.TASKS[entry.task]
+    _check(
+      config, f"{key}.flags", lambda value, flags=flags: set(value) <= flags,
+      f"its keys must be flags of plan_jax.{entry.task}: {', '.join(sorted(flags))}",
+    )  # fmt: skip
+    _check(
+      config, f"{key}.fractions", lambda value: all(0 < share <= 1 for share in value),
+      "must be shares above 0, and 1 at most",
+    )  # fmt: skip
+    _check(
+      config, f"{key}.encoders",
+      lambda value, known=module.ENCODERS: value[:1] == ("run",) and set(value) <= set(known),
+      f"must begin with 'run'; there are {', '.join(module.ENCODERS)}",
     )  # fmt: skip
   _check(config, "train.batch_size", lambda value: value > 1, "a contrast needs at least two pairs")
   least = 2 ** (1 + config.model.image.stages)  # the stride that these stages can reach
@@ -261,4 +292,6 @@ def _check(config, key, test, must):
   for name in key.split("."):
     value = value[name]
   if not test(value):
+    if isinstance(value, ConfigDict):
+      value = value.to_dict()
     raise ConfigError(f"config.{key}: is {value!r}; {must}")
