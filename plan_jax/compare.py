@@ -5,9 +5,10 @@
 Compares every figure whose units both runs keep (`units/`), b minus a on the same units: 95 %
 percentile intervals of a paired bootstrap of patients, the same draws for both. Films that are
 scored for a finding are compared by AUC and average precision and, where both runs have a
-threshold, by F1, accuracy, MCC, sensitivity and specificity, each at its own threshold. A
-difference is called real where its interval excludes zero. That tells apart two models, not two
-methods: for those, train several seeds of each (`launch.sweep`).
+threshold, by F1, accuracy, MCC, sensitivity and specificity, each at its own threshold; detectors
+by mAP, AP50 and FROC; words by the areas that their significance gives. A difference is called
+real where its interval excludes zero. That tells apart two models, not two methods: for those,
+train several seeds of each (`launch.sweep`).
 """
 
 import argparse
@@ -20,7 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import UserError
-from plan_jax.evaluators import auc, bootstrap, classification, results
+from plan_jax.evaluators import (
+  auc,
+  bootstrap,
+  classification,
+  detected,
+  detection,
+  results,
+  terms,
+)
 from plan_jax.evaluators import units as unit_scores
 from plan_jax.evaluators.bootstrap import Summary
 from plan_jax.evaluators.classification import THRESHOLDED
@@ -77,6 +86,11 @@ def compare(
       left_out.append(f"{name}: other data: {' and '.join(map(str, data))}")
     elif (first.ids, first.groups, first.patients) != (second.ids, second.groups, second.patients):
       left_out.append(f"{name}: other units ({len(first.ids)} and {len(second.ids)})")
+    elif first.metrics == terms.METRICS:
+      found += _contrast_differences(name, first, second, resamples, seed)
+    elif all(file.with_suffix(".npz").exists() for file in (sides[0][name], sides[1][name])):
+      boxes = [_boxes(side[name].with_suffix(".npz")) for side in sides]
+      found += _box_differences(name, *boxes, resamples, seed)
     elif first.metrics == unit_scores.SCORED:
       thresholds = tuple(map(_thresholds, rows))
       found += _ranked_differences(name, (first, second), thresholds, resamples, seed)
@@ -209,6 +223,62 @@ def _ranked_differences(
     for m, (metric, some) in enumerate(zip(metrics, summaries, strict=True)):
       if m < 2 or not np.isnan(some.value):
         yield Difference(name, group, metric, a[group][m].value, b[group][m].value, some)
+
+
+def _contrast_differences(
+  name: str, a: Units, b: Units, resamples: int, seed: int
+) -> Iterator[Difference]:
+  """Of the words of reports, by what their significance tells apart."""
+  first, second = a.values[:, 0], b.values[:, 0]
+  for metric, places, high, patients in terms.contrasts(a):
+    rest = high, ["all"] * len(places), patients
+    sides = [auc.grouped(some[places], *rest, resamples=0)["all"] for some in (first, second)]
+    change = auc.grouped_difference(
+      second[places], first[places], *rest, resamples=resamples, seed=seed
+    )["all"]
+    yield Difference(name, "all", metric, *(side.value for side in sides), change)
+
+
+def _box_differences(
+  name: str, a: tuple, b: tuple, resamples: int, seed: int
+) -> Iterator[Difference]:
+  """Of two detectors, each (films, findings): all figures taken anew in every draw."""
+  (films, findings), patients = a, [film.patient_id for film in a[0]]
+  order = [b[1].index(finding) for finding in findings]
+  ones = np.ones((1, len(films)))
+
+  def figures(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    count = len(findings)
+    return tuple(
+      detection.figures(some, count, weights)[:, places]
+      for some, places in ((films, range(count)), (b[0], order))
+    )
+
+  one, other = (some[0] for some in figures(ones))
+  drawn = [np.zeros((0, *one.shape))]
+  for weights in bootstrap.unit_weights(patients, resamples=resamples, seed=seed):
+    first, second = figures(weights)
+    drawn.append(second - first)
+  drawn = np.concatenate(drawn)
+  if len(set(patients)) == 1:
+    drawn[:] = np.nan
+  known = [k for k in range(len(findings)) if not np.isnan(one[k]).any()]
+  counts = [sum(int((film.truth_labels == k).sum()) for film in films) for k in known]
+  groups = [(bootstrap.MACRO, known, sum(counts))]
+  groups += [(findings[k], [k], n) for k, n in zip(known, counts, strict=True)]
+  for group, places, n in groups:
+    draws = bootstrap.nanmean(drawn[:, places].swapaxes(1, 2))
+    for m, metric in enumerate(detection.METRICS):
+      sides = [float(side[places, m].mean()) for side in (one, other)]
+      change = Summary(sides[1] - sides[0], *bootstrap.interval(draws[:, m]), n)
+      yield Difference(name, group, metric, *sides, change)
+
+
+def _boxes(path: Path) -> tuple:
+  try:
+    return detected.read(path)
+  except ValueError as error:
+    raise UserError(f"{error}: evaluate the run again") from error
 
 
 def main() -> None:

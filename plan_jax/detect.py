@@ -25,7 +25,7 @@ from plan_jax.downstream import command
 from plan_jax.downstream.encoder import data_name, encoder_of
 from plan_jax.downstream.fitting import fit
 from plan_jax.downstream.studies import iter_of
-from plan_jax.evaluators import detection, results
+from plan_jax.evaluators import detected, detection, results
 from plan_jax.mesh import make_mesh
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir
@@ -83,6 +83,7 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
     raise UserError(f"the test split of {arguments.records} has no box of what was learned")
   found = detection.detection_units(films, detector.findings)
   command.finish(out, arguments, int(state.step), rows, found, detection.TASK)
+  detected.write(out.units_of(detection.TASK).with_suffix(".npz"), films, detector.findings)
   write_coco(out.path, films, detector.findings)
   path = out.path / "overlays.png"
   pictures.write(path, films, detector.findings, test)

@@ -46,16 +46,16 @@ def evaluate(
     workdir: of the run.
     sets: the run's own first.
   """
-  rows, scores, views = [], {}, []
+  rows, scores, learned, views = [], {}, [], []
   for chosen in sets:
     say(f"evaluating step {model.step} on {chosen.data}")
     found, units_of = _score(model, config, chosen)
     rows += found
     scores |= {(chosen, task): some for task, some in units_of.items()}
     views += film_views(model, chosen, config.evaluation.report_films)
-  for chosen, task, found, units_of in attached.learned(config, workdir, model.step, sets):
+  for chosen, task, found, files in attached.learned(config, workdir, model.step, sets):
     rows += found
-    scores[chosen, task] = units_of
+    learned += [(chosen, task, file) for file in files]
   if model.dropped_sentences:
     say(
       f"{model.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"
@@ -66,7 +66,11 @@ def evaluate(
   def write():
     shutil.rmtree(workdir.units, ignore_errors=True)  # those of an earlier evaluation
     for (chosen, task), some in scores.items():
-      units.write(workdir.units_of(task, "" if chosen.is_own else chosen.name), some)
+      units.write(workdir.units_of(task, chosen.attached_name), some)
+    for chosen, task, file in learned:
+      path = workdir.units_of(task, chosen.attached_name).with_suffix(file.suffix)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(file, path)
     results.write(workdir.evaluation, results.Evaluation(model.step, rows, fingerprints(sets)))
     path = report.write_report(
       workdir.report,
@@ -138,13 +142,15 @@ def _score(
       scores[f"zero-shot-classes-{found.prompts.name}"] = found.classes.units()
   kinds = _word_kinds(chosen)
   if kinds:
-    rows += terms.evaluate_terms(
+    words = terms.score_terms(
       model,
       (s for s in chosen.studies("text", "terms") if s.entities or chosen.dataset == "phantom"),
       kinds,
       terms_list.load(config.text.terms).named,
-      **common,
     )
+    rows += terms.terms_rows(words, **common)
+    if words:
+      scores["terms"] = words
   if not rows:
     say(f"{chosen.data} has nothing to score: no regions, no texts, no finding of both kinds")
   return rows, scores

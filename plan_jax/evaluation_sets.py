@@ -37,6 +37,11 @@ class EvaluationSet:
   is_own: bool
 
   @property
+  def attached_name(self) -> str:
+    """The folder of its units; "" for the run's own data."""
+    return "" if self.is_own else self.name
+
+  @property
   def data(self) -> str:
     """Name of set and split, for rows."""
     return f"{self.name}/{self.split}"

@@ -8,7 +8,7 @@ import sklearn.metrics
 
 from input_pipeline.errors import UserError
 from plan_jax import compare
-from plan_jax.evaluators import auc, results, units
+from plan_jax.evaluators import auc, detected, detection, results, terms, units
 from plan_jax.evaluators.results import Evaluation, Row
 from plan_jax.evaluators.units import SCORED, Units, unit_id
 from plan_jax.workdir import Workdir
@@ -196,3 +196,59 @@ def test_command_line(tmp_path):
   (tmp_path / "b" / "units" / "g.csv").write_text("damaged")
   done = subprocess.run([*call, str(tmp_path / "b")], capture_output=True, text=True)
   assert done.returncode == 1 and "evaluate the run again" in done.stderr
+
+
+def detector(path, films, findings):
+  run(path, {"detection": detection.detection_units(films, findings)})
+  detected.write(path / "units" / "detection.npz", films, findings)
+  return path
+
+
+def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
+  findings = ("mass", "tube")
+  films, worse = [], []
+  rng = np.random.default_rng(0)
+  for i in range(40):
+    truth = np.array([[5, 5, 20, 20], [30, 30, 44, 50]], float)[: 1 + i % 2]
+    boxes, scores = truth + rng.integers(-2, 3, truth.shape), rng.random(len(truth))
+    labels = np.arange(len(truth))
+    place = (f"film{i}", f"p{i // 2}", 60, 80, truth, labels)
+    films.append(detection.Film(*place, boxes, scores, labels))
+    worse.append(detection.Film(*place, boxes + 6, scores, labels))
+  a, b = detector(tmp_path / "a", worse, findings), detector(tmp_path / "b", films, findings)
+  found = by_name(compare.compare(a, b, resamples=100)[0])
+  ones = np.ones((1, 40))
+  sides = [detection.figures(some, 2, ones)[0] for some in (worse, films)]
+  for m, metric in enumerate(detection.METRICS):
+    one = found["detection", "macro", metric]
+    assert (one.a, one.b) == tuple(pytest.approx(side[:, m].mean()) for side in sides)
+    assert found["detection", "tube", metric].change.value == pytest.approx(
+      sides[1][1, m] - sides[0][1, m]
+    )
+  assert found["detection", "macro", "mAP .4-.75"].verdict == "better"
+  same = compare.compare(b, b, resamples=20)[0]
+  assert not any(d.verdict for d in same) and {d.change.value for d in same} == {0}
+  kept, names = detected.read(b / "units" / "detection.npz")
+  assert names == list(findings) and len(kept) == 40
+  np.testing.assert_array_equal(kept[3].boxes, films[3].boxes.astype(np.float32))
+  assert (kept[1].image_id, kept[1].patient_id, kept[1].height) == ("film1", "p0", 60)
+  (b / "units" / "detection.npz").write_bytes(b"damaged")
+  with pytest.raises(UserError, match="detection.npz holds no boxes"):
+    compare.compare(a, b)
+
+
+def test_words_are_compared_by_what_their_significance_tells_apart(tmp_path):
+  kinds = [terms.KINDS[i % 3] for i in range(60)]
+  rng = np.random.default_rng(0)
+  ids = [unit_id(f"i{i}", "0.0") for i in range(60)]
+  high = np.array([kind == "finding" for kind in kinds])
+  sides = []
+  for name, gain in (("a", 0.2), ("b", 3.0)):
+    values = np.stack([rng.normal(size=60) + gain * high, high], axis=1)
+    sides.append(values[:, 0])
+    run(tmp_path / name, {"terms": Units(ids, kinds, PATIENTS, terms.METRICS, values)})
+  found = by_name(compare.compare(tmp_path / "a", tmp_path / "b", resamples=100)[0])
+  assert {metric for _, _, metric in found} == set(terms.CONTRASTS)
+  one = found["terms", "all", "AUC finding against rest"]
+  assert [one.a, one.b] == pytest.approx([sklearn.metrics.roc_auc_score(high, s) for s in sides])
+  assert one.verdict == "better"

@@ -17,6 +17,7 @@ from plan_jax.detection import detector, films, yolo
 from plan_jax.downstream import fitting
 from plan_jax.downstream.studies import iter_of
 from plan_jax.evaluators import results
+from plan_jax.evaluators.detection import METRICS
 from plan_jax.mesh import spread
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
@@ -108,6 +109,7 @@ def test_files(done, folder):
   assert cv2.imread(str(out / "overlays.png")).ndim == 3
   differences, _ = compare.compare(out, out, resamples=10)
   assert {d.name for d in differences} == {"detection"} and not any(d.verdict for d in differences)
+  assert {d.metric for d in differences} == set(METRICS)
 
 
 def test_stopped_and_started_again_gives_the_same_bits(

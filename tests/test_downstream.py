@@ -144,13 +144,13 @@ def test_attached_tasks_are_learned_once(run, capsys):
   said = capsys.readouterr().out
   assert "downstream elsewhere is left out: evaluation set b is not given" in said
   assert [task for _, task, _, _ in found] == ["masks-0.5", "masks-1", "probe-1"]
-  for chosen, task, rows, scores in found:
+  for chosen, task, rows, files in found:
     assert chosen is own and {row.task for row in rows} == {task}
     assert {row.data for row in rows} == {"phantom/test"}
     models = {row.model for row in rows}
     assert {"run", "random encoder"} <= models
-    assert set(scores.groups) <= {row.group for row in rows}
-    assert isinstance(scores, units.Units)
+    (file,) = files
+    assert set(units.read(file).groups) <= {row.group for row in rows}
   again = list(attached.learned(config, work, 0, [own]))
   assert capsys.readouterr().out.count("found in") == 6
   for (_, _, first, _), (_, _, second, _) in zip(found, again, strict=True):

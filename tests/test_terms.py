@@ -40,6 +40,11 @@ class _Reader:
     ]
 
 
+def evaluate(reader, studies, kinds, listed, *, batch=64, resamples=0):
+  found = terms.score_terms(reader, studies, kinds, listed, batch=batch)
+  return terms.terms_rows(found, data="toy", resamples=resamples)
+
+
 def test_contrasts_by_hand(capsys):
   reader = _Reader()
   studies = [
@@ -48,9 +53,7 @@ def test_contrasts_by_hand(capsys):
     _study(2, "The left lower mass is clear."),
     _study(3),
   ]
-  rows = terms.evaluate_terms(
-    reader, iter(studies), _kinds, _listed, data="toy", batch=3, resamples=50
-  )
+  rows = evaluate(reader, iter(studies), _kinds, _listed, batch=3, resamples=50)
   # Each distinct sentence is read once, each occurrence counts.
   assert reader.asked == [
     [("Left mass.",), ("The is clear.",), ("Left lower.",)],
@@ -82,25 +85,23 @@ def test_contrasts_by_hand(capsys):
 
 
 def test_without_finding_words_the_area_is_missing():
-  rows = terms.evaluate_terms(
-    _Reader(), [_study(0, "the is")], _kinds, _listed, data="toy", resamples=10
-  )
+  rows = evaluate(_Reader(), [_study(0, "the is")], _kinds, _listed, resamples=10)
   for row in rows:
     known = row.model == "chance" or row.metric == "mean significance other"
     assert math.isnan(row.value) != known
     assert math.isnan(row.low)  # one patient
   only_attributes = [_study(0, "left"), _study(1, "left")]
-  rows = terms.evaluate_terms(_Reader(), only_attributes, _kinds, _listed, data="toy", resamples=10)
+  rows = evaluate(_Reader(), only_attributes, _kinds, _listed, resamples=10)
   assert [row.value for row in rows if row.metric == "mean significance attribute"] == [0.6]
 
 
 def test_empty_and_wrong_input():
-  assert terms.evaluate_terms(_Reader(), [], _kinds, _listed, data="toy") == []
-  assert terms.evaluate_terms(_Reader(), [_study(0)], _kinds, _listed, data="toy") == []
+  assert evaluate(_Reader(), [], _kinds, _listed) == []
+  assert evaluate(_Reader(), [_study(0)], _kinds, _listed) == []
   cut = [_study(0, "the is clear mass")]
-  assert terms.evaluate_terms(_Reader(), cut, _kinds, _listed, data="toy") == []
+  assert evaluate(_Reader(), cut, _kinds, _listed) == []
   with pytest.raises(ValueError, match="'mass' has words of kind verb"):
-    terms.evaluate_terms(_Reader(), [_study(0, "mass")], lambda s, i: ["verb"], _listed, data="toy")
+    evaluate(_Reader(), [_study(0, "mass")], lambda s, i: ["verb"], _listed)
 
 
 def test_the_phantoms_words_have_kinds_that_terms_knows():
@@ -113,12 +114,11 @@ def test_the_phantoms_words_have_kinds_that_terms_knows():
     _study(0, "Small left pleural effusion is seen.", "The heart size is normal."),
     _study(1, "There is no pleural effusion or pneumothorax."),
   ]
-  rows = terms.evaluate_terms(
+  rows = evaluate(
     Perfect(),
     studies,
     lambda study, i: phantom_reports.word_kinds(study.sentences[i]),
     term_lists.load().named,
-    data="toy",
     resamples=10,
   )
   assert [row.value for row in rows if row.model == "run"][:3] == [1, 1, 1]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -12,9 +13,8 @@ from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax import classify, detect, probe, segment
 from plan_jax.evaluation_sets import EvaluationSet
-from plan_jax.evaluators import results, units
+from plan_jax.evaluators import results
 from plan_jax.evaluators.results import RUN, Row
-from plan_jax.evaluators.units import Units
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir
 
@@ -29,7 +29,7 @@ TASKS = {
 
 def learned(
   config: ConfigDict, workdir: Workdir, step: int, sets: Sequence[EvaluationSet]
-) -> Iterator[tuple[EvaluationSet, str, list[Row], Units]]:
+) -> Iterator[tuple[EvaluationSet, str, list[Row], list[Path]]]:
   """Learns what `config.evaluation.downstream` names, each once for every share of the patients.
 
   It lies in WORKDIR/downstream/NAME/; what is there already is taken from there. What cannot be
@@ -43,13 +43,14 @@ def learned(
 
   Yields:
     The set, the name in rows and of the units ("NAME-SHARE"), rows (figures of other encoders are
-    models "random encoder" and "supervised encoder"), and the units of the run's encoder.
+    models "random encoder" and "supervised encoder"), and the files of units of the run's
+    encoder.
   """
   entries = config.evaluation.downstream
   if entries and jax.process_count() > 1:
     say("downstream tasks are left out: they are learned by one process (--mode=evaluate, alone)")
     return
-  by_name = {"" if chosen.is_own else chosen.name: chosen for chosen in sets}
+  by_name = {chosen.attached_name: chosen for chosen in sets}
   for name, entry in entries.items():
     chosen = by_name.get(entry.of)
     if chosen is None:
@@ -59,12 +60,12 @@ def learned(
       task, rows, found = f"{name}-{fraction:g}", [], None
       for encoder in entry.encoders:
         try:
-          some, scores = _one(workdir, name, entry, chosen, step, encoder, fraction)
+          some, files = _one(workdir, name, entry, chosen, step, encoder, fraction)
         except UserError as error:
           say(f"downstream {task}, encoder {encoder}, is left out: {error}")
           continue
         if encoder == RUN:
-          found = scores
+          found = files
         rows += _renamed(some, task, chosen.data, encoder)
       if found is not None:
         yield chosen, task, rows, found
@@ -80,8 +81,8 @@ def flags_of(task: str) -> set[str]:
 def _one(
   workdir: Workdir, name: str, entry: ConfigDict, chosen: EvaluationSet, step: int, encoder: str,
   fraction: float,
-) -> tuple[list[Row], Units]:  # fmt: skip
-  """The rows and units of one command, run here or found."""
+) -> tuple[list[Row], list[Path]]:  # fmt: skip
+  """The rows, and the files of units, of one command, run here or found."""
   module, work = TASKS[entry.task]
   flags = {"encoder": encoder, "fraction": fraction, **entry.flags.to_dict()}
   # Other flags, another checkpoint and other data are another folder.
@@ -96,7 +97,7 @@ def _one(
     places = {"workdir": workdir.path, "records": chosen.folder, "out": out.path}
     given = [f"--{key}={value}" for key, value in (places | flags).items()]
     rows = work(module.parser().parse_args(given))
-  return rows, units.read(out.units_of(rows[0].task))
+  return rows, sorted(out.units.iterdir())
 
 
 def _renamed(rows: Sequence[Row], task: str, data: str, encoder: str) -> list[Row]:

@@ -116,13 +116,13 @@ def seeded_means(
     counts[..., s, m] = np.bincount(cell[known], minlength=size).reshape(shape[:2])
 
   each = _with_macro(_ratio(sums.sum(0), counts.sum(0))[None])[0]  # [1 + G, S, M]
-  value = _nanmean(each.swapaxes(1, 2))
+  value = nanmean(each.swapaxes(1, 2))
   drawn = []
   for weights in _draws(len(members), resamples, seed):
     weights = weights.astype(np.float64)
     total = (weights @ sums.reshape(shape[0], -1)).reshape(-1, *shape[1:])
     count = (weights @ counts.reshape(shape[0], -1)).reshape(-1, *shape[1:])
-    drawn.append(_nanmean(_with_macro(_ratio(total, count)).swapaxes(2, 3)))
+    drawn.append(nanmean(_with_macro(_ratio(total, count)).swapaxes(2, 3)))
   drawn = np.concatenate(drawn) if drawn else np.zeros((0, *value.shape))  # [resamples, 1 + G, M]
   behind = (counts > 0).any(2)  # [C, G, M]
   behind = np.concatenate([behind.any(1, keepdims=True), behind], 1).sum(0)  # clusters, [1 + G, M]
@@ -264,11 +264,11 @@ def grouped_figures(
     return Summary(float(figure), low, high, len(units))
 
   out = {MACRO: []}
-  averaged = _nanmean(drawn.swapaxes(1, 2))
+  averaged = nanmean(drawn.swapaxes(1, 2))
   for m in range(count):
     known = np.flatnonzero(~np.isnan(value[:, m]))
     units = np.concatenate([chosen[g] for g in known]) if len(known) else np.zeros(0, int)
-    out[MACRO].append(summary(_nanmean(value[:, m]), averaged[:, m], units))
+    out[MACRO].append(summary(nanmean(value[:, m]), averaged[:, m], units))
   for g, name in enumerate(names.tolist()):
     out[name] = [summary(value[g, m], drawn[:, g, m], chosen[g]) for m in range(count)]
   return out
@@ -304,14 +304,14 @@ def _draws(clusters: int, resamples: int, seed: int | list[int]) -> Iterator[np.
 
 def _with_macro(means: np.ndarray) -> np.ndarray:
   """Means of groups [R, G, S, M] -> macro and groups [R, 1 + G, S, M]."""
-  return np.concatenate([_nanmean(np.moveaxis(means, 1, -1))[:, None], means], axis=1)
+  return np.concatenate([nanmean(np.moveaxis(means, 1, -1))[:, None], means], axis=1)
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
   return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _nanmean(values: np.ndarray) -> np.ndarray:
+def nanmean(values: np.ndarray) -> np.ndarray:
   """Mean over the last axis of what is not NaN; NaN, and no warning, where all is."""
   known = ~np.isnan(values)
   return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))

@@ -52,9 +52,29 @@ def precision(
   Returns:
     float64 [Q, len(ks)].
   """
+  most = max(ks)
+  if most + 1 < scores.shape[1]:
+    # Among the first most + 1 lies all that counts, unless ties go on beyond them.
+    top = np.argpartition(-scores, most, axis=1)[:, : most + 1]
+    highest = np.take_along_axis(scores, top, 1)
+    ordered = -np.sort(-highest, axis=1)
+    alone = ordered[:, most] < ordered[:, most - 1] - tolerance
+    out = precision(highest, np.take_along_axis(hit, top, 1), ks, tolerance)
+    if not alone.all():
+      rows = np.flatnonzero(~alone)
+      out[rows] = _precision(scores[rows], hit[rows], ks, tolerance)
+    return out
+  return _precision(scores, hit, ks, tolerance)
+
+
+def _precision(
+  scores: np.ndarray, hit: np.ndarray, ks: Sequence[int], tolerance: float
+) -> np.ndarray:
+  """As `precision`, looking at every candidate."""
   out = np.zeros((len(scores), len(ks)))
+  ordered = -np.sort(-scores, axis=1)
   for i, k in enumerate(ks):
-    last = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    last = ordered[:, k - 1 : k]
     above = scores > last + tolerance
     tied = (scores >= last - tolerance) & ~above & np.isfinite(scores)
     places = k - above.sum(1)

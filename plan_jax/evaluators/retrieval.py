@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from input_pipeline import images, reports
 from input_pipeline.study import Study
@@ -37,6 +38,7 @@ PROTOCOL = "retrieval-v1"
 AT = (1, 5, 10)
 DIRECTIONS = ("image-to-text", "text-to-image")
 TOLERANCE = 1e-6
+_LARGE = 20_000  # queries whose ranking shows a bar
 _NONE = float("nan")
 
 
@@ -101,22 +103,29 @@ def rank(
   Raises:
     ValueError: a block of scores has the wrong shape or holds a NaN.
   """
-  keys = np.asarray(keys)
-  counts = np.zeros((3, len(keys)), np.int64)
-  for start in range(0, len(keys), block):
-    stop = min(start + block, len(keys))
+  _, group, sizes = np.unique(np.asarray(keys), return_inverse=True, return_counts=True)
+  n, hits = len(group), np.argsort(group, kind="stable")  # candidates, group by group
+  first = np.concatenate([[0], np.cumsum(sizes)])
+  counts = np.zeros((3, n), np.int64)
+  starts = tqdm(range(0, n, block), desc="ranks", unit="block", disable=n < _LARGE, mininterval=1)
+  for start in starts:
+    stop = min(start + block, n)
     found = np.asarray(scores(start, stop))
-    if found.shape != (stop - start, len(keys)):
-      raise ValueError(f"scores are {found.shape}, not {(stop - start, len(keys))}")
+    if found.shape != (stop - start, n):
+      raise ValueError(f"scores are {found.shape}, not {(stop - start, n)}")
     if np.isnan(found).any():
       raise ValueError("a score is NaN")
-    hit = keys[start:stop, None] == keys[None, :]
-    best = np.where(hit, found, -np.inf).max(1, keepdims=True)
-    above = found > best + tolerance  # never a hit
-    tied = (found >= best - tolerance) & ~above
-    counts[0, start:stop] = above.sum(1)
-    counts[1, start:stop] = (tied & hit).sum(1)
-    counts[2, start:stop] = (tied & ~hit).sum(1)
+    # Hits are few: looked up, so that the whole block is gone through for the counts alone.
+    own = group[start:stop]
+    size = sizes[own]
+    ends = np.cumsum(size)
+    place = np.arange(ends[-1]) - np.repeat(ends - size - first[own], size)
+    of_hits = found[np.repeat(np.arange(stop - start), size), hits[place]]
+    best = np.maximum.reduceat(of_hits, ends - size)
+    tied_hits = np.add.reduceat(of_hits >= np.repeat(best - tolerance, size), ends - size)
+    above = np.count_nonzero(found > best[:, None] + tolerance, axis=1)  # never a hit
+    reached = np.count_nonzero(found >= best[:, None] - tolerance, axis=1)
+    counts[:, start:stop] = above, tied_hits, reached - above - tied_hits
   return Ranks(*counts)
 
 

@@ -20,7 +20,7 @@ Protocol "terms-v1":
   reproduce it here; what it gains is to know without the list. Mean significances have no floor.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -29,9 +29,11 @@ from input_pipeline import reports
 from input_pipeline.study import Study
 from plan_jax.evaluators import auc, bootstrap
 from plan_jax.evaluators.results import RUN, Row
+from plan_jax.evaluators.units import Units, unit_id
 from plan_jax.reporting import say
 
 PROTOCOL = "terms-v1"
+METRICS = ("significance", "listed")
 KINDS = ("finding", "attribute", "other")
 # AUC -> the kinds that should score high, and those that should score low.
 CONTRASTS = {
@@ -68,44 +70,36 @@ def entity_kinds(study: Study, number: int) -> list[str]:
   ]
 
 
-def evaluate_terms(
+def score_terms(
   reader: Reader,
   studies: Iterable[Study],
   kinds: Callable[[Study, int], list[str]],
   listed: Callable[[str], list[bool]],
   *,
-  data: str,
   batch: int = 64,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
-) -> list[Row]:
-  """Scores a model under protocol "terms-v1" (see the top of this file).
+) -> Units | None:
+  """The words of the reports, grouped by kind, with `METRICS`; None where no sentence is left.
 
   Args:
     reader: the model.
     studies: the reports.
     kinds: (study, number of a sentence) -> one of `KINDS` for each of its words.
     listed: sentence -> whether the list of terms names each of its words.
-    data: name of data set and split, for the rows.
     batch: how many sentences the reader is given at a time.
-    resamples: bootstrap draws.
-    seed: of the draws.
 
-  Returns:
-    Rows of group "all" by metric and model; none where no sentence is left. An AUC of which one
-    side has no words is NaN. How many sentences were left out is said.
+  How many sentences were left out is said.
 
   Raises:
     ValueError: `kinds` gives something else than `KINDS`, or a significance is no number.
   """
   said = [
-    (study.patient_id, sentence, kinds(study, number))
+    (study, number, sentence, kinds(study, number))
     for study in studies
     for number, sentence in enumerate(study.sentences)
   ]
   # A sentence read alone says the same in every report: it is read once.
   read: dict[str, list[float]] = {}
-  distinct = list(dict.fromkeys(sentence for _, sentence, _ in said))
+  distinct = list(dict.fromkeys(sentence for _, _, sentence, _ in said))
   for start in range(0, len(distinct), batch):
     some = distinct[start : start + batch]
     found = reader.significances([(sentence,) for sentence in some])
@@ -113,62 +107,53 @@ def evaluate_terms(
       read[sentence] = [figure for _, figure in words]
 
   cut = 0
-  figures, on_list, kind_of, patients = [], [], [], []
-  for patient, sentence, some in said:
+  ids, kind_of, patients, values = [], [], [], []
+  for study, number, sentence, some in said:
     if unknown := set(some) - set(KINDS):
       raise ValueError(f"{sentence!r} has words of kind {', '.join(sorted(unknown))}")
     if len(some) != len(read[sentence]):
       cut += 1
       continue
-    figures += read[sentence]
-    on_list += listed(sentence)
+    ids += [unit_id(study.image_id, f"{number}.{word}") for word in range(len(some))]
     kind_of += some
-    patients += [patient] * len(some)
+    patients += [study.patient_id] * len(some)
+    values += zip(read[sentence], listed(sentence), strict=True)
   if cut:
     say(f"terms: {cut} of {len(said)} sentences came back without all their words and are left out")
-  if not figures:
-    return []
-  return _rows(
-    np.array(figures),
-    np.array(on_list, float),
-    np.array(kind_of),
-    np.array(patients),
-    data,
-    resamples=resamples,
-    seed=seed,
-  )
+  return Units(ids, kind_of, patients, METRICS, np.array(values, np.float64)) if ids else None
 
 
-def _rows(
-  figures: np.ndarray,
-  on_list: np.ndarray,
-  kinds: np.ndarray,
-  patients: np.ndarray,
-  data: str,
-  *,
-  resamples: int,
-  seed: int,
-) -> list[Row]:
-  draws = {"resamples": resamples, "seed": seed}
-  rows = []
+def contrasts(units: Units) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[str]]]:
+  """AUC of `CONTRASTS`, the places of its units, which are to score high, and their patients."""
+  kinds, patients = np.array(units.groups), np.array(units.patients)
   for metric, (high, low) in CONTRASTS.items():
-    chosen = np.isin(kinds, high + low)
+    places = np.flatnonzero(np.isin(kinds, high + low))
+    yield metric, places, np.isin(kinds[places], high), patients[places].tolist()
+
+
+def terms_rows(
+  found: Units | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+) -> list[Row]:
+  """Rows of `score_terms`, of group "all", by metric and model; none of none.
+
+  An AUC of which one side has no words is NaN.
+  """
+  if found is None:
+    return []
+  draws = {"resamples": resamples, "seed": seed}
+  figures, on_list = found.values.T
+  rows = []
+  for metric, places, high, patients in contrasts(found):
     s, floor = (
-      auc.grouped(
-        scores[chosen],
-        np.isin(kinds[chosen], high),
-        ["all"] * chosen.sum(),
-        patients[chosen].tolist(),
-        **draws,
-      )[bootstrap.MACRO]  # of one group; it is there without words, too
-      for scores in (figures, on_list)
+      auc.grouped(scores[places], high, ["all"] * len(places), patients, **draws)[bootstrap.MACRO]
+      for scores in (figures, on_list)  # of one group; it is there without words, too
     )
     head = ("terms", PROTOCOL, data, "all", metric)
     rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))
     rows.append(Row(*head, "chance", 0.5, np.nan, np.nan, s.n))
     rows.append(Row(*head, "term_list", floor.value, np.nan, np.nan, s.n))
-  each = np.where(kinds[:, None] == np.array(KINDS), figures[:, None], np.nan)
-  means = bootstrap.grouped_means(each, ["all"] * len(each), patients.tolist(), **draws)["all"]
+  each = np.where(np.array(found.groups)[:, None] == np.array(KINDS), figures[:, None], np.nan)
+  means = bootstrap.grouped_means(each, ["all"] * len(each), found.patients, **draws)["all"]
   for kind, s in zip(KINDS, means, strict=True):
     head = ("terms", PROTOCOL, data, "all", f"mean significance {kind}")
     rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))
