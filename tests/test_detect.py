@@ -275,6 +275,14 @@ def test_a_vit_learns_and_goes_on(folder, tmp_path, frozen):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("image_px", [224, 512])
+def test_at_the_sizes_and_with_the_head_of_the_field(run, folder, tmp_path, image_px):
+  flags = (f"--image_px={image_px}", "--channels=128", "--anchors=coco", "--batch_size=2")
+  rows = _detect(run, folder, tmp_path / "out", *flags, "--steps=2")
+  assert {"run", "typical box"} == {row.model for row in rows}
+
+
+@pytest.mark.slow
 def test_a_supervised_detector_learns(run, tmp_path):
   """AP50 of three large findings, macro: .71 measured, .05 of the floor."""
   folder = tmp_path / "records"

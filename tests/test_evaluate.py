@@ -1,6 +1,7 @@
 """All evaluators together: what they write, and that it is written again."""
 
 import copy
+import dataclasses
 import math
 
 import jax
@@ -118,6 +119,26 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
   assert floors == {"run", "random", "centre"}
 
 
+def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, monkeypatch):
+  config, model, workdir, before = run
+  files = [tmp_path / "detection.csv", tmp_path / "detection.npz"]
+  for file in files:
+    file.write_text(file.suffix)
+  row = dataclasses.replace(before[0], task="boxes-0.1")
+
+  def learned(*arguments):
+    assert arguments[:3] == (config, workdir, 6)
+    yield arguments[3][0], "boxes-0.1", [row], files
+
+  monkeypatch.setattr(evaluate.attached, "learned", learned)
+  sets = [evaluation_sets.own(config, workdir.records)]
+  rows = evaluate.evaluate(model, config, workdir, sets)
+  assert rows[-1] == row and results.read(workdir.evaluation).rows[-1] == row
+  for suffix in (".csv", ".npz"):
+    assert (workdir.units / f"boxes-0.1{suffix}").read_text() == suffix
+  assert "boxes-0.1" in workdir.report.read_text()
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
@@ -146,6 +167,7 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
     "presence.csv",
     "reranked-retrieval.csv",
     "retrieval.csv",
+    "terms.csv",
     "zero-shot-ours.csv",
   ]
 
