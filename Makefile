@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist=loadfile -m "not slow"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -14,11 +14,13 @@ flags.FLAGS.mark_as_parsed()  # Grain reads a flag in its workers
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Tests compile the same small programs again and again, here and in processes they start.
-_cache = tempfile.mkdtemp(prefix="plan_jax-compiled-")
-atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
-# Nor do such small programs gain from being optimised.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-jax.config.update("jax_compilation_cache_dir", _cache)
+# Tests compile the same small programs again and again, here and in processes they start. The
+# workers of pytest-xdist share what the process that started them has set.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  _cache = tempfile.mkdtemp(prefix="plan_jax-compiled-")
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+  # Nor do such small programs gain from being optimised.
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,18 +1,25 @@
 """A folder for our reader from a private one of real films, so that what is scored is sound.
 
-  python tests/real_films.py FOLDER OUT
+  python tests/real_films.py FOLDER OUT            # for zero-shot classification and grounding
+  python tests/real_films.py FOLDER OUT --tasks    # for what is learned on an encoder
 
 The class "lung opacity" can be told by where a film comes from, so it is scored in one pool only:
 the films of pool "nih-B" that radiologists have read are the test split, with that label alone, and
 no other film of the pool or of its patients is there. The rest keeps its split, texts and boxes.
+
+With --tasks all films are there: the validation split is the test split, an eighth of the training
+patients is the validation split, and labels are those of the same pool alone, where a film that
+names other findings does not show the rest.
 """
 
 import csv
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 POOL = "nih-B"
+NOTHING = "no finding"
 COLUMNS = (
   "image_id", "image", "mask", "split", "patient_id", "study_id", "view", "text", "text_kind",
   "labels", "boxes",
@@ -32,6 +39,24 @@ def rows(folder: Path) -> list[dict[str, str]]:
   return [{name: row[name] for name in COLUMNS} for row in learned + tested]
 
 
+def task_rows(folder: Path) -> list[dict[str, str]]:
+  """The rows of the manifest with --tasks."""
+  with (folder / "manifest.csv").open(encoding="utf-8", newline="") as file:
+    there = list(csv.DictReader(file))
+  for row in there:
+    row["labels"] = row["labels"] if row["pool"] == POOL else ""
+  named = {label for row in there for label in row["labels"].split("|")} - {"", NOTHING}
+  for row in there:
+    if row["labels"]:
+      present = row["labels"].split("|")
+      row["labels"] = "|".join(f"{name}={int(name in present)}" for name in sorted(named))
+    if row["split"] == "validation":
+      row["split"] = "test"
+    elif zlib.crc32(row["patient_id"].encode()) % 8 == 0:
+      row["split"] = "validation"
+  return [{name: row[name] for name in COLUMNS} for row in there]
+
+
 def write(folder: Path, out: Path, kept: list[dict[str, str]]) -> None:
   """The manifest of the kept rows, and their files."""
   for row in kept:
@@ -45,4 +70,5 @@ def write(folder: Path, out: Path, kept: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-  write(Path(sys.argv[1]), Path(sys.argv[2]), rows(Path(sys.argv[1])))
+  of = task_rows if "--tasks" in sys.argv else rows
+  write(Path(sys.argv[1]), Path(sys.argv[2]), of(Path(sys.argv[1])))

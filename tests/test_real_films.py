@@ -83,12 +83,35 @@ def test_real_reports_are_retrieved_apart_from_sentences_made_of_labels(run, tmp
   assert sizes == {len(reports)}
 
 
-def test_detection(run, tmp_path):
-  where = [f"--workdir={run}", f"--records={run / 'records'}", "--resamples=20"]
+@pytest.fixture(scope="module")
+def records(run):
+  """All the films with lungs, boxes or labels that may be compared; few of them to learn from."""
+  rows = real_films.task_rows(FOLDER)
+  some = [row for row in rows if row["split"] != "train" or row["mask"]]
+  some += [row for row in rows if row["split"] == "train" and row["labels"]][:64]
+  films = run.parent / "task films"
+  real_films.write(FOLDER, films, list({row["image_id"]: row for row in some}.values()))
+  out = run.parent / "task records"
+  job("input_pipeline.convert", "--dataset=folder", f"--source={films}", f"--out={out}")
+  return out
+
+
+@pytest.mark.parametrize(
+  ("task", "flags", "floor"),
+  [
+    ("detect", ["--channels=8"], "typical box"),
+    ("segment", ["--channels=8", "--findings=lungs", "--empty_films=drop"], "mean_mask"),
+    ("classify", ["--findings=effusion,edema"], "chance"),
+    ("probe", ["--findings=effusion,edema"], "chance"),
+  ],
+)
+def test_tasks_that_are_learned_on_the_encoder(run, records, tmp_path, task, flags, floor):
+  if task != "probe":
+    flags = [*flags, "--batch_size=8", "--steps=2", "--validate_every_steps=2"]
   job(
-    "plan_jax.detect", *where, f"--out={tmp_path / 'd'}", "--image_px=64", "--batch_size=8",
-    "--channels=8", "--steps=2", "--validate_every_steps=2",
+    f"plan_jax.{task}", f"--workdir={run}", f"--records={records}", "--resamples=20",
+    f"--out={tmp_path / 'out'}", "--image_px=64", *flags,
   )  # fmt: skip
-  rows = results.read(tmp_path / "d" / "evaluation.json").rows
-  assert {"run", "typical box"} <= {row.model for row in rows}
-  assert (tmp_path / "d" / "overlays.png").exists()
+  rows = results.read(tmp_path / "out" / "evaluation.json").rows
+  assert {"run", floor} <= {row.model for row in rows}
+  assert (tmp_path / "out" / "overlays.png").exists() == (task in ("detect", "segment"))
