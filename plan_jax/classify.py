@@ -63,9 +63,9 @@ def classify(arguments: argparse.Namespace) -> list[results.Row]:
   )
   model = Classifier(encoder, weights, settings, findings, make_mesh(-1, 1))
 
-  def scores_of(split: str, state) -> Films:
+  def scores_of(split: str, state, *, quiet: bool = False) -> Films:
     model.take(state)
-    return embedded(model, folder, split, TASK, batch=4 * settings.batch_size)
+    return embedded(model, folder, split, TASK, batch=4 * settings.batch_size, quiet=quiet)
 
   measure = None
   if command.has_validation(
@@ -73,7 +73,7 @@ def classify(arguments: argparse.Namespace) -> list[results.Row]:
   ):
 
     def measure(state):
-      films = scores_of("validation", state)
+      films = scores_of("validation", state, quiet=True)
       return macro_auc(scored(films.vectors, films, findings)[0])
 
   source = Chosen(records.RecordSource(folder, "train"), tuple(places))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import convert, loader, local_loss, train_step
+from benchmarks import convert, evaluation, loader, local_loss, train_step
 from input_pipeline import images, records, stored, terms, tokens
 from input_pipeline.loader import Encode
 from input_pipeline.readers import folder
@@ -129,3 +129,11 @@ def test_the_bare_loop_gives_what_the_converter_stores(tmp_path):
   assert convert.bare(study.image, 64) == ours
   difference = images.decode(convert.naive(study.image, 64)).astype(int) - images.decode(ours)
   assert 0 < np.abs(difference).mean() < 2
+
+
+def test_evaluation_has_a_row_for_every_measure():
+  rows = list(evaluation.measure([20], 10, 8))
+  assert [(row["what"].split(",")[0], row["count"]) for row in rows] == [
+    ("retrieval", 20), ("class retrieval", 20), ("grounding at 512 px", 10),
+  ]  # fmt: skip
+  assert all(row["seconds"] > 0 and row["peak_mib"] > 0 for row in rows)

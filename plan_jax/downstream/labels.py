@@ -66,15 +66,19 @@ def embedded(
   places: Sequence[int] | None = None,
   *,
   batch: int = 64,
+  quiet: bool = False,
 ) -> Films:
-  """The films of a split with a label of 1 or 0, all or those of `places`, embedded; shows a bar.
+  """The films of a split with a label of 1 or 0, all or those of `places`, embedded.
 
-  Raises UserError where there is none.
+  Shows a bar and says what is left out, but not where it is `quiet`, for it would be the same each
+  time. Raises UserError where there is none.
   """
   source = records.RecordSource(folder, split)
   places = range(len(source)) if places is None else places
-  bar = tqdm(places, desc=f"{what}, {split}", unit="film", mininterval=1)
-  films = labelled.embed(model, (source[i] for i in bar), f"{what}, {split}", batch=batch)
+  what = f"{what}, {split}"
+  bar = tqdm(places, desc=what, unit="film", mininterval=1, disable=quiet)
+  tell = (lambda _: None) if quiet else say
+  films = labelled.embed(model, (source[i] for i in bar), what, batch=batch, tell=tell)
   if films is None:
     raise UserError(
       f"{folder}: none of the {len(places)} films of the {split} split has a label of 1 or 0"
