@@ -64,7 +64,7 @@ def segment(arguments: argparse.Namespace) -> list[results.Row]:
       model.maps(state, studies), findings, keep_empty=keep_empty
     )
 
-  def floor_of(split: str) -> segmentation.Overlaps:
+  def floor_of(split: str) -> segmentation.Overlaps | None:
     studies = iter_of(records.RecordSource(folder, split))
     return segmentation.score_segmentation(
       segmentation.mean_masks(studies, source.prior, findings), findings, keep_empty=keep_empty
@@ -85,8 +85,7 @@ def segment(arguments: argparse.Namespace) -> list[results.Row]:
     raise UserError(f"the test split of {folder} has no region of what was learned")
   scores = {RUN: found, MEAN_MASK: floor_of("test")}
   if measure:
-    behind = scores_of("validation", state)
-    validation = {} if behind is None else {RUN: behind, MEAN_MASK: floor_of("validation")}
+    validation = {RUN: scores_of("validation", state), MEAN_MASK: floor_of("validation")}
   rows, units = segmentation.segmentation_rows(
     scores, validation, data=data_name(folder, "test"), keep_empty=keep_empty,
     resamples=arguments.resamples, seed=seed,

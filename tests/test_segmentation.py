@@ -107,7 +107,7 @@ def test_thresholds_come_from_validation_and_each_figure_has_its_own():
   maps = [(with_it, faint + 0.1 * haze)] + [(study(i), haze) for i in (2, 3, 4)]
   found = segmentation.score_segmentation(maps, NAMES, keep_empty=True)
   assert segmentation.choose(found) == {
-    "mass": (THRESHOLDS.index(0.05), THRESHOLDS.index(0.25))
+    "mass": (THRESHOLDS.index(0.05), THRESHOLDS.index(0.25), 4)
   }  # "tube" has no film
   assert segmentation.best_dice(found) == 1
   assert np.isnan(segmentation.best_dice(None))
@@ -133,7 +133,7 @@ def test_rows(capsys):
   )
   scores = {RUN: run, MEAN_MASK: floor}
   cells, units = rows_of(scores, scores)
-  assert "no film of toy has tube" in capsys.readouterr().out
+  assert "no film of toy has tube: left out" in capsys.readouterr().out
   assert {key[0] for key in cells} == {"mass", "macro"}
   place = segmentation.choose(run)["mass"]
   of_mass = [i for i, name in enumerate(run.groups) if name == "mass"]
@@ -141,7 +141,9 @@ def test_rows(capsys):
   row = cells["mass", "Dice", RUN]
   assert row.value == pytest.approx(np.nanmean(dice)) and row.n == 4 and row.low <= row.value
   assert cells["mass", "Dice with empty films", RUN].n == 5
-  assert cells["mass", "threshold", RUN].value == THRESHOLDS[place[0]]
+  assert cells["mass", "threshold", RUN].value == THRESHOLDS[place.alone]
+  other = cells["mass", "threshold of Dice with empty films", RUN]
+  assert other.value == THRESHOLDS[place.with_empty] and other.n == 5
   assert cells["mass", "Dice", MEAN_MASK].value > 0.5
   assert len(units.ids) == 5 and units.metrics == ("Dice", "IoU", "Dice with empty films")
   cells, _ = rows_of(scores, scores, keep_empty=False)
@@ -151,8 +153,8 @@ def test_rows(capsys):
   np.testing.assert_allclose(
     units.values[:4, 0], run.figures()[of_mass][:4, THRESHOLDS.index(0.5), 0]
   )
-  cells, _ = rows_of(scores, {})
-  assert not cells and "so there is no threshold" in capsys.readouterr().out
+  cells, _ = rows_of(scores, dict.fromkeys(scores))
+  assert not cells and "no threshold, has mass: left out" in capsys.readouterr().out
 
 
 def test_the_loss_and_its_gradient():

@@ -10,8 +10,8 @@ Protocol "segmentation-v1":
   is predicted and 0 otherwise (the measure of the SIIM-ACR challenge). It is left out where a film
   without the finding may only be one that nobody outlined (--empty_films=drop).
 - The threshold of a finding is that of .05, .10, ... .95 with the highest mean on the validation
-  split, chosen for each of the two kinds of figures apart ("threshold", "threshold with empty
-  films"; of equal ones the lowest). A finding that no validation film has gets none and is named.
+  split, chosen for Dice and IoU ("threshold") and for Dice with empty films apart; of equal ones
+  the lowest. A finding that no validation film has gets none, and is named.
   Without a validation split the threshold is .5, and the metrics are called "Dice at .5" and so on.
 - A finding scores the mean of its units, `macro` the plain mean of the findings. Findings that no
   film has are left out and named. Intervals are 95 % percentile intervals of 1,000 bootstrap draws
@@ -22,6 +22,7 @@ Protocol "segmentation-v1":
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,6 +61,12 @@ class Overlaps:
   shared: np.ndarray
   sizes: np.ndarray
   areas: np.ndarray
+
+  def of(self, findings: Iterable[str]) -> "Overlaps":
+    """The units of some findings."""
+    kept = [i for i, name in enumerate(self.groups) if name in findings]
+    texts = [[some[i] for i in kept] for some in (self.ids, self.groups, self.patients)]
+    return Overlaps(*texts, self.shared[kept], self.sizes[kept], self.areas[kept])
 
   def figures(self) -> np.ndarray:
     """Dice, IoU (NaN on a film without the finding) and Dice with empty films, [U, T, 3]."""
@@ -136,48 +143,58 @@ def score_segmentation(
   return Overlaps(ids, groups, patients, shared, sizes, areas)
 
 
-def best_dice(found: Overlaps | None) -> float:
-  """Macro Dice of films that have a finding, each finding at its best threshold; NaN of none."""
-  chosen = choose(found) if found is not None else {}
-  if not chosen:
-    return np.nan
-  dice, places = found.figures()[..., 0], places_by_finding(found)
-  each = [np.nanmean(dice[places[name], t]) for name, (t, _) in chosen.items()]
-  return float(np.mean(each))
+class Chosen(NamedTuple):
+  """Of a finding.
 
-
-def choose(found: Overlaps) -> dict[str, tuple[int, int]]:
-  """Finding -> the places in THRESHOLDS of the highest mean Dice, without and with empty films.
-
-  Findings that no film has are missing.
+  Attributes:
+    alone: place in THRESHOLDS of the highest mean Dice of films that have it.
+    with_empty: the same of "Dice with empty films".
+    films: units behind both.
   """
+
+  alone: int
+  with_empty: int
+  films: int
+
+
+def choose(found: Overlaps | None) -> dict[str, Chosen]:
+  """Finding -> the best thresholds on these films; one that no film has is missing."""
+  if found is None:
+    return {}
   figures, chosen = found.figures(), {}
   for name, places in places_by_finding(found).items():
-    some = figures[places]
     if found.areas[places].any():
-      dice = np.nanmean(some[..., 0], axis=0)
-      chosen[name] = int(dice.argmax()), int(some[..., 2].mean(0).argmax())
+      some = figures[places]
+      best = np.nanmean(some[..., 0], axis=0).argmax(), some[..., 2].mean(0).argmax()
+      chosen[name] = Chosen(*map(int, best), len(places))
   return chosen
 
 
-def at_thresholds(found: Overlaps, chosen: dict[str, tuple[int, int]] | None) -> Units:
-  """The figures of all units, those with a threshold: METRICS, then WITH_EMPTY; .5 for None."""
-  figures = found.figures()
+def best_dice(found: Overlaps | None) -> float:
+  """Macro Dice of films that have a finding, each finding at its best threshold; NaN of none."""
+  chosen = choose(found)
+  if not chosen:
+    return np.nan
+  values = at_thresholds(found, chosen).values[:, 0]
   places = places_by_finding(found)
-  if chosen is None:
-    chosen = dict.fromkeys(places, (_HALF, _HALF))
+  return float(np.mean([np.nanmean(values[places[name]]) for name in chosen]))
+
+
+def at_thresholds(found: Overlaps, chosen: dict[str, Chosen] | None) -> Units:
+  """The figures of all units: METRICS, then WITH_EMPTY; NaN without a threshold, .5 for None."""
+  figures = found.figures()
   values = np.full((len(found.ids), len(METRICS) + 1), np.nan)
-  for name, (without, with_empty) in chosen.items():
-    if name in places:
-      i = places[name]
-      values[i, :-1] = figures[i, without, :-1]
-      values[i, -1] = figures[i, with_empty, -1]
+  for name, i in places_by_finding(found).items():
+    best = Chosen(_HALF, _HALF, 0) if chosen is None else chosen.get(name)
+    if best is not None:
+      values[i, :-1] = figures[i, best.alone, :-1]
+      values[i, -1] = figures[i, best.with_empty, -1]
   return Units(found.ids, found.groups, found.patients, (*METRICS, WITH_EMPTY), values)
 
 
 def segmentation_rows(
   scores: dict[str, Overlaps],
-  validation: dict[str, Overlaps] | None,
+  validation: dict[str, Overlaps | None] | None,
   *,
   data: str,
   keep_empty: bool,
@@ -186,34 +203,26 @@ def segmentation_rows(
 ) -> tuple[list[Row], Units]:
   """Rows by group (macro first), metric and model, and the units of the run.
 
+  There are no rows where no finding has both a film and a threshold.
+
   Args:
     scores: model -> overlaps on the split that is scored, `RUN` first.
-    validation: model -> overlaps on the validation split; None without.
+    validation: model -> overlaps on the validation split; None without such a split.
     data: the data set and split.
     keep_empty: as of `score_segmentation`.
     resamples, seed: of the bootstrap.
-
-  There are no rows where no film has a finding.
   """
-  there = [name for name, i in places_by_finding(scores[RUN]).items() if scores[RUN].areas[i].any()]
-  all_findings = set(scores[RUN].groups)
-  if missing := sorted(all_findings - set(there)):
-    say(f"{TASK}: no film of {data} has {', '.join(missing)}, which are left out")
-  metrics = (*METRICS, WITH_EMPTY) if keep_empty else METRICS
-  suffix = " at .5" if validation is None else ""
-  head, rows, tables, thresholds = (TASK, PROTOCOL, data), [], {}, {}
-  for model, found in scores.items():
-    chosen = None
-    if validation is not None:
-      chosen = choose(validation[model]) if model in validation else {}
-      if model == RUN:
-        thresholds = {name: chosen[name] for name in there if name in chosen}
-        if without := sorted(set(there) - set(chosen)):
-          say(f"{TASK}: no validation film has {', '.join(without)}, so there is no threshold")
-    tables[model] = at_thresholds(found, chosen)
-  kept = [i for i, name in enumerate(scores[RUN].groups) if name in there]
-  tables = {model: _picked(some, kept) for model, some in tables.items()}
-  if not kept or np.isnan(tables[RUN].values).all():
+  chosen = dict.fromkeys(scores)
+  if validation is not None:
+    chosen = {model: choose(validation[model]) for model in scores}
+  there = set(choose(scores[RUN]))
+  _say_missing(sorted(set(scores[RUN].groups) - there), f"no film of {data} has")
+  if validation is not None:
+    _say_missing(sorted(there - set(chosen[RUN])), "no validation film, so no threshold, has")
+  tables = {
+    model: at_thresholds(found.of(there), chosen[model]) for model, found in scores.items()
+  }  # fmt: skip
+  if np.isnan(tables[RUN].values).all():
     return [], tables[RUN]
   means = {
     model: bootstrap.grouped_means(
@@ -221,18 +230,27 @@ def segmentation_rows(
     )
     for model, some in tables.items()
   }
+  metrics = (*METRICS, WITH_EMPTY) if keep_empty else METRICS
+  suffix = " at .5" if validation is None else ""
+  head, rows = (TASK, PROTOCOL, data), []
   for group in means[RUN]:
     for m, metric in enumerate(metrics):
       for model, by_group in means.items():
         s = by_group[group][m]
         if not np.isnan(s.value):
           rows.append(Row(*head, group, metric + suffix, model, s.value, s.low, s.high, s.n))
-    for name, place in zip(("threshold", "threshold with empty films"), range(2), strict=True):
-      if group in thresholds and (keep_empty or not place):
-        behind = validation[RUN].groups.count(group)
-        value = THRESHOLDS[thresholds[group][place]]
-        rows.append(Row(*head, group, name, RUN, value, np.nan, np.nan, behind))
+    if best := (chosen[RUN] or {}).get(group):
+      places = {"threshold": best.alone, f"threshold of {WITH_EMPTY}": best.with_empty}
+      if not keep_empty:
+        del places[f"threshold of {WITH_EMPTY}"]
+      for name, place in places.items():
+        rows.append(Row(*head, group, name, RUN, THRESHOLDS[place], np.nan, np.nan, best.films))
   return rows, tables[RUN]
+
+
+def _say_missing(names: Sequence[str], why: str) -> None:
+  if names:
+    say(f"{TASK}: {why} {', '.join(names)}: left out")
 
 
 def mean_masks(
@@ -250,8 +268,3 @@ def mean_masks(
         ]
       ).astype(np.float32),
     )
-
-
-def _picked(units: Units, places: Sequence[int]) -> Units:
-  pick = [[some[i] for i in places] for some in (units.ids, units.groups, units.patients)]
-  return Units(*pick, units.metrics, units.values[places])
