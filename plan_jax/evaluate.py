@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -158,8 +159,11 @@ def _zero_shot(
   if chosen.split != "validation" and records.splits(chosen.folder).get("validation"):
     what = "zero-shot, validation split"
     validation = labelled.embed(model, chosen.studies(what=what, split="validation"), what)
+  again = None
+  if config.evaluation.compatibility:
+    again = partial(chosen.studies, what="zero-shot, local similarity")
   for some in asked:
-    yield zero_shot.score_zero_shot(model, films, some, validation)
+    yield zero_shot.score_zero_shot(model, films, some, validation, again=again)
 
 
 def _word_kinds(chosen: EvaluationSet) -> Callable[[Study, int], list[str]] | None:

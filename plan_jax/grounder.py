@@ -1,6 +1,6 @@
 """The trained model as a user calls it: embed films and texts, ground phrases, look at words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import images as films
 from input_pipeline.tokens import Tokenizer
-from plan_jax.alignment import curriculum
+from plan_jax.alignment import curriculum, scores
 from plan_jax.alignment.methods import METHODS, Alignment, pair_score
 from plan_jax.alignment.unit import unit
 from plan_jax.assembly import Assembly, assemble
@@ -29,6 +29,8 @@ class Grounder:
   done in batches of one size, so each function compiles once, and each batch is shared among the
   devices of the mesh. With several processes all call the same with the same, and get the same.
   """
+
+  own_sigma, own_nearest = 0.0, False  # of its maps, see evaluators.grounding_compat
 
   def __init__(
     self, model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict, mesh: Mesh
@@ -56,6 +58,7 @@ class Grounder:
       for function in (_look, ground_pair, _ground_phrase)
     )
     self._ground = {"words": words, "phrase": phrase}
+    self._similar = jit(_match, static_argnums=(4, 5))
     self._match = jit(jax.vmap(_match, (0, 0, 0, None, None, None)), static_argnums=(4, 5))
     self.dropped_sentences = 0  # that found no room in max_tokens, max_words
     self.take(state)
@@ -191,8 +194,7 @@ class Grounder:
 
     Raises ValueError where the method has no local scores.
     """
-    if not self.has_local_scores:
-      raise ValueError("this method has no score of a film and a text by words and pixels")
+    self._check_local()
     pixels, words, significance = features
     scale = np.exp(self._variables["params"]["log_scale"][1])
 
@@ -202,6 +204,31 @@ class Grounder:
       return self._match(*spread(held, self._mesh), scale, self._stage, self._alignment)
 
     return self._run(some, list(zip(films, texts, strict=True)))
+
+  def local_similarities(
+    self, texts: Sequence[tuple[str, ...]]
+  ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """A function of N films: their local similarity to each of T texts, float32 [N, T].
+
+    That of the last round, without the temperature of the loss. Raises ValueError as
+    `local_logits`.
+    """
+    self._check_local()
+    text = self._run(lambda some: self._text(self._variables, self._tokens(some)), texts)
+    longest = 1 + int(np.flatnonzero(text.mask.any(0)).max(initial=0))
+    held = text.words[:, :longest], text.significance[:, :longest]
+    # Its published score has the temperature in it.
+    unscaled = 1 / scores.GloriaScore.scale if self._alignment.method == "gloria" else 1
+
+    def some(images):
+      pixels = self._image(self._variables, self._films(images)).pixels
+      return self._similar(pixels, *held, 1, self._stage, self._alignment)
+
+    return lambda images: unscaled * self._run(some, images)
+
+  def _check_local(self) -> None:
+    if not self.has_local_scores:
+      raise ValueError("this method has no score of a film and a text by words and pixels")
 
   def on_film(self, region: np.ndarray, shape: tuple[int, int], side: int = 32) -> np.ndarray:
     """A map on the model's grid over the film alone, without the margin: its longer side `side`."""

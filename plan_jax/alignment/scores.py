@@ -15,7 +15,7 @@ and the next query q = norm((1 - eta) T + eta c) enters only through its product
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -221,9 +221,11 @@ class GloriaScore:
 
   Attributes:
     dtype: as of `Rounds`.
+    scale: before the logarithm, fixed.
   """
 
   dtype: str = "float32"
+  scale: ClassVar[float] = 10.0
 
   def prepare(self, pixels: jax.Array) -> Seen:
     """[I, P, D] of any norm."""
@@ -242,7 +244,7 @@ class GloriaScore:
     cosine = jnp.moveaxis((attention * similarity).sum(-1) / (length * word[..., None]), -1, 0)
     some = mask.any(-1)
     counted = jnp.where(mask | ~some[:, None], 5 * cosine, -jnp.inf)
-    score = jnp.where(some, 10 * jax.nn.logsumexp(counted, axis=-1), 0)[None]
+    score = jnp.where(some, self.scale * jax.nn.logsumexp(counted, axis=-1), 0)[None]
     return score, score[..., None][..., :0]
 
   def tile_bytes(self, images: int, reports: int, pixels: int, words: int, size: int) -> int:
