@@ -53,11 +53,8 @@ def evaluate(
     rows += found
     scores |= {(chosen, task): some for task, some in units_of.items()}
     views += film_views(model, chosen, config.evaluation.report_films)
-  if model.dropped_sentences:
-    say(
-      f"{model.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"
-      " and max_words"
-    )
+  if model.note:
+    say(model.note)
   say(results.table(rows))
 
   def write():
