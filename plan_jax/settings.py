@@ -79,7 +79,7 @@ def localised(config: ConfigDict) -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key: its name, what it is and what it may be."""
-  _one_of(config, "data.dataset", tuple(READERS))
+  check_sets(config)
   _one_of(config, "model.dtype", ("float32", "bfloat16"))
   _one_of(config, "model.remat", tuple(REMAT))
   _one_of(config, "model.image.name", tuple(IMAGE_ENCODERS))
@@ -126,25 +126,8 @@ def check(config: ConfigDict) -> None:
     _check(config, key, lambda value: value >= 0, "must not be negative")
   highest = config.model.scale_max
   _check(config, "model.scale_init", lambda value: 1 <= value <= highest, f"must be 1 to {highest}")
-  _one_of(config, "evaluation.split", SPLITS)
   names = tuple(scalar_name(task, metric) for task, _, metric in FOLLOWED)
   _one_of(config, "checkpoint.best_metric", ("", *names))
-  if not evaluation_sets.is_given(config.data):
-    raise ConfigError(
-      f"config.data.source: is empty; name the folder of the {config.data.dataset} data (or"
-      " config.data.records, where they are converted)"
-    )
-  for name, chosen in config.evaluation.sets.items():
-    _one_of(config, f"evaluation.sets.{name}.dataset", tuple(READERS))
-    _one_of(config, f"evaluation.sets.{name}.split", SPLITS)
-    if name == config.data.dataset:
-      raise ConfigError(f"config.evaluation.sets.{name}: is the name of the run's own data")
-    options = default_options(chosen.dataset)
-    _check(
-      config, f"evaluation.sets.{name}.options",
-      lambda value, options=options: set(value) <= set(options),
-      f"its keys must be options of the reader: {', '.join(options) or 'it has none'}",
-    )  # fmt: skip
   _check(config, "train.batch_size", lambda value: value > 1, "a contrast needs at least two pairs")
   least = 2 ** (1 + config.model.image.stages)  # the stride that these stages can reach
   _check(
@@ -223,6 +206,28 @@ def check(config: ConfigDict) -> None:
   prompts.load(config.evaluation.prompts)
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
     raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")
+
+
+def check_sets(config: ConfigDict) -> None:
+  """Raises ConfigError at the first impossible key of the data, or of what is evaluated on."""
+  _one_of(config, "data.dataset", tuple(READERS))
+  _one_of(config, "evaluation.split", SPLITS)
+  if not evaluation_sets.is_given(config.data):
+    raise ConfigError(
+      f"config.data.source: is empty; name the folder of the {config.data.dataset} data (or"
+      " config.data.records, where they are converted)"
+    )
+  for name, chosen in config.evaluation.sets.items():
+    _one_of(config, f"evaluation.sets.{name}.dataset", tuple(READERS))
+    _one_of(config, f"evaluation.sets.{name}.split", SPLITS)
+    if name == config.data.dataset:
+      raise ConfigError(f"config.evaluation.sets.{name}: is the name of the run's own data")
+    options = default_options(chosen.dataset)
+    _check(
+      config, f"evaluation.sets.{name}.options",
+      lambda value, options=options: set(value) <= set(options),
+      f"its keys must be options of the reader: {', '.join(options) or 'it has none'}",
+    )  # fmt: skip
 
 
 def check_devices(config: ConfigDict) -> None:

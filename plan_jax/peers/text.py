@@ -47,14 +47,14 @@ class Vocabulary:
         f"{key}: {folder} holds neither tokenizer.json nor vocab.txt; name the local Hugging Face"
         " folder of the vocabulary that the weights were trained with"
       )
-    ids = tokenizer.convert_tokens_to_ids(list(_NAMES))
-    if None in ids or len(set(ids)) < len(ids):
-      raise UserError(f"{key}: {folder} is no BERT's vocabulary, with {', '.join(_NAMES)}")
     self.backend = tokenizer.backend_tokenizer
     self.backend.no_padding()
     self.backend.no_truncation()
-    self.class_id, self.separator_id, self.pad_id = ids
-    self.size = len(tokenizer)
+    pieces = self.backend.get_vocab(with_added_tokens=False)
+    if any(name not in pieces for name in _NAMES):
+      raise UserError(f"{key}: {folder} is no BERT's vocabulary, with {', '.join(_NAMES)}")
+    self.class_id, self.separator_id, self.pad_id = (pieces[name] for name in _NAMES)
+    self.size = len(pieces)
 
 
 class Word(NamedTuple):
