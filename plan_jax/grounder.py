@@ -41,6 +41,7 @@ class Grounder(TwoTowers):
     side = -(-self._image_px // encoder.output_stride)
     self.grid = (side, side)
     self._first_px = encoder.first_px
+    self.local_bytes = 2 * config.model.size * (side**2 + config.evaluation.max_words)
     jit = jit_on(mesh)
     self._image = jit(partial(model.apply, method=model.embed_images))
     self._text = jit(partial(model.apply, method=model.embed_texts))

@@ -31,11 +31,13 @@ class TwoTowers:
     own_sigma, own_nearest: of its maps, see evaluators.grounding_compat.
     has_significance: whether its words have a significance.
     has_local_scores: whether all films and texts can be compared by words and pixels.
+    local_bytes: of `local_features` of a pair.
   """
 
   own_sigma, own_nearest = 0.0, False
   has_significance = True
   has_local_scores: bool
+  local_bytes: int
   grid: tuple[int, int]
   step: int
 

@@ -9,6 +9,8 @@ from scipy import ndimage
 
 from input_pipeline import images, phantom, tokens
 from input_pipeline.errors import UserError
+from plan_jax.models.bert import Bert
+from plan_jax.models.pretrained import load_text
 from plan_jax.peers import peer, text
 from plan_jax.peers.preprocessing import MiddleOfShortSide, PaddedSquare, resample
 
@@ -25,7 +27,7 @@ TEXTS = [
   ("Edema",),
   tuple(s for study in STUDIES for s in study.sentences) * 3,
 ]
-SIZES = dict(size=128, layers=5)
+TINY_RESNET = dict(base=8, deep=False)
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +201,15 @@ def test_vocabularies(vocabulary, tmp_path):
 # --- models --------------------------------------------------------------------------------------
 
 
-def gloria(folder, tokenizer, base=8, size=SIZES["size"], layers=SIZES["layers"]):
-  trunk, channels = theirs.resnet50(base)
+def gloria(folder, tokenizer, size=128, layers=5, resnet=TINY_RESNET):
+  trunk, channels = theirs.resnet(**resnet)
   model = theirs.Gloria(trunk, channels, theirs.bert(len(tokenizer), size, layers), size)
   reference.randomise(model)
+  with torch.no_grad():
+    names, words, _ = model.text(tokenizer, TEXTS[0])
+    region = model.image(FILMS[1])[0]
+    if torch.einsum("wd,dyx->wyx", words[1 : len(names) - 1], region).mean() < 0:
+      model.gloria.img_encoder.local_embedder.weight.neg_()  # a film like the words somewhere
   tensors = model.state_dict()
   tensors["gloria.text_encoder.model.embeddings.position_ids"] = torch.arange(128)[None]
   torch.save({"state_dict": tensors, "epoch": 1}, folder / "gloria.ckpt")
@@ -224,8 +231,9 @@ def compare_gloria(model, mine, tokenizer):
   similar = mine.local_similarities([TEXTS[i] for i in some])(FILMS)
   for i, (region, _) in enumerate(films):
     for j, (names, words, _) in enumerate(texts[k] for k in some):
-      cosine = theirs.gloria_cosines(region, words[: len(names) - 1])  # with [CLS]
-      assert logits[i, 0, j] == pytest.approx(10 * (5 * cosine).exp().sum().log().item(), rel=2e-3)
+      kept = region.half().float(), words[: len(names) - 1].half().float()  # with [CLS]
+      want = 10 * (5 * theirs.gloria_cosines(*kept)).exp().sum().log().item()
+      assert logits[i, 0, j] == pytest.approx(want, rel=1e-3)
       cosine = theirs.gloria_cosines(region, words[1 : len(names) - 1])
       assert similar[i, j] == pytest.approx((5 * cosine).exp().max().log().item(), abs=2e-4)
   # The words of a phrase, and the phrase, against the regions.
@@ -246,14 +254,18 @@ def compare_gloria(model, mine, tokenizer):
     np.testing.assert_allclose(seen, want.relu(), atol=1e-4 * each.abs().max().item())
 
 
-def mgca(folder, tokenizer, name, base=8, size=64, layers=2, **vit):
+TINY_VIT = dict(size=64, layers=2, heads=1, mlp_size=96)
+
+
+def mgca(
+  folder, tokenizer, name, size=64, layers=2, heads=(24, 10), resnet=TINY_RESNET, vit=TINY_VIT
+):
   if name == "mgca_vit":
-    sizes = dict(size=64, layers=2, heads=1, mlp_size=96) | vit
-    trunk, channels = reference.ViT(**sizes), (sizes["size"],) * 2
+    trunk, channels = reference.ViT(**vit), (vit["size"],) * 2
   else:
-    trunk, channels = theirs.resnet50(base)
+    trunk, channels = theirs.resnet(**resnet)
   words = theirs.bert(len(tokenizer), size, layers, add_pooling_layer=False)
-  model = theirs.Mgca(trunk, channels, words, size, 24, 10)
+  model = theirs.Mgca(trunk, channels, words, size, *heads)
   reference.randomise(model)
   with torch.no_grad():
     words.embeddings.token_type_embeddings.weight.zero_()
@@ -313,13 +325,17 @@ def test_the_weights_of_our_words(tmp_path, vocabulary, tokenizer):
   assert 10 < len(cut) < 180 and mine.note
 
 
-def biovil(folder, tokenizer, name, base=8, size=128, layers=2, reduced=12, out=10):
-  trunk, channels = theirs.resnet50(base)
+def biovil(folder, tokenizer, name, size=128, layers=2, reduced=12, out=10, resnet=TINY_RESNET):
+  trunk, channels = theirs.resnet(**resnet)
   trunk.fc = torch.nn.Linear(3, 3)
   model = theirs.BioViL(trunk, channels[1], out, reduced * (name == "biovil_t"))
   words = theirs.CxrBert(len(tokenizer), size, layers, out)
   reference.randomise(model)
   reference.randomise(words, 1)
+  with torch.no_grad():
+    if (model.image(FILMS[1])[0] @ words.text(tokenizer, TEXTS[0])).mean() < 0:
+      for x in model.projector.model[3].parameters():
+        x.neg_()  # a film that is like the text somewhere
   torch.save(model.state_dict(), folder / f"{name}.pt")
   (folder / name).mkdir()
   torch.save(words.state_dict(), folder / name / "pytorch_model.bin")
@@ -368,3 +384,128 @@ def test_gloria(tmp_path, vocabulary, tokenizer):
   compare_gloria(model, mine, tokenizer)
   assert mine.global_scale() == 10 and mine.has_local_scores and not mine.has_significance
   assert "texts were longer than the 97 pieces that GLoRIA reads" in mine.note
+
+
+# --- at their sizes ------------------------------------------------------------------------------
+
+FULL_RESNET = dict(base=64, deep=True)
+BASE = dict(size=768, layers=12)
+
+
+@pytest.mark.slow
+def test_gloria_at_its_size(tmp_path, vocabulary, tokenizer):
+  model, path = gloria(tmp_path, tokenizer, **BASE, resnet=FULL_RESNET)
+  compare_gloria(model, started("gloria", weights=path, tokenizer=vocabulary), tokenizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mgca_resnet", "mgca_vit"])
+def test_mgca_at_its_size(tmp_path, vocabulary, tokenizer, name):
+  vit = dict(size=768, layers=12, heads=12, mlp_size=3072)
+  model, path = mgca(
+    tmp_path, tokenizer, name, size=768, layers=6, heads=(2048, 128), resnet=FULL_RESNET, vit=vit
+  )
+  compare_mgca(model, started(name, weights=path, tokenizer=vocabulary), tokenizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["biovil", "biovil_t"])
+def test_biovil_at_its_size(tmp_path, vocabulary, tokenizer, name):
+  model, words, weights, folder = biovil(
+    tmp_path, tokenizer, name, **BASE, reduced=256, out=128, resnet=FULL_RESNET
+  )
+  mine = started(name, weights=weights, text=folder, tokenizer=vocabulary)
+  compare_biovil(model, words, mine, tokenizer)
+
+
+def test_mgca_s_text_can_start_a_run(tmp_path, tokenizer):
+  """It has no token types, and layers that it does not use."""
+  model, path = mgca(tmp_path, tokenizer, "mgca_vit")
+  sizes = dict(size=64, layers=2, heads=1, mlp_size=128, max_position=128)
+  encoder = Bert(len(tokenizer), **sizes)
+  tower = load_text(path, encoder)
+  assert not tower.params["type_embedding"].any()
+  aside = tower.provenance["left_aside"]
+  assert any("crossattention" in name for name in aside) and "prototype_layer.weight" in aside
+  ids, _ = theirs.pieces(tokenizer, TEXTS[0], 20)
+  ids = ids[:, :6]
+  with torch.no_grad():
+    want = model.text_encoder_q.model(ids).last_hidden_state
+  place = np.arange(6)[None]
+  found = encoder.apply({"params": tower.params}, ids.numpy(), np.zeros((1, 6), int), place)
+  same(found, want)
+
+
+# --- what can be wrong ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("name", "paths", "words"),
+  [
+    ("gloria", {}, "config.peer.weights: is empty; name the checkpoint of GLoRIA"),
+    (
+      "clip",
+      {"weights": "x"},
+      "peer.name: is 'clip'; it must be one of gloria, mgca_resnet",
+    ),
+    ("mgca_vit", {"weights": "x"}, "config.peer.tokenizer: is empty; .* Bio_ClinicalBERT"),
+    ("biovil_t", {"weights": "x"}, "config.peer.text: is empty; .* goes with BioViL-T"),
+    ("gloria", {"weights": "x", "text": "y"}, "checkpoint of GLoRIA holds its text encoder"),
+    ("gloria", {"weights": "none.pt", "tokenizer": "."}, "config.peer.tokenizer: . holds neither"),
+  ],
+)
+def test_keys_that_are_wrong(name, paths, words):
+  with pytest.raises(UserError, match=words):
+    peer.load(config_of(name, **paths))
+
+
+def test_weights_that_are_wrong(tmp_path, vocabulary, tokenizer):
+  _, path = gloria(tmp_path, tokenizer)
+  given = dict(weights=path, tokenizer=vocabulary)
+  with pytest.raises(UserError, match="is no checkpoint of MGCA ViT: it is GLoRIA's"):
+    peer.load(config_of("mgca_vit", **given))
+  with pytest.raises(UserError, match=r"config.peer.weights: .*gone.pt is not there"):
+    peer.load(config_of("gloria", **given | {"weights": tmp_path / "gone.pt"}))
+  whole = torch.load(path)["state_dict"]
+  first, local = "gloria.img_encoder.model.conv1.weight", "gloria.img_encoder.local_embedder.weight"
+  changed = {name: x for name, x in whole.items() if name != local}
+  changed |= {"gloria.img_encoder.new": torch.ones(2)}
+  changed |= {"gloria.img_encoder.global_embedder.bias": torch.ones(5)}
+  torch.save(changed, path)
+  with pytest.raises(UserError) as error:
+    peer.load(config_of("gloria", **given))
+  for told in (
+    "missing pixel_head/kernel", "unexpected gloria.img_encoder.new",
+    "global_embedder.bias is (5,) for our film_head/bias of (128,)",
+  ):  # fmt: skip
+    assert told in str(error.value)
+  torch.save({first: whole[first]}, path)
+  with pytest.raises(UserError, match="missing text_encoder/token_embedding/embedding"):
+    peer.load(config_of("gloria", **given))
+  torch.save({"conv1.weight": whole[first]}, path)
+  with pytest.raises(UserError, match="is no checkpoint of GLoRIA: it begins with conv1.weight"):
+    peer.load(config_of("gloria", **given))
+
+
+def test_vocabulary_and_text_that_are_not_the_weights(tmp_path, vocabulary, tokenizer):
+  _, path = mgca(tmp_path, tokenizer, "mgca_vit")
+  tokens.train(["a heart", "two lungs"] * 3, tmp_path / "other", vocabulary_size=30)
+  given = dict(weights=path, tokenizer=tmp_path / "other")
+  with pytest.raises(UserError, match="config.peer.tokenizer: .*other has .* the weights have 120"):
+    peer.load(config_of("mgca_vit", **given))
+  _, _, weights, folder = biovil(tmp_path, tokenizer, "biovil_t")
+  found = peer.load(config_of("biovil_t", weights=weights, text=folder, tokenizer=vocabulary))
+  assert found.provenance["weights"]["source"] == "BioViL-T: biovil_t.pt"
+  assert found.provenance["text"]["source"] == "CXR-BERT: biovil_t"
+  assert all(len(one["sha256"]) == 64 for one in found.provenance.values())
+  assert "encoder.encoder.fc.bias" in found.provenance["weights"]["left_aside"]
+  assert "encoder.vit_pooler.bias" in found.provenance["weights"]["left_aside"]
+  with pytest.raises(UserError, match="is no checkpoint of BioViL: it is BioViL-T's"):
+    peer.load(config_of("biovil", weights=weights, text=folder, tokenizer=vocabulary))
+  with pytest.raises(UserError, match="config.peer.text: .* no checkpoint of CXR-BERT: it is Bio"):
+    peer.load(config_of("biovil_t", weights=weights, text=weights, tokenizer=vocabulary))
+  with pytest.raises(UserError, match="config.peer.text: .* holds neither tokenizer.json"):
+    peer.load(config_of("biovil_t", weights=weights, text=folder))
+  _, _, _, wider = biovil(tmp_path, tokenizer, "biovil", out=12)
+  with pytest.raises(UserError, match="gives vectors of 12, the images' are of 10"):
+    peer.load(config_of("biovil_t", weights=weights, text=wider, tokenizer=vocabulary))

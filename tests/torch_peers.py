@@ -278,6 +278,7 @@ class CxrBert(nn.Module):
     return functional.normalize(head.dense_to_output(x), dim=-1)[0]
 
 
-def resnet50(base):
-  """And the channels of its third and fourth stage."""
-  return reference.ResNet((3, 4, 6, 3), True, base=base), (16 * base, 32 * base)
+def resnet(base, deep=True):
+  """ResNet-50, or -18, and the channels of its third and fourth stage."""
+  trunk = reference.ResNet((3, 4, 6, 3) if deep else (2, 2, 2, 2), deep, base=base)
+  return trunk, tuple(base * times for times in ((16, 32) if deep else (4, 8)))

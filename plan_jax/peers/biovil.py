@@ -42,7 +42,7 @@ class BioVil(nn.Module):
 
   def setup(self):  # noqa: D102
     self.image_encoder = ResNet(**self.image, **_PLAIN, output_stride=32)
-    self.text_encoder = Bert(**{"vocabulary_size": 0, **self.text}, projector=self.size)
+    self.text_encoder = Bert(**self.text, projector=self.size)
     if self.reduced_size:
       self.reduced = nn.Dense(self.reduced_size, use_bias=False)
       self.no_previous = self.param("no_previous", nn.initializers.zeros, (self.reduced_size,))

@@ -84,9 +84,10 @@ def vit(shapes: dict) -> dict:
 
 def bert(shapes: dict, settings: dict) -> dict:
   """Arguments of the BERT that `shapes` has under "text_encoder"; `settings` of a config.json."""
-  found = pretrained.sizes(_under(shapes, "text_encoder"), "bert")
-  heads = settings.get("num_attention_heads", found.get("heads"))
-  return found | ({"heads": heads} if heads else {}) | {"dropout": 0.0}
+  found = {"vocabulary_size": 1} | pretrained.sizes(_under(shapes, "text_encoder"), "bert")
+  if "num_attention_heads" in settings:
+    found["heads"] = settings["num_attention_heads"]
+  return found | {"dropout": 0.0}
 
 
 def _under(shapes: dict, module: str) -> dict:

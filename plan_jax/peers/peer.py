@@ -156,8 +156,9 @@ class Peer(TwoTowers):
       self._match, self._match_one = jit(jax.vmap(kind.logits)), jit(kind.similar)
     side = self._preprocessing.input_px
     film = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
-    count = jax.eval_shape(self._image, self._variables, film).pixels.shape[1]
+    _, count, size = jax.eval_shape(self._image, self._variables, film).pixels.shape
     self.grid = (round(count**0.5),) * 2
+    self.local_bytes = 2 * size * (count + self._reader.max_tokens)
 
   @property
   def note(self) -> str:
