@@ -65,14 +65,15 @@ def _run_peer(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   settings.check_sets(config)
   prompts.load(config.evaluation.prompts)
   terms.load(config.text.terms)
-  loaded = peer.load(config)  # before hours of conversion
+  # Before hours of conversion.
+  loaded = peer.load(config)
+  model = peer.on_devices(loaded, config)
   workdir.refuse_other_peer(config)
   folder = _claimed(config, workdir, new=True)
   note = json.dumps(loaded.provenance, indent=2)
   hosts.agree("the weights of the peer", note)
   hosts.first_does(lambda: replace_text(workdir.weights, f"{note}\n"))
   sets = _sets(config, workdir, folder)
-  model = peer.on_devices(loaded, config)
   what = loaded.kind.title
   notes = {"model": f"{what}, grid {model.grid[0]} x {model.grid[1]}"}
   notes |= {

@@ -94,10 +94,10 @@ def check(config: ConfigDict) -> None:
   _one_of(config, "alignment.dtype", ("float32", "bfloat16"))
   _one_of(config, "checkpoint.evaluate", ("last", "best"))
   for key in (
-    "data.stored_px", "text.vocabulary_size", "text.max_tokens", "text.max_words", "model.image_px",
+    "text.vocabulary_size", "text.max_tokens", "text.max_words", "model.image_px",
     "model.size", "train.steps", "train.batch_size", "train.log_every_steps",
     "alignment.tile_mib", "train.micro_batches", "train.learning_rate",
-    "train.clip_norm", "checkpoint.keep_last", "evaluation.batch_size", "evaluation.max_tokens",
+    "train.clip_norm", "checkpoint.keep_last", "evaluation.max_tokens",
     "evaluation.max_words", "model.image.width", "model.text.heads", "model.text.layers",
     "model.text.size", "model.text.mlp_size", "model.text.max_position", "model.text.last_layers",
     "model.image.vit.size", "model.image.vit.layers", "model.image.vit.heads",
@@ -117,8 +117,7 @@ def check(config: ConfigDict) -> None:
   for key in ("train.warmup_fraction", "train.ema_decay", "train.beta2", "model.text.dropout"):
     _check(config, key, lambda value: 0 <= value < 1, "must lie in [0, 1)")
   for key in (
-    "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "evaluation.resamples",
-    "evaluation.rerank_top", "evaluation.report_films", "train.weight_decay", "seed",
+    "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "train.weight_decay",
     "alignment.word_weight", "alignment.term_weight",
     "alignment.tile_images", "alignment.tile_reports",
     "model.image.projector", "model.text.projector",
@@ -212,6 +211,10 @@ def check_sets(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key of the data, or of what is evaluated on."""
   _one_of(config, "data.dataset", tuple(READERS))
   _one_of(config, "evaluation.split", SPLITS)
+  for key in ("data.stored_px", "evaluation.batch_size"):
+    _check(config, key, lambda value: value > 0, "must be positive")
+  for key in ("evaluation.resamples", "evaluation.rerank_top", "evaluation.report_films", "seed"):
+    _check(config, key, lambda value: value >= 0, "must not be negative")
   if not evaluation_sets.is_given(config.data):
     raise ConfigError(
       f"config.data.source: is empty; name the folder of the {config.data.dataset} data (or"

@@ -142,7 +142,7 @@ class TwoTowers:
       images: N films.
       phrases: N.
       of: "words": their soft regions, weighted by significance; "phrase": the pixels like the
-        phrase's own vector, as a softmax.
+        phrase's own vector (a run's: as a softmax; a peer's: what is positive of the cosine).
     """
     maps, _ = self._ground_pairs(images, phrases, of)
     return to_maximum_1(maps.reshape(-1, *self.grid))

@@ -165,6 +165,16 @@ def test_aep_leaves_out_what_lies_at_the_edge(capsys):
   assert tall.all(1).sum() == 98 and not tall[:7].any() and tall[7].all() and not tall[105:].any()
 
 
+def test_a_region_of_all_that_is_scored_has_no_contrast():
+  one = study(region("all", "a", (0, 0, W, H)))
+  found = {name: figures(name, random_grid(), one)[0]["i\tall"] for name in compat.PROTOCOLS}
+  assert found["compat-vios-s"][:2] == [0, 0] and 0 < found["compat-vios-s"][2] < 1
+  cnr, overlap, dice, hit = found["compat-aep"]
+  assert np.isnan(cnr) and 0 < overlap < dice < 1 and hit == 1
+  assert np.isnan(found["compat-mgvla"][0]) and np.isnan(found["compat-g2g"][0])
+  assert found["compat-radzero"] == [1]
+
+
 @pytest.mark.parametrize("name", ["compat-mgvla", "compat-g2g", "compat-radzero"])
 def test_what_was_not_seen_is_least_similar_where_the_whole_film_is_scored(name):
   crop = (9, 3, 44, 31)

@@ -298,7 +298,7 @@ def compare_mgca(model, mine, tokenizer):
   same(mine.ground_on_grid(FILMS[2:], phrase, "phrase")[0], lit / lit.max())
 
 
-@pytest.mark.parametrize("name", ["mgca_resnet", "mgca_vit"])
+@pytest.mark.parametrize("name", [pytest.param("mgca_resnet", marks=pytest.mark.slow), "mgca_vit"])
 def test_mgca(tmp_path, vocabulary, tokenizer, name):
   model, path = mgca(tmp_path, tokenizer, name)
   mine = started(name, weights=path, tokenizer=vocabulary)
@@ -369,7 +369,9 @@ def compare_biovil(model, words, mine, tokenizer):
   assert max(small.shape) == 32 and np.isfinite(small).all() and small.min() >= 0
 
 
-@pytest.mark.parametrize(("name", "side"), [("biovil", 15), ("biovil_t", 14)])
+@pytest.mark.parametrize(
+  ("name", "side"), [pytest.param("biovil", 15, marks=pytest.mark.slow), ("biovil_t", 14)]
+)
 def test_biovil(tmp_path, vocabulary, tokenizer, name, side):
   model, words, weights, folder = biovil(tmp_path, tokenizer, name)
   mine = started(name, weights=weights, text=folder, tokenizer=vocabulary)

@@ -118,6 +118,9 @@ def test_what_is_wrong_is_told_before_any_conversion(tmp_path):
     experiment.run(config, workdir, "evaluate")
   with pytest.raises(UserError, match="a peer is not trained"):
     experiment.run(config, workdir, "train")
+  config.evaluation.batch_size = 0
+  with pytest.raises(UserError, match="config.evaluation.batch_size: is 0; must be positive"):
+    experiment.run(config, workdir, "evaluate")
   config.data.dataset = "none"
   with pytest.raises(UserError, match="config.data.dataset: is 'none'"):
     experiment.run(config, workdir, "evaluate")

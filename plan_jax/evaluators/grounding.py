@@ -144,7 +144,7 @@ class Truth:
   def __init__(self, mask: np.ndarray):
     self.mask, self.area = mask, np.count_nonzero(mask)
     parts, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-    boxes = [_box(labels == part) for part in range(1, parts)]
+    boxes = [_box(mask if parts == 2 else labels == part) for part in range(1, parts)]
     self.boxes = np.array(boxes, int).reshape(-1, 4)
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     self.frame = slice(y, y + height), slice(x, x + width)
@@ -157,7 +157,7 @@ class Heat:
   Attributes:
     values: float32 [H, W] in [0, 1]; what was not seen is 0.
     unseen: [H, W] bool, or None where all was seen.
-    top: its maximum.
+    peak: flat places of its maximum.
     sizes: pixels that reach each of `THRESHOLDS`.
     mean, variance: of its values.
     box: int [4], (x0, y0, x1, y1), the predicted one; None where nothing is predicted.
@@ -169,13 +169,13 @@ class Heat:
     Raises ValueError where a value is not in [0, 1], or all are NaN.
     """
     values, self.unseen = np.ascontiguousarray(values, np.float32), None
-    self.top = values.max()
-    if np.isnan(self.top) and not (unseen := np.isnan(values)).all():
+    top = values.max()
+    if np.isnan(top) and not (unseen := np.isnan(values)).all():
       values, self.unseen = np.where(unseen, np.float32(0), values), unseen
-      self.top = values.max()
-    if not (values.min() >= 0 and self.top <= 1):
-      raise ValueError(f"the map ranges from {values.min()} to {self.top}; it must stay in [0, 1]")
-    self.values = values
+      top = values.max()
+    if not (values.min() >= 0 and top <= 1):
+      raise ValueError(f"the map ranges from {values.min()} to {top}; it must stay in [0, 1]")
+    self.values, self.peak = values, np.flatnonzero(values == top)
     self.sizes = [np.count_nonzero(values >= np.float32(t)) for t in THRESHOLDS]
     mean, deviation = cv2.meanStdDev(values)
     self.mean, self.variance = float(mean[0, 0]), float(deviation[0, 0]) ** 2
@@ -206,7 +206,7 @@ def score(heat: np.ndarray | Heat, mask: np.ndarray | Truth) -> np.ndarray:
     common = np.count_nonzero((framed >= np.float32(threshold)) & truth.inside)
     iou.append(common / (size + truth.area - common) if size else 0.0)
     dice.append(2 * common / (size + truth.area) if size else 0.0)
-  pointing = truth.mask[heat.values == heat.top].mean()
+  pointing = truth.mask.ravel()[heat.peak].mean()
   figures = [contrast, abs(contrast), np.mean(iou), np.mean(dice), pointing, *iou]
   return np.array([*figures, _box_accuracy(heat.box, truth.boxes)], np.float64)
 
@@ -441,7 +441,9 @@ def _box(part: np.ndarray) -> np.ndarray:
 
 def _largest_box(lit: np.ndarray) -> np.ndarray | None:
   """The box of the largest connected part of a bool map; None where it is empty."""
-  labels = cv2.connectedComponents(lit.view(np.uint8), connectivity=8)[1]
+  parts, labels = cv2.connectedComponents(lit.view(np.uint8), connectivity=8)
+  if parts == 2:
+    return _box(lit)
   areas = np.bincount(labels.ravel())
   areas[0] = 0
   if not (most := areas.max()):

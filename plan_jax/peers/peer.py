@@ -153,7 +153,8 @@ class Peer(TwoTowers):
         "words": jit(jax.vmap(partial(_of_words, kind))),
       }
     if self.has_local_scores:
-      self._match, self._match_one = jit(jax.vmap(kind.logits)), jit(kind.similar)
+      self._match = jit(jax.vmap(partial(_of_halves, kind)))
+      self._match_one = jit(kind.similar)
     side = self._preprocessing.input_px
     film = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
     _, count, size = jax.eval_shape(self._image, self._variables, film).pixels.shape
@@ -243,7 +244,7 @@ class Peer(TwoTowers):
     return self._pair[kind](image, text)
 
   def _matched(self, held):
-    return self._match(*(x.astype(jnp.float32) for x in held))
+    return self._match(*held)
 
   def _similar(self, pixels, words, say):
     return self._match_one(pixels, words, say)
@@ -267,6 +268,10 @@ def _of_phrase(kind: Kind, film, words):
 def _of_words(kind: Kind, film, words):
   looked, say = kind.look(film, words)
   return say @ looked.weight, say @ looked.similarity / jnp.maximum(say.sum(), 1e-12)
+
+
+def _of_halves(kind: Kind, *held):
+  return kind.logits(*(x.astype(jnp.float32) for x in held))  # features are kept in half precision
 
 
 def _by_our_words(
