@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -28,15 +29,21 @@ from plan_jax.evaluators import (
   units,
   zero_shot,
 )
-from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
+from plan_jax.two_towers import TwoTowers
 from plan_jax.workdir import Workdir
 
 _FIRST = 100  # studies that tell whether a set has entities
 
 
 def evaluate(
-  model: Grounder, config: ConfigDict, workdir: Workdir, sets: Sequence[EvaluationSet]
+  model: TwoTowers,
+  config: ConfigDict,
+  workdir: Workdir,
+  sets: Sequence[EvaluationSet],
+  *,
+  title: str = "",
+  notes: dict[str, str] | None = None,
 ) -> list[results.Row]:
   """Scores the run on its evaluation sets; writes units/, evaluation.json and the report.
 
@@ -45,6 +52,8 @@ def evaluate(
     config: of the run.
     workdir: of the run.
     sets: the run's own first.
+    title: of the report; by default a training's.
+    notes: facts of the model for the head of the page; by default a training's.
   """
   rows, scores, learned, views = [], {}, [], []
   for chosen in sets:
@@ -56,11 +65,8 @@ def evaluate(
   for chosen, task, found, files in attached.learned(config, workdir, model.step, sets):
     rows += found
     learned += [(chosen, task, file) for file in files]
-  if model.dropped_sentences:
-    say(
-      f"{model.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"
-      " and max_words"
-    )
+  if model.note:
+    say(model.note)
   say(results.table(rows))
 
   def write():
@@ -74,11 +80,11 @@ def evaluate(
     results.write(workdir.evaluation, results.Evaluation(model.step, rows, fingerprints(sets)))
     path = report.write_report(
       workdir.report,
-      title=f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
+      title=title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
       rows=rows,
       curves=reporting.curves(workdir.metrics),
       films=views,
-      notes=_notes(model, config, sets),
+      notes=_notes(model, config, sets, notes),
     )
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
     say(f"\n{results.headline(rows)}\n\nreport: {path}")
@@ -88,7 +94,7 @@ def evaluate(
 
 
 def _score(
-  model: Grounder, config: ConfigDict, chosen: EvaluationSet
+  model: TwoTowers, config: ConfigDict, chosen: EvaluationSet
 ) -> tuple[list[results.Row], dict[str, units.Units]]:
   """Rows of all tasks that the set allows, and the scores of their units."""
   common = {"data": chosen.data, "resamples": config.evaluation.resamples, "seed": config.seed}
@@ -141,7 +147,9 @@ def _score(
     if found.classes:
       scores[f"zero-shot-classes-{found.prompts.name}"] = found.classes.units()
   kinds = _word_kinds(chosen)
-  if kinds:
+  if kinds and not model.has_significance:
+    say("terms are left out: this model gives its words no weight")
+  elif kinds:
     words = terms.score_terms(
       model,
       (s for s in chosen.studies("text", "terms") if s.entities or chosen.dataset == "phantom"),
@@ -157,7 +165,7 @@ def _score(
 
 
 def _zero_shot(
-  model: Grounder, config: ConfigDict, chosen: EvaluationSet
+  model: TwoTowers, config: ConfigDict, chosen: EvaluationSet
 ) -> Iterator[zero_shot.Scores]:
   """Scores of every set of prompts; films are embedded once, thresholds are of validation films."""
   asked = prompts.load(config.evaluation.prompts)
@@ -168,8 +176,11 @@ def _zero_shot(
   if chosen.split != "validation" and records.splits(chosen.folder).get("validation"):
     what = "zero-shot, validation split"
     validation = labelled.embed(model, chosen.studies(what=what, split="validation"), what)
+  again = None
+  if config.evaluation.compatibility:
+    again = partial(chosen.studies, what="zero-shot, local similarity")
   for some in asked:
-    yield zero_shot.score_zero_shot(model, films, some, validation)
+    yield zero_shot.score_zero_shot(model, films, some, validation, again=again)
 
 
 def _word_kinds(chosen: EvaluationSet) -> Callable[[Study, int], list[str]] | None:
@@ -180,7 +191,7 @@ def _word_kinds(chosen: EvaluationSet) -> Callable[[Study, int], list[str]] | No
   return terms.entity_kinds if any(study.entities for study in first) else None
 
 
-def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str, float]:
+def validation_scalars(model: TwoTowers, folder, config: ConfigDict) -> dict[str, float]:
   """`results.FOLLOWED` on the first films of the validation split, by name, for the curves.
 
   No bootstrap: the last table has the intervals.
@@ -207,7 +218,7 @@ def validation_scalars(model: Grounder, folder, config: ConfigDict) -> dict[str,
   }
 
 
-def film_views(model: Grounder, chosen: EvaluationSet, count: int) -> list[report.FilmView]:
+def film_views(model: TwoTowers, chosen: EvaluationSet, count: int) -> list[report.FilmView]:
   """Films with regions spread over the set (else any with text), looked at by the model."""
   where = "regions" if chosen.has("regions") else "text"
   source = records.RecordSource(chosen.folder, chosen.split, where=where)
@@ -215,7 +226,7 @@ def film_views(model: Grounder, chosen: EvaluationSet, count: int) -> list[repor
   return [_view(model, source[int(i)]) for i in numbers]
 
 
-def _view(model: Grounder, study: Study) -> report.FilmView:
+def _view(model: TwoTowers, study: Study) -> report.FilmView:
   film = images.decode(study.image)
   phrases = grounding.units(study)
   words = []
@@ -232,24 +243,35 @@ def _view(model: Grounder, study: Study) -> report.FilmView:
     image_id=study.image_id,
     sentences=words,
     phrases=[
-      report.Phrase(unit.phrase, unit.label, unit.mask, heat)
+      report.Phrase(unit.phrase, unit.label, unit.mask, np.nan_to_num(heat))  # NaN: not looked at
       for unit, heat in zip(phrases, maps, strict=True)
     ],
   )
 
 
-def _notes(model: Grounder, config: ConfigDict, sets: Sequence[EvaluationSet]) -> dict[str, str]:
+def _notes(
+  model: TwoTowers,
+  config: ConfigDict,
+  sets: Sequence[EvaluationSet],
+  of_model: dict[str, str] | None,
+) -> dict[str, str]:
   """Facts for the head of the page."""
-  image = config.model.image
-  name = f"ResNet-{image.depth} x {image.width:g}"
-  if image.name == "vit":
-    name = f"ViT of {image.vit.layers} x {image.vit.size}"
   notes = {
     "data": ", ".join(f"{data} (records {mark})" for data, mark in fingerprints(sets).items()),
-    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
-    "model": f"{name}, {config.model.image_px} px, grid {model.grid[0]} x {model.grid[1]}",
+    **(_of_run(model, config) if of_model is None else of_model),
     "seed": str(config.seed),
   }
   if config.data.dataset == "phantom":
     notes["note"] = "synthetic films and reports: these figures say nothing about patients"
   return notes
+
+
+def _of_run(model: TwoTowers, config: ConfigDict) -> dict[str, str]:
+  image = config.model.image
+  name = f"ResNet-{image.depth} x {image.width:g}"
+  if image.name == "vit":
+    name = f"ViT of {image.vit.layers} x {image.vit.size}"
+  return {
+    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
+    "model": f"{name}, {config.model.image_px} px, grid {model.grid[0]} x {model.grid[1]}",
+  }

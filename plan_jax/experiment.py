@@ -6,14 +6,16 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline import records
+from input_pipeline import records, terms
 from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
 from plan_jax import evaluation_sets, hosts, settings
 from plan_jax.evaluate import evaluate
 from plan_jax.evaluation_sets import EvaluationSet, fingerprints, make_records
-from plan_jax.evaluators import results
+from plan_jax.evaluators import prompts, results
 from plan_jax.grounder import load
 from plan_jax.models import pretrained
+from plan_jax.peers import peer
 from plan_jax.reporting import say
 from plan_jax.train import train
 from plan_jax.workdir import Workdir
@@ -22,8 +24,13 @@ from plan_jax.workdir import Workdir
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   """Runs what `mode` names: "train", "evaluate", or "all" for both in turn.
 
+  A config of configs/peers.py is evaluated, for nothing of it is trained.
+
   Raises UserError where config, data or workdir are not fit, before any work if it can be known.
   """
+  if "peer" in config:
+    _run_peer(config, workdir, mode)
+    return
   config = settings.localised(config)
   settings.check(config)
   settings.check_devices(config)
@@ -48,6 +55,40 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     return
   say("evaluation is complete too (--mode=evaluate does it again)\n")
   say(f"{results.headline(rows)}\n\nreport: {workdir.report}")
+
+
+def _run_peer(config: ConfigDict, workdir: Workdir, mode: str) -> None:
+  """Evaluates another project's model, as `config.peer` names it."""
+  if mode == "train":
+    raise UserError("--mode=train: a peer is not trained, only evaluated (--mode=evaluate)")
+  config = _without_own(config)
+  settings.check_sets(config)
+  prompts.load(config.evaluation.prompts)
+  terms.load(config.text.terms)
+  # Before hours of conversion.
+  loaded = peer.load(config)
+  model = peer.on_devices(loaded, config)
+  workdir.refuse_other_peer(config)
+  folder = _claimed(config, workdir, new=True)
+  note = json.dumps(loaded.provenance, indent=2)
+  hosts.agree("the weights of the peer", note)
+  hosts.first_does(lambda: replace_text(workdir.weights, f"{note}\n"))
+  sets = _sets(config, workdir, folder)
+  what = loaded.kind.title
+  notes = {"model": f"{what}, grid {model.grid[0]} x {model.grid[1]}"}
+  notes |= {
+    key: f"{one['source']} ({one['sha256'][:12]})" for key, one in loaded.provenance.items()
+  }
+  evaluate(model, config, workdir, sets, title=f"{config.data.dataset}: {what}", notes=notes)
+
+
+def _without_own(config: ConfigDict) -> ConfigDict:
+  """Without the sets that wait for a source, and are called as the data is: here it may be any."""
+  config = ConfigDict(config.to_dict())
+  own = config.evaluation.sets.get(config.data.dataset)
+  if own is not None and not evaluation_sets.is_given(own):
+    del config.evaluation.sets[config.data.dataset]
+  return config
 
 
 def _sets(config: ConfigDict, workdir: Workdir, folder) -> list[EvaluationSet]:

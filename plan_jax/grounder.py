@@ -1,6 +1,5 @@
 """The trained model as a user calls it: embed films and texts, ground phrases, look at words."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -11,33 +10,27 @@ from ml_collections import ConfigDict
 
 from input_pipeline import images as films
 from input_pipeline.tokens import Tokenizer
-from plan_jax.alignment import curriculum
+from plan_jax.alignment import curriculum, scores
 from plan_jax.alignment.methods import METHODS, Alignment, pair_score
 from plan_jax.alignment.unit import unit
 from plan_jax.assembly import Assembly, assemble
 from plan_jax.checkpoint import Checkpoints
-from plan_jax.mesh import batch_sharding, everywhere, spread
 from plan_jax.models.plan import Plan, image_encoder
 from plan_jax.train_state import TrainState
+from plan_jax.two_towers import TwoTowers, jit_on
 from plan_jax.workdir import Workdir
 
 
-class Grounder:
-  """A model with its weights and vocabulary.
-
-  Films are uint8 [H, W] of any size; texts are tuples of sentences; phrases are strings. Work is
-  done in batches of one size, so each function compiles once, and each batch is shared among the
-  devices of the mesh. With several processes all call the same with the same, and get the same.
-  """
+class Grounder(TwoTowers):
+  """The model of a run; see `TwoTowers` for what it can be asked."""
 
   def __init__(
     self, model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict, mesh: Mesh
   ):
     """`state`: of training, see `take`; `config`: of the run; `mesh`: where the work is done."""
+    super().__init__(mesh, config.evaluation.batch_size)
     self._tokenizer = tokenizer
     self._image_px = config.model.image_px
-    self._mesh = mesh
-    self._batch = -(-config.evaluation.batch_size // mesh.size) * mesh.size
     self._lengths = {
       "max_tokens": config.evaluation.max_tokens,
       "max_words": config.evaluation.max_words,
@@ -48,14 +41,16 @@ class Grounder:
     side = -(-self._image_px // encoder.output_stride)
     self.grid = (side, side)
     self._first_px = encoder.first_px
-    jit = partial(jax.jit, out_shardings=everywhere(mesh))  # every process reads all results
+    self.local_bytes = 2 * config.model.size * (side**2 + config.evaluation.max_words)
+    jit = jit_on(mesh)
     self._image = jit(partial(model.apply, method=model.embed_images))
     self._text = jit(partial(model.apply, method=model.embed_texts))
-    self._look, words, phrase = (
-      jit(jax.vmap(function, (0, 0, None, None)), static_argnums=(2, 3))
-      for function in (_look, ground_pair, _ground_phrase)
-    )
-    self._ground = {"words": words, "phrase": phrase}
+    pair = {"look": _look, "words": ground_pair, "phrase": _ground_phrase}
+    self._pair = {
+      kind: jit(jax.vmap(function, (0, 0, None, None)), static_argnums=(2, 3))
+      for kind, function in pair.items()
+    }
+    self._match_one = jit(_match, static_argnums=(4, 5))
     self._match = jit(jax.vmap(_match, (0, 0, 0, None, None, None)), static_argnums=(4, 5))
     self.dropped_sentences = 0  # that found no room in max_tokens, max_words
     self.take(state)
@@ -82,85 +77,6 @@ class Grounder:
     }
     self._stage = curriculum.stage_at(self._stages, max(0, self.step - 1), self._steps)
 
-  def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """N films -> [N, D] float32, unit norm."""
-    return self._run(lambda some: self._image(self._variables, self._films(some)).film, images)
-
-  def embed_texts(self, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """N texts, each of sentences -> [N, D] float32, unit norm."""
-    return self._run(lambda some: self._text(self._variables, self._tokens(some)).report, texts)
-
-  def ground(
-    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
-  ) -> list[np.ndarray]:
-    """Maps of phrase i on film i: float32 [H, W] of the film, maximum 1 on the model's grid."""
-    return [
-      np.clip(self.to_film(m, image.shape), 0, 1)
-      for m, image in zip(self.ground_on_grid(images, phrases, of), images, strict=True)
-    ]
-
-  def ground_on_grid(
-    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
-  ) -> np.ndarray:
-    """[N, rows, columns] float32, maximum 1.
-
-    Args:
-      images: N films.
-      phrases: N.
-      of: "words": their soft regions, weighted by significance; "phrase": the pixels like the
-        phrase's own vector, as a softmax.
-    """
-    maps, _ = self._ground_pairs(images, phrases, of)
-    top = maps.max(-1, keepdims=True)
-    return (maps / np.where(top > 0, top, 1)).reshape(-1, *self.grid)
-
-  def similarities(
-    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
-  ) -> np.ndarray:
-    """[N, rows, columns] float32, signed: how like each pixel is to the phrase.
-
-    Arguments as in `ground_on_grid`: the words' similarities, weighted by their say, or the cosine
-    of the pixels with the phrase's vector.
-    """
-    return self._ground_pairs(images, phrases, of)[1].reshape(-1, *self.grid)
-
-  def to_film(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
-  ) -> np.ndarray:
-    """A map [rows, columns] on the model's grid -> float32 [H, W] of a film of that shape."""
-    return films.unfit(grid, *shape, self._image_px, first_px=self._first_px, nearest=nearest)
-
-  def peaks(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
-    """[N] float32: how brightly phrase i lights up on film i, before a map is scaled.
-
-    The highest of the pixels' mean similarity to the words, each word by its say. Of any scale:
-    peaks of one model can be compared, those of two cannot.
-    """
-    return self._ground_pairs(images, phrases, "words")[1].max(-1)
-
-  def significances(self, texts: Sequence[tuple[str, ...]]) -> list[list[tuple[str, float]]]:
-    """The words of each text in order, with their significance."""
-    found = self._run(
-      lambda some: self._text(self._variables, self._tokens(some)).significance, texts
-    )
-    return [
-      [(word, float(found[i, w])) for w, word in enumerate(self._encode(text).words)]
-      for i, text in enumerate(texts)
-    ]
-
-  def look(
-    self, images: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
-  ) -> list[list[tuple[str, float, np.ndarray]]]:
-    """The words of each text in order: (word, its say, region [rows, columns])."""
-    looked, say = self._pairs(self._look, images, texts)
-    return [
-      [
-        (word, float(say[i, w]), looked.weight[i, w].reshape(self.grid))
-        for w, word in enumerate(self._encode(text).words)
-      ]
-      for i, text in enumerate(texts)
-    ]
-
   @property
   def has_local_scores(self) -> bool:
     """Whether the method compares all pairs by words and pixels at this point of training."""
@@ -170,92 +86,60 @@ class Grounder:
     """The global contrast's inverse temperature."""
     return float(np.exp(self._variables["params"]["log_scale"][0]))
 
-  def local_features(
-    self, images: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
-  ) -> tuple[np.ndarray, ...]:
-    """Of N films and texts: pixels [N, P, D] and words [N, W, D] float16, significance [N, W]."""
-    pixels = self._run(lambda some: self._image(self._variables, self._films(some)).pixels, images)
-    text = self._run(lambda some: self._text(self._variables, self._tokens(some)), texts)
-    return pixels.astype(np.float16), text.words.astype(np.float16), text.significance
+  @property
+  def note(self) -> str:
+    """How many sentences were left out; empty for none."""
+    if not self.dropped_sentences:
+      return ""
+    return (
+      f"{self.dropped_sentences} sentences found no room: raise config.evaluation.max_tokens"
+      " and max_words"
+    )
 
-  def local_logits(self, features, films: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Local logits of the last round, temperature included.
+  def to_film(
+    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
+  ) -> np.ndarray:
+    """A map [rows, columns] on the model's grid -> float32 [H, W]; the whole film is seen."""
+    return films.unfit(grid, *shape, self._image_px, first_px=self._first_px, nearest=nearest)
 
-    Args:
-      features: of `local_features`.
-      films: int [Q, I], places in the features.
-      texts: int [Q, J].
+  def _films_in(self, images):
+    return np.stack([films.fit(image, self._image_px) for image in images])[..., None]
 
-    Returns:
-      float32 [Q, I, J].
+  def _side_px(self):
+    return self._image_px
 
-    Raises ValueError where the method has no local scores.
-    """
-    if not self.has_local_scores:
-      raise ValueError("this method has no score of a film and a text by words and pixels")
-    pixels, words, significance = features
-    scale = np.exp(self._variables["params"]["log_scale"][1])
-
-    def some(queries):
-      i, j = (np.stack(places) for places in zip(*queries, strict=True))
-      held = pixels[i], words[j], significance[j]
-      return self._match(*spread(held, self._mesh), scale, self._stage, self._alignment)
-
-    return self._run(some, list(zip(films, texts, strict=True)))
-
-  def on_film(self, region: np.ndarray, shape: tuple[int, int], side: int = 32) -> np.ndarray:
-    """A map on the model's grid over the film alone, without the margin: its longer side `side`."""
-    scale = side / max(shape)
-    rows, columns = (max(1, round(scale * length)) for length in shape)
-    # The film reduced to rows x columns stands in for the film: it fits the square just so.
-    return films.unfit(region, rows, columns, self._image_px, first_px=self._first_px)
-
-  def _ground_pairs(self, images, phrases, of: str):
-    return self._pairs(self._ground[of], images, [(phrase,) for phrase in phrases])
-
-  def _pairs(self, function, images, texts):
-    """`function` of each film and its text; a film or text that comes again is embedded once."""
-    film, films_there = _first_seen(images, id)
-    text, texts_there = _first_seen(texts, tuple)
-    image = self._run(lambda some: self._image(self._variables, self._films(some)), films_there)
-    words = self._run(lambda some: self._text(self._variables, self._tokens(some)), texts_there)
-
-    def some(pairs):
-      i, j = np.array(pairs).T
-      picked = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], words)
-      return function(*spread(picked, self._mesh), self._stage, self._alignment)
-
-    return self._run(some, list(zip(film, text, strict=True)))
-
-  def _films(self, images) -> jax.Array:
-    def fitted(index):
-      return np.stack([films.fit(image, self._image_px) for image in images[index[0]]])[..., None]
-
-    # A process fits only what its devices look at.
-    shape = (len(images), self._image_px, self._image_px, 1)
-    return jax.make_array_from_callback(shape, batch_sharding(self._mesh), fitted)
+  def _encoded(self, texts, *, whole=False):
+    encoded = [self._encode(text) for text in texts]
+    self.dropped_sentences += sum(one.dropped for one in encoded)
+    return encoded
 
   def _encode(self, sentences):
     return self._tokenizer.encode(sentences, **self._lengths)
 
-  def _tokens(self, texts):
-    encoded = [self._encode(text) for text in texts]
-    # The text that fills up a batch, again and again, counts once.
-    dropped = {id(text): one.dropped for text, one in zip(texts, encoded, strict=True)}
-    self.dropped_sentences += sum(dropped.values())
+  def _texts_in(self, encoded):
     arrays = [text.arrays() for text in encoded]
-    return spread({name: np.stack([a[name] for a in arrays]) for name in arrays[0]}, self._mesh)
+    return {name: np.stack([a[name] for a in arrays]) for name in arrays[0]}
 
-  def _run(self, function, items):
-    """Applies `function` to lists of one size, the last filled up, and joins what comes back."""
-    if not items:
-      raise ValueError("nothing to embed: the list is empty")
-    parts = []
-    for start in range(0, len(items), self._batch):
-      some = list(items[start : start + self._batch])
-      filled = some + [some[-1]] * (self._batch - len(some))
-      parts.append(jax.tree.map(np.asarray, function(filled)))
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(items)], *parts)
+  def _words_of(self, text):
+    return [(word, w) for w, word in enumerate(self._encode(text).words)]
+
+  def _image_tower(self, images):
+    return self._image(self._variables, images)
+
+  def _text_tower(self, arrays):
+    return self._text(self._variables, arrays)
+
+  def _paired(self, kind, image, text):
+    return self._pair[kind](image, text, self._stage, self._alignment)
+
+  def _matched(self, held):
+    scale = np.exp(self._variables["params"]["log_scale"][1])
+    return self._match(*held, scale, self._stage, self._alignment)
+
+  def _similar(self, pixels, words, say):
+    found = self._match_one(pixels, words, say, 1, self._stage, self._alignment)
+    # GLoRIA's published score has its temperature in it.
+    return found / scores.GloriaScore.scale if self._alignment.method == "gloria" else found
 
 
 def load(workdir, config: ConfigDict | None = None, *, step: int | None = None) -> Grounder:
@@ -330,14 +214,3 @@ def _match(pixels, words, significance, scale, stage: curriculum.Stage, alignmen
   else:
     say, scale = (significance > 0).astype(jnp.float32), jnp.float32(1)
   return score.logits(score.prepare(pixels), words, say, scale)[0][-1]
-
-
-def _first_seen(items: Sequence, key) -> tuple[list[int], list]:
-  """The place of each item among the different ones, and these."""
-  places: dict = {}
-  different = []
-  for item in items:
-    if key(item) not in places:
-      places[key(item)] = len(different)
-      different.append(item)
-  return [places[key(item)] for item in items], different

@@ -92,7 +92,7 @@ def localised(config: ConfigDict) -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key: its name, what it is and what it may be."""
-  _one_of(config, "data.dataset", tuple(READERS))
+  check_sets(config)
   _one_of(config, "model.dtype", ("float32", "bfloat16"))
   _one_of(config, "model.remat", tuple(REMAT))
   _one_of(config, "model.image.name", tuple(IMAGE_ENCODERS))
@@ -107,10 +107,10 @@ def check(config: ConfigDict) -> None:
   _one_of(config, "alignment.dtype", ("float32", "bfloat16"))
   _one_of(config, "checkpoint.evaluate", ("last", "best"))
   for key in (
-    "data.stored_px", "text.vocabulary_size", "text.max_tokens", "text.max_words", "model.image_px",
+    "text.vocabulary_size", "text.max_tokens", "text.max_words", "model.image_px",
     "model.size", "train.steps", "train.batch_size", "train.log_every_steps",
     "alignment.tile_mib", "train.micro_batches", "train.learning_rate",
-    "train.clip_norm", "checkpoint.keep_last", "evaluation.batch_size", "evaluation.max_tokens",
+    "train.clip_norm", "checkpoint.keep_last", "evaluation.max_tokens",
     "evaluation.max_words", "model.image.width", "model.text.heads", "model.text.layers",
     "model.text.size", "model.text.mlp_size", "model.text.max_position", "model.text.last_layers",
     "model.image.vit.size", "model.image.vit.layers", "model.image.vit.heads",
@@ -130,8 +130,7 @@ def check(config: ConfigDict) -> None:
   for key in ("train.warmup_fraction", "train.ema_decay", "train.beta2", "model.text.dropout"):
     _check(config, key, lambda value: 0 <= value < 1, "must lie in [0, 1)")
   for key in (
-    "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "evaluation.resamples",
-    "evaluation.rerank_top", "evaluation.report_films", "train.weight_decay", "seed",
+    "data.workers", "checkpoint.every_steps", "evaluation.every_steps", "train.weight_decay",
     "alignment.word_weight", "alignment.term_weight",
     "alignment.tile_images", "alignment.tile_reports",
     "model.image.projector", "model.text.projector",
@@ -139,43 +138,9 @@ def check(config: ConfigDict) -> None:
     _check(config, key, lambda value: value >= 0, "must not be negative")
   highest = config.model.scale_max
   _check(config, "model.scale_init", lambda value: 1 <= value <= highest, f"must be 1 to {highest}")
-  _one_of(config, "evaluation.split", SPLITS)
   names = tuple(scalar_name(task, metric) for task, _, metric in FOLLOWED)
   _one_of(config, "checkpoint.best_metric", ("", *names))
-  if not evaluation_sets.is_given(config.data):
-    raise ConfigError(
-      f"config.data.source: is empty; name the folder of the {config.data.dataset} data (or"
-      " config.data.records, where they are converted)"
-    )
-  for name, chosen in config.evaluation.sets.items():
-    _one_of(config, f"evaluation.sets.{name}.dataset", tuple(READERS))
-    _one_of(config, f"evaluation.sets.{name}.split", SPLITS)
-    if name == config.data.dataset:
-      raise ConfigError(f"config.evaluation.sets.{name}: is the name of the run's own data")
-    options = default_options(chosen.dataset)
-    _check(
-      config, f"evaluation.sets.{name}.options",
-      lambda value, options=options: set(value) <= set(options),
-      f"its keys must be options of the reader: {', '.join(options) or 'it has none'}",
-    )  # fmt: skip
-  for name, entry in config.evaluation.downstream.items():
-    key = f"evaluation.downstream.{name}"
-    _one_of(config, f"{key}.task", tuple(attached.TASKS))
-    _one_of(config, f"{key}.of", ("", *config.evaluation.sets))
-    flags, (module, _) = attached.flags_of(entry.task), attached.TASKS[entry.task]
-    _check(
-      config, f"{key}.flags", lambda value, flags=flags: set(value) <= flags,
-      f"its keys must be flags of plan_jax.{entry.task}: {', '.join(sorted(flags))}",
-    )  # fmt: skip
-    _check(
-      config, f"{key}.fractions", lambda value: all(0 < share <= 1 for share in value),
-      "must be shares above 0, and 1 at most",
-    )  # fmt: skip
-    _check(
-      config, f"{key}.encoders",
-      lambda value, known=module.ENCODERS: value[:1] == ("run",) and set(value) <= set(known),
-      f"must begin with 'run'; there are {', '.join(module.ENCODERS)}",
-    )  # fmt: skip
+  _check_downstream(config)
   _check(config, "train.batch_size", lambda value: value > 1, "a contrast needs at least two pairs")
   least = 2 ** (1 + config.model.image.stages)  # the stride that these stages can reach
   _check(
@@ -254,6 +219,53 @@ def check(config: ConfigDict) -> None:
   prompts.load(config.evaluation.prompts)
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
     raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")
+
+
+def check_sets(config: ConfigDict) -> None:
+  """Raises ConfigError at the first impossible key of the data, or of what is evaluated on."""
+  _one_of(config, "data.dataset", tuple(READERS))
+  _one_of(config, "evaluation.split", SPLITS)
+  for key in ("data.stored_px", "evaluation.batch_size"):
+    _check(config, key, lambda value: value > 0, "must be positive")
+  for key in ("evaluation.resamples", "evaluation.rerank_top", "evaluation.report_films", "seed"):
+    _check(config, key, lambda value: value >= 0, "must not be negative")
+  if not evaluation_sets.is_given(config.data):
+    raise ConfigError(
+      f"config.data.source: is empty; name the folder of the {config.data.dataset} data (or"
+      " config.data.records, where they are converted)"
+    )
+  for name, chosen in config.evaluation.sets.items():
+    _one_of(config, f"evaluation.sets.{name}.dataset", tuple(READERS))
+    _one_of(config, f"evaluation.sets.{name}.split", SPLITS)
+    if name == config.data.dataset:
+      raise ConfigError(f"config.evaluation.sets.{name}: is the name of the run's own data")
+    options = default_options(chosen.dataset)
+    _check(
+      config, f"evaluation.sets.{name}.options",
+      lambda value, options=options: set(value) <= set(options),
+      f"its keys must be options of the reader: {', '.join(options) or 'it has none'}",
+    )  # fmt: skip
+
+
+def _check_downstream(config: ConfigDict) -> None:
+  for name, entry in config.evaluation.downstream.items():
+    key = f"evaluation.downstream.{name}"
+    _one_of(config, f"{key}.task", tuple(attached.TASKS))
+    _one_of(config, f"{key}.of", ("", *config.evaluation.sets))
+    flags, (module, _) = attached.flags_of(entry.task), attached.TASKS[entry.task]
+    _check(
+      config, f"{key}.flags", lambda value, flags=flags: set(value) <= flags,
+      f"its keys must be flags of plan_jax.{entry.task}: {', '.join(sorted(flags))}",
+    )  # fmt: skip
+    _check(
+      config, f"{key}.fractions", lambda value: all(0 < share <= 1 for share in value),
+      "must be shares above 0, and 1 at most",
+    )  # fmt: skip
+    _check(
+      config, f"{key}.encoders",
+      lambda value, known=module.ENCODERS: value[:1] == ("run",) and set(value) <= set(known),
+      f"must begin with 'run'; there are {', '.join(module.ENCODERS)}",
+    )  # fmt: skip
 
 
 def check_devices(config: ConfigDict) -> None:

@@ -80,6 +80,27 @@ class Workdir:
         " name another --workdir, or delete this one"
       )
 
+  def refuse_other_peer(self, config: ConfigDict) -> None:
+    """Raises WorkdirError if a run lies here, or another peer's evaluation.
+
+    The config of a peer is a run's without training; `claim` would take the place of both.
+    """
+    if not self.config.exists():
+      return
+    before, now = self.read_config().get("peer"), json.loads(json.dumps(config.peer.to_dict()))
+    if before is None:
+      raise WorkdirError(f"{self.path} belongs to a run: name another --workdir for the peer")
+    if before != now and self.evaluation.exists():
+      differ = [
+        f"peer.{key}: {before.get(key)!r} there, {now[key]!r} now"
+        for key in now
+        if before.get(key) != now[key]
+      ]
+      raise WorkdirError(
+        f"{self.path} holds the evaluation of another peer ({'; '.join(differ)}): name another"
+        " --workdir, or delete this one"
+      )
+
   def begun(self) -> bool:
     """Whether there is a checkpoint."""
     return self.checkpoints.is_dir() and any(p.name.isdigit() for p in self.checkpoints.iterdir())

@@ -146,8 +146,16 @@ def test_local_logits_are_those_of_training(model, method, tmp_path):
   pairs = np.array([[0, 3], [4, 1], [2, 2], [1, 0]])
   by_pair = one.local_logits(features, np.arange(4)[:, None], pairs)
   np.testing.assert_allclose(by_pair[:, 0], np.take_along_axis(got[:4], pairs, 1), atol=1e-4)
+  similar = one.local_similarities(texts[:3])(FILMS)
+  scale = 10 if method == "gloria" else config.model.scale_init
+  np.testing.assert_allclose(similar, np.asarray(got)[:, :3] / scale, atol=1e-2)
+  np.testing.assert_allclose(
+    one.local_similarities(texts)(FILMS[1:2])[:, :3], similar[1:2], atol=1e-6
+  )
   other = tiny(**{"alignment.method": "none"})
   other = grounder.of_state(assemble(other, tokenizer), state, tokenizer)
   assert not other.has_local_scores
   with pytest.raises(ValueError, match="no score"):
     other.local_logits(features, everything, everything)
+  with pytest.raises(ValueError, match="no score"):
+    other.local_similarities(texts)

@@ -58,7 +58,40 @@ def _brute(heat, mask):
     dices.append(2 * both / (lit + len(inside)) if lit else 0.0)
   top = max(v for v, _ in everything)
   pointing = mean([float(m) for v, m in everything if v == top])
-  return [cnr, abs(cnr), mean(ious), mean(dices), pointing]
+  box = _brute_box([[v >= 0.5 for v in row] for row in heat], mask)
+  return [cnr, abs(cnr), mean(ious), mean(dices), pointing, *ious, box]
+
+
+def _brute_parts(lit):
+  """The connected parts as sets of pixels, by flooding, the one that is met first first."""
+  left = {(y, x) for y, row in enumerate(lit) for x, v in enumerate(row) if v}
+  parts = []
+  for start in sorted(left):
+    if start not in left:
+      continue
+    part, edge = set(), [start]
+    while edge:
+      y, x = edge.pop()
+      if (y, x) in left:
+        left.remove((y, x))
+        part.add((y, x))
+        edge += [(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    parts.append(part)
+  return parts
+
+
+def _brute_box(lit, mask):
+  """Box accuracy; boxes as sets of pixels."""
+
+  def filled(part):
+    ys, xs = [y for y, _ in part], [x for _, x in part]
+    return {(y, x) for y in range(min(ys), max(ys) + 1) for x in range(min(xs), max(xs) + 1)}
+
+  parts, true = _brute_parts(lit), _brute_parts(mask)
+  if not parts or not true:
+    return 0.0
+  box = filled(max(parts, key=len))
+  return float(max(len(box & filled(t)) / len(box | filled(t)) for t in true) >= 0.5)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -71,6 +104,72 @@ def test_figures_agree_with_plain_loops(seed):
   mask = rng.random((height, width)) < rng.uniform(0.1, 0.9)
   mask[0, 0], mask[-1, -1] = True, False
   assert grounding.score(heat, mask) == pytest.approx(_brute(heat.tolist(), mask.tolist()))
+
+
+def test_boxes_agree_with_plain_flooding():
+  """Blobs and boxes of all sizes, so that right and wrong boxes come."""
+  rng, found = np.random.default_rng(0), []
+  for _ in range(60):
+    heat = cv2.resize(rng.random((3, 3), np.float32), (14, 11))
+    mask = np.zeros((11, 14), bool)
+    for _ in range(rng.integers(1, 4)):
+      y, x = rng.integers(0, 9), rng.integers(0, 12)
+      mask[y : y + rng.integers(2, 11), x : x + rng.integers(2, 13)] = True
+    found.append(grounding.score(heat, mask)[-1])
+    assert found[-1] == _brute_box((heat >= 0.5).tolist(), mask.tolist())
+  assert 5 < sum(found) < 55
+
+
+def test_the_box_is_that_of_the_largest_part():
+  mask = np.zeros((20, 20), bool)
+  mask[2:8, 2:8] = mask[12:18, 10:20] = True
+  heat = np.zeros((20, 20), np.float32)
+  heat[2:8, 2:8] = 0.5
+  heat[7, 8] = heat[6, 9] = 0.7  # over corners it is one part
+  assert grounding.score(heat, mask)[-1] == 1  # either true box will do; 36 of 48 pixels
+  heat[12:20, 0:5] = 1  # 40 pixels: the larger part, in the wrong place
+  assert grounding.score(heat, mask)[-1] == 0
+  heat[12:20, 0:5], heat[12:18, 10:16] = 0, 1  # 36 each and 2 over corners: the upper one
+  heat[7, 8] = heat[6, 9] = 0
+  heat[2, 2:8] = 0  # leaves 30 above, 36 below
+  assert grounding.score(heat, mask)[-1] == 1
+  heat[12:18, 10:16], heat[14:20, 0:5] = 0, 1  # 30 each: the first from the top
+  assert grounding.score(heat, mask)[-1] == 1
+  heat[:] = 0.49
+  assert grounding.score(heat, mask)[-1] == 0  # nothing is predicted
+
+
+def test_pixels_that_were_not_seen_are_not_found(capsys):
+  mask = np.zeros((12, 10), bool)
+  mask[1:7, 2:9] = True
+  heat = np.random.default_rng(0).random((12, 10)).astype(np.float32)
+  heat[:3] = np.nan
+  known = np.nan_to_num(heat)
+  np.testing.assert_array_equal(grounding.score(heat, mask), grounding.score(known, mask))
+  with pytest.raises(ValueError, match="ranges from nan to nan"):
+    grounding.score(np.full((12, 10), np.nan, np.float32), mask)
+
+  class Cropping(_Oracle):
+    """Sees the right half alone."""
+
+    def ground(self, images, phrases, of):
+      maps = super().ground(images, phrases, of)
+      for heat in maps:
+        heat[:, : heat.shape[1] // 2] = np.nan
+      return maps
+
+  both = _study("both", [Region("left and right", "both", _boxes((10, 2, 30, 20)))])
+  scores = grounding.score_grounding(Cropping(), [*_data(4), both], [], with_floors=False)
+  assert capsys.readouterr().out == (
+    "grounding: of 5 phrases, 1 have a region partly and 2 wholly outside of what the model saw;"
+    " its pixels count as not found\n"
+  )
+  found = dict(zip(scores["run"].ids, scores["run"].values, strict=True))
+  left, right = found["film1\tleft lung"], found["film0\tright lung"]
+  assert left[2:].tolist() == [0] * 9 and left[0] < 0
+  assert right[2:].tolist() == [1] * 9 and right[0] > 10
+  grounding.score_grounding(_Oracle(), _data(4), [], with_floors=False)
+  assert capsys.readouterr().out == ""
 
 
 def test_a_good_map_scores_high_and_its_reverse_low():
@@ -90,19 +189,21 @@ def test_empty_prediction_scores_zero_but_has_a_contrast():
   mask[:5] = True
   heat = np.where(mask, 0.05, 0.01).astype(np.float32)
   heat[0, 0] = 0.06
-  signed, _, miou, dice, pointing = grounding.score(heat, mask)
-  assert signed > 0 and (miou, dice, pointing) == (0, 0, 1)
+  signed, _, miou, dice, pointing, *rest = grounding.score(heat, mask)
+  assert signed > 0 and (miou, dice, pointing) == (0, 0, 1) and rest == [0] * 6
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
 def test_constant_map_has_no_contrast_and_points_by_area(level):
   mask = np.zeros((7, 9), bool)
   mask[2:4, 3:8] = True
-  signed, absolute, miou, _, pointing = grounding.score(np.full((7, 9), level, np.float32), mask)
+  heat = np.full((7, 9), level, np.float32)
+  signed, absolute, miou, _, pointing, *each, box = grounding.score(heat, mask)
   assert signed == 0 and absolute == 0
   assert pointing == pytest.approx(mask.mean())
   lit = sum(level >= t for t in grounding.THRESHOLDS) / 5
-  assert miou == pytest.approx(lit * mask.mean())
+  assert miou == pytest.approx(lit * mask.mean()) and np.mean(each) == pytest.approx(miou)
+  assert box == 0  # the box is the whole film, or none
 
 
 def test_masks_of_everything_or_nothing_have_no_contrast():
@@ -124,14 +225,14 @@ def test_pointing_shares_out_ties():
   assert grounding.score(heat, mask)[4] == 0.75
 
 
-@pytest.mark.parametrize("bad", [1.5, -0.1, np.nan])
+@pytest.mark.parametrize("bad", [1.5, -0.1, np.inf])
 def test_values_outside_the_unit_range_are_refused(bad):
   heat = np.zeros((3, 3), np.float32)
   heat[1, 1] = bad
   with pytest.raises(ValueError, match=r"\[0, 1\]"):
     grounding.score(heat, np.eye(3, dtype=bool))
   with pytest.raises(ValueError, match="mask"):
-    grounding.score(heat, np.ones((3, 4), bool))
+    grounding.score(np.zeros((3, 3), np.float32), np.ones((3, 4), bool))
 
 
 def test_regions_of_one_phrase_are_one_unit():
@@ -240,7 +341,7 @@ def test_evaluator_from_end_to_end():
   )
   assert oracle.asked == [8, 8, 5]
   cells = {(r.group, r.metric, r.model): r for r in rows}
-  assert len(cells) == len(rows) == 3 * 5 * 5
+  assert len(cells) == len(rows) == 3 * len(NAMES) * 5
   assert {r.protocol for r in rows} == {"grounding-v1"} and rows[0].group == "macro"
   assert {r.model for r in rows} == {
     "run", "random", "centre", "mean_box", "mean_box_per_finding"

@@ -14,10 +14,11 @@ H, W, GRID = 40, 56, (5, 7)
 
 
 class Model:
-  """A map that it is given; eight film pixels a cell."""
+  """A map that it is given; eight film pixels a cell, `crop` of (x0, y0, x1, y1) alone seen."""
 
-  def __init__(self, grid):
-    self.grid = np.asarray(grid, np.float32)
+  def __init__(self, grid, crop=(0, 0, W, H), own_sigma=0, own_nearest=False):
+    self.grid, self.crop = np.asarray(grid, np.float32), crop
+    self.own_sigma, self.own_nearest = own_sigma, own_nearest
 
   def similarities(self, images, phrases, of):
     assert of == "phrase"
@@ -25,7 +26,11 @@ class Model:
 
   def to_film(self, grid, shape, *, nearest=False):
     mode = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
-    return cv2.resize(np.asarray(grid, np.float32), shape[::-1], interpolation=mode)
+    whole = cv2.resize(np.asarray(grid, np.float32), shape[::-1], interpolation=mode)
+    x0, y0, x1, y1 = self.crop
+    film = np.full_like(whole, np.nan)
+    film[y0:y1, x0:x1] = whole[y0:y1, x0:x1]
+    return film
 
 
 def region(phrase, label, *boxes):
@@ -67,13 +72,13 @@ def naive_cnr(heat, inside, outside, unbiased=False):
   return (mean[0] - mean[1]) / sum(spread) ** 0.5
 
 
-def naive_iou(heat, threshold, mask):
-  predicted = {p for p in EVERYWHERE if heat[p] >= threshold}
+def naive_iou(heat, threshold, mask, scored=EVERYWHERE):
+  predicted = {p for p in scored if heat[p] >= threshold}
   return len(predicted & mask) / len(predicted | mask) if predicted | mask else 0.0
 
 
-def figures(name, grid, one=STUDY):
-  found = compat.score_compat(Model(grid), [one])[name]
+def figures(name, grid, one=STUDY, **model):
+  found = compat.score_compat(Model(grid, **model), [one])[name]
   return dict(zip(found.ids, found.values.tolist(), strict=True)), found
 
 
@@ -92,22 +97,99 @@ def test_vios_s():
   assert found.groups == ["opacity", "nodule", "opacity"]
 
 
-def test_aep():
+def test_vios_s_of_a_model_that_crops(capsys):
+  """By its own map; a box that is lost is dropped, with its phrase if there is no other."""
+  grid, crop = random_grid(7) + 0.3, (12, 8, 38, 36)
+  own = dict(own_sigma=1.5, own_nearest=True)
+  lost = region("left opacity", "opacity", (0, 0, 12, 40))
+  one = study(lost, *STUDY.regions)
+  values, _ = figures("compat-vios-s", grid, one, crop=crop, **own)
+  heat = Model(grid).to_film(
+    np.maximum(ndimage.gaussian_filter(grid, 1.5), 0), (H, W), nearest=True
+  )
+  seen, first, second = pixels(crop), pixels(LEFT[0]), pixels(LEFT[1])
+  each = [
+    naive_cnr(heat, first & seen, seen - first),
+    naive_cnr(heat, (second - first) & seen, seen - first - second),
+  ]
+  # Of the true boxes the part that was not seen stays: it cannot be found.
+  overlap = np.mean([naive_iou(heat, t, first | second, seen) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
+  assert len((first | second) - seen) > 50
+  expected = [np.mean(each), np.mean(np.abs(each)), overlap]
+  assert values["i\tleft opacity"] == pytest.approx(expected, rel=1e-4)
+  assert np.isnan(values["i\tnodule"]).all()
+  assert "compat-vios-s: 1 of 3 phrases have no region in what is scored" in capsys.readouterr().out
+  rows = compat.compat_rows(
+    compat.score_compat(Model(grid, crop, **own), [one]), data="toy", resamples=0
+  )
+  counts = {(r.protocol, r.group): r.n for r in rows if r.metric == "signed CNR"}
+  assert counts["compat-vios-s", "macro"] == 2 and counts["compat-vios-s", "opacity"] == 2
+  # A map without contrast, and a box inside of an earlier one, count as 0.
+  flat, _ = figures("compat-vios-s", -np.ones(GRID))
+  assert flat["i\tleft opacity"] == [0, 0, 0]
+  nested = study(region("a", "a", (2, 3, 14, 20), (4, 4, 9, 9)))
+  values, _ = figures("compat-vios-s", random_grid(), nested)
+  heat = Model(random_grid()).to_film(np.maximum(random_grid(), 0), (H, W))
+  half = naive_cnr(heat, first, EVERYWHERE - first) / 2
+  assert values["i\ta"][:2] == pytest.approx([half, abs(half)], rel=1e-4)
+
+
+@pytest.mark.parametrize("crop", [(0, 0, W, H), (9, 0, 44, 31)])
+def test_aep(crop):
+  """Of the 56 x 56 square round the film the middle 49 x 49 is scored: 3.5 columns a side go."""
   grid = random_grid(1)
-  values, _ = figures("compat-aep", grid)
+  values, _ = figures("compat-aep", grid, crop=crop)
   heat = Model(grid).to_film(ndimage.gaussian_filter(grid, 1.5), (H, W))
-  heat = 2 * (heat - heat.min()) / np.ptp(heat) - 1
-  mask = pixels(*LEFT)
-  overlap = np.mean([naive_iou(heat, t, mask) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
+  scored = pixels(crop) & pixels((3, 0, 53, H))
+  heat -= min(heat[p] for p in scored)
+  heat = 2 * heat / max(heat[p] for p in scored) - 1
+  mask = pixels(*LEFT) & scored
+  overlap = np.mean([naive_iou(heat, t, mask, scored) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
   dice = []
   for t in (0.1, 0.2, 0.3, 0.4, 0.5):
-    predicted = {p for p in EVERYWHERE if heat[p] >= t}
+    predicted = {p for p in scored if heat[p] >= t}
     dice.append(2 * len(predicted & mask) / (len(predicted) + len(mask)))
-  hit = float(np.unravel_index(heat.argmax(), heat.shape) in mask)
-  expected = [naive_cnr(heat, mask, EVERYWHERE - mask), overlap, np.mean(dice), hit]
+  hit = float(max(scored, key=lambda p: heat[p]) in mask)
+  expected = [naive_cnr(heat, mask, scored - mask), overlap, np.mean(dice), hit]
   assert values["i\tleft opacity"] == pytest.approx(expected, rel=1e-4)
   # A constant map is -1 after scaling: every prediction is empty, there is nothing to average.
   assert np.isnan(figures("compat-aep", np.ones(GRID))[0]["i\tnodule"][:3]).all()
+
+
+def test_aep_leaves_out_what_lies_at_the_edge(capsys):
+  one = study(region("edge", "a", (0, 5, 3, 30)), region("across", "a", (1, 5, 20, 30)))
+  values, _ = figures("compat-aep", random_grid(), one)
+  assert np.isnan(values["i\tedge"]).all() and not np.isnan(values["i\tacross"]).any()
+  assert "compat-aep: 1 of 2 phrases have no region in what is scored" in capsys.readouterr().out
+  tall = compat.centre(112, 40)
+  assert tall.all(1).sum() == 98 and not tall[:7].any() and tall[7].all() and not tall[105:].any()
+
+
+def test_a_region_of_all_that_is_scored_has_no_contrast():
+  one = study(region("all", "a", (0, 0, W, H)))
+  found = {name: figures(name, random_grid(), one)[0]["i\tall"] for name in compat.PROTOCOLS}
+  assert found["compat-vios-s"][:2] == [0, 0] and 0 < found["compat-vios-s"][2] < 1
+  cnr, overlap, dice, hit = found["compat-aep"]
+  assert np.isnan(cnr) and 0 < overlap < dice < 1 and hit == 1
+  assert np.isnan(found["compat-mgvla"][0]) and np.isnan(found["compat-g2g"][0])
+  assert found["compat-radzero"] == [1]
+
+
+@pytest.mark.parametrize("name", ["compat-mgvla", "compat-g2g", "compat-radzero"])
+def test_what_was_not_seen_is_least_similar_where_the_whole_film_is_scored(name):
+  crop = (9, 3, 44, 31)
+
+  class Filled(Model):
+    def to_film(self, grid, shape, *, nearest=False):
+      film = super().to_film(grid, shape, nearest=nearest)
+      least = min(film[p] for p in pixels(crop))
+      return np.array([[least if np.isnan(v) else v for v in row] for row in film], np.float32)
+
+  seen = compat.score_compat(Model(random_grid(5), crop), [STUDY])[name]
+  filled = compat.score_compat(Filled(random_grid(5), crop), [STUDY])[name]
+  np.testing.assert_allclose(seen.values, filled.values)
+  whole = compat.score_compat(Model(random_grid(5)), [STUDY])[name]
+  assert name == "compat-radzero" or (seen.values != whole.values).any()
 
 
 def test_mgvla_scores_boxes_on_the_mask_of_their_finding():
@@ -130,7 +212,8 @@ def test_g2g():
   heat = Model(grid).to_film(grid, (H, W))
   heat = (heat - heat.min()) / np.ptp(heat)
   mask = pixels((40, 5, 50, 12))
-  bright = {p for p in EVERYWHERE if compat.bright_part(heat)[p]}
+  part = compat.bright_part(heat)
+  bright = {p for p in EVERYWHERE if part[p]}
   both = (
     len(bright & mask) / len(bright | mask)
     + len((EVERYWHERE - bright) & (EVERYWHERE - mask)) / len(EVERYWHERE - (bright & mask))

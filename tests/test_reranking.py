@@ -12,7 +12,7 @@ def unit(x):
 class Model:
   """Local logits from a table."""
 
-  has_local_scores = True
+  has_local_scores, local_bytes = True, 1000
 
   def __init__(self, table, scale=2.0):
     self.table, self.scale = table, scale
@@ -67,5 +67,9 @@ def test_what_is_left_out(monkeypatch, capsys):
   monkeypatch.setattr(reranking, "MOST", 19)
   assert reranking.score_reranked(model, embedded(), fail, top=5) is None
   assert "gallery of 20 pairs is left out" in capsys.readouterr().out
+  monkeypatch.setattr(reranking, "MOST", 20)
+  monkeypatch.setattr(reranking, "MOST_BYTES", 19_999)
+  assert reranking.score_reranked(model, embedded(), fail, top=5) is None
+  assert "20 pairs is left out, 19 are the most" in capsys.readouterr().out
   model.has_local_scores = False
   assert reranking.score_reranked(model, embedded(), fail, top=5) is None

@@ -134,6 +134,11 @@ class ViT(nn.Module):
       self.head = nn.Linear(size, classes)
 
   def forward(self, x):
+    rows, columns = (length // self.patch_embed.proj.stride[0] for length in x.shape[2:])
+    return self.tokens(x)[:, 1:].transpose(1, 2).reshape(len(x), -1, rows, columns)
+
+  def tokens(self, x):
+    """The class token and the patches."""
     x = self.patch_embed.proj(x)
     rows, columns = x.shape[2:]
     position = self.pos_embed[:, 1:].reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
@@ -144,7 +149,7 @@ class ViT(nn.Module):
     x = torch.cat([first, x], 1)
     for block in self.blocks:
       x = block(x)
-    return self.norm(x)[:, 1:].transpose(1, 2).reshape(len(x), -1, rows, columns)
+    return self.norm(x)
 
 
 def randomise(model, seed=0):

@@ -15,7 +15,7 @@ and the next query q = norm((1 - eta) T + eta c) enters only through its product
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -221,17 +221,18 @@ class GloriaScore:
 
   Attributes:
     dtype: as of `Rounds`.
+    scale: before the logarithm, fixed.
   """
 
   dtype: str = "float32"
+  scale: ClassVar[float] = 10.0
 
   def prepare(self, pixels: jax.Array) -> Seen:
     """[I, P, D] of any norm."""
     return see(pixels, gram=True, dtype=self.dtype)
 
-  def logits(self, prepared: Seen, words, say, scale) -> tuple[jax.Array, jax.Array]:
-    """[J, W, D] of any norm, [J, W] > 0 for words, scale unused -> [1, I, J] and [1, I, J, 0]."""
-    mask = say > 0
+  def cosines(self, prepared: Seen, words: jax.Array, mask: jax.Array) -> jax.Array:
+    """[J, W, D] of any norm, [J, W] bool, which are words -> cos(t_w, c_w) [I, J, W]."""
     similarity = product("jwd,ipd->jwip", self.dtype, words, prepared.pixels)
     # Padding takes no part in the words' competition; finite, for a report may be empty.
     among = jnp.where(mask[..., None, None], similarity, -1e9)
@@ -239,10 +240,15 @@ class GloriaScore:
     projected = product("jwip,ipq->jwiq", self.dtype, attention, prepared.gram)
     length = jnp.sqrt((attention * projected).sum(-1) + _TINY)
     word = jnp.sqrt(jnp.square(words.astype(length.dtype)).sum(-1) + _TINY)
-    cosine = jnp.moveaxis((attention * similarity).sum(-1) / (length * word[..., None]), -1, 0)
+    return jnp.moveaxis((attention * similarity).sum(-1) / (length * word[..., None]), -1, 0)
+
+  def logits(self, prepared: Seen, words, say, scale) -> tuple[jax.Array, jax.Array]:
+    """[J, W, D] of any norm, [J, W] > 0 for words, scale unused -> [1, I, J] and [1, I, J, 0]."""
+    mask = say > 0
+    cosine = self.cosines(prepared, words, mask)
     some = mask.any(-1)
     counted = jnp.where(mask | ~some[:, None], 5 * cosine, -jnp.inf)
-    score = jnp.where(some, 10 * jax.nn.logsumexp(counted, axis=-1), 0)[None]
+    score = jnp.where(some, self.scale * jax.nn.logsumexp(counted, axis=-1), 0)[None]
     return score, score[..., None][..., :0]
 
   def tile_bytes(self, images: int, reports: int, pixels: int, words: int, size: int) -> int:

@@ -46,7 +46,7 @@ def learned(
     models "random encoder" and "supervised encoder"), and the files of units of the run's
     encoder.
   """
-  entries = config.evaluation.downstream
+  entries = config.evaluation.get("downstream", {})  # other projects' models have none
   if entries and jax.process_count() > 1:
     say("downstream tasks are left out: they are learned by one process (--mode=evaluate, alone)")
     return

@@ -8,7 +8,11 @@ Protocol "grounding-v1":
   region's mask where it has one, else its boxes, each covering floor(x0) to ceil(x1) and floor(y0)
   to ceil(y1).
 - The map is float32 [H, W] in [0, 1] at the stored resolution, scaled to maximum 1 (on the grid of
-  the model, before it is brought to the film).
+  the model, before it is brought to the film). A model brings its map to the film itself, by its
+  own geometry: bilinear, from where the cells' centres lie; without smoothing, but for what belongs
+  to the model's published map (see `plan_jax.peers`).
+- A pixel that the model did not see, because it crops its films, is NaN in the map and counts as
+  not found: 0. How many phrases have a region outside of what was seen, wholly or partly, is said.
 - The map is made from the phrase's words (task "grounding"), or, in rows of their own, from the
   phrase's vector (task "grounding-by-phrase").
 - signed CNR = (mean_A - mean_rest) / sqrt(var_A + var_rest), A the pixels of the mask, population
@@ -16,8 +20,13 @@ Protocol "grounding-v1":
   text semantics to improve biomedical vision-language processing", ECCV 2022). A constant map has
   CNR 0. A mask of no pixel or of every pixel has none, nor has a map that is one constant inside
   and another outside (infinite): such a unit is left out of the CNR, and n falls by one.
-- mIoU is the mean over the thresholds .1, .2, .3, .4, .5 of IoU(map >= threshold, mask), and mean
-  Dice the mean of the Dice coefficient over the same thresholds. An empty prediction scores 0.
+- IoU@.1 to IoU@.5 is IoU(map >= threshold, mask), mIoU the mean of the five, and mean Dice the mean
+  of the Dice coefficient over the same thresholds. An empty prediction scores 0.
+- box accuracy is 1 where the predicted box has an IoU of at least .5 with a true box. The predicted
+  box is the tight one round the largest connected part of map >= .5, half of the map's maximum,
+  fixed beforehand; a true box is the tight one round a connected part of the mask, and any of them
+  will do. Parts connect over corners too; of parts of one size the first from the top counts. An
+  empty prediction, or a mask of no pixel, scores 0.
 - pointing is 1 where the map's maximum lies in the mask (Zhang et al., "Top-down neural attention
   by excitation backprop", ECCV 2016); where pixels tie, the share of them that does.
 - A finding scores the mean of its units, `macro` the plain mean of the findings. Intervals are
@@ -30,6 +39,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from input_pipeline import images, reports
@@ -37,10 +47,17 @@ from input_pipeline.study import Region, Study
 from plan_jax.evaluators import bootstrap, floors
 from plan_jax.evaluators.results import RUN, Row
 from plan_jax.evaluators.units import Units, unit_id
+from plan_jax.reporting import say
 
 PROTOCOL = "grounding-v1"
-METRICS = ("signed CNR", "absolute CNR", "mIoU", "mean Dice", "pointing")
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
+METRICS = (
+  "signed CNR", "absolute CNR", "mIoU", "mean Dice", "pointing",
+  *(f"IoU@{threshold:.1f}".replace("0.", ".") for threshold in THRESHOLDS), "box accuracy",
+)  # fmt: skip
+_BOX_THRESHOLD, _BOX_IOU = 0.5, 0.5
+_FLAT = 1e-9  # a variance below it is not taken from a difference of sums
+_FEW = 64  # floors whose own figures are kept
 
 
 class Grounder(Protocol):
@@ -53,7 +70,7 @@ class Grounder(Protocol):
   def ground(self, images: list[np.ndarray], phrases: list[str], of: str) -> list[np.ndarray]:
     """Maps float32 [H, W] in [0, 1] of phrase i on film i, uint8 [H, W]; maximum 1 or constant.
 
-    `of` is "words" or "phrase", see `score_grounding`.
+    NaN where the model did not look. `of` is "words" or "phrase", see `score_grounding`.
     """
 
 
@@ -113,35 +130,85 @@ def region_mask(region: Region, study: Study) -> np.ndarray:
   return mask
 
 
-def score(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
+class Truth:
+  """A true mask, and what all maps that are scored against it share.
+
+  Attributes:
+    mask: [H, W] bool.
+    area: its pixels.
+    frame: slices of rows and columns that hold them all.
+    inside: the mask in its frame.
+    boxes: int [K, 4], (x0, y0, x1, y1) round each connected part, x1 and y1 exclusive.
+  """
+
+  def __init__(self, mask: np.ndarray):
+    self.mask, self.area = mask, np.count_nonzero(mask)
+    parts, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    boxes = [_box(mask if parts == 2 else labels == part) for part in range(1, parts)]
+    self.boxes = np.array(boxes, int).reshape(-1, 4)
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    self.frame = slice(y, y + height), slice(x, x + width)
+    self.inside = mask[self.frame]
+
+
+class Heat:
+  """A map, and what it has of itself, whatever it is scored against.
+
+  Attributes:
+    values: float32 [H, W] in [0, 1]; what was not seen is 0.
+    unseen: [H, W] bool, or None where all was seen.
+    peak: flat places of its maximum.
+    sizes: pixels that reach each of `THRESHOLDS`.
+    mean, variance: of its values.
+    box: int [4], (x0, y0, x1, y1), the predicted one; None where nothing is predicted.
+  """
+
+  def __init__(self, values: np.ndarray):
+    """Of float [H, W] in [0, 1]; NaN where nothing was looked at.
+
+    Raises ValueError where a value is not in [0, 1], or all are NaN.
+    """
+    values, self.unseen = np.ascontiguousarray(values, np.float32), None
+    top = values.max()
+    if np.isnan(top) and not (unseen := np.isnan(values)).all():
+      values, self.unseen = np.where(unseen, np.float32(0), values), unseen
+      top = values.max()
+    if not (values.min() >= 0 and top <= 1):
+      raise ValueError(f"the map ranges from {values.min()} to {top}; it must stay in [0, 1]")
+    self.values, self.peak = values, np.flatnonzero(values == top)
+    self.sizes = [np.count_nonzero(values >= np.float32(t)) for t in THRESHOLDS]
+    mean, deviation = cv2.meanStdDev(values)
+    self.mean, self.variance = float(mean[0, 0]), float(deviation[0, 0]) ** 2
+    self.box = _largest_box(values >= np.float32(_BOX_THRESHOLD))
+
+
+def score(heat: np.ndarray | Heat, mask: np.ndarray | Truth) -> np.ndarray:
   """The figures of one map, in the order of `METRICS`.
 
   Args:
-    heat: float [H, W] in [0, 1].
-    mask: bool [H, W].
+    heat: float [H, W] in [0, 1], NaN where nothing was looked at, or made of it.
+    mask: bool [H, W], or made of it.
 
   Returns:
-    float64 [5]; NaN for a CNR that does not exist.
+    float64 [11]; NaN for a CNR that does not exist.
 
   Raises:
-    ValueError: the shapes differ, or a value of the map is not in [0, 1].
+    ValueError: the shapes differ, or as `Heat`.
   """
-  if heat.shape != mask.shape:
-    raise ValueError(f"the map is {heat.shape}, the mask {mask.shape}")
-  top = heat.max()
-  if not (heat.min() >= 0 and top <= 1):
-    raise ValueError(f"the map ranges from {heat.min()} to {top}; it must stay in [0, 1]")
-  contrast = _cnr(heat, mask)
-  area = np.count_nonzero(mask)
+  heat = heat if isinstance(heat, Heat) else Heat(heat)
+  truth = mask if isinstance(mask, Truth) else Truth(mask)
+  if heat.values.shape != truth.mask.shape:
+    raise ValueError(f"the map is {heat.values.shape}, the mask {truth.mask.shape}")
+  contrast = _cnr(heat, truth)
+  framed = heat.values[truth.frame]
   iou, dice = [], []
-  for threshold in THRESHOLDS:
-    predicted = heat >= np.float32(threshold)
-    size = np.count_nonzero(predicted)
-    common = np.count_nonzero(predicted & mask)
-    iou.append(common / (size + area - common) if size else 0.0)
-    dice.append(2 * common / (size + area) if size else 0.0)
-  pointing = mask[heat == top].mean()
-  return np.array([contrast, abs(contrast), np.mean(iou), np.mean(dice), pointing])
+  for threshold, size in zip(THRESHOLDS, heat.sizes, strict=True):
+    common = np.count_nonzero((framed >= np.float32(threshold)) & truth.inside)
+    iou.append(common / (size + truth.area - common) if size else 0.0)
+    dice.append(2 * common / (size + truth.area) if size else 0.0)
+  pointing = truth.mask.ravel()[heat.peak].mean()
+  figures = [contrast, abs(contrast), np.mean(iou), np.mean(dice), pointing, *iou]
+  return np.array([*figures, _box_accuracy(heat.box, truth.boxes)], np.float64)
 
 
 def box_prior(studies: Iterable[Study], grid: int = 128) -> floors.BoxPrior:
@@ -204,6 +271,7 @@ def score_grounding(
     prior = box_prior(prior)
   scores: dict[str, list[np.ndarray]] = {}
   ids, labels, patients = [], [], []
+  unseen, known = Unseen(), _Known()
   for films, some in batches(studies, batch):
     maps = grounder.ground(films, [unit.phrase for unit in some], of)
     if len(maps) != len(some):
@@ -212,13 +280,17 @@ def score_grounding(
       ids.append(unit_id(unit.image_id, unit.phrase))
       labels.append(unit.label)
       patients.append(unit.patient_id)
+      truth = Truth(unit.mask)
       try:
-        scores.setdefault(RUN, []).append(score(np.asarray(heat, np.float32), unit.mask))
+        heat = Heat(heat)
+        scores.setdefault(RUN, []).append(score(heat, truth))
       except ValueError as error:
         raise ValueError(f"{unit.image_id}, {unit.phrase!r}: {error}") from error
+      unseen.add(heat.unseen, unit.mask)
       floors_of = floor_maps(unit, prior, tuple(grounder.grid), seed) if with_floors else {}
       for name, floor in floors_of.items():
-        scores.setdefault(name, []).append(score(floor, unit.mask))
+        scores.setdefault(name, []).append(score(known(floor), truth))
+  unseen.tell("grounding", "its pixels count as not found")
   return {
     model: Units(ids, labels, patients, METRICS, np.stack(found)) for model, found in scores.items()
   }
@@ -303,11 +375,89 @@ def batches(
     yield films, found
 
 
-def _cnr(heat: np.ndarray, mask: np.ndarray) -> float:
-  inside, rest = heat[mask].astype(np.float64), heat[~mask].astype(np.float64)
-  if not (inside.size and rest.size):
+class _Known:
+  """Maps that come again and again, as most floors do."""
+
+  def __init__(self):
+    self._maps: dict[int, tuple[np.ndarray, Heat]] = {}
+
+  def __call__(self, values: np.ndarray) -> Heat:
+    """The map of an array; that of the very same array is made once."""
+    if id(values) not in self._maps:
+      if len(self._maps) >= _FEW:
+        self._maps.clear()
+      self._maps[id(values)] = values, Heat(values)  # the array is held, so its id stays its own
+    return self._maps[id(values)][1]
+
+
+@dataclass
+class Unseen:
+  """Counts phrases whose true region lies outside of what a model saw."""
+
+  phrases: int = 0
+  partly: int = 0
+  wholly: int = 0
+
+  def add(self, unseen: np.ndarray | None, mask: np.ndarray) -> None:
+    """Counts a phrase with a mask [H, W] bool; `unseen` alike, None where all was seen."""
+    self.phrases += 1
+    if unseen is not None and mask.any():
+      outside = unseen[mask]
+      self.wholly += int(outside.all())
+      self.partly += int(outside.any() and not outside.all())
+
+  def tell(self, what: str, rule: str) -> None:
+    """Says how many there were, if any."""
+    if self.partly or self.wholly:
+      say(
+        f"{what}: of {self.phrases} phrases, {self.partly} have a region partly and {self.wholly}"
+        f" wholly outside of what the model saw; {rule}"
+      )
+
+
+def _cnr(heat: Heat, truth: Truth) -> float:
+  n, a = heat.values.size, truth.area
+  if not 0 < a < n:
     return np.nan
-  # Constant parts are told by their range: the variance of equal numbers may come out as 1e-33.
-  if np.ptp(inside) == 0 and np.ptp(rest) == 0:
-    return 0.0 if inside[0] == rest[0] else np.nan
-  return (inside.mean() - rest.mean()) / np.sqrt(inside.var() + rest.var())
+  inside = heat.values[truth.frame][truth.inside].astype(np.float64)
+  mean, variance = inside.mean(), inside.var()
+  # The rest is all less what lies inside: no copy of the film.
+  rest = (n * heat.mean - a * mean) / (n - a)
+  around = (n * (heat.variance + heat.mean**2) - a * (variance + mean**2)) / (n - a) - rest**2
+  if min(variance, around) < _FLAT:
+    outside = heat.values[~truth.mask].astype(np.float64)
+    # Constant parts are told by their range: the variance of equals may come out as 1e-33.
+    if np.ptp(inside) == 0 and np.ptp(outside) == 0:
+      return 0.0 if inside[0] == outside[0] else np.nan
+    rest, around = outside.mean(), outside.var()
+  return (mean - rest) / np.sqrt(variance + around)
+
+
+def _box(part: np.ndarray) -> np.ndarray:
+  """Int [4], (x0, y0, x1, y1), the tight box of a bool map that is not empty."""
+  x, y, width, height = cv2.boundingRect(part.view(np.uint8))
+  return np.array([x, y, x + width, y + height])
+
+
+def _largest_box(lit: np.ndarray) -> np.ndarray | None:
+  """The box of the largest connected part of a bool map; None where it is empty."""
+  parts, labels = cv2.connectedComponents(lit.view(np.uint8), connectivity=8)
+  if parts == 2:
+    return _box(lit)
+  areas = np.bincount(labels.ravel())
+  areas[0] = 0
+  if not (most := areas.max()):
+    return None
+  largest = np.flatnonzero(areas == most)
+  if len(largest) == 1:
+    return _box(labels == largest[0])
+  return _box(labels == labels.flat[np.isin(labels, largest).argmax()])
+
+
+def _box_accuracy(box: np.ndarray | None, boxes: np.ndarray) -> float:
+  if box is None or not len(boxes):
+    return 0.0
+  common = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+  common = np.maximum(common, 0).prod(1)
+  sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+  return float((common / ((box[2:] - box[:2]).prod() + sizes - common)).max() >= _BOX_IOU)

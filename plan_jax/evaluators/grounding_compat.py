@@ -1,27 +1,40 @@
 """Phrase grounding as published evaluators measure it, one emulated protocol each.
 
 What is emulated is the measure: what the unit is, how a similarity map is brought to the film and
-scored, and how figures are averaged. The film goes in as the evaluated model wants it (ours:
-letterboxed; no crop, so no margin is left unscored). The map is the model's signed similarity of
-its pixels to the phrase's vector on its own grid. Sources, read as code unless said otherwise:
+scored, and how figures are averaged. The film goes in as the evaluated model wants it. The map is
+the model's signed similarity of its pixels to the phrase's vector on its own grid; the model brings
+it to the film by its own geometry, and to a pixel that its crop left out it gives NaN. Our own runs
+see the whole film. Sources, read as code unless said otherwise:
 
-- "compat-vios-s" (the evaluation of BioViL-T in a latent-diffusion grounding paper): similarity
-  clipped at 0, bilinear; CNR of each box of a phrase, pixels of its earlier boxes left out, mean
-  over the boxes, signed and absolute; mIoU over .1 to .5 of the union.
+- "compat-vios-s" (the evaluation of BioViL-T in a latent-diffusion grounding paper): the map as the
+  model's project makes it (BioViL's: Gaussian of sigma 1.5 cells, nearest cell; all others:
+  bilinear), clipped at 0; CNR of each box of a phrase, pixels of its earlier boxes and pixels not
+  seen left out, mean over the boxes, signed and absolute, a CNR that does not exist counted as 0;
+  mIoU over .1 to .5 of the union, where a pixel not seen is not predicted, but may be true. A box
+  of which the crop leaves nothing is dropped, and so is a phrase that has no other; these are
+  counted.
 - "compat-aep" (AFLoc and KAF): union of the boxes; Gaussian of sigma 1.5 cells on the grid,
-  bilinear, scaled to [-1, 1] by the film's least and greatest value; signed CNR; IoU and Dice over
-  .1 to .5, thresholds with an empty prediction left out; P@1, the maximum in the mask.
+  bilinear; the film stands centred in a square as wide as its longer side, and only the middle
+  196 / 224 of that is scored, whatever the model saw (AFLoc, too, sees all of it), less what it did
+  not see; all else is left out of everything (so is the margin that completes the square, which
+  AFLoc scores). Scaled to [-1, 1] by the least and greatest value there; signed CNR; IoU and Dice
+  over .1 to .5, thresholds with an empty prediction left out; P@1, the maximum in the mask. A
+  phrase without a true pixel there has no figures; these are counted.
 - "compat-mgvla" (MGVLA): the unit is a box, the mask the union of the boxes of the film's finding
   (not of its phrase); Gaussian of sigma 1.5 cells, nearest cell; absolute CNR.
 - "compat-g2g" (G2G): scaled to [0, 1], bilinear; CNR with unbiased variances; the foreground is the
   brighter part of a mixture of two Gaussians over the pixels; mIoU is the mean of the IoU of fore-
   and background.
-- "compat-radzero" (RadZero): the maximum lies in the first box of the phrase.
+- "compat-radzero" (RadZero): bilinear; the maximum lies in the first box of the phrase.
+
+The last three score the whole film; a pixel that was not seen has the least similarity that was
+(ours: the models that these codes evaluate see everything).
 
 The first three average by finding and then over findings ("macro"), the last two over the units.
 Intervals as everywhere: 1,000 bootstrap draws of patients. A CNR that does not exist is left out.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,13 +46,24 @@ from input_pipeline.study import Region, Study
 from plan_jax.evaluators import bootstrap, grounding
 from plan_jax.evaluators.results import RUN, Row
 from plan_jax.evaluators.units import Units, unit_id
+from plan_jax.reporting import say
 
 _SIGMA = 1.5  # cells
+_CENTRE = 196 / 224  # of AFLoc's square
 _BINS = 256  # of the histogram that the mixture is fitted to
 
 
 class Grounder(Protocol):
-  """What the protocols need of a model."""
+  """What the protocols need of a model.
+
+  Attributes:
+    own_sigma: of the Gaussian on the grid, in cells, that belongs to the map as the project that
+      the model is from makes it; 0: none.
+    own_nearest: whether that project takes the nearest cell; else bilinear.
+  """
+
+  own_sigma: float
+  own_nearest: bool
 
   def similarities(self, images: list[np.ndarray], phrases: list[str], of: str) -> np.ndarray:
     """[N, rows, columns] float32, signed, of the phrase's vector with `of` "phrase"."""
@@ -47,7 +71,10 @@ class Grounder(Protocol):
   def to_film(
     self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
   ) -> np.ndarray:
-    """A map on the grid -> float32 [H, W] of a film, bilinear or by the nearest cell."""
+    """A map on the grid -> float32 [H, W] of a film, bilinear or by the nearest cell.
+
+    NaN where the model did not look.
+    """
 
 
 @dataclass(frozen=True)
@@ -142,6 +169,18 @@ def bright_part(heat: np.ndarray) -> np.ndarray:
   return (share[brighter] > 0.5)[bins]
 
 
+@functools.lru_cache(maxsize=16)
+def centre(height: int, width: int) -> np.ndarray:
+  """[H, W] bool: pixels in the middle 196 / 224 of the square that the film stands centred in."""
+  side = max(height, width)
+  rows, columns = (
+    np.abs(np.arange(length) + 0.5 - length / 2) <= _CENTRE * side / 2 for length in (height, width)
+  )
+  inside = rows[:, None] & columns[None, :]
+  inside.setflags(write=False)
+  return inside
+
+
 def iou(a: np.ndarray, b: np.ndarray) -> float:
   """Of two bool masks; 0 where both are empty."""
   either = np.count_nonzero(a | b)
@@ -149,50 +188,59 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _vios_s(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
-  heat = model.to_film(np.maximum(grid, 0), unit.mask.shape)
-  taken, each = np.zeros(heat.shape, bool), []
-  for box in unit.boxes:
-    each.append(cnr(heat, box & ~taken, ~box & ~taken))
-    taken |= box
-  overlap = np.mean([iou(heat >= threshold, unit.mask) for threshold in grounding.THRESHOLDS])
-  known = [value for value in each if not np.isnan(value)]
-  if not known:
-    return [np.nan, np.nan, overlap]
-  return [float(np.mean(known)), float(np.mean(np.abs(known))), overlap]
+  if model.own_sigma:
+    grid = ndimage.gaussian_filter(grid, model.own_sigma)
+  heat = model.to_film(np.maximum(grid, 0), unit.mask.shape, nearest=model.own_nearest)
+  seen = ~np.isnan(heat)
+  boxes = [box for box in unit.boxes if (box & seen).any()]
+  if not boxes:
+    return [np.nan] * 3
+  left, each = seen.copy(), []
+  for box in boxes:
+    each.append(cnr(heat, box & left, ~box & left))
+    left &= ~box
+  each = np.nan_to_num(each)
+  mask = np.logical_or.reduce(boxes)
+  overlap = np.mean([iou(heat >= threshold, mask) for threshold in grounding.THRESHOLDS])
+  return [float(np.mean(each)), float(np.mean(np.abs(each))), overlap]
 
 
 def _aep(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
   heat = model.to_film(ndimage.gaussian_filter(grid, _SIGMA), unit.mask.shape)
+  scored = centre(*heat.shape) & ~np.isnan(heat)
+  heat, mask = heat[scored], unit.mask[scored]
+  if not mask.any():
+    return [np.nan] * 4
   heat = 2 * _scaled(heat) - 1
   overlaps, dices = [], []
   for threshold in grounding.THRESHOLDS:
     predicted = heat >= threshold
     if predicted.any():
-      overlaps.append(iou(predicted, unit.mask))
-      size = np.count_nonzero(predicted) + np.count_nonzero(unit.mask)
-      dices.append(2 * np.count_nonzero(predicted & unit.mask) / size)
+      overlaps.append(iou(predicted, mask))
+      size = np.count_nonzero(predicted) + np.count_nonzero(mask)
+      dices.append(2 * np.count_nonzero(predicted & mask) / size)
   return [
-    cnr(heat, unit.mask, ~unit.mask),
+    cnr(heat, mask, ~mask),
     float(np.mean(overlaps)) if overlaps else np.nan,
     float(np.mean(dices)) if dices else np.nan,
-    float(unit.mask.flat[heat.argmax()]),
+    float(mask[heat.argmax()]),
   ]
 
 
 def _mgvla(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
   heat = model.to_film(ndimage.gaussian_filter(grid, _SIGMA), unit.mask.shape, nearest=True)
-  return [abs(cnr(heat, unit.category, ~unit.category))]
+  return [abs(cnr(_filled(heat), unit.category, ~unit.category))]
 
 
 def _g2g(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
-  heat = _scaled(model.to_film(grid, unit.mask.shape))
+  heat = _scaled(_filled(model.to_film(grid, unit.mask.shape)))
   bright = bright_part(heat)
   both = (iou(bright, unit.mask) + iou(~bright, ~unit.mask)) / 2
   return [cnr(heat, unit.mask, ~unit.mask, ddof=1), both]
 
 
 def _radzero(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
-  heat = model.to_film(grid, unit.mask.shape)
+  heat = _filled(model.to_film(grid, unit.mask.shape))
   return [float(unit.boxes[0].flat[heat.argmax()])]
 
 
@@ -225,6 +273,8 @@ def score_compat(model: Grounder, studies: Iterable[Study], *, batch: int = 64) 
     return {}
   found = {}
   for name, protocol in PROTOCOLS.items():
+    if lost := int(np.isnan(figures[name]).all(1).sum()):
+      say(f"{name}: {lost} of {len(ids)} phrases have no region in what is scored; left out")
     times = boxes if protocol.by_box else [1] * len(ids)
     found[name] = Units(
       [f"{of} #{i}" if i else of for of, n in zip(ids, times, strict=True) for i in range(n)],
@@ -250,6 +300,12 @@ def compat_rows(
         for metric, s in zip(found.metrics, summaries, strict=True):
           rows.append(Row("grounding", name, data, group, metric, RUN, s.value, s.low, s.high, s.n))
   return rows
+
+
+def _filled(heat: np.ndarray) -> np.ndarray:
+  """What was not seen takes the least value that was."""
+  unseen = np.isnan(heat)
+  return np.where(unseen, heat[~unseen].min(), heat) if unseen.any() else heat
 
 
 def _scaled(heat: np.ndarray) -> np.ndarray:

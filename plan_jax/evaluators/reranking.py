@@ -7,7 +7,8 @@ Protocol "reranked-retrieval-v1" is "retrieval-v1" (see `retrieval`) with other 
   temperature (ours; equal trust, as both were trained as logits). All others keep their global
   order behind them.
 - Only methods with a score of all pairs have it: "plan" in a stage with a local loss, and "gloria".
-- Galleries above 20,000 pairs are left out, and that is said: their features are held in memory.
+- Galleries above 20,000 pairs, or of more features than 8 GiB, are left out, and that is said: they
+  are held in memory.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from plan_jax.evaluators.retrieval import DIRECTIONS, Embedded, Gallery
 from plan_jax.reporting import say
 
 PROTOCOL = "reranked-retrieval-v1"
-MOST = 20_000
+MOST, MOST_BYTES = 20_000, 2**33
 _ABOVE = 1e4  # lifts the chosen above the others; logits stay far below
 
 
@@ -30,6 +31,7 @@ class Matcher(Protocol):
   """What re-ranking needs of a model."""
 
   has_local_scores: bool
+  local_bytes: int  # of the features of a pair
 
   def local_features(self, images: list[np.ndarray], texts: list[tuple[str, ...]]):
     """Features of N pairs, of which `local_logits` makes scores: arrays that lead with N."""
@@ -75,8 +77,9 @@ def score_reranked(
   if found is None or not top or not model.has_local_scores:
     return None
   n = len(found.ids)
-  if n > MOST:
-    say(f"re-ranking: the gallery of {n} pairs is left out, {MOST} are the most")
+  most = min(MOST, MOST_BYTES // model.local_bytes)
+  if n > most:
+    say(f"re-ranking: the gallery of {n} pairs is left out, {most} are the most")
     return None
   held, top, scale = local(), min(top, n), model.global_scale()
 

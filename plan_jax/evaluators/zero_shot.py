@@ -37,18 +37,22 @@ With `config.evaluation.compatibility` also two published ways:
   scored films themselves (as in MedKLIP's code): figures are too high by what that gains.
 - "compat-gloria": as "zero-shot-classes-v1", but of five prompts a class, drawn with seed 6, the
   most similar counts, and a class's similarities are brought to mean 0 and deviation 1 over all
-  films (GLoRIA's code; its prompts and the local half of its similarity are its own).
+  films. The similarity is the mean of the cosine and the model's own local similarity, without the
+  temperature of its loss (GLoRIA's code; its prompts are its own). The films are looked at again
+  for it, some at a time. A model without a local similarity has "compat-gloria-global", by the
+  cosine alone.
 
 Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from plan_jax.evaluators import bootstrap, classification
+from input_pipeline.study import Study
+from plan_jax.evaluators import bootstrap, classification, local_similarity
 from plan_jax.evaluators.bootstrap import MACRO
 from plan_jax.evaluators.class_retrieval import single_finding
 from plan_jax.evaluators.finding_figures import finding_rows, places_by_finding, view_rows
@@ -62,7 +66,7 @@ from plan_jax.reporting import say
 PROTOCOL = "zero-shot-v1"
 CLASSES_PROTOCOL = "zero-shot-classes-v1"
 TEST_THRESHOLD = "compat-test-threshold"
-GLORIA = "compat-gloria"
+GLORIA, GLORIA_GLOBAL = "compat-gloria", "compat-gloria-global"
 _GLORIA_PROMPTS, _GLORIA_SEED = 5, 6
 
 
@@ -94,8 +98,10 @@ class Classes:
     names: [k].
     of: int [N], the class of each film.
     similarities: float64 [N, k], to the positive prompts of each class.
-    as_gloria: float64 [N, k], the similarities of protocol "compat-gloria".
+    as_gloria: float64 [N, k], the similarities of protocol "compat-gloria" or, without
+      `has_local`, of "compat-gloria-global".
     ids, patients: [N].
+    has_local: whether the local similarity is in `as_gloria`.
   """
 
   names: list[str]
@@ -104,6 +110,7 @@ class Classes:
   as_gloria: np.ndarray
   ids: list[str]
   patients: list[str]
+  has_local: bool
 
   def units(self) -> Units:
     """The accuracy of each film: 1, 0, or its share of a tie."""
@@ -119,6 +126,7 @@ def score_zero_shot(
   prompts: PromptSet,
   validation: Films | None = None,
   *,
+  again: Callable[[], Iterable[Study]] | None = None,
   tell: Callable[[str], None] = say,
 ) -> Scores:
   """Scores the films by a set of prompts; see the top of this file.
@@ -128,6 +136,7 @@ def score_zero_shot(
     films: of `embed`.
     prompts: the set.
     validation: films to choose thresholds on, of other patients; None for .5.
+    again: gives the studies of the films once more, for local similarities; None does without.
     tell: takes what is left out.
 
   Raises ValueError where an embedding is NaN.
@@ -178,19 +187,26 @@ def score_zero_shot(
   if len(names) < 2:
     return Scores(prompts, units, views, thresholds, None)
   kept = [i for i, labels in enumerate(films.labels) if single_finding(labels) in names]
+  ids = [films.ids[i] for i in kept]
   draw = random.Random(_GLORIA_SEED)
-  tables = [], []
-  for name in names:
-    texts = asked[name].positive
-    tables[0].append(similarity(films, texts)[kept])
-    drawn = draw.sample(texts, min(_GLORIA_PROMPTS, len(texts)))
-    tables[1].append(standardised(similarity(films, drawn, "highest")[kept]))
+  drawn = [
+    draw.sample(texts, min(_GLORIA_PROMPTS, len(texts)))
+    for texts in (asked[name].positive for name in names)
+  ]
+  every = [text for texts in drawn for text in texts]
+  each = (films.vectors[kept] @ np.stack([vectors[text] for text in every]).T).astype(np.float64)
+  has_local = again is not None and model.has_local_scores
+  if has_local:
+    each = (each + local_similarity.of_films(model, again(), ids, every)) / 2
+  parts = np.split(each, np.cumsum([len(texts) for texts in drawn])[:-1], axis=1)
   found = Classes(
     names,
     np.array([names.index(single_finding(films.labels[i])) for i in kept]),
-    *(np.stack(table, axis=1) for table in tables),
-    [films.ids[i] for i in kept],
+    np.stack([similarity(films, asked[name].positive)[kept] for name in names], axis=1),
+    np.stack([standardised(part.max(1)) for part in parts], axis=1),
+    ids,
     [films.patients[i] for i in kept],
+    has_local,
   )
   if left := len(films.ids) - len(kept):
     tell(
@@ -264,7 +280,8 @@ def zero_shot_rows(
     head = (f"zero-shot-classes-{prompts.name}", f"{CLASSES_PROTOCOL}, {mark}", data)
     rows += _class_rows(head, scores.classes, scores.classes.similarities, draws)
     if compatibility:
-      head = (head[0], f"{GLORIA}, {mark}", data)
+      way = GLORIA if scores.classes.has_local else GLORIA_GLOBAL
+      head = (head[0], f"{way}, {mark}", data)
       rows += _class_rows(head, scores.classes, scores.classes.as_gloria, draws)
   return rows
 

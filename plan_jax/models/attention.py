@@ -23,6 +23,13 @@ def attend(
   )
 
 
+def first_attention(query: jax.Array, key: jax.Array, mask: jax.Array) -> jax.Array:
+  """The weights of the first query, the mean over the heads: [B, L] float32, arguments as above."""
+  score = jnp.einsum("bhc,blhc->bhl", query[:, 0], key) / query.shape[-1] ** 0.5
+  score = jnp.where(mask[:, :, 0], score.astype(jnp.float32), -jnp.inf)
+  return jax.nn.softmax(score, axis=-1).mean(1)
+
+
 def flash_fits(dtype, size: int, device) -> bool:
   """Whether cuDNN's flash attention, which never holds the [L, L] weights, does heads of `size`.
 

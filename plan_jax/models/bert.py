@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.models.attention import attend
+from plan_jax.models.attention import attend, first_attention
 from plan_jax.models.remat import remat
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -32,6 +32,8 @@ class Layer(nn.Module):
       return y.reshape(*y.shape[:2], self.heads, size // self.heads)
 
     query, key, value = (heads(dense(size, name)(x)) for name in ("query", "key", "value"))
+    if self.is_mutable_collection("attention") and not self.is_initializing():
+      self.sow("attention", "first", first_attention(query, key, allowed))
     y = attend(query, key, value, allowed)
     y = drop(dense(size, "attention_out")(y.reshape(x.shape)))
     x = nn.LayerNorm(1e-12, dtype=self.dtype, name="attention_norm")(x + y)
@@ -42,6 +44,9 @@ class Layer(nn.Module):
 
 class Bert(nn.Module):
   """Text encoder.
+
+  Applied with `mutable=["attention"]` it also gives, by layer, the attention of each text's first
+  piece: {"layer1": {"first": ([B, L],)}, ...}.
 
   Attributes:
     vocabulary_size: word-pieces.

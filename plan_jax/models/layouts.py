@@ -26,10 +26,11 @@ class Layout(NamedTuple):
 
   Attributes:
     name: of the project and the encoder.
-    encoder: "resnet", "vit" or "bert".
+    encoder: "resnet", "vit" or "bert"; of a whole model, its name in PEER_LAYOUTS.
     rows: every tensor that is ours; the first row tells that a file has this layout.
     left_aside: patterns of the names that are not ours: heads, and the other tower.
     normalisation: of pixels, as the project has it: (mean, std); None: it depends on the weights.
+    zeros: paths of ours that the project does without; where they are missing, they are zero.
   """
 
   name: str
@@ -37,6 +38,7 @@ class Layout(NamedTuple):
   rows: tuple[Row, ...]
   left_aside: tuple[str, ...] = ()
   normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+  zeros: tuple[str, ...] = ()
 
 
 class Part(NamedTuple):
@@ -111,6 +113,10 @@ KINDS: Mapping[str, Mapping[str, tuple[Part, ...]]] = {
   "our_array": {"": _param("")},
   "first_row": {"weight": _param("", lambda x: x[0])},  # ours has one kind of token
   "class_token": {"": _param("", np.ravel)},
+  "convolution_1d": {
+    "weight": _param("kernel", lambda x: x[..., 0].T if x.shape[2:] == (1,) else x),
+    "bias": _param("bias"),
+  },
   "positions": {
     "": (
       Part("params", "position_embedding", positions),
@@ -156,6 +162,10 @@ def _filled(path: str, match: re.Match) -> str:
 
 def _under(prefix: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
   return tuple(row._replace(pattern=prefix + row.pattern) for row in rows)
+
+
+def _into(module: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+  return tuple(row._replace(path=f"{module}/{row.path}".rstrip("/")) for row in rows)
 
 
 def _resnet(stem: str, norm: str, block: str, stage: str) -> tuple[Row, ...]:
@@ -236,7 +246,8 @@ CXR_BERT_PROJECTOR = (
   Row(r"cls_projection_head\.LayerNorm", "projector_norm", "layer_norm"),
   Row(r"cls_projection_head\.dense_to_output", "projector_out", "dense"),
 )
-_NOT_BERT = (r"embeddings\.position_ids", r"pooler\..+")  # a buffer, and a head behind [CLS]
+# A buffer, a head behind [CLS], and what looks at another sequence (MGCA never uses it).
+_NOT_BERT = (r"embeddings\.position_ids", r"pooler\..+", rf"{_HF_LAYER}\.crossattention\..+")
 
 
 def _ours(tower: str, first: str) -> tuple[Row, ...]:
@@ -320,6 +331,7 @@ TEXT_LAYOUTS = (
     Layout(
       name, "bert", _under(rf"{prefix}\.", BERT),
       (*(rf"{prefix}\.{pattern}" for pattern in _NOT_BERT), rf"{images}\..+", *heads),
+      zeros=("type_embedding",) if name == "MGCA" else (),  # its BERT is BLIP's
     )
     for name, prefix, images, heads in (
       ("GLoRIA", r"gloria\.text_encoder\.model", r"gloria\.img_encoder", _GLORIA_HEADS),
@@ -333,3 +345,69 @@ TEXT_LAYOUTS = (
     (r"image_encoder\..+", *_OUR_HEADS),
   ),
 )  # fmt: skip
+
+
+def _mgca_head(module: str, path: str, kind: str) -> tuple[Row, ...]:
+  """Dense layer, batch norm, ReLU, dense layer, batch norm."""
+  return (
+    Row(rf"{module}\.head\.0", f"{path}/hidden", kind),
+    Row(rf"{module}\.head\.1", f"{path}/hidden_norm", "batch_norm"),
+    Row(rf"{module}\.head\.3", f"{path}/out", kind),
+    Row(rf"{module}\.head\.4", f"{path}/out_norm", "batch_norm"),
+  )
+
+
+def _mgca(name: str, trunk: tuple[Row, ...]) -> Layout:
+  return Layout(
+    f"MGCA {name}", f"mgca_{name.lower()}",
+    _into("image_encoder", _under(r"img_encoder_q\.model\.", trunk))
+    + _mgca_head(r"img_encoder_q\.global_embed", "film_head", "dense")
+    + _mgca_head(r"img_encoder_q\.local_embed", "pixel_head", "convolution_1d")
+    + _into("text_encoder", _under(r"text_encoder_q\.model\.", BERT))
+    + _mgca_head(r"text_encoder_q\.global_embed", "report_head", "dense")
+    + _mgca_head(r"text_encoder_q\.local_embed", "word_head", "convolution_1d"),
+    (
+      *(rf"text_encoder_q\.model\.{pattern}" for pattern in _NOT_BERT),
+      r"prototype_layer\..+", r"(patch|word)_local_atten_layer\..+",
+    ),
+    zeros=("text_encoder/type_embedding",),
+  )  # fmt: skip
+
+
+_BIOVIL_TRUNK = _into("image_encoder", _under(r"encoder\.encoder\.", RESNET))
+_BIOVIL_ASIDE = (r"encoder\.encoder\.fc\..+", r"classifier\..+")
+
+# Whole models, heads and all, by the name of the peer; BioViL's texts are "cxr_bert", by itself.
+PEER_LAYOUTS = {
+  layout.encoder: layout
+  for layout in (
+    Layout(
+      "GLoRIA", "gloria",
+      _into("image_encoder", _under(r"gloria\.img_encoder\.model\.", RESNET))
+      + (
+        Row(r"gloria\.img_encoder\.global_embedder", "film_head", "dense"),
+        Row(r"gloria\.img_encoder\.local_embedder", "pixel_head", "convolution"),
+      )
+      + _into("text_encoder", _under(r"gloria\.text_encoder\.model\.", BERT)),
+      tuple(rf"gloria\.text_encoder\.model\.{pattern}" for pattern in _NOT_BERT),
+    ),
+    _mgca("ResNet", RESNET),
+    _mgca("ViT", VIT),
+    # The pooler compares with an earlier film, and is not asked where there is none.
+    Layout(
+      "BioViL-T", "biovil_t",
+      (
+        Row(r"encoder\.backbone_to_vit", "reduced", "convolution"),
+        Row(r"encoder\.missing_previous_emb", "no_previous", "class_token"),
+        *_BIOVIL_TRUNK, *BIOVIL_PROJECTOR,
+      ),
+      (*_BIOVIL_ASIDE, r"encoder\.vit_pooler\..+"),
+    ),
+    Layout("BioViL", "biovil", _BIOVIL_TRUNK + BIOVIL_PROJECTOR, _BIOVIL_ASIDE),
+    Layout(
+      "CXR-BERT", "cxr_bert",
+      _into("text_encoder", _under(r"bert\.", BERT) + CXR_BERT_PROJECTOR),
+      (*(rf"bert\.{name}" for name in _NOT_BERT), r"cls\..+"),
+    ),
+  )
+}  # fmt: skip

@@ -1,6 +1,8 @@
 """Foreign weights in our encoders: each tensor has its place, or is known to be none of ours."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from plan_jax.models.vit import ViT
 from plan_jax.models.weight_files import WeightsError
 
 _ENCODERS = {"resnet": ResNet, "vit": ViT, "bert": Bert}
+_HEAD_SIZE = 64
 
 
 class Tower(NamedTuple):
@@ -66,6 +69,63 @@ def load_towers(model, vocabulary_size: int | None = None) -> dict[str, Tower]:
   return found
 
 
+def load_peer(
+  path: str | Path,
+  name: str,
+  build: Callable[[dict, dict], nn.Module],
+  inputs: tuple,
+  *,
+  method: str = "__call__",
+  key: str = "config.peer.weights",
+) -> tuple[nn.Module, Tower]:
+  """A whole model of another project, heads and all, and its weights.
+
+  Args:
+    path: of its checkpoint.
+    name: of layouts.PEER_LAYOUTS.
+    build: (path of ours -> shape, settings of a folder's config.json) -> the model; see `sizes`.
+    inputs: arrays that the model's `method` can be called with, for its shapes.
+    method: that needs all that the file holds.
+    key: of the config, for messages.
+
+  Raises WeightsError: the file cannot be read, or is another model's; names are missing or
+  unexpected, or shapes differ.
+  """
+  try:
+    weights = weight_files.read(path)
+  except WeightsError as error:
+    raise WeightsError(f"{key}: {error}") from error
+  wanted, found = (
+    layouts.PEER_LAYOUTS[name],
+    layouts.find(tuple(layouts.PEER_LAYOUTS.values()), weights.tensors),
+  )
+  if found is not wanted:
+    some = ", ".join(list(weights.tensors)[:3]) or "no tensor"
+    holds = f"it is {found.name}'s" if found else f"it begins with {some}"
+    raise WeightsError(
+      f"{key}: {path} is no checkpoint of {wanted.name}: {holds}; the variants of"
+      " configs/peers.py, and what each wants, are in docs/peers.md"
+    )
+  given, aside, wrong = _placed(weights.tensors, wanted, lambda _: False)
+  model = build({path: np.shape(x) for (_, path), (_, x) in given.items()}, weights.settings)
+  shapes = _shapes(model, inputs, method)
+  return model, _checked(path, key, wanted, weights.sha256, given, aside, wrong, shapes)
+
+
+def sizes(shapes: dict, encoder: str) -> dict:
+  """What the shapes of an encoder's arrays tell of its attributes.
+
+  Args:
+    shapes: path of ours -> shape; what is not the encoder's does not matter.
+    encoder: "resnet", "vit" or "bert". Heads are told by no array: they are of 64 channels, as in
+      all BERT and ViT of the base size.
+  """
+  found = _SIZES[encoder](shapes)
+  if "size" in found:
+    found["heads"] = max(1, found["size"] // _HEAD_SIZE)
+  return {key: value for key, value in found.items() if key not in ("channels", "projector")}
+
+
 def tokenizer_folder(config) -> str:
   """The folder of config.text.tokenizer, else of the text weights; empty: train a vocabulary.
 
@@ -93,12 +153,20 @@ def _load(path, encoder: nn.Module, known: tuple[layouts.Layout, ...], key: str)
     )
   if not isinstance(encoder, _ENCODERS[layout.encoder]):
     raise WeightsError(f"{path} holds a {layout.name}: set {key}.name={layout.encoder}")
-  given, aside, wrong = _placed(weights.tensors, layout, encoder)
-  sizes = {target: np.shape(array) for (_, target), (_, array) in given.items()}
-  _check_sizes(path, key, encoder, layout, sizes, weights.settings)
+  given, aside, wrong = _placed(weights.tensors, layout, partial(_not_wanted, encoder))
+  shapes = {target: np.shape(array) for (_, target), (_, array) in given.items()}
+  _check_sizes(path, key, encoder, layout, shapes, weights.settings)
   if isinstance(encoder, Bert) and not encoder.vocabulary_size:
-    encoder = encoder.clone(vocabulary_size=sizes["token_embedding/embedding"][0])
-  wanted = _shapes(encoder)
+    encoder = encoder.clone(vocabulary_size=shapes["token_embedding/embedding"][0])
+  wanted = _shapes(encoder, _inputs(encoder))
+  return _checked(path, key, layout, weights.sha256, given, aside, wrong, wanted)
+
+
+def _checked(path, key, layout, sha256, given, aside, wrong, wanted) -> Tower:
+  """The weights, where every name is accounted for and every shape fits; else WeightsError."""
+  for target in layout.zeros:
+    if ("params", target) in wanted:
+      given.setdefault(("params", target), ("", np.zeros(wanted["params", target], np.float32)))
   wrong += [f"unexpected {name}" for target, (name, _) in given.items() if target not in wanted]
   wrong += [f"missing {target[1]}" for target in wanted if target not in given]
   wrong += [
@@ -123,14 +191,17 @@ def _load(path, encoder: nn.Module, known: tuple[layouts.Layout, ...], key: str)
     stats,
     {
       "source": f"{layout.name}: {Path(path).name}",
-      "sha256": weights.sha256,
+      "sha256": sha256,
       "left_aside": sorted(set(aside)),
     },
   )
 
 
-def _placed(tensors: dict, layout: layouts.Layout, encoder: nn.Module):
-  """{(collection, path): (name, array)}, the names left aside, and what is wrong."""
+def _placed(tensors: dict, layout: layouts.Layout, left: Callable[[str], bool]):
+  """{(collection, path): (name, array)}, the names left aside, and what is wrong.
+
+  `left` tells which paths of ours are not wanted.
+  """
   given, aside, wrong = {}, [], []
   for name, tensor in tensors.items():
     there = layouts.targets(layout, name)
@@ -139,7 +210,7 @@ def _placed(tensors: dict, layout: layouts.Layout, encoder: nn.Module):
     elif there is None:
       wrong.append(f"unexpected {name}")
     for collection, target, turn in there or ():
-      if _not_wanted(encoder, target):
+      if left(target):
         aside.append(name)
       elif (collection, target) in given:
         wrong.append(f"{name} and {given[collection, target][0]} are both our {target}")
@@ -159,19 +230,23 @@ def _not_wanted(encoder: nn.Module, target: str) -> bool:
   return bool(stage) and int(stage[1]) > encoder.stages
 
 
-def _shapes(encoder: nn.Module) -> dict[tuple[str, str], tuple[int, ...]]:
-  """(collection, path) -> shape of all that the encoder learns or keeps."""
-  if isinstance(encoder, Bert):
-    some = jnp.zeros((1, 2), jnp.int32)
-    inputs = some, some, some
-  else:
-    inputs = (jnp.zeros((1, 64, 64, 1)) if isinstance(encoder, ResNet) else _one_patch(encoder),)
-  variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), *inputs))
+def _shapes(
+  model: nn.Module, inputs: tuple, method: str = "__call__"
+) -> dict[tuple[str, str], tuple[int, ...]]:
+  """(collection, path) -> shape of all that the model's method learns or keeps."""
+  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, method=method))
   return {
     (collection, path): leaf.shape
     for collection, tree in variables.items()
     for path, leaf in flatten_dict(tree, sep="/").items()
   }
+
+
+def _inputs(encoder: nn.Module) -> tuple:
+  if isinstance(encoder, Bert):
+    some = jnp.zeros((1, 2), jnp.int32)
+    return some, some, some
+  return (jnp.zeros((1, 64, 64, 1)) if isinstance(encoder, ResNet) else _one_patch(encoder),)
 
 
 def _one_patch(encoder: ViT) -> jax.Array:
@@ -180,7 +255,7 @@ def _one_patch(encoder: ViT) -> jax.Array:
 
 def _check_sizes(path, key, encoder, layout, shapes, settings) -> None:
   """Raises WeightsError where the file's sizes are not the config's, with those to set."""
-  there = {"resnet": _resnet_sizes, "vit": _vit_sizes, "bert": _bert_sizes}[layout.encoder](shapes)
+  there = _SIZES[layout.encoder](shapes)
   wrong = []
   channels = there.pop("channels", 1 if isinstance(encoder, Bert) else len(encoder.mean))
   if not isinstance(encoder, Bert) and channels != len(encoder.mean):
@@ -273,3 +348,6 @@ def _bert_sizes(shapes: dict) -> dict:
   if "projector_out/bias" in shapes:
     sizes["projector"] = shapes["projector_out/bias"][0]
   return sizes
+
+
+_SIZES = {"resnet": _resnet_sizes, "vit": _vit_sizes, "bert": _bert_sizes}

@@ -139,8 +139,13 @@ class ResNet(nn.Module):
   first_px = FIRST_PX
 
   @nn.compact
-  def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-    """[B, H, W, 1] float32 in [0, 1] -> [B, H / output_stride, W / output_stride, C]."""
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, tapped: int = 0
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """[B, H, W, 1] float32 in [0, 1] -> [B, H / output_stride, W / output_stride, C].
+
+    With `tapped`, the number of a stage, also the map behind that one.
+    """
     norm = {
       "batch": partial(
         BatchNorm, momentum=0.9, dtype=self.dtype, freeze=tuple(self.freeze), train=train
@@ -172,11 +177,13 @@ class ResNet(nn.Module):
           base * 2**stage, step, (before, dilation), conv, norm, self.dtype,
           name=f"stage{stage + 1}_block{i + 1}",
         )(x)  # fmt: skip
+      if stage + 1 == tapped:
+        tap = x
     if self.projector:
       x = Conv1x1(self.projector, 1, self.dtype, name="projector_in")(x)
       x = nn.relu(norm(name="projector_norm")(x))
       x = nn.Dense(self.projector, dtype=self.dtype, name="projector_out")(x)
-    return x
+    return (x, tap) if tapped else x
 
 
 def first_channels(width: float) -> int:

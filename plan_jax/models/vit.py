@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-  """ViT trunk; its class token takes part in attention and leaves nothing behind.
+  """ViT trunk; its class token takes part in attention.
 
   Attributes:
     size, layers, heads, mlp_size: as in ViT.
@@ -72,8 +72,13 @@ class ViT(nn.Module):
     return self.patch_px
 
   @nn.compact
-  def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-    """[B, H, W, 1] float32 in [0, 1] -> [B, H / patch_px, W / patch_px, size]."""
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, class_too: bool = False
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """[B, H, W, 1] float32 in [0, 1] -> [B, H / patch_px, W / patch_px, size].
+
+    With `class_too` also what the class token has become, [B, size].
+    """
     del train  # the same in training
     x = patches((image - jnp.array(self.mean)) / jnp.array(self.std), self.patch_px)
     rows, columns = x.shape[1:3]
@@ -87,8 +92,9 @@ class ViT(nn.Module):
     block = remat(Block, self.remat)
     for i in range(self.layers):
       x = block(self.heads, self.mlp_size, self.dtype, name=f"block{i + 1}")(x)
-    x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")(x[:, 1:])
-    return x.reshape(x.shape[0], rows, columns, self.size)
+    norm = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")
+    grid = norm(x[:, 1:]).reshape(x.shape[0], rows, columns, self.size)
+    return (grid, norm(x[:, 0])) if class_too else grid
 
 
 def patches(x: jax.Array, side: int) -> jax.Array:
