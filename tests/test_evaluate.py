@@ -120,7 +120,8 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
 
 
 def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, monkeypatch):
-  config, model, workdir, before = run
+  config, model, there, before = run
+  workdir = Workdir(tmp_path / "run")
   files = [tmp_path / "detection.csv", tmp_path / "detection.npz"]
   for file in files:
     file.write_text(file.suffix)
@@ -131,12 +132,12 @@ def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, m
     yield arguments[3][0], "boxes-0.1", [row], files
 
   monkeypatch.setattr(evaluate.attached, "learned", learned)
-  sets = [evaluation_sets.own(config, workdir.records)]
+  sets = [evaluation_sets.own(config, there.records)]
   rows = evaluate.evaluate(model, config, workdir, sets)
-  assert rows[-1] == row and results.read(workdir.evaluation).rows[-1] == row
+  assert rows[-1] is row and repr(results.read(workdir.evaluation).rows[-1]) == repr(row)
   for suffix in (".csv", ".npz"):
     assert (workdir.units / f"boxes-0.1{suffix}").read_text() == suffix
-  assert "boxes-0.1" in workdir.report.read_text()
+  assert "Boxes-0.1 on" in workdir.report.read_text()
 
 
 @pytest.mark.parametrize(
