@@ -46,9 +46,12 @@ class Maps:
     rng = np.random.default_rng(len(phrases))
     maps = rng.random((len(phrases), *_GRID), np.float32)
     maps /= maps.max((1, 2), keepdims=True)
-    return [
-      np.clip(cv2.resize(m, image.shape[::-1]), 0, 1) for m, image in zip(maps, images, strict=True)
-    ]
+    pairs = zip(maps, images, strict=True)
+    return [np.clip(self.to_film(m, image.shape), 0, 1) for m, image in pairs]
+
+  def to_film(self, grid, shape):
+    """The grid over the whole film."""
+    return cv2.resize(grid, shape[::-1])
 
 
 def studies(count: int):

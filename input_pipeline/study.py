@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+RESERVED = ("macro", "all")  # no finding's name: groups of figures are called so
 
 
 class UnreadableError(Exception):
@@ -85,6 +86,12 @@ def check(study: Study) -> None:
     raise ValueError("image is empty")
   if study.text_kind not in ("report", "labels"):
     raise ValueError(f"text_kind is {study.text_kind!r}; it must be 'report' or 'labels'")
+  for name in (*study.labels, *(region.label for region in study.regions)):
+    if name in RESERVED:
+      raise ValueError(
+        f"a finding is called {name!r}, as the figures over all findings are: rename it in the"
+        " source"
+      )
   for name, value in study.labels.items():
     if value not in (1, 0, -1):
       raise ValueError(f"label {name!r} is {value!r}; it must be 1, 0 or -1")

@@ -71,7 +71,7 @@ class Run:
     step, rows = found.step, found.rows
     steps = self.config.train.steps
     wanted = f"{self.config.data.dataset}/{self.config.evaluation.split}"
-    if any(row.data != wanted for row in rows):
+    if not found.complete or any(row.data != wanted for row in rows):
       return False
     if self.config.checkpoint.evaluate == "best":  # of any step, but chosen when all are done
       return (self.workdir.checkpoints / str(steps)).is_dir()

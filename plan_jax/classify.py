@@ -29,7 +29,7 @@ from plan_jax.downstream import command
 from plan_jax.downstream.classifier import Classifier, Encode
 from plan_jax.downstream.encoder import data_name, encoder_of
 from plan_jax.downstream.fitting import fit
-from plan_jax.downstream.labels import embedded, training_films
+from plan_jax.downstream.labels import embedded, findings_in, training_films
 from plan_jax.downstream.studies import Chosen
 from plan_jax.evaluators import results
 from plan_jax.evaluators.classified import classified_rows, macro_auc, scored
@@ -51,17 +51,18 @@ def classify(arguments: argparse.Namespace) -> list[results.Row]:
   config = ConfigDict(Workdir(arguments.workdir).read_config())
   settings = command.training_settings(arguments, config, ("augment",))
   folder, seed = arguments.records, settings.seed
-  encoder, weights, settings.run_step = encoder_of(
+  encoder = encoder_of(
     arguments.workdir, config, fresh=arguments.encoder != "run", image_px=settings.image_px,
-    seed=seed,
+    seed=seed, step=arguments.step,
   )  # fmt: skip
-  if settings.image_px % encoder.output_stride:
-    raise UserError(f"--image_px={settings.image_px} is no multiple of {encoder.output_stride}")
-  out = command.claim(arguments, settings)
+  stride = encoder.module.output_stride
+  if settings.image_px % stride:
+    raise UserError(f"--image_px={settings.image_px} is no multiple of {stride}")
+  out = command.claim(arguments, settings, encoder)
   findings, places = training_films(
     folder, findings=settings.findings, fraction=settings.fraction, seed=seed
   )
-  model = Classifier(encoder, weights, settings, findings, make_mesh(-1, 1))
+  model = Classifier(encoder.module, encoder.weights, settings, findings, make_mesh(-1, 1))
 
   def scores_of(split: str, state, *, quiet: bool = False) -> Films:
     model.take(state)
@@ -69,8 +70,10 @@ def classify(arguments: argparse.Namespace) -> list[results.Row]:
 
   measure = None
   if command.has_validation(
-    arguments, "the last step is evaluated, nothing stops it early, and the threshold is .5"
-  ):
+    arguments, lambda split: findings_in(folder, split, findings),
+    "finding both present and absent",
+    "the last step is evaluated, nothing stops it early, and the threshold is .5",
+  ):  # fmt: skip
 
     def measure(state):
       films = scores_of("validation", state, quiet=True)
@@ -82,11 +85,6 @@ def classify(arguments: argparse.Namespace) -> list[results.Row]:
   state = fit(model.learner, out, source, encode, followed=FOLLOWED, measure=measure)
   test = scores_of("test", state)
   found, views = scored(test.vectors, test, findings)
-  if found is None:
-    raise UserError(
-      f"no finding of {', '.join(findings)} is both present and absent in the test split of"
-      f" {folder}"
-    )
   behind = None
   if measure:
     films = scores_of("validation", state)

@@ -7,14 +7,14 @@ percentile intervals of a paired bootstrap of patients, the same draws for both.
 scored for a finding are compared by AUC and average precision and, where both runs have a
 threshold, by F1, accuracy, MCC, sensitivity and specificity, each at its own threshold; detectors
 by mAP, AP50 and FROC; words by the areas that their significance gives. A difference is called
-real where its interval excludes zero. That tells apart two models, not two methods: for those,
-train several seeds of each (`launch.sweep`).
+real where its interval excludes zero and 20 patients or more are behind it. That tells apart two
+models, not two methods: for those, train several seeds of each (`launch.sweep`).
 """
 
 import argparse
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from plan_jax.evaluators.classification import THRESHOLDED
 from plan_jax.evaluators.units import Units
 from plan_jax.workdir import Workdir
 
+LEAST = 20  # patients that a verdict needs
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -46,6 +48,7 @@ class Difference:
     group, metric: as in the rows of an evaluation.
     a, b: the figure of either run.
     change: b minus a, with its interval.
+    patients: behind it.
   """
 
   name: str
@@ -54,11 +57,14 @@ class Difference:
   a: float
   b: float
   change: Summary
+  patients: int = 0
 
   @property
   def verdict(self) -> str:
-    """What b is: "better", "worse", or "" where the interval holds zero or there is none."""
+    """What b is: "better", "worse", or "" where the interval holds zero or tells nothing."""
     if math.isnan(self.change.low) or self.change.low <= 0 <= self.change.high:
+      return ""
+    if self.patients < LEAST:
       return ""
     return "better" if (self.change.low > 0) != results.lower_is_better(self.metric) else "worse"
 
@@ -86,16 +92,19 @@ def compare(
       left_out.append(f"{name}: other data: {' and '.join(map(str, data))}")
     elif (first.ids, first.groups, first.patients) != (second.ids, second.groups, second.patients):
       left_out.append(f"{name}: other units ({len(first.ids)} and {len(second.ids)})")
-    elif first.metrics == terms.METRICS:
-      found += _contrast_differences(name, first, second, resamples, seed)
-    elif all(file.with_suffix(".npz").exists() for file in (sides[0][name], sides[1][name])):
-      boxes = [_boxes(side[name].with_suffix(".npz")) for side in sides]
-      found += _box_differences(name, *boxes, resamples, seed)
-    elif first.metrics == unit_scores.SCORED:
-      thresholds = tuple(map(_thresholds, rows))
-      found += _ranked_differences(name, (first, second), thresholds, resamples, seed)
     else:
-      found += _differences(name, first, second, resamples, seed)
+      paths = [side[name].with_suffix(".npz") for side in sides]
+      if first.metrics == terms.METRICS:
+        some = _contrast_differences(name, first, second, resamples, seed)
+      elif all(path.exists() for path in paths):
+        some = _box_differences(name, *map(_boxes, paths), resamples, seed)
+      elif first.metrics == unit_scores.SCORED:
+        thresholds = tuple(map(_thresholds, rows))
+        some = _ranked_differences(name, (first, second), thresholds, resamples, seed)
+      else:
+        some = _differences(name, first, second, resamples, seed)
+      counts = _patients(first)
+      found += [replace(d, patients=counts.get(d.group, counts[bootstrap.MACRO])) for d in some]
   if not found:
     raise UserError(f"{a} and {b} cannot be compared: {'; '.join(left_out) or 'no units there'}")
   return found, left_out
@@ -120,7 +129,8 @@ def table(found: list[Difference], left_out: list[str]) -> str:
   real = sum(bool(d.verdict) for d in found)
   text.append(
     f"\n{real} of {len(found)} differences are real: their interval excludes zero. Of figures that"
-    " do not differ, one in twenty would seem to."
+    f" do not differ, one in twenty would seem to. Those of fewer than {LEAST} patients are called"
+    " nothing: the bootstrap of so few tells too little."
   )
   return "\n".join(text + [f"left out: {reason}" for reason in left_out])
 
@@ -167,6 +177,14 @@ def _read(path: Path) -> Units:
     return unit_scores.read(path)
   except ValueError as error:
     raise UserError(f"{error}: evaluate the run again (--mode=evaluate)") from error
+
+
+def _patients(units: Units) -> dict[str, int]:
+  """Group -> how many patients its units are of; macro: those of all."""
+  of: dict[str, set[str]] = {bootstrap.MACRO: set(units.patients)}
+  for group, patient in zip(units.groups, units.patients, strict=True):
+    of.setdefault(group, set()).add(patient)
+  return {group: len(some) for group, some in of.items()}
 
 
 def _differences(name: str, a: Units, b: Units, resamples: int, seed: int) -> Iterator[Difference]:
@@ -243,15 +261,15 @@ def _box_differences(
   name: str, a: tuple, b: tuple, resamples: int, seed: int
 ) -> Iterator[Difference]:
   """Of two detectors, each (films, findings): all figures taken anew in every draw."""
-  (films, findings), patients = a, [film.patient_id for film in a[0]]
-  order = [b[1].index(finding) for finding in findings]
-  ones = np.ones((1, len(films)))
+  patients = [film.patient_id for film in a[0]]
+  # A finding that one of them learned besides has no true box, for the units are the same.
+  findings = [name for name in a[1] if name in b[1]]
+  ones = np.ones((1, len(patients)))
 
-  def figures(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    count = len(findings)
+  def figures(weights: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(
-      detection.figures(some, count, weights)[:, places]
-      for some, places in ((films, range(count)), (b[0], order))
+      detection.figures(films, len(names), weights)[:, [names.index(name) for name in findings]]
+      for films, names in (a, b)
     )
 
   one, other = (some[0] for some in figures(ones))
@@ -263,7 +281,8 @@ def _box_differences(
   if len(set(patients)) == 1:
     drawn[:] = np.nan
   known = [k for k in range(len(findings)) if not np.isnan(one[k]).any()]
-  counts = [sum(int((film.truth_labels == k).sum()) for film in films) for k in known]
+  places = [a[1].index(findings[k]) for k in known]
+  counts = [sum(int((film.truth_labels == k).sum()) for film in a[0]) for k in places]
   groups = [(bootstrap.MACRO, known, sum(counts))]
   groups += [(findings[k], [k], n) for k, n in zip(known, counts, strict=True)]
   for group, places, n in groups:

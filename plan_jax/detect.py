@@ -15,7 +15,6 @@ from collections import Counter
 from ml_collections import ConfigDict
 
 from input_pipeline import records
-from input_pipeline.errors import UserError
 from plan_jax.detection import detector as detectors
 from plan_jax.detection import pictures, yolo
 from plan_jax.detection.coco import write_coco
@@ -24,7 +23,7 @@ from plan_jax.detection.films import Encode, training
 from plan_jax.downstream import command
 from plan_jax.downstream.encoder import data_name, encoder_of
 from plan_jax.downstream.fitting import fit
-from plan_jax.downstream.studies import iter_of
+from plan_jax.downstream.studies import iter_of, regions_in
 from plan_jax.evaluators import detected, detection, results
 from plan_jax.mesh import make_mesh
 from plan_jax.reporting import say
@@ -41,11 +40,12 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
   command.check(arguments)
   config = ConfigDict(Workdir(arguments.workdir).read_config())
   settings = command.training_settings(arguments, config, ("anchors", "channels"))
-  fresh, seed = arguments.encoder != "run", settings.seed
-  encoder, weights, settings.run_step = encoder_of(
-    arguments.workdir, config, fresh=fresh, image_px=settings.image_px, seed=seed
-  )
-  out = command.claim(arguments, settings)
+  seed = settings.seed
+  encoder = encoder_of(
+    arguments.workdir, config, fresh=arguments.encoder != "run", image_px=settings.image_px,
+    seed=seed, step=arguments.step,
+  )  # fmt: skip
+  out = command.claim(arguments, settings, encoder)
   source = training(
     arguments.records,
     findings=settings.findings,
@@ -56,9 +56,18 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
   anchors = yolo.COCO_ANCHORS * (settings.image_px / yolo.COCO_PX)
   if settings.anchors == "boxes":
     anchors = yolo.fit_anchors(source.sizes)
-  detector = Detector(encoder, weights, settings, anchors, source.findings, make_mesh(-1, 1))
+  detector = Detector(
+    encoder.module, encoder.weights, settings, anchors, source.findings, make_mesh(-1, 1)
+  )
+
+  def findings_in(split: str) -> set[str]:
+    return regions_in(records.RecordSource(arguments.records, split), source.findings)
+
   measure = None
-  if command.has_validation(arguments, "the last step is evaluated, and nothing stops it early"):
+  if command.has_validation(
+    arguments, findings_in, "box of what is learned",
+    "the last step is evaluated, and nothing stops it early",
+  ):  # fmt: skip
     validation = records.RecordSource(arguments.records, "validation")
 
     def measure(state):
@@ -79,14 +88,12 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
   )
   if arguments.compatibility:
     rows += detection.compat_rows(films, detector.findings, **common)
-  if not rows:
-    raise UserError(f"the test split of {arguments.records} has no box of what was learned")
   found = detection.detection_units(films, detector.findings)
-  command.finish(out, arguments, int(state.step), rows, found, detection.TASK)
   detected.write(out.units_of(detection.TASK).with_suffix(".npz"), films, detector.findings)
   write_coco(out.path, films, detector.findings)
   path = out.path / "overlays.png"
   pictures.write(path, films, detector.findings, test)
+  command.finish(out, arguments, int(state.step), rows, found, detection.TASK)
   say(f"\nfilms with boxes (true in cyan, found in orange): {path}")
   return rows
 

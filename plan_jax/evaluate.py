@@ -33,8 +33,6 @@ from plan_jax.reporting import say
 from plan_jax.two_towers import TwoTowers
 from plan_jax.workdir import Workdir
 
-_FIRST = 100  # studies that tell whether a set has entities
-
 
 def evaluate(
   model: TwoTowers,
@@ -62,14 +60,11 @@ def evaluate(
     rows += found
     scores |= {(chosen, task): some for task, some in units_of.items()}
     views += film_views(model, chosen, config.evaluation.report_films)
-  for chosen, task, found, files in attached.learned(config, workdir, model.step, sets):
-    rows += found
-    learned += [(chosen, task, file) for file in files]
   if model.note:
     say(model.note)
   say(results.table(rows))
 
-  def write():
+  def write(complete: bool) -> None:
     shutil.rmtree(workdir.units, ignore_errors=True)  # those of an earlier evaluation
     for (chosen, task), some in scores.items():
       units.write(workdir.units_of(task, chosen.attached_name), some)
@@ -77,8 +72,10 @@ def evaluate(
       path = workdir.units_of(task, chosen.attached_name).with_suffix(file.suffix)
       path.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(file, path)
-    results.write(workdir.evaluation, results.Evaluation(model.step, rows, fingerprints(sets)))
-    path = report.write_report(
+    results.write(
+      workdir.evaluation, results.Evaluation(model.step, rows, fingerprints(sets), complete)
+    )
+    report.write_report(
       workdir.report,
       title=title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
       rows=rows,
@@ -87,9 +84,15 @@ def evaluate(
       notes=_notes(model, config, sets, notes),
     )
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
-    say(f"\n{results.headline(rows)}\n\nreport: {path}")
 
-  hosts.first_does(write)  # who leaves before is thought lost after a while, and all are ended
+  if config.evaluation.get("downstream"):
+    hosts.first_does(lambda: write(False))  # what comes now may take hours, and be stopped
+  for chosen, task, found, files in attached.learned(config, workdir, model, sets):
+    rows += found
+    learned += [(chosen, task, file) for file in files]
+  # Who leaves before is thought lost after a while, and all are ended.
+  hosts.first_does(lambda: write(True))
+  say(f"\n{results.headline(rows)}\n\nreport: {workdir.report}")
   return rows
 
 
@@ -111,6 +114,7 @@ def _score(
     by_phrase = grounding.score_grounding(
       model, chosen.studies("regions", "grounding by phrase"), prior, of="phrase", with_floors=False
     )
+    by_phrase |= {model: some for model, some in grounded.items() if model != results.RUN}
     rows += grounding.grounding_rows(by_phrase, task="grounding-by-phrase", **common)
     scores["grounding-by-phrase"] = by_phrase[results.RUN]
     if config.evaluation.compatibility:
@@ -187,8 +191,11 @@ def _word_kinds(chosen: EvaluationSet) -> Callable[[Study, int], list[str]] | No
   """What tells the kind of every word; None where nothing does."""
   if chosen.dataset == "phantom":
     return lambda study, number: phantom_reports.word_kinds(study.sentences[number])
-  first = islice(chosen.studies("text"), _FIRST)
-  return terms.entity_kinds if any(study.entities for study in first) else None
+  count = sum(1 for study in chosen.studies("text", "entities") if study.entities)
+  if chosen.has("text"):
+    total = len(records.RecordSource(chosen.folder, chosen.split, where="text"))
+    say(f"terms: {total - count} of {total} reports have no entities and are left out")
+  return terms.entity_kinds if count else None
 
 
 def validation_scalars(model: TwoTowers, folder, config: ConfigDict) -> dict[str, float]:

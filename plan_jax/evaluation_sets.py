@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,8 +13,6 @@ from input_pipeline.study import Study
 from plan_jax import hosts
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir
-
-_FIRST = 100
 
 
 @dataclass(frozen=True)
@@ -158,12 +155,10 @@ def _checked(chosen: EvaluationSet, key: str) -> EvaluationSet:
   if not there.get(chosen.split):
     raise UserError(f"{key} {chosen.split!r} is not in {chosen.folder} (there: {', '.join(there)})")
   if not (
-    chosen.has("regions")
-    or chosen.has("text")
-    or any(study.labels for study in islice(chosen.studies(), _FIRST))
+    chosen.has("regions") or chosen.has("text") or any(study.labels for study in chosen.studies())
   ):
     raise UserError(
-      f"{key} {chosen.split!r} in {chosen.folder} has neither regions nor texts, and its first"
-      f" {_FIRST} films no labels: nothing to score"
+      f"{key} {chosen.split!r} in {chosen.folder} has neither regions nor texts nor labels:"
+      " nothing to score"
     )
   return chosen

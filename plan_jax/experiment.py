@@ -104,7 +104,8 @@ def _evaluated(workdir: Workdir, step: int, sets: list[EvaluationSet]) -> list[r
   if not (workdir.evaluation.exists() and workdir.report.exists()):
     return None
   found = results.read(workdir.evaluation)
-  return found.rows if (found.step, found.data) == (step, fingerprints(sets)) else None
+  wanted = (step, fingerprints(sets), True)
+  return found.rows if (found.step, found.data, found.complete) == wanted else None
 
 
 def _claimed(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:

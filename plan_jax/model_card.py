@@ -24,7 +24,7 @@ _LIMITS = """- For research. It is no medical device, and was tested for no clin
 - A map shows where a phrase finds its like, with its maximum scaled to 1, also where the finding is
   absent. Whether it is there is for the peaks, whose threshold has to be chosen on films of one's
   own.
-- No region label was used: regions are soft, of the grid's resolution, and no outlines.
+- Pre-training used no region label: regions are soft, of the grid's resolution, and no outlines.
 - Figures below hold for their protocol, data and number of units alone; figures of other protocols
   are not comparable."""
 
@@ -90,5 +90,6 @@ def _figures(workdir: Workdir, step: int) -> str:
     return f"The run was evaluated at step {evaluated}, not at this one: no figures."
   return (
     "Each table has its task, data and protocol above it; intervals are 95 % bootstraps, the other"
-    f" columns floors.\n\n```\n{results.table(rows)}\n```"
+    " columns floors and, of tasks that were learned on the encoder, other encoders.\n\n"
+    f"```\n{results.table(rows)}\n```"
   )

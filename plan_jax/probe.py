@@ -32,7 +32,7 @@ from input_pipeline.errors import UserError
 from plan_jax import logistic
 from plan_jax.downstream import command
 from plan_jax.downstream.encoder import data_name, encoder_of, pooled
-from plan_jax.downstream.labels import embedded, training_films
+from plan_jax.downstream.labels import embedded, findings_in, training_films
 from plan_jax.evaluators import results
 from plan_jax.evaluators.classified import classified_rows, macro_auc, scored
 from plan_jax.evaluators.labelled import Films
@@ -91,15 +91,15 @@ def probe(arguments: argparse.Namespace) -> list[results.Row]:
   stride = image_encoder(config.model.image).output_stride
   if side % stride:
     raise UserError(f"--image_px={side} is no multiple of {stride}, the stride of the encoder")
-  encoder, weights, step = encoder_of(
+  encoder = encoder_of(
     arguments.workdir, config, fresh=arguments.encoder == "random", image_px=side,
-    seed=arguments.seed,
+    seed=arguments.seed, step=arguments.step,
   )  # fmt: skip
   settings = ConfigDict({key: getattr(arguments, key) for key in ("encoder", "fraction", "seed")})
-  settings.image_px, settings.run_step, settings.image = side, step, config.model.image.to_dict()
+  settings.image_px, settings.image = side, config.model.image.to_dict()
   settings.findings = command.findings_of(arguments)
-  out = command.claim(arguments, settings)
-  features = Features(encoder, weights, side)
+  out = command.claim(arguments, settings, encoder)
+  features = Features(encoder.module, encoder.weights, side)
   findings, places = training_films(
     arguments.records, findings=settings.findings, fraction=settings.fraction, seed=settings.seed
   )
@@ -108,16 +108,14 @@ def probe(arguments: argparse.Namespace) -> list[results.Row]:
     return embedded(features, arguments.records, split, TASK, places, batch=_BATCH)
 
   films, validation = films_of("train", places), None
-  if command.has_validation(arguments, f"the penalty is {DEFAULT}, the threshold .5"):
+  if command.has_validation(
+    arguments, lambda split: findings_in(arguments.records, split, findings),
+    "finding both present and absent", f"the penalty is {DEFAULT}, the threshold .5",
+  ):  # fmt: skip
     validation = films_of("validation")
   test = films_of("test")
   chosen = choose(films, validation, findings)
   found, views = scored(chosen.scores(test.vectors), test, findings)
-  if found is None:
-    raise UserError(
-      f"no finding of {', '.join(findings)} is both present and absent in the test split of"
-      f" {arguments.records}"
-    )
   behind = validation and scored(chosen.scores(validation.vectors), validation, findings)[0]
   rows = classified_rows(
     (TASK, PROTOCOL, data_name(arguments.records, "test")), found, views, validation=behind,
@@ -127,7 +125,7 @@ def probe(arguments: argparse.Namespace) -> list[results.Row]:
     out.path / "probe.npz", weights=chosen.weights, bias=chosen.bias, mean=chosen.mean,
     deviation=chosen.deviation, findings=np.array(findings),
   )  # fmt: skip
-  command.finish(out, arguments, step, rows, found, TASK)
+  command.finish(out, arguments, encoder.step, rows, found, TASK)
   return rows
 
 
@@ -161,10 +159,7 @@ def choose(films: Films, validation: Films | None, findings: list[str]) -> Logis
   fitted = fit(films, findings, PENALTIES)
   areas = []
   for model in fitted:
-    found, _ = scored(model.scores(validation.vectors), validation, findings)
-    if found is None:
-      raise UserError("no finding is both present and absent in the validation split")
-    areas.append(macro_auc(found))
+    areas.append(macro_auc(scored(model.scores(validation.vectors), validation, findings)[0]))
   best = int(np.argmax(areas))
   say(f"penalty {PENALTIES[best]:g}: macro AUC {areas[best]:.3f} on the validation split")
   return fitted[best]

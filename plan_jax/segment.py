@@ -18,12 +18,11 @@ import argparse
 from ml_collections import ConfigDict
 
 from input_pipeline import records
-from input_pipeline.errors import UserError
 from plan_jax.downstream import command
 from plan_jax.downstream.encoder import data_name, encoder_of
 from plan_jax.downstream.fitting import fit
 from plan_jax.downstream.pictures import spread_over
-from plan_jax.downstream.studies import iter_of
+from plan_jax.downstream.studies import iter_of, regions_in
 from plan_jax.evaluators import results, segmentation
 from plan_jax.evaluators.results import RUN
 from plan_jax.evaluators.segmentation import MEAN_MASK, TASK
@@ -47,16 +46,16 @@ def segment(arguments: argparse.Namespace) -> list[results.Row]:
   config = ConfigDict(Workdir(arguments.workdir).read_config())
   settings = command.training_settings(arguments, config, ("channels", "empty_films"))
   folder, seed, keep_empty = arguments.records, settings.seed, settings.empty_films == "keep"
-  encoder, weights, settings.run_step = encoder_of(
+  encoder = encoder_of(
     arguments.workdir, config, fresh=arguments.encoder != "run", image_px=settings.image_px,
-    seed=seed,
+    seed=seed, step=arguments.step,
   )  # fmt: skip
-  out = command.claim(arguments, settings)
+  out = command.claim(arguments, settings, encoder)
   source = training(
     folder, findings=settings.findings, fraction=settings.fraction, seed=seed, keep_empty=keep_empty
   )
   findings = source.findings
-  model = Segmenter(encoder, weights, settings, findings, make_mesh(-1, 1))
+  model = Segmenter(encoder.module, encoder.weights, settings, findings, make_mesh(-1, 1))
 
   def scores_of(split: str, state) -> segmentation.Overlaps | None:
     studies = iter_of(records.RecordSource(folder, split))
@@ -70,36 +69,33 @@ def segment(arguments: argparse.Namespace) -> list[results.Row]:
       segmentation.mean_masks(studies, source.prior, findings), findings, keep_empty=keep_empty
     )
 
+  def findings_in(split: str) -> set[str]:
+    return regions_in(records.RecordSource(folder, split), findings)
+
   measure = None
   if command.has_validation(
-    arguments, "the last step is evaluated, nothing stops it early, and the threshold is .5"
-  ):
+    arguments, findings_in, "region of what is learned",
+    "the last step is evaluated, nothing stops it early, and the threshold is .5",
+  ):  # fmt: skip
 
     def measure(state):
       return segmentation.best_dice(scores_of("validation", state))
 
   encode = Encode(findings, settings.image_px, keep_empty)
   state = fit(model.learner, out, source.films, encode, followed=FOLLOWED, measure=measure)
-  found, validation = scores_of("test", state), None
-  if found is None:
-    raise UserError(f"the test split of {folder} has no region of what was learned")
-  scores = {RUN: found, MEAN_MASK: floor_of("test")}
+  scores, validation = {RUN: scores_of("test", state), MEAN_MASK: floor_of("test")}, None
   if measure:
     validation = {RUN: scores_of("validation", state), MEAN_MASK: floor_of("validation")}
   rows, units = segmentation.segmentation_rows(
     scores, validation, data=data_name(folder, "test"), keep_empty=keep_empty,
     resamples=arguments.resamples, seed=seed,
   )  # fmt: skip
-  if not rows:
-    raise UserError(
-      f"{folder}: no finding is both in the test and in the validation split: nothing to score"
-    )
-  command.finish(out, arguments, int(state.step), rows, units, TASK)
   thresholds = {row.group: row.value for row in rows if row.metric == "threshold"}
   test = records.RecordSource(folder, "test", where="regions")
   shown = (test[i] for i in spread_over(len(test)))
   path = out.path / "overlays.png"
   pictures.write(path, model.maps(state, shown), findings, thresholds)
+  command.finish(out, arguments, int(state.step), rows, units, TASK)
   say(f"\nfilms with outlines (true in cyan, found in orange): {path}")
   return rows
 

@@ -84,7 +84,7 @@ def localised(config: ConfigDict) -> ConfigDict:
   for chosen in (config.data, *config.evaluation.sets.values()):
     chosen.selection = ""
   for entry in config.evaluation.downstream.values():
-    known = attached.flags_of(entry.task) if entry.task in attached.TASKS else ()
+    known = attached.known_flags(entry.task) if entry.task in attached.TASKS else ()
     entry.flags.update({key: value for key, value in _LOCAL_FLAGS.items() if key in known})
     entry.fractions = entry.fractions[-1:]
   return config
@@ -252,10 +252,11 @@ def _check_downstream(config: ConfigDict) -> None:
     key = f"evaluation.downstream.{name}"
     _one_of(config, f"{key}.task", tuple(attached.TASKS))
     _one_of(config, f"{key}.of", ("", *config.evaluation.sets))
-    flags, (module, _) = attached.flags_of(entry.task), attached.TASKS[entry.task]
+    module, _ = attached.TASKS[entry.task]
+    known = attached.known_flags(entry.task)
     _check(
-      config, f"{key}.flags", lambda value, flags=flags: set(value) <= flags,
-      f"its keys must be flags of plan_jax.{entry.task}: {', '.join(sorted(flags))}",
+      config, f"{key}.flags", lambda value, known=known: set(value) <= known,
+      f"its keys must be flags of plan_jax.{entry.task}: {', '.join(sorted(known))}",
     )  # fmt: skip
     _check(
       config, f"{key}.fractions", lambda value: all(0 < share <= 1 for share in value),
@@ -266,6 +267,17 @@ def _check_downstream(config: ConfigDict) -> None:
       lambda value, known=module.ENCODERS: value[:1] == ("run",) and set(value) <= set(known),
       f"must begin with 'run'; there are {', '.join(module.ENCODERS)}",
     )  # fmt: skip
+    of = f"evaluation.sets.{entry.of}.split" if entry.of else "evaluation.split"
+    if entry.fractions:
+      _check(
+        config, of, lambda value: value == "test", f"config.{key} is scored on the test split"
+      )  # fmt: skip
+    for encoder in entry.encoders:
+      flags = attached.flags_of(config, entry, encoder, 1.0)
+      try:
+        attached.parsed(entry.task, flags | {"workdir": "x", "records": "x", "out": "x"})
+      except UserError as error:
+        raise ConfigError(f"config.{key}.flags: {error}") from error
 
 
 def check_devices(config: ConfigDict) -> None:

@@ -232,6 +232,12 @@ def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
   assert names == list(findings) and len(kept) == 40
   np.testing.assert_array_equal(kept[3].boxes, films[3].boxes.astype(np.float32))
   assert (kept[1].image_id, kept[1].patient_id, kept[1].height) == ("film1", "p0", 60)
+  # One that learned a further finding, of which no film has a box.
+  more = detector(tmp_path / "more", films, ("mass", "tube", "zebra"))
+  for one, other in ((a, more), (more, a)):
+    known = by_name(compare.compare(one, other, resamples=10)[0])
+    assert {group for _, group, _ in known} == {"macro", "mass", "tube"}
+    assert known["detection", "macro", "AP50"].patients == 20
   (b / "units" / "detection.npz").write_bytes(b"damaged")
   with pytest.raises(UserError, match="detection.npz holds no boxes"):
     compare.compare(a, b)
@@ -252,3 +258,15 @@ def test_words_are_compared_by_what_their_significance_tells_apart(tmp_path):
   one = found["terms", "all", "AUC finding against rest"]
   assert [one.a, one.b] == pytest.approx([sklearn.metrics.roc_auc_score(high, s) for s in sides])
   assert one.verdict == "better"
+
+
+def test_few_patients_get_no_verdict(tmp_path):
+  first, second = means(0.0), means(1.0)
+  few = [f"p{i % 19}" for i in range(60)]
+  a, b = (
+    run(tmp_path / f"{name}-few", {"grounding": replace(some, patients=few)})
+    for name, some in (("a", first), ("b", second))
+  )
+  found, left_out = compare.compare(a, b, resamples=50)
+  assert found[0].change.low > 0 and not any(d.verdict for d in found)
+  assert "fewer than 20 patients" in compare.table(found, left_out)

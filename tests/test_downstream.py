@@ -1,6 +1,7 @@
 """Classification and segmentation from end to end on the phantom; tasks a config attaches."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -8,10 +9,21 @@ import pytest
 
 from configs import base
 from experiments import mesh_of, tiny, untrained
-from input_pipeline import images, phantom
+from input_pipeline import convert, images, phantom, tokens
 from input_pipeline.errors import UserError
-from plan_jax import classify, compare, evaluation_sets, probe, segment, settings
-from plan_jax.downstream import attached, classifier
+from plan_jax import (
+  classify,
+  compare,
+  detect,
+  evaluation_sets,
+  grounder,
+  probe,
+  segment,
+  settings,
+)
+from plan_jax.assembly import assemble
+from plan_jax.checkpoint import Checkpoints
+from plan_jax.downstream import attached, classifier, encoder, fitting
 from plan_jax.evaluators import results, units
 from plan_jax.segmentation import films
 from plan_jax.workdir import Workdir
@@ -31,7 +43,7 @@ def run(tmp_path_factory):
 def one_device():
   """Eight devices of two cores take longer to compile for."""
   with pytest.MonkeyPatch.context() as patch:
-    for module in (classify, probe, segment):
+    for module in (classify, detect, probe, segment):
       patch.setattr(module, "make_mesh", lambda *_: mesh_of())
     yield
 
@@ -129,39 +141,94 @@ def attach(config):
   small = dict(batch_size=8, steps=2, validate_every_steps=2, resamples=20)
   learned = config.evaluation.downstream
   learned.masks = base.downstream(
-    "segment", fractions=(0.5, 1.0), encoders=("run", "random"), channels=4, **small
+    "segment", fractions=(0.5,), encoders=("run", "random"), channels=4, **small
   )
   learned.probe = base.downstream("probe", fractions=(1.0,), encoders=("run", "random"))
   learned.elsewhere = base.downstream("detect", of="b", **small)
   return config
 
 
-def test_attached_tasks_are_learned_once(run, capsys):
+@pytest.fixture(scope="module")
+def model(run):
+  return grounder.load(run / "a")
+
+
+def own(run):
+  return evaluation_sets.EvaluationSet("phantom", "phantom", run / "records", "test", True)
+
+
+def test_attached_tasks_are_learned_once(run, model, capsys):
   config = attach(tiny().unlock())
-  own = evaluation_sets.EvaluationSet("phantom", "phantom", run / "records", "test", True)
   work = Workdir(run / "a")
-  found = list(attached.learned(config, work, 0, [own]))
+  found = list(attached.learned(config, work, model, [own(run)]))
   said = capsys.readouterr().out
   assert "downstream elsewhere is left out: evaluation set b is not given" in said
-  assert [task for _, task, _, _ in found] == ["masks-0.5", "masks-1", "probe-1"]
+  assert [task for _, task, _, _ in found] == ["masks-0.5", "probe-1"]
   for chosen, task, rows, files in found:
-    assert chosen is own and {row.task for row in rows} == {task}
+    assert chosen == own(run) and {row.task for row in rows} == {task}
     assert {row.data for row in rows} == {"phantom/test"}
-    models = {row.model for row in rows}
-    assert {"run", "random encoder"} <= models
+    others = [row for row in rows if row.model == "random encoder"]
+    assert any(row.low < row.value < row.high for row in others), others
     (file,) = files
     assert set(units.read(file).groups) <= {row.group for row in rows}
-  again = list(attached.learned(config, work, 0, [own]))
-  assert capsys.readouterr().out.count("found in") == 6
+  again = list(attached.learned(config, work, model, [own(run)]))
+  assert capsys.readouterr().out.count("downstream: found in") == 4
   for (_, _, first, _), (_, _, second, _) in zip(found, again, strict=True):
     np.testing.assert_equal([row.value for row in first], [row.value for row in second])
 
 
-def test_a_share_that_has_nothing_is_left_out_and_the_rest_goes_on(run, capsys):
+def probed(config, run, model):
+  ((_, _, rows, _),) = attached.learned(config, Workdir(run / "a"), model, [own(run)])
+  return next(r.value for r in rows if (r.group, r.metric, r.model) == ("macro", "AUC", "run"))
+
+
+def test_other_weights_are_learned_on_anew(run, tmp_path, capsys):
+  """Even where the same step of the same folder holds them; and --out belongs to one encoder."""
+  shutil.copytree(run / "a", tmp_path / "a", ignore=shutil.ignore_patterns("downstream"))
+  shutil.copytree(run / "records", tmp_path / "records")
+  config = tiny().unlock()
+  config.evaluation.downstream.probe = base.downstream("probe", fractions=(1.0,))
+  before = probed(config, tmp_path, grounder.load(tmp_path / "a"))
+  learn(segment, segment.segment, tmp_path, tmp_path / "out", "--channels=4")
+  checkpoints = Checkpoints(tmp_path / "a" / "checkpoints", keep_last=2)
+  parts = assemble(tiny(seed=9), tokens.Tokenizer(tmp_path / "a" / "tokenizer"))
+  state = parts.initial_state()
+  checkpoints.save(3, state.replace(step=state.step + 3))
+  checkpoints.close()
+  first, other = (grounder.load(tmp_path / "a", step=step) for step in (0, 3))
+  assert probed(config, tmp_path, first) == before
+  assert "downstream: found in" in capsys.readouterr().out
+  after = probed(config, tmp_path, other)
+  said = capsys.readouterr().out
+  assert "downstream: found in" not in said
+  assert "at step 3" in said
+  assert after != before
+  with pytest.raises(UserError, match="run_weights: .* there, .* now.*another --out"):
+    learn(segment, segment.segment, tmp_path, tmp_path / "out", "--channels=4")
+  learn(segment, segment.segment, tmp_path, tmp_path / "out", "--channels=4", "--step=0")
+
+
+def test_what_was_killed_while_it_wrote_is_not_done(run, model, monkeypatch, capsys):
+  config = tiny().unlock()
+  small = dict(batch_size=8, steps=2, validate_every_steps=2, channels=8, image_px=64)
+  config.evaluation.downstream.boxes = base.downstream("detect", fractions=(1.0,), **small)
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(detect.pictures, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+      list(attached.learned(config, Workdir(run / "a"), model, [own(run)]))
+  ((_, _, _, files),) = attached.learned(config, Workdir(run / "a"), model, [own(run)])
+  assert "training is complete" in capsys.readouterr().out
+  assert [file.name for file in files] == ["detection.csv", "detection.npz"]
+
+
+def test_a_share_that_has_nothing_is_left_out_and_the_rest_goes_on(run, model, capsys):
   config = tiny().unlock()
   config.evaluation.downstream.probe = base.downstream("probe", fractions=(0.001, 1.0))
-  own = evaluation_sets.EvaluationSet("phantom", "phantom", run / "records", "test", True)
-  found = list(attached.learned(config, Workdir(run / "a"), 0, [own]))
+  found = list(attached.learned(config, Workdir(run / "a"), model, [own(run)]))
   said = capsys.readouterr().out
   assert "downstream probe-0.001, encoder run, is left out" in said
   assert [task for _, task, _, _ in found] == ["probe-1"]
@@ -176,6 +243,11 @@ def test_a_share_that_has_nothing_is_left_out_and_the_rest_goes_on(run, capsys):
     (dict(task="probe", fractions=(2.0,)), "downstream.x.fractions"),
     (dict(task="probe", encoders=("run", "supervised")), "must begin with 'run'; there are run, r"),
     (dict(task="detect", encoders=("random",)), "must begin with 'run'"),
+    (dict(task="segment", empty_films="droop"), "x.flags: .*invalid choice: 'droop'"),
+    (dict(task="segment", steps=0), "x.flags: --steps=0 must be 1 or more"),
+    (dict(task="detect", frozen=False, encoders=("run", "random")), "random encoder is frozen"),
+    (dict(task="classify", learning_rate=0), "x.flags: --learning_rate=0.0 must be above 0"),
+    (dict(task="probe", image_px=-64), "x.flags: --image_px=-64 must not be negative"),
   ],
 )
 def test_an_impossible_entry_is_refused_before_work(entry, message):
@@ -183,6 +255,79 @@ def test_an_impossible_entry_is_refused_before_work(entry, message):
   config.evaluation.downstream.x = base.downstream(**entry)
   with pytest.raises(settings.ConfigError, match=message):
     settings.check(settings.localised(config))
+
+
+def test_what_is_learned_is_scored_on_the_test_split_alone():
+  config = tiny(**{"evaluation.split": "validation"}).unlock()
+  config.evaluation.downstream.x = base.downstream("probe")
+  with pytest.raises(settings.ConfigError, match="config.evaluation.split: is 'validation'"):
+    settings.check(config)
+  config.evaluation.downstream.x.fractions = ()
+  settings.check(config)
+
+
+def folder_of(tmp_path, splits):
+  """Records of films: (split, label, whether a box)."""
+  rng = np.random.default_rng(0)
+  lines = ["image,text,split,patient_id,labels,boxes"]
+  for i, (split, labels, box) in enumerate(splits):
+    cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 256, (64, 64), np.uint8))
+    boxes = json.dumps([{"label": box, "x": 8, "y": 8, "w": 20, "h": 20}]) if box else "[]"
+    lines.append(f'{i}.png,,{split},p{i},{labels},"{boxes.replace(chr(34), chr(34) * 2)}"')
+  (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+  convert.convert("folder", tmp_path / "r", source=str(tmp_path), workers=0, progress=False)
+  return tmp_path / "r"
+
+
+BOTH = [("train", f"mass={i % 2}", "mass" * (i % 2)) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+  ("module", "work"), [(detect, detect.detect), (segment, segment.segment),
+                       (classify, classify.classify), (probe, probe.probe)]
+)  # fmt: skip
+def test_splits_with_nothing_to_score_are_told_before_training(
+  module, work, run, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(fitting, "_loop", None)  # nothing may be trained
+  records = folder_of(tmp_path, [*BOTH, ("test", "mass=0", ""), ("test", "mass=0", "")])
+  flags = [f"--workdir={run / 'a'}", f"--records={records}", f"--out={tmp_path / 'o'}"]
+  arguments = module.parser().parse_args([*flags, "--image_px=64"])
+  with pytest.raises(UserError, match="test split of .* has no .*: nothing to score"):
+    work(arguments)
+  assert "step" not in capsys.readouterr().out.replace("at step", "")
+
+
+def test_a_validation_split_that_tells_nothing_is_none(run, tmp_path, capsys):
+  rest = [("validation", "mass=0", "")] * 2 + [("test", f"mass={i}", "mass" * i) for i in (0, 1)]
+  records = folder_of(tmp_path, [*BOTH, *rest])
+  flags = [
+    f"--workdir={run / 'a'}",
+    f"--records={records}",
+    "--image_px=64",
+    *SMALL,
+    "--patience=1",
+  ]
+  for module, work in ((segment, segment.segment), (classify, classify.classify)):
+    out = tmp_path / module.__name__
+    rows = work(module.parser().parse_args([*flags, f"--out={out}"]))
+    said = capsys.readouterr().out
+    assert "the validation split has no" in said and "trained steps 1 to 4" in said
+    assert any(row.metric.endswith(" at .5") for row in rows)
+
+
+def test_no_finding_may_be_called_as_the_figures_over_all_are(tmp_path):
+  with pytest.raises(UserError, match="a finding is called 'macro'.*rename it"):
+    folder_of(tmp_path, [("train", "macro=1", ""), ("test", "macro=0", "")])
+
+
+def test_a_projector_is_no_part_of_the_encoder():
+  config = tiny(**{"model.image.projector": 24})
+  fresh = encoder.encoder_of("nowhere", config, fresh=True, image_px=64, seed=0)
+  assert not any(name.startswith("projector") for name in fresh.weights["params"])
+  image = np.zeros((1, 64, 64, 1), np.float32)
+  features, _ = encoder.pooled(fresh.module, fresh.weights, image, train=False)
+  assert features.shape == (1, 16)
 
 
 def test_a_local_run_learns_little():

@@ -121,6 +121,8 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
 
 def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, monkeypatch):
   config, model, there, before = run
+  config = copy.deepcopy(config).unlock()
+  config.evaluation.downstream.boxes = base.downstream("detect")
   workdir = Workdir(tmp_path / "run")
   files = [tmp_path / "detection.csv", tmp_path / "detection.npz"]
   for file in files:
@@ -128,12 +130,16 @@ def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, m
   row = dataclasses.replace(before[0], task="boxes-0.1")
 
   def learned(*arguments):
-    assert arguments[:3] == (config, workdir, 6)
+    assert arguments[:3] == (config, workdir, model)
+    # What comes before is safe already.
+    kept = results.read(workdir.evaluation)
+    assert not kept.complete and len(kept.rows) == len(before)
     yield arguments[3][0], "boxes-0.1", [row], files
 
   monkeypatch.setattr(evaluate.attached, "learned", learned)
   sets = [evaluation_sets.own(config, there.records)]
   rows = evaluate.evaluate(model, config, workdir, sets)
+  assert results.read(workdir.evaluation).complete
   assert rows[-1] is row and repr(results.read(workdir.evaluation).rows[-1]) == repr(row)
   for suffix in (".csv", ".npz"):
     assert (workdir.units / f"boxes-0.1{suffix}").read_text() == suffix

@@ -10,7 +10,7 @@ from input_pipeline.study import Region, Study
 from plan_jax.evaluators import segmentation
 from plan_jax.evaluators.floors import BoxPrior
 from plan_jax.evaluators.results import RUN
-from plan_jax.evaluators.segmentation import MEAN_MASK, THRESHOLDS
+from plan_jax.evaluators.segmentation import MEAN_MASK, NOTHING, THRESHOLDS
 from plan_jax.segmentation import decoder
 
 H, W = 12, 20
@@ -145,9 +145,14 @@ def test_rows(capsys):
   other = cells["mass", "threshold of Dice with empty films", RUN]
   assert other.value == THRESHOLDS[place.with_empty] and other.n == 5
   assert cells["mass", "Dice", MEAN_MASK].value > 0.5
+  # What never predicts anything is right on the fifth film.
+  assert cells["mass", "Dice with empty films", NOTHING].value == 0.2
+  assert cells["mass", "Dice", NOTHING].value == cells["macro", "IoU", NOTHING].value == 0
+  assert ("mass", "Dice with empty films", MEAN_MASK) not in cells
   assert len(units.ids) == 5 and units.metrics == ("Dice", "IoU", "Dice with empty films")
   cells, _ = rows_of(scores, scores, keep_empty=False)
   assert not any("empty" in metric for _, metric, _ in cells)
+  assert rows_of(scores, scores, keep_empty=False)[1].metrics == ("Dice", "IoU")
   cells, units = rows_of(scores, None)
   assert ("mass", "Dice at .5", RUN) in cells and ("mass", "threshold", RUN) not in cells
   np.testing.assert_allclose(

@@ -1,6 +1,9 @@
 """The tasks that a config attaches to be learned on the run's image encoder, as evaluation goes."""
 
+import argparse
+import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,9 +15,12 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax import classify, detect, probe, segment
+from plan_jax.downstream import command
+from plan_jax.downstream.encoder import mark_of, weights_of
 from plan_jax.evaluation_sets import EvaluationSet
 from plan_jax.evaluators import results
 from plan_jax.evaluators.results import RUN, Row
+from plan_jax.grounder import Grounder
 from plan_jax.reporting import say
 from plan_jax.workdir import Workdir
 
@@ -25,20 +31,21 @@ TASKS = {
   "classify": (classify, classify.classify),
   "probe": (probe, probe.probe),
 }
+_OWN = {"workdir", "records", "out", "encoder", "step", "fraction"}  # not for a config to set
 
 
 def learned(
-  config: ConfigDict, workdir: Workdir, step: int, sets: Sequence[EvaluationSet]
+  config: ConfigDict, workdir: Workdir, model: Grounder, sets: Sequence[EvaluationSet]
 ) -> Iterator[tuple[EvaluationSet, str, list[Row], list[Path]]]:
   """Learns what `config.evaluation.downstream` names, each once for every share of the patients.
 
   It lies in WORKDIR/downstream/NAME/; what is there already is taken from there. What cannot be
-  learned is left out, with the reason: its other shares, and the rest of the evaluation, go on.
+  learned is left out, with the reason: its other shares go on.
 
   Args:
     config: of the run.
     workdir: of the run.
-    step: of the run's checkpoint that is evaluated.
+    model: the run, as it is evaluated.
     sets: the run's own first.
 
   Yields:
@@ -50,6 +57,7 @@ def learned(
   if entries and jax.process_count() > 1:
     say("downstream tasks are left out: they are learned by one process (--mode=evaluate, alone)")
     return
+  weights = mark_of(weights_of(model)) if entries else ""
   by_name = {chosen.attached_name: chosen for chosen in sets}
   for name, entry in entries.items():
     chosen = by_name.get(entry.of)
@@ -59,45 +67,58 @@ def learned(
     for fraction in entry.fractions:
       task, rows, found = f"{name}-{fraction:g}", [], None
       for encoder in entry.encoders:
+        flags = flags_of(config, entry, encoder, fraction)
+        # Other flags, weights or data are another folder.
+        known = weights if encoder == RUN else config.model.image.to_dict()
+        mark = _mark(entry.task, flags, known, records.fingerprint(chosen.folder))
+        out = Workdir(workdir.path / "downstream" / name / f"{encoder}-{fraction:g}-{mark}")
+        flags |= {"workdir": workdir.path, "records": chosen.folder, "out": out.path}
         try:
-          some, files = _one(workdir, name, entry, chosen, step, encoder, fraction)
+          some = _one(entry.task, flags | {"step": model.step}, out)
         except UserError as error:
           say(f"downstream {task}, encoder {encoder}, is left out: {error}")
           continue
         if encoder == RUN:
-          found = files
+          found = sorted(out.units.iterdir())
         rows += _renamed(some, task, chosen.data, encoder)
       if found is not None:
         yield chosen, task, rows, found
 
 
-def flags_of(task: str) -> set[str]:
+def flags_of(config: ConfigDict, entry: ConfigDict, encoder: str, fraction: float) -> dict:
+  """The flags of one command, but for its folders."""
+  common = {"resamples": config.evaluation.resamples, "seed": config.seed}
+  return common | entry.flags.to_dict() | {"encoder": encoder, "fraction": fraction}
+
+
+def known_flags(task: str) -> set[str]:
   """The flags of a task that an entry of the config may set."""
-  module, _ = TASKS[task]
-  parsed = module.parser().parse_args(["--workdir=x", "--records=x", "--out=x"])
-  return set(vars(parsed)) - {"workdir", "records", "out", "encoder", "fraction"}
+  return set(vars(parsed(task, dict.fromkeys(("workdir", "records", "out"), "x")))) - _OWN
 
 
-def _one(
-  workdir: Workdir, name: str, entry: ConfigDict, chosen: EvaluationSet, step: int, encoder: str,
-  fraction: float,
-) -> tuple[list[Row], list[Path]]:  # fmt: skip
-  """The rows, and the files of units, of one command, run here or found."""
-  module, work = TASKS[entry.task]
-  flags = {"encoder": encoder, "fraction": fraction, **entry.flags.to_dict()}
-  # Other flags, another checkpoint and other data are another folder.
-  known = [entry.task, flags, step if encoder == RUN else None, records.fingerprint(chosen.folder)]
-  mark = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:6]
-  out = Workdir(workdir.path / "downstream" / name / f"{encoder}-{fraction:g}-{mark}")
+def parsed(task: str, flags: dict) -> argparse.Namespace:
+  """The command line of a task. Raises UserError where a flag is unknown or cannot be."""
+  said = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(said):
+      arguments = TASKS[task][0].parser().parse_args([f"--{k}={v}" for k, v in flags.items()])
+  except SystemExit:
+    raise UserError(said.getvalue().strip().rpartition("error: ")[2]) from None
+  command.check_flags(arguments)
+  return arguments
+
+
+def _mark(*known) -> str:
+  return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def _one(task: str, flags: dict, out: Workdir) -> list[Row]:
+  """The rows of one command, run here or found."""
   if out.evaluation.exists():
-    say(f"downstream {name}, encoder {encoder}, share {fraction:g}: found in {out.path}")
-    rows = results.read(out.evaluation).rows
-  else:
-    say(f"downstream {name}, encoder {encoder}, share {fraction:g}: {out.path}")
-    places = {"workdir": workdir.path, "records": chosen.folder, "out": out.path}
-    given = [f"--{key}={value}" for key, value in (places | flags).items()]
-    rows = work(module.parser().parse_args(given))
-  return rows, sorted(out.units.iterdir())
+    say(f"downstream: found in {out.path}")
+    return results.read(out.evaluation).rows
+  say(f"downstream: {out.path}")
+  return TASKS[task][1](parsed(task, flags))
 
 
 def _renamed(rows: Sequence[Row], task: str, data: str, encoder: str) -> list[Row]:
@@ -106,7 +127,7 @@ def _renamed(rows: Sequence[Row], task: str, data: str, encoder: str) -> list[Ro
   if encoder == RUN:
     return named
   return [
-    replace(row, model=f"{encoder} encoder", low=float("nan"), high=float("nan"))
+    replace(row, model=f"{encoder} encoder")
     for row in named
     if row.model == RUN and not row.metric.startswith("threshold")
   ]

@@ -1,6 +1,7 @@
 """What the commands that build on a run's image encoder share: flags, the folder --out, errors."""
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax import preemption
+from plan_jax.downstream.encoder import NO_RUN, Encoder
 from plan_jax.evaluators import bootstrap, results, units
 from plan_jax.evaluators.units import Units
 from plan_jax.reporting import say
@@ -46,6 +48,7 @@ def parser(
   add("--workdir", type=Path, required=True, help="of the run whose encoder it is")
   add("--records", type=Path, required=True, help="folder of records to learn from and score on")
   add("--out", type=Path, required=True, help="folder of what is learned")
+  add("--step", type=int, default=NO_RUN, help="of its checkpoint (default: which is evaluated)")
   add("--encoder", choices=encoders, default="run",
       help="; ".join(f"{kind}: {_HELP[kind]}" for kind in encoders))  # fmt: skip
   add("--findings", default="", help="names with commas between (default: all there are)")
@@ -78,24 +81,67 @@ def truth(text: str) -> bool:
   return text.lower() == "true"
 
 
-def check(arguments: argparse.Namespace) -> None:
-  """Raises UserError for a flag that cannot be, and for records without training or test films."""
+def check_flags(arguments: argparse.Namespace) -> None:
+  """Raises UserError for a flag that cannot be."""
   for name in ("steps", "batch_size", "channels", "validate_every_steps", "patience"):
     if getattr(arguments, name, 1) < 1:
       raise UserError(f"--{name}={getattr(arguments, name)} must be 1 or more")
+  for name in ("image_px", "resamples", "seed", "weight_decay"):
+    if getattr(arguments, name, 0) < 0:
+      raise UserError(f"--{name}={getattr(arguments, name)} must not be negative")
+  if not 0 < getattr(arguments, "learning_rate", 1) < math.inf:
+    raise UserError(f"--learning_rate={arguments.learning_rate} must be above 0")
   if not 0 < arguments.fraction <= 1:
     raise UserError(f"--fraction={arguments.fraction:g} must be above 0, and 1 at most")
+  is_frozen(arguments)
+
+
+def check(arguments: argparse.Namespace) -> None:
+  """Raises UserError as `check_flags`, and for records without training or test films."""
+  check_flags(arguments)
   there = records.splits(arguments.records)
   if not there.get("train") or not there.get("test"):
     raise UserError(f"{arguments.records} needs a train and a test split; it has {there}")
 
 
-def has_validation(arguments: argparse.Namespace, otherwise: str) -> bool:
-  """Whether the records have validation films; says what is done without."""
-  if records.splits(arguments.records).get("validation"):
-    return True
-  say(f"no validation split: {otherwise}")
-  return False
+def is_frozen(arguments: argparse.Namespace) -> bool:
+  """Whether the encoder stays as it is. Raises UserError where --frozen contradicts --encoder."""
+  if "frozen" not in arguments:  # of a command that has one way only
+    return False
+  frozen = arguments.frozen
+  if frozen is None:
+    return arguments.encoder != "supervised"
+  if arguments.encoder == ("supervised" if frozen else "random"):
+    raise UserError(
+      f"--encoder={arguments.encoder} --frozen={frozen}: a random encoder is frozen, a supervised"
+      " one is not"
+    )
+  return frozen
+
+
+def has_validation(
+  arguments: argparse.Namespace, findings_in: Callable[[str], set[str]], what: str, otherwise: str
+) -> bool:
+  """Whether there are validation films to judge by; says what is done without.
+
+  Args:
+    arguments: of the command.
+    findings_in: split -> the findings that its films can be scored for.
+    what: they must have.
+    otherwise: what is done without validation films.
+
+  Raises UserError where there is nothing to score in the test split.
+  """
+  tested = findings_in("test")
+  if not tested:
+    raise UserError(f"the test split of {arguments.records} has no {what}: nothing to score")
+  if not records.splits(arguments.records).get("validation"):
+    say(f"no validation split: {otherwise}")
+    return False
+  if not tested & findings_in("validation"):
+    say(f"the validation split has no {what} as the test split has, and is not used: {otherwise}")
+    return False
+  return True
 
 
 def findings_of(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -113,28 +159,22 @@ def training_settings(
     config: of the run.
     more: further flags that count.
 
-  Raises UserError where --frozen contradicts --encoder.
   """
-  fresh = arguments.encoder != "run"
-  frozen = getattr(arguments, "frozen", False)
-  if frozen is None:
-    frozen = arguments.encoder != "supervised"
-  elif fresh and frozen == (arguments.encoder == "supervised"):
-    raise UserError(
-      f"--encoder={arguments.encoder} --frozen={frozen}: a random encoder is frozen, a supervised"
-      " one is not"
-    )
   settings = ConfigDict({key: getattr(arguments, key) for key in (*_TRAINING, *more)})
   settings.image_px = arguments.image_px or config.model.image_px
-  settings.frozen = frozen
+  settings.frozen = is_frozen(arguments)
   settings.findings = findings_of(arguments)
   settings.image = config.model.image.to_dict()
   return settings
 
 
-def claim(arguments: argparse.Namespace, settings: ConfigDict) -> Workdir:
-  """The folder --out, for these settings and records. Raises UserError where it is another's."""
+def claim(arguments: argparse.Namespace, settings: ConfigDict, encoder: Encoder) -> Workdir:
+  """The folder --out, for these settings, encoder and records.
+
+  Raises UserError where it is another's.
+  """
   out = Workdir(arguments.out)
+  settings.run_step, settings.run_weights = encoder.step, encoder.mark
   try:
     out.claim(settings)
     out.claim_records(arguments.records, records.fingerprint(arguments.records))
@@ -153,7 +193,7 @@ def finish(
   found: Units,
   task: str,
 ) -> None:
-  """Prints the table and writes evaluation.json and units/."""
+  """Prints the table, writes units/ and, last of all, evaluation.json: it says that all is done."""
   say(results.table(rows))
   units.write(out.units_of(task), found)
   fingerprint = records.fingerprint(arguments.records)

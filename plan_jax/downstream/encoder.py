@@ -1,14 +1,17 @@
 """A run's image encoder, or one to compare it with, and what a head on it can read."""
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from plan_jax import grounder
@@ -19,29 +22,68 @@ from plan_jax.reporting import say
 NO_RUN = -1  # the step of fresh weights
 
 
+class Encoder(NamedTuple):
+  """An image encoder, without what may project its last map.
+
+  Attributes:
+    module: a ResNet or a ViT.
+    weights: {"params", "batch_stats"}.
+    step: of the run that they are of, or NO_RUN.
+    mark: tells them from other weights; "" of fresh ones.
+  """
+
+  module: nn.Module
+  weights: dict
+  step: int
+  mark: str
+
+
 def encoder_of(
-  workdir: Path, config: ConfigDict, *, fresh: bool, image_px: int, seed: int
-) -> tuple[nn.Module, dict, int]:
-  """The module, its weights {"params", "batch_stats"} and the step of the run they are of.
+  workdir: Path, config: ConfigDict, *, fresh: bool, image_px: int, seed: int, step: int = NO_RUN
+) -> Encoder:
+  """The image encoder of a run, or a fresh one of the same architecture.
 
   Args:
     workdir: of the run.
     config: of the run.
-    fresh: whether the weights are new, of the same architecture.
+    fresh: whether the weights are new.
     image_px: side of the square that fresh weights are made for.
     seed: of fresh weights.
+    step: of the run's checkpoint; by default that which is evaluated.
 
   Raises UserError where the run cannot be loaded.
   """
-  encoder = image_encoder(config.model.image)
+  module = image_encoder(config.model.image)
+  if isinstance(module, ResNet):
+    module = module.clone(projector=0)
   if fresh:
     image = np.zeros((1, image_px, image_px, 1), np.float32)
-    return encoder, jax.jit(encoder.init)(jax.random.key(seed), image), NO_RUN
-  model = grounder.load(workdir)
-  parts = jax.device_get(model.variables)
-  weights = {part: tree.get("image_encoder", {}) for part, tree in parts.items()}
+    return Encoder(module, jax.jit(module.init)(jax.random.key(seed), image), NO_RUN, "")
+  model = grounder.load(workdir, step=None if step == NO_RUN else step)
+  weights = weights_of(model)
   say(f"image encoder of {workdir} at step {model.step}")
-  return encoder, weights, model.step
+  return Encoder(module, weights, model.step, mark_of(weights))
+
+
+def weights_of(model: grounder.Grounder) -> dict:
+  """{"params", "batch_stats"} of a run's image encoder, on the host, without its projector."""
+  parts = jax.device_get(model.variables)
+  return {
+    part: {
+      name: some
+      for name, some in tree.get("image_encoder", {}).items()
+      if not name.startswith("projector_")
+    }
+    for part, tree in parts.items()
+  }
+
+
+def mark_of(weights: dict) -> str:
+  """Twelve letters that change with the weights."""
+  digest = hashlib.sha256()
+  for name, leaf in sorted(flatten_dict(weights, sep="/").items()):
+    digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:12]
 
 
 def data_name(folder: Path, split: str) -> str:

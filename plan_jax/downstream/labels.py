@@ -8,6 +8,7 @@ from tqdm import tqdm
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from input_pipeline.selection_builders import subset
+from plan_jax.downstream.studies import iter_of
 from plan_jax.evaluators import labelled
 from plan_jax.evaluators.labelled import Films
 from plan_jax.evaluators.retrieval import ImageEmbedder
@@ -56,6 +57,13 @@ def training_films(
     " no label)"
   )
   return findings, places
+
+
+def findings_in(folder: Path, split: str, findings: Sequence[str]) -> set[str]:
+  """Which of the findings a split has both present and absent."""
+  source = records.RecordSource(folder, split)
+  kinds = {pair for study in iter_of(source) for pair in study.labels.items()}
+  return {name for name in findings if {(name, 0), (name, 1)} <= kinds}
 
 
 def embedded(

@@ -23,6 +23,11 @@ def in_batches(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:
     yield some
 
 
+def regions_in(source: Sequence[Study], findings: Iterable[str]) -> set[str]:
+  """Which of the findings the source has a region of."""
+  return {r.label for study in iter_of(source) for r in study.regions} & set(findings)
+
+
 @dataclass(frozen=True)
 class Chosen:
   """Some studies of a source; `places` in it, in order."""

@@ -20,6 +20,7 @@ Protocol "class-retrieval-v1":
 from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from plan_jax.evaluators import bootstrap
 from plan_jax.evaluators.results import RUN, Row
@@ -30,6 +31,7 @@ from plan_jax.reporting import say
 PROTOCOL = "class-retrieval-v1"
 AT = (1, 2, 5, 10)
 OWN = ("with own", "without own")
+_LARGE = 5000  # queries whose ranking shows a bar
 
 
 def single_finding(labels: dict[str, int]) -> str:
@@ -108,7 +110,10 @@ def score_classes(found: Embedded | None, *, block: int = 512) -> tuple[Units, U
     sides = (found.films[chosen], found.texts[chosen])
     queries, candidates = sides if direction == DIRECTIONS[0] else sides[::-1]
     parts = [[], []]
-    for start in range(0, n, block):
+    starts = tqdm(
+      range(0, n, block), desc="classes", unit="block", disable=n < _LARGE, mininterval=1
+    )
+    for start in starts:
       rows = np.arange(start, min(start + block, n))
       scores = queries[rows] @ candidates.T
       hit = of[rows, None] == of[None, :]

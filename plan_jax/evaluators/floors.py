@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from input_pipeline import images, reports
+from input_pipeline import reports
 
 
 def to_unit_maximum(values: np.ndarray) -> np.ndarray:
@@ -20,16 +20,13 @@ def to_unit_maximum(values: np.ndarray) -> np.ndarray:
   return np.minimum(values / top, np.float32(1)).astype(np.float32) if top > 0 else values
 
 
-def random(
-  grid: tuple[int, int], height: int, width: int, *, image_id: str, phrase: str, seed: int = 0
-) -> np.ndarray:
-  """Uniform noise on the model's grid (h, w), brought to the film as the model's maps are.
+def random(grid: tuple[int, int], *, image_id: str, phrase: str, seed: int = 0) -> np.ndarray:
+  """Uniform noise on the model's grid, float32 [h, w] of maximum 1.
 
-  The noise is a function of the seed, the image and the phrase alone.
+  It is a function of the seed, the image and the phrase alone.
   """
   rng = np.random.default_rng([seed, reports.identity(image_id), reports.key(phrase)])
-  noise = to_unit_maximum(rng.random(grid, np.float32))
-  return np.clip(images.unfit(noise, height, width, max(height, width)), 0, 1)
+  return to_unit_maximum(rng.random(grid, np.float32))
 
 
 @functools.lru_cache(maxsize=16)

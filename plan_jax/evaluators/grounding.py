@@ -73,6 +73,9 @@ class Grounder(Protocol):
     NaN where the model did not look. `of` is "words" or "phrase", see `score_grounding`.
     """
 
+  def to_film(self, grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A map on the grid -> float32 [H, W] of a film, NaN where the model did not look."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -287,7 +290,7 @@ def score_grounding(
       except ValueError as error:
         raise ValueError(f"{unit.image_id}, {unit.phrase!r}: {error}") from error
       unseen.add(heat.unseen, unit.mask)
-      floors_of = floor_maps(unit, prior, tuple(grounder.grid), seed) if with_floors else {}
+      floors_of = floor_maps(unit, prior, grounder, seed) if with_floors else {}
       for name, floor in floors_of.items():
         scores.setdefault(name, []).append(score(known(floor), truth))
   unseen.tell("grounding", "its pixels count as not found")
@@ -323,14 +326,15 @@ def grounding_rows(
 
 
 def floor_maps(
-  unit: Unit, prior: floors.BoxPrior, grid: tuple[int, int], seed: int = 0
+  unit: Unit, prior: floors.BoxPrior, grounder: Grounder, seed: int = 0
 ) -> dict[str, np.ndarray]:
-  """Floor -> its map of the unit, float32 [H, W]."""
+  """Floor -> its map of the unit, float32 [H, W]; `random` is brought there as the model's is."""
   height, width = unit.mask.shape
+  noise = floors.random(
+    tuple(grounder.grid), image_id=unit.image_id, phrase=unit.phrase, seed=seed
+  )  # fmt: skip
   out = {
-    "random": floors.random(
-      grid, height, width, image_id=unit.image_id, phrase=unit.phrase, seed=seed
-    ),
+    "random": np.clip(grounder.to_film(noise, (height, width)), 0, 1),
     "centre": floors.centre(height, width),
   }
   if prior.counts:

@@ -1,8 +1,9 @@
 """Evaluation results: the row every evaluator returns, its file, and its tables of plain text.
 
-`evaluation.json` holds `{"step": int, "data": {data: fingerprint of its records}, "rows": [{"task",
-"protocol", "data", "group", "metric", "model", "value", "low", "high", "n"}]}`; rows of retrieval
-also hold "gallery". A number that does not exist is null in the file and NaN in memory.
+`evaluation.json` holds `{"step": int, "complete": bool, "data": {data: fingerprint of its records},
+"rows": [{"task", "protocol", "data", "group", "metric", "model", "value", "low", "high", "n"}]}`;
+rows of retrieval also hold "gallery". A number that does not exist is null in the file and NaN in
+memory.
 """
 
 import json
@@ -82,11 +83,13 @@ class Evaluation:
     step: of training.
     rows: the figures.
     data: what was evaluated on, the run's own first -> the fingerprint of its records.
+    complete: whether nothing more is to come.
   """
 
   step: int
   rows: list[Row]
   data: dict[str, str]
+  complete: bool = True
 
 
 def write(path: str | os.PathLike, evaluation: Evaluation) -> None:
@@ -97,6 +100,7 @@ def write(path: str | os.PathLike, evaluation: Evaluation) -> None:
   """
   content = {
     "step": int(evaluation.step),
+    "complete": evaluation.complete,
     "data": evaluation.data,
     "rows": [_as_json(row) for row in evaluation.rows],
   }
@@ -122,7 +126,7 @@ def read(path: str | os.PathLike) -> Evaluation:
   data = content.get("data")
   if not isinstance(data, dict) or not all(isinstance(mark, str) for mark in data.values()):
     raise ValueError(f"{path}: 'data' is {data!r}, not names with fingerprints")
-  return Evaluation(content["step"], rows, data)
+  return Evaluation(content["step"], rows, data, content.get("complete") is not False)
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -16,12 +16,13 @@ Protocol "segmentation-v1":
 - A finding scores the mean of its units, `macro` the plain mean of the findings. Findings that no
   film has are left out and named. Intervals are 95 % percentile intervals of 1,000 bootstrap draws
   of patients; thresholds stay as they are.
-- Floor `mean_mask`: the mean of the finding's training masks, stretched to the film, with
-  thresholds chosen alike.
+- Floors: `mean_mask`, the mean of the finding's training masks, stretched to the film, with
+  thresholds chosen alike (of Dice and IoU; it never predicts nothing, as its maximum is 1), and
+  `nothing`, an empty prediction for every film.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ from plan_jax.reporting import say
 TASK, PROTOCOL = "segmentation", "segmentation-v1"
 METRICS = ("Dice", "IoU")
 WITH_EMPTY = "Dice with empty films"
-MEAN_MASK = "mean_mask"
+MEAN_MASK, NOTHING = "mean_mask", "nothing"
 THRESHOLDS = tuple(twentieths / 20 for twentieths in range(1, 20))
 _HALF = THRESHOLDS.index(0.5)
 
@@ -180,8 +181,13 @@ def best_dice(found: Overlaps | None) -> float:
   return float(np.mean([np.nanmean(values[places[name]]) for name in chosen]))
 
 
-def at_thresholds(found: Overlaps, chosen: dict[str, Chosen] | None) -> Units:
-  """The figures of all units: METRICS, then WITH_EMPTY; NaN without a threshold, .5 for None."""
+def at_thresholds(
+  found: Overlaps, chosen: dict[str, Chosen] | None, *, keep_empty: bool = True
+) -> Units:
+  """The figures of all units: METRICS, then WITH_EMPTY where films without a finding are units.
+
+  NaN without a threshold; it is .5 for None.
+  """
   figures = found.figures()
   values = np.full((len(found.ids), len(METRICS) + 1), np.nan)
   for name, i in places_by_finding(found).items():
@@ -189,7 +195,14 @@ def at_thresholds(found: Overlaps, chosen: dict[str, Chosen] | None) -> Units:
     if best is not None:
       values[i, :-1] = figures[i, best.alone, :-1]
       values[i, -1] = figures[i, best.with_empty, -1]
-  return Units(found.ids, found.groups, found.patients, (*METRICS, WITH_EMPTY), values)
+  metrics = (*METRICS, WITH_EMPTY) if keep_empty else METRICS
+  return Units(found.ids, found.groups, found.patients, metrics, values[:, : len(metrics)])
+
+
+def _nothing(of: Units, areas: np.ndarray) -> Units:
+  """The floor `nothing` on the same units."""
+  some = np.stack([np.where(areas > 0, 0.0, np.nan)] * 2 + [1.0 * (areas == 0)], axis=1)
+  return replace(of, values=np.where(np.isnan(of.values), np.nan, some[:, : len(of.metrics)]))
 
 
 def segmentation_rows(
@@ -219,9 +232,14 @@ def segmentation_rows(
   _say_missing(sorted(set(scores[RUN].groups) - there), f"no film of {data} has")
   if validation is not None:
     _say_missing(sorted(there - set(chosen[RUN])), "no validation film, so no threshold, has")
+  scores = {model: found.of(there) for model, found in scores.items()}
   tables = {
-    model: at_thresholds(found.of(there), chosen[model]) for model, found in scores.items()
-  }  # fmt: skip
+    model: at_thresholds(found, chosen[model], keep_empty=keep_empty)
+    for model, found in scores.items()
+  }
+  for model in set(tables) - {RUN}:
+    tables[model].values[:, len(METRICS) :] = np.nan
+  tables[NOTHING] = _nothing(tables[RUN], scores[RUN].areas)
   if np.isnan(tables[RUN].values).all():
     return [], tables[RUN]
   means = {
@@ -230,11 +248,10 @@ def segmentation_rows(
     )
     for model, some in tables.items()
   }
-  metrics = (*METRICS, WITH_EMPTY) if keep_empty else METRICS
   suffix = " at .5" if validation is None else ""
   head, rows = (TASK, PROTOCOL, data), []
   for group in means[RUN]:
-    for m, metric in enumerate(metrics):
+    for m, metric in enumerate(tables[RUN].metrics):
       for model, by_group in means.items():
         s = by_group[group][m]
         if not np.isnan(s.value):
