@@ -11,7 +11,7 @@ from plan_jax.models.attention import attend, flash_fits
 from plan_jax.models.bert import Bert
 from plan_jax.models.plan import Plan, bounded, build, image_encoder, unit
 from plan_jax.models.remat import REMAT
-from plan_jax.models.resnet import FIRST_PX, NORMS, Conv1x1, ResNet, max_pool
+from plan_jax.models.resnet import FIRST_PX, NORMS, ResNet, max_pool
 from plan_jax.models.vit import ViT, interpolate, patches
 
 KEY = jax.random.key(0)
@@ -19,17 +19,6 @@ SMALL_IMAGE = dict(depth=18, width=0.125, stages=3, output_stride=8, dilated=Fal
 SMALL_TEXT = dict(vocabulary_size=40, size=16, layers=2, heads=2, mlp_size=32, max_position=32,
                   dropout=0.0)  # fmt: skip
 SMALL_VIT = dict(size=16, layers=2, heads=2, mlp_size=32, patch_px=16, grid=4)
-
-
-def test_conv1x1_is_a_convolution():
-  x = jax.random.normal(KEY, (2, 7, 6, 5))
-  layer = Conv1x1(4, stride=2)
-  params = layer.init(KEY, x)
-  kernel = params["params"]["kernel"][None, None]
-  want = jax.lax.conv_general_dilated(
-    x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
-  np.testing.assert_allclose(layer.apply(params, x), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [8, 9])

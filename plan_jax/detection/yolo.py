@@ -14,6 +14,8 @@ import numpy as np
 import optax
 
 from plan_jax.detection.boxes import iou
+from plan_jax.models.batch_norm import BatchNorm
+from plan_jax.models.convolution import Conv, Conv1x1
 
 STRIDES = (8, 16, 32)
 ANCHORS = 3  # a cell
@@ -102,10 +104,9 @@ class Head(nn.Module):
   def __call__(self, levels: Sequence[jax.Array], *, train: bool = False) -> jax.Array:
     """[B, H, W, C] by grid, fine to coarse -> [B, slots, 5 + findings] float32."""
 
-    def conv(x, features, side, name):
-      x = nn.Conv(features, (side, side), use_bias=False, name=name)(x)
-      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"{name}_norm")(x)
-      return nn.leaky_relu(x, 0.1)
+    def conv(layer, x, features, name):
+      x = layer(features, name=name)(x)
+      return nn.leaky_relu(BatchNorm(train, name=f"{name}_norm")(x), 0.1)
 
     def first(key, shape, dtype=jnp.float32):
       bias = jnp.zeros(shape, dtype).reshape(ANCHORS, -1)
@@ -115,13 +116,13 @@ class Head(nn.Module):
     for level in reversed(range(len(levels))):
       x, channels = levels[level].astype(jnp.float32), self.channels * 2**level
       if above is not None:
-        above = conv(above, channels, 1, f"route{level}")
+        above = conv(Conv1x1, above, channels, f"route{level}")
         x = jnp.concatenate([above.repeat(2, 1).repeat(2, 2), x], -1)
       for i in range(2):
-        x = conv(x, channels, 1, f"level{level}_in{i}")
-        x = conv(x, 2 * channels, 3, f"level{level}_out{i}")
-      above = conv(x, channels, 1, f"level{level}_in2")
-      x = conv(above, 2 * channels, 3, f"level{level}_out2")
+        x = conv(Conv1x1, x, channels, f"level{level}_in{i}")
+        x = conv(Conv, x, 2 * channels, f"level{level}_out{i}")
+      above = conv(Conv1x1, x, channels, f"level{level}_in2")
+      x = conv(Conv, above, 2 * channels, f"level{level}_out2")
       x = nn.Dense(ANCHORS * (5 + self.findings), bias_init=first, name=f"level{level}_slots")(x)
       out.insert(0, x.reshape(x.shape[0], -1, 5 + self.findings))
     return jnp.concatenate(out, 1)

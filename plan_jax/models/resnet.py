@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.fine_tuning import is_frozen
+from plan_jax.models.batch_norm import BatchNorm
+from plan_jax.models.convolution import Conv, Conv1x1
 from plan_jax.models.remat import remat
 
 NORMS = ("batch", "group", "channel")
@@ -15,39 +16,6 @@ NORMS = ("batch", "group", "channel")
 # stride * index: the first one on the film's first, not half a cell in.
 FIRST_PX = 0.0
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-
-
-class Conv1x1(nn.Module):
-  """A 1x1 convolution without bias, as a dot over channels: so is its gradient."""
-
-  features: int
-  stride: int = 1
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-    kernel = self.param("kernel", nn.initializers.he_normal(), (x.shape[-1], self.features))
-    x = x[:, :: self.stride, :: self.stride]
-    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
-
-
-class BatchNorm(nn.BatchNorm):
-  """Batch norm that goes by its running statistics, and keeps them, where it is frozen.
-
-  Attributes:
-    freeze: patterns of the paths of parameters that do not learn.
-    train: whether the others go by the statistics of the batch.
-  """
-
-  freeze: tuple[str, ...] = ()
-  train: bool = False
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., C] -> [..., C]."""
-    own = ("/".join((*self.path, name)) for name in ("scale", "bias"))
-    frozen = all(is_frozen(path, self.freeze) for path in own)
-    return super().__call__(x, use_running_average=frozen or not self.train)
 
 
 def _join(block: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -64,16 +32,15 @@ class BasicBlock(nn.Module):
   features: int
   stride: int
   dilations: tuple[int, int]
-  conv: Callable
   norm: Callable
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H / stride, W / stride, features]."""
-    y = self.conv(self.features, self.stride, self.dilations[0], name="conv1")(x)
+    y = Conv(self.features, 3, self.stride, self.dilations[0], self.dtype, name="conv1")(x)
     y = nn.relu(self.norm(name="norm1")(y))
-    y = self.conv(self.features, 1, self.dilations[1], name="conv2")(y)
+    y = Conv(self.features, 3, 1, self.dilations[1], self.dtype, name="conv2")(y)
     y = self.norm(name="norm2", scale_init=nn.initializers.zeros)(y)
     return _join(self, x, y)
 
@@ -84,7 +51,6 @@ class Bottleneck(nn.Module):
   features: int
   stride: int
   dilations: tuple[int, int]
-  conv: Callable
   norm: Callable
   dtype: jnp.dtype
 
@@ -93,7 +59,7 @@ class Bottleneck(nn.Module):
     """[B, H, W, C] -> [B, H / stride, W / stride, 4 * features]."""
     y = Conv1x1(self.features, 1, self.dtype, name="conv1")(x)
     y = nn.relu(self.norm(name="norm1")(y))
-    y = self.conv(self.features, self.stride, self.dilations[0], name="conv2")(y)
+    y = Conv(self.features, 3, self.stride, self.dilations[0], self.dtype, name="conv2")(y)
     y = nn.relu(self.norm(name="norm2")(y))
     y = Conv1x1(4 * self.features, 1, self.dtype, name="conv3")(y)
     y = self.norm(name="norm3", scale_init=nn.initializers.zeros)(y)
@@ -147,20 +113,14 @@ class ResNet(nn.Module):
     With `tapped`, the number of a stage, also the map behind that one.
     """
     norm = {
-      "batch": partial(
-        BatchNorm, momentum=0.9, dtype=self.dtype, freeze=tuple(self.freeze), train=train
-      ),
+      "batch": partial(BatchNorm, train, self.dtype, freeze=tuple(self.freeze)),
       "group": partial(nn.GroupNorm, num_groups=None, group_size=8, dtype=self.dtype),
       "channel": partial(nn.LayerNorm, dtype=self.dtype),
     }[self.norm]
-    conv = partial(_conv, dtype=self.dtype)
     base = first_channels(self.width)
     # Before the padding: a margin of zeros is of the mean.
     x = ((image - jnp.array(self.mean)) / jnp.array(self.std)).astype(self.dtype)
-    x = nn.Conv(
-      base, (7, 7), (2, 2), padding=[(3, 3)] * 2, use_bias=False, dtype=self.dtype,
-      kernel_init=nn.initializers.he_normal(), name="stem",
-    )(x)  # fmt: skip
+    x = Conv(base, 7, 2, 1, self.dtype, name="stem")(x)
     x = nn.relu(norm(name="stem_norm")(x))
     x = max_pool(x)
     stride, dilation = 4, 1
@@ -174,7 +134,7 @@ class ResNet(nn.Module):
           elif self.dilated:
             dilation *= 2  # of what comes after the dropped stride
         x = block(
-          base * 2**stage, step, (before, dilation), conv, norm, self.dtype,
+          base * 2**stage, step, (before, dilation), norm, self.dtype,
           name=f"stage{stage + 1}_block{i + 1}",
         )(x)  # fmt: skip
       if stage + 1 == tapped:
@@ -204,11 +164,3 @@ def max_pool(x: jax.Array) -> jax.Array:
     parts = [jax.lax.slice_in_dim(x, i, i + 2 * half - 1, 2, axis) for i in range(3)]
     x = jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
   return x
-
-
-def _conv(features, stride, dilation, *, dtype, name):
-  return nn.Conv(
-    features, (3, 3), (stride, stride), padding=[(dilation, dilation)] * 2,
-    kernel_dilation=(dilation, dilation), use_bias=False, dtype=dtype,
-    kernel_init=nn.initializers.he_normal(), name=name,
-  )  # fmt: skip

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plan_jax.models.resnet import Conv1x1
+from plan_jax.models.batch_norm import BatchNorm
+from plan_jax.models.convolution import Conv, Conv1x1
 
 STRIDES = (4, 8, 16, 32)
 
@@ -31,14 +32,13 @@ class Decoder(nn.Module):
     """[B, H, W, C] by level, fine to coarse -> logits [B, H, W, findings] float32 of the finest."""
 
     def normed(x, name):
-      norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"{name}_norm")
-      return nn.relu(norm(x))
+      return nn.relu(BatchNorm(train, name=f"{name}_norm")(x))
 
     def level(x, name):
       return normed(Conv1x1(self.channels, name=name)(x.astype(jnp.float32)), name)
 
     def smooth(x, name):
-      return normed(nn.Conv(self.channels, (3, 3), use_bias=False, name=name)(x), name)
+      return normed(Conv(self.channels, name=name)(x), name)
 
     def enlarged(x, to):
       return jax.image.resize(x, (*to.shape[:3], x.shape[-1]), "linear")
