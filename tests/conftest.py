@@ -7,7 +7,8 @@ import tempfile
 import jax
 from absl import flags
 
-jax.config.update("jax_platforms", "cpu")
+# Many devices, which only CPUs can pretend to be; `make test-gpu` compares a GPU with them.
+jax.config.update("jax_platforms", "cuda,cpu" if os.environ.get("TEST_GPU") else "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 flags.FLAGS.mark_as_parsed()  # Grain reads a flag in its workers
 # Ignored in a shell's background or under nohup, and then by the processes that tests interrupt.

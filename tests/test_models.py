@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import tiny
-from plan_jax.models.attention import attend, flash_fits
+from plan_jax.models.attention import attend, flash_fits, of_even_length
 from plan_jax.models.bert import Bert
 from plan_jax.models.plan import Plan, bounded, build, image_encoder, unit
 from plan_jax.models.remat import REMAT
@@ -84,6 +84,18 @@ def test_attention_is_a_softmax_of_products(masked):
   logits = jnp.einsum("blhc,bmhc->bhlm", q, k) / 2
   weight = jax.nn.softmax(jnp.where(mask | (not masked), logits, -jnp.inf))
   np.testing.assert_allclose(found, jnp.einsum("bhlm,bmhc->blhc", weight, v), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [4, 5, 1])
+def test_a_place_added_to_the_attention_changes_nothing(length):
+  """By XLA's attention, which reads the same lengths as cuDNN's does."""
+  parts = jax.random.normal(KEY, (3, 2, length, 2, 4))
+
+  def value(function):
+    return jax.value_and_grad(lambda parts: jnp.sin(function(*parts)).sum())(parts)
+
+  got = value(lambda *parts: of_even_length(*parts, implementation="xla"))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, value(attend))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,28 @@ def attend(
     query, key, value: of one dtype.
     mask: [B, 1 or heads, L, L] bool, True where a query may look; None: everywhere.
   """
-  flash = mask is None and flash_fits(query.dtype, query.shape[-1], jax.devices()[0])
-  return jax.nn.dot_product_attention(
-    query, key, value, mask=mask, implementation="cudnn" if flash else "xla"
+  if mask is None and flash_fits(query.dtype, query.shape[-1], jax.devices()[0]):
+    return of_even_length(query, key, value, implementation="cudnn")
+  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def of_even_length(
+  query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str
+) -> jax.Array:
+  """Attention without a mask, [B, L, heads, C] each, by jax.nn's `implementation` of that name.
+
+  JAX refuses the gradient of cuDNN's attention over an odd length, such as a ViT's with its class
+  token, so one place is added to it that the lengths leave out.
+  """
+  batch, length = query.shape[:2]
+  if length % 2 == 0:
+    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
+  parts = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
+  lengths = jnp.full(batch, length, jnp.int32)
+  out = jax.nn.dot_product_attention(
+    *parts, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
   )
+  return out[:, :length]
 
 
 def first_attention(query: jax.Array, key: jax.Array, mask: jax.Array) -> jax.Array:

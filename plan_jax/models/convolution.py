@@ -21,9 +21,7 @@ class Conv1x1(nn.Module):
     """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
     kernel = self.param("kernel", nn.initializers.he_normal(), (x.shape[-1], self.features))
     x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
-    # Of matrices: with more axes XLA's CPU backend copies for the weights' gradient.
-    out = x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
-    return out.reshape(*x.shape[:-1], self.features)
+    return product(x, kernel.astype(self.dtype))
 
 
 class Conv(nn.Module):
@@ -49,6 +47,41 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.he_normal(), shape)
     return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[B, H, W, C] with [C, F] -> [B, H, W, F].
+
+  A product of matrices on CPUs, where XLA copies if there are more axes; as it is elsewhere, for
+  its GPU backend (jax 0.11.2) dies of a strided slice that is made a matrix.
+  """
+
+  def of_matrices(x, kernel):
+    return (_matrix(x) @ kernel).reshape(*x.shape[:-1], -1)
+
+  return jax.lax.platform_dependent(x, kernel, cpu=of_matrices, default=jnp.dot)
+
+
+def _matrix(x):
+  return x.reshape(-1, x.shape[-1])
+
+
+def _product_forward(x, kernel):
+  return product(x, kernel), (x, kernel)
+
+
+def _product_backward(kept, g):
+  x, kernel = kept
+  by_kernel = jax.lax.platform_dependent(
+    x, g,
+    cpu=lambda x, g: _matrix(x).T @ _matrix(g),
+    default=lambda x, g: jnp.tensordot(x, g, ((0, 1, 2), (0, 1, 2))),
+  )  # fmt: skip
+  return product(g, kernel.T), by_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -97,16 +130,16 @@ def _weight_gradient(x, g, side, stride, dilation):
   channels, margin = x.shape[-1], dilation * (side // 2)
   x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
   x = jax.lax.optimization_barrier(x)
-  g = g.reshape(-1, g.shape[-1])
+  g = _matrix(g)
   reach = [stride * (n - 1) + 1 for n in (high, wide)]
 
   def seen(pixel):
     """What the kernel's pixel read for each output, [B * h * w, C]."""
     start = (0, pixel // side * dilation, pixel % side * dilation, 0)
     part = jax.lax.dynamic_slice(x, start, (batch, *reach, channels))
-    return part[:, ::stride, ::stride].reshape(-1, channels)
+    return _matrix(part[:, ::stride, ::stride])
 
-  def product(a, b):
+  def summed(a, b):
     return jax.lax.dot_general(
       a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
     )  # fmt: skip
@@ -114,7 +147,7 @@ def _weight_gradient(x, g, side, stride, dilation):
   pixels = jnp.arange(side * side)
   if channels < _FEW:
     parts = jax.lax.optimization_barrier(jnp.concatenate([seen(p) for p in pixels], 1))
-    out = product(parts, g)
+    out = summed(parts, g)
   else:
-    out = jax.lax.map(lambda pixel: product(seen(pixel), g), pixels)
+    out = jax.lax.map(lambda pixel: summed(seen(pixel), g), pixels)
   return out.reshape(side, side, channels, -1)

@@ -1,0 +1,137 @@
+"""What a GPU computes equals what the CPU does: make test-gpu, on a machine that has one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import train_step
+from plan_jax.alignment import curriculum, methods
+from plan_jax.alignment.objective import objective
+from plan_jax.models.attention import attend, flash_fits
+from plan_jax.models.bert import Bert
+from plan_jax.models.resnet import ResNet
+from plan_jax.models.vit import ViT
+
+pytestmark = pytest.mark.skipif(
+  jax.default_backend() != "gpu", reason="JAX sees no GPU (make test-gpu)"
+)
+KEY = jax.random.key(0)
+B, P, W, D = 24, 49, 20, 32
+ALIGNMENT = methods.Alignment(
+  method="plan", mask_positives=True, sparsifier="threshold", evidence="soft_maximum", eta=0.5,
+  beta=5.0, word_weight=0.5, term_weight=0.5, dtype="float32", evaluation="full",
+  tile_images=8, tile_reports=8, tile_mib=16,
+)  # fmt: skip
+TWO_ROUNDS = curriculum.Stage("refine", 0.0, 1.0, (0.5, 1.0), (0.25, 0.2), (0.0, 0.5))
+ONE_ROUND = curriculum.Stage("align", 0.0, 1.0, (1.0,), (0.25,), (0.0,))
+
+
+def on_both(function, *args):
+  """What it returns on the GPU and on the CPU, products in full float32."""
+  found = []
+  for device in (jax.devices()[0], jax.devices("cpu")[0]):
+    with jax.default_matmul_precision("highest"):
+      found.append(jax.device_get(jax.jit(function)(*jax.device_put(args, device))))
+  return found
+
+
+def assert_close(got, want, within):
+  """Within a share of what is wanted, and of a twentieth of the largest number in the tree."""
+  largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(want))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, rtol=within, atol=0.05 * within * largest)
+
+
+def embedded() -> methods.Embedded:
+  rng = np.random.default_rng(0)
+  mask = np.arange(W) < rng.integers(0, W + 1, (B, 1))
+
+  def unit(*shape):
+    x = rng.normal(size=shape).astype(np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+  return methods.Embedded(
+    pixels=unit(B, P, D), film=unit(B, D), words=unit(B, W, D) * mask[..., None], report=unit(B, D),
+    mask=mask, term=mask & (rng.random((B, W)) < 0.3),
+    significance=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
+    attention=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
+    report_key=rng.integers(1, B, B).astype(np.int32), study_key=np.arange(B, dtype=np.int32),
+    global_scale=np.float32(5), local_scale=np.float32(7),
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("evaluation", ["full", "chunked"])
+@pytest.mark.parametrize("method", ["plan", "gloria", "sparc", "mgca", "none"])
+def test_losses_and_their_gradients(method, evaluation):
+  alignment = dataclasses.replace(ALIGNMENT, method=method, evaluation=evaluation)
+  stage = TWO_ROUNDS if method == "plan" else ONE_ROUND
+  x = embedded()
+
+  def loss(pixels, words, significance):
+    given = x._replace(pixels=pixels, words=words, significance=significance)
+    return objective(jax.tree.map(jnp.asarray, given), stage, alignment)[0]
+
+  got, want = on_both(jax.value_and_grad(loss, (0, 1, 2)), x.pixels, x.words, x.significance)
+  for a, b in zip(got, want, strict=True):
+    assert_close(a, b, 1e-3)
+
+
+FILMS = np.random.default_rng(0).random((4, 64, 64, 1), np.float32)
+TOKENS = np.random.default_rng(0).integers(0, 50, (4, 24), np.int32)
+PLACES = np.zeros((4, 24), np.int32), np.tile(np.arange(24, dtype=np.int32), (4, 1))
+ENCODERS = {
+  "resnet-18": (ResNet(18, 0.25), FILMS),
+  "resnet-50, dilated": (ResNet(50, 0.25, output_stride=16), FILMS),
+  "vit": (ViT(32, 2, 4, 64, 16, 4), FILMS),
+  "bert": (Bert(50, size=32, layers=2, heads=4, mlp_size=64, dropout=0.0), TOKENS, *PLACES),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_and_their_gradients(name):
+  net, *args = ENCODERS[name]
+  variables = jax.device_get(jax.jit(net.init)(KEY, *args))
+  # Batch norm's scales of zero would hide the branches behind them.
+  params = jax.tree.map(lambda x: x + 0.1, variables.pop("params"))
+
+  def loss(params, *args):
+    out, stats = net.apply(
+      {"params": params, **variables}, *args, train=True, mutable=["batch_stats"]
+    )
+    return jnp.square(out).mean(), (out, stats)
+
+  got, want = on_both(jax.value_and_grad(loss, has_aux=True), params, *args)
+  assert_close(got[0], want[0], 2e-3)
+  # Of sums of thousands of rounded numbers.
+  assert_close(got[1], want[1], 2e-2)
+
+
+@pytest.mark.parametrize("length", [256, 197])
+def test_attention_without_a_mask_is_flash(length):
+  parts = jax.random.normal(KEY, (3, 2, length, 4, 64), jnp.bfloat16)
+  if not flash_fits(parts.dtype, 64, jax.devices()[0]):
+    pytest.skip("this GPU is older than cuDNN's flash attention")
+  everywhere = jnp.ones((2, 1, length, length), bool)  # leaves it to XLA
+
+  def loss(parts, mask):
+    return jnp.square(attend(*parts, mask).astype(jnp.float32)).mean()
+
+  flash = jax.jit(jax.value_and_grad(lambda parts: loss(parts, None)))
+  plain = jax.jit(jax.value_and_grad(lambda parts: loss(parts, everywhere)))
+  assert "fmha" in flash.lower(parts).compile().as_text()
+  assert "fmha" not in plain.lower(parts).compile().as_text()
+  for a, b in zip(*(jax.device_get(f(parts)) for f in (flash, plain)), strict=True):
+    assert_close(a.astype(np.float32), b.astype(np.float32), 3e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_whole_step_learns(dtype):
+  size = dataclasses.replace(train_step.SMALL, dtype=dtype)
+  step = train_step.ours(size)["whole step"]
+  losses = [float(step()[1]["loss"]) for _ in range(8)]
+  assert np.isfinite(losses).all()
+  assert losses[-1] < losses[0]
