@@ -32,9 +32,9 @@ def test_conv1x1_is_a_convolution():
   np.testing.assert_allclose(layer.apply(params, x), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 8, 12])
+@pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize("case", [(3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 2, 4), (7, 2, 1), (1, 1, 1)])
-@pytest.mark.parametrize("shape", [(9, 8), (5, 12), (1, 2)])
+@pytest.mark.parametrize("shape", [(9, 8), (1, 2)])
 def test_a_convolution_and_its_gradients_equal_flax(channels, case, shape):
   size, stride, dilation = case
   x = jax.random.normal(KEY, (3, *shape, channels))
