@@ -34,7 +34,7 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Where the environment holds jax[cuda13], or jax[cuda12], and the machine a GPU.
+# On a machine with a GPU, after .venv/bin/pip install "jax[cuda13]" (or cuda12); fails elsewhere.
 test-gpu: setup
 	TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu.py
 

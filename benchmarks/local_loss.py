@@ -95,7 +95,6 @@ def gloria_torch(shape):
   target = torch.arange(batch, device=device)
 
   def step():
-    films.grad = text.grad = None
     columns = []
     for report in text:  # [W, D]
       words = report.repeat(batch, 1, 1)  # [B, W, D]
@@ -109,8 +108,9 @@ def gloria_torch(shape):
     entropy = torch.nn.functional.cross_entropy
     loss = (entropy(matrix, target) + entropy(matrix.T, target)) / 2
     loss.backward()
-    value = float(loss.detach())  # waits for a GPU, as do the gradients' copies below
-    return value, films.grad, text.grad
+    gradients = films.grad, text.grad
+    films.grad = text.grad = None  # held by nobody once they are read
+    return float(loss.detach()), *gradients  # a GPU is waited for
 
   return step
 
@@ -228,6 +228,19 @@ def measure(
   return rows
 
 
+def has_torch() -> bool:
+  """Whether torch is there, and can use the device that JAX uses; what is left out is said."""
+  try:
+    import torch
+  except ImportError:
+    print("torch is not installed: it is left out")
+    return False
+  if jax.default_backend() == "gpu" and not torch.cuda.is_available():
+    print("torch sees no GPU: it is left out")
+    return False
+  return True
+
+
 def ceiling(dtype: str) -> float:
   """GFLOP/s of a large matrix product here."""
   x = jnp.ones((4096, 4096), dtype)
@@ -255,13 +268,7 @@ def main() -> None:
   if options.growth:
     print(growth(options.growth, shapes[0], options.dtype, options.tile_mib))
     return
-  try:
-    import torch  # noqa: F401
-
-    with_torch = True
-  except ImportError:
-    with_torch = False
-    print("torch is not installed: its loop is left out")
+  with_torch = has_torch()
   most = ceiling(options.dtype)
   print(f"{jax.devices()[0].device_kind}, {options.dtype}; matrix product {most:.0f} GFLOP/s\n")
   print("| B | W | P | D | contender | s | us a pair | GFLOP/s | temporaries | growth, MiB |")

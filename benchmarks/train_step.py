@@ -5,10 +5,10 @@ BertModel of transformers with the same widths, strides and number of threads: r
 norm in training mode, no dropout. The whole step is ResNet and BERT, the global contrast and AdamW;
 ours computes the pixel heads and the norms of the step besides. Contenders take turns; times are
 medians. Where JAX sees a GPU torch is given the same one; products in float32 are then TF32 on both
-sides, and bfloat16 is torch's autocast.
+sides, and bfloat16 is torch's autocast. Torch runs as its models come: eager, channels first.
 
   python -m benchmarks.train_step --json=out.json
-  python -m benchmarks.train_step --batch=64 --dtype=bfloat16    # on a GPU
+  XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.train_step --batch=64 --dtype=bfloat16
 """
 
 import argparse
@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.local_loss import ceiling
+from benchmarks.local_loss import ceiling, has_torch
 from configs import base
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods import Alignment
+from plan_jax.mesh import quick_draws
 from plan_jax.models.bert import Bert
 from plan_jax.models.plan import build
 from plan_jax.models.resnet import ResNet
@@ -97,10 +98,10 @@ def ours(size: Size) -> dict:
   optimizer, schedule = make_optimizer(made.train, made.train.steps)
   batch = arrays(size)
   report, vit = Bert(**model.text), patches(size)
-  with jax.default_device(jax.devices("cpu")[0]):  # GPUs take minutes to compile what draws weights
+  with quick_draws():
     state = jax.jit(lambda: initial_state(model, optimizer, batch, seed=0, ema=False))()
     vit_params = jax.jit(vit.init)(jax.random.key(0), batch["image"])["params"]
-  state, vit_params, batch = jax.device_put((state, vit_params, batch), jax.devices()[0])
+  batch = jax.device_put(batch)
 
   def of_film(model):
     film = ResNet(**model.image)
@@ -160,7 +161,8 @@ class _Step:
   def flops(self) -> float:
     """Of the program that a GPU would get, not yet optimised.
 
-    XLA counts neither what a library does nor the turns of a loop, such as a CPU gets.
+    XLA counts neither what a library does (flash attention on a GPU) nor the turns of a loop, such
+    as a CPU gets.
     """
     program = self._jitted.trace(self._first, self._batch).lower(lowering_platforms=("cuda",))
     return program.cost_analysis()["flops"]
@@ -307,13 +309,7 @@ def main() -> None:
   parser.add_argument("--rows", default="", help="regular expression of the rows to measure")
   parser.add_argument("--json", help="where to write all figures")
   options = parser.parse_args()
-  try:
-    import torch  # noqa: F401
-
-    with_torch = True
-  except ImportError:
-    with_torch = False
-    print("torch is not installed: its column is empty")
+  with_torch = has_torch()
   most = ceiling(options.dtype)
   size = Size(options.batch, dtype=options.dtype)
   rows = measure(size, options.repeats, with_torch=with_torch, rows=options.rows)

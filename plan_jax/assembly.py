@@ -1,7 +1,5 @@
 """The parts of a run, put together from its config."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -13,7 +11,7 @@ from ml_collections import ConfigDict
 from input_pipeline.tokens import Tokenizer
 from plan_jax.alignment import curriculum
 from plan_jax.checkpoint import abstract_state
-from plan_jax.mesh import make_mesh, state_sharding
+from plan_jax.mesh import make_mesh, quick_draws, state_sharding
 from plan_jax.models.plan import Plan, build
 from plan_jax.models.pretrained import Tower
 from plan_jax.train_state import TrainState, initial_state, make_optimizer
@@ -47,7 +45,7 @@ class Assembly:
     made = jax.jit(
       lambda: _initial(self.model, self.optimizer, self.config), out_shardings=self.shardings
     )
-    with _small_programs():
+    with quick_draws():
       return made()
 
   def with_towers(self, state: TrainState, towers: dict[str, Tower]) -> TrainState:
@@ -91,22 +89,6 @@ def abstract_params(config: ConfigDict) -> dict:
   """The shapes of the parameters, for the vocabulary size of the config."""
   model = build(config.model, config.text.vocabulary_size)
   return jax.eval_shape(lambda: model.init(jax.random.key(0), _batch(config)))["params"]
-
-
-@contextlib.contextmanager
-def _small_programs() -> Iterator[None]:
-  """Random numbers come from one kernel on GPUs, instead of from as many as there are parameters.
-
-  To compile those takes three minutes for a ResNet-50 and a BERT-base on an H100. The numbers are
-  the same. Not for training: dropout would draw for the whole batch on every device.
-  """
-  name = "jax_threefry_gpu_kernel_lowering"
-  before = getattr(jax.config, name)
-  jax.config.update(name, True)
-  try:
-    yield
-  finally:
-    jax.config.update(name, before)
 
 
 def _initial(model, optimizer, config) -> TrainState:

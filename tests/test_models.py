@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -8,10 +9,11 @@ import pytest
 
 from experiments import tiny
 from plan_jax.models.attention import attend, flash_fits, of_even_length
+from plan_jax.models.batch_norm import BatchNorm
 from plan_jax.models.bert import Bert
 from plan_jax.models.plan import Plan, bounded, build, image_encoder, unit
-from plan_jax.models.remat import REMAT
-from plan_jax.models.resnet import FIRST_PX, NORMS, ResNet, max_pool
+from plan_jax.models.remat import REMAT, remat
+from plan_jax.models.resnet import FIRST_PX, NORMS, Bottleneck, ResNet, max_pool
 from plan_jax.models.vit import ViT, interpolate, patches
 
 KEY = jax.random.key(0)
@@ -334,14 +336,29 @@ def test_a_pixel_is_centred_where_the_maps_put_it():
   assert (reached[0] + reached[-1]) / 2 == FIRST_PX + 8 * 8
 
 
+@pytest.mark.parametrize(("name", "kept"), [("blocks", 0), ("all_but_products", 2)])
+def test_what_a_rematerialised_block_keeps(name, kept, capsys):
+  """Of a bottleneck the two products; the convolution between them is computed anew."""
+  block = remat(Bottleneck, name)(4, 1, (1, 1), partial(BatchNorm, True), jnp.float32)
+  x = jax.random.normal(KEY, (2, 8, 8, 16))
+  variables = block.init(KEY, x)
+
+  def out(params):
+    return block.apply({**variables, "params": params}, x, mutable=["batch_stats"])[0].sum()
+
+  jax.ad_checkpoint.print_saved_residuals(out, variables["params"])
+  lines = capsys.readouterr().out.splitlines()
+  assert sum("named 'product'" in line for line in lines) == kept
+
+
 @pytest.mark.parametrize("image", [("resnet", SMALL_IMAGE), ("vit", SMALL_VIT)])
 @pytest.mark.parametrize("name", [name for name in REMAT if name != "none"])
 def test_rematerialised_encoders_give_the_same_gradients(name, image):
   batch = plan_batch()
   found = []
-  for remat in ("none", name):
+  for which in ("none", name):
     model = Plan(
-      image=image[1], text=SMALL_TEXT | {"dropout": 0.3}, image_name=image[0], size=8, remat=remat
+      image=image[1], text=SMALL_TEXT | {"dropout": 0.3}, image_name=image[0], size=8, remat=which
     )
     variables = model.init(jax.random.key(0), batch)
 

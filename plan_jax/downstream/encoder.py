@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from plan_jax import grounder
+from plan_jax.mesh import quick_draws
 from plan_jax.models.plan import image_encoder
 from plan_jax.models.resnet import BLOCKS, ResNet
 from plan_jax.reporting import say
@@ -58,7 +59,9 @@ def encoder_of(
     module = module.clone(projector=0)
   if fresh:
     image = np.zeros((1, image_px, image_px, 1), np.float32)
-    return Encoder(module, jax.jit(module.init)(jax.random.key(seed), image), NO_RUN, "")
+    with quick_draws():
+      weights = jax.jit(module.init)(jax.random.key(seed), image)
+    return Encoder(module, weights, NO_RUN, "")
   model = grounder.load(workdir, step=None if step == NO_RUN else step)
   weights = weights_of(model)
   say(f"image encoder of {workdir} at step {model.step}")

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from input_pipeline import images
 from input_pipeline.errors import UserError
 from plan_jax.checkpoint import abstract_state
-from plan_jax.mesh import batch_sharding, everywhere, spread
+from plan_jax.mesh import batch_sharding, everywhere, quick_draws, spread
 
 _WARMUP = 0.05
 
@@ -93,7 +93,8 @@ class Learner:
 
   def initial_state(self) -> LearnerState:
     """The state before the first step, on the mesh."""
-    return jax.jit(self._initial, out_shardings=everywhere(self.mesh))(self._weights)
+    with quick_draws():
+      return jax.jit(self._initial, out_shardings=everywhere(self.mesh))(self._weights)
 
   def predict(
     self, state: LearnerState, films: Sequence[np.ndarray]

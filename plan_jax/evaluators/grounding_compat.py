@@ -11,8 +11,8 @@ see the whole film. Sources, read as code unless said otherwise:
   bilinear), clipped at 0; CNR of each box of a phrase, pixels of its earlier boxes and pixels not
   seen left out, mean over the boxes, signed and absolute, a CNR that does not exist counted as 0;
   mIoU over .1 to .5 of the union, where a pixel not seen is not predicted, but may be true. A box
-  of which the crop leaves nothing is dropped, and so is a phrase that has no other; these are
-  counted.
+  of which the crop leaves nothing is dropped, and so is a phrase that has no other; such phrases
+  are counted.
 - "compat-aep" (AFLoc and KAF): union of the boxes; Gaussian of sigma 1.5 cells on the grid,
   bilinear; the film stands centred in a square as wide as its longer side, and only the middle
   196 / 224 of that is scored, whatever the model saw (AFLoc, too, sees all of it), less what it did

@@ -16,8 +16,8 @@ class BatchNorm(nn.Module):
   """nn.BatchNorm with variables of the same names, that keeps its statistics where it is frozen.
 
   Attributes:
-    train: whether it goes by the statistics of the batch, and its running ones by them.
-    dtype: of the output; statistics are float32.
+    train: whether it norms by the statistics of the batch, and updates its running ones.
+    dtype: of the output, and of the input where it trains; statistics are float32.
     scale_init: first values of the scale.
     freeze: patterns of the paths of parameters that do not learn: where its own are among them, it
       goes by its running statistics, and keeps them.

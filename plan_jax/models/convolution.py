@@ -1,10 +1,13 @@
-"""Convolutions whose gradients are fast on CPUs too."""
+"""Convolutions whose gradients are fast on CPUs too; reverse mode only."""
 
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from plan_jax.models.remat import PRODUCT
 
 _FEW = 8  # channels, below which a product for each pixel of a kernel would be too thin
 
@@ -21,7 +24,7 @@ class Conv1x1(nn.Module):
     """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
     kernel = self.param("kernel", nn.initializers.he_normal(), (x.shape[-1], self.features))
     x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
-    return product(x, kernel.astype(self.dtype))
+    return checkpoint_name(product(x, kernel.astype(self.dtype)), PRODUCT)
 
 
 class Conv(nn.Module):
@@ -54,7 +57,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """[B, H, W, C] with [C, F] -> [B, H, W, F].
 
   A product of matrices on CPUs, where XLA copies if there are more axes; as it is elsewhere, for
-  its GPU backend (jax 0.11.2) dies of a strided slice that is made a matrix.
+  XLA's GPU backend (jax 0.11.2) crashes as it compiles a strided slice reshaped to a matrix.
   """
 
   def of_matrices(x, kernel):

@@ -3,12 +3,18 @@
 import flax.linen as nn
 import jax
 
+PRODUCT = (
+  "product"  # what layers of our own name their products, whose gradients hide them from JAX
+)
+_POLICIES = jax.checkpoint_policies
 # "none" keeps all; "blocks" keeps the input of each block alone; "all_but_products" keeps what
 # matrix products gave too (convolutions and attention are computed anew).
 REMAT = {
   "none": None,
-  "blocks": jax.checkpoint_policies.nothing_saveable,
-  "all_but_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "blocks": _POLICIES.nothing_saveable,
+  "all_but_products": _POLICIES.save_from_both_policies(
+    _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names(PRODUCT)
+  ),
 }
 
 
