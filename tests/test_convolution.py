@@ -7,6 +7,7 @@ import pytest
 from plan_jax.mesh import batch_sharding, make_mesh
 from plan_jax.models.batch_norm import BatchNorm, normalise
 from plan_jax.models.convolution import Conv, Conv1x1
+from plan_jax.models.product import dot_general
 
 KEY = jax.random.key(0)
 
@@ -141,3 +142,18 @@ def test_a_constant_channel_has_finite_gradients():
   variables = layer.init(KEY, x)
   found = gradients(layer, variables, x, jnp.ones(x.shape), mutable=["batch_stats"])
   assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (3, 6), (6,)])
+def test_a_dense_layer_and_its_gradients_are_the_same_by_our_product(shape):
+  x = jax.random.normal(KEY, shape)
+  ours, theirs = nn.Dense(7, dot_general=dot_general), nn.Dense(7)
+  variables = ours.init(KEY, x)
+  weight = jax.random.normal(jax.random.key(1), (*shape[:-1], 7))
+  got, want = (gradients(layer, variables, x, weight) for layer in (ours, theirs))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_our_product_is_for_dense_layers_alone():
+  with pytest.raises(NotImplementedError, match=r"only for nn\.Dense"):
+    dot_general(jnp.ones((2, 3)), jnp.ones((2, 3)), (((0,), (0,)), ((), ())))

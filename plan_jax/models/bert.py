@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from plan_jax.models.attention import attend, first_attention
+from plan_jax.models.product import dot_general
 from plan_jax.models.remat import remat
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -26,7 +27,9 @@ class Layer(nn.Module):
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
 
     def dense(features, name):
-      return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
+      return nn.Dense(
+        features, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general, name=name
+      )
 
     def heads(y):
       return y.reshape(*y.shape[:2], self.heads, size // self.heads)

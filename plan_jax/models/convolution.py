@@ -5,9 +5,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from plan_jax.models.remat import PRODUCT
+from plan_jax.models.product import matrix, product
 
 _FEW = 8  # channels, below which a product for each pixel of a kernel would be too thin
 
@@ -24,7 +23,7 @@ class Conv1x1(nn.Module):
     """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
     kernel = self.param("kernel", nn.initializers.he_normal(), (x.shape[-1], self.features))
     x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
-    return checkpoint_name(product(x, kernel.astype(self.dtype)), PRODUCT)
+    return product(x, kernel.astype(self.dtype))
 
 
 class Conv(nn.Module):
@@ -50,41 +49,6 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.he_normal(), shape)
     return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
-
-
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[B, H, W, C] with [C, F] -> [B, H, W, F].
-
-  A product of matrices on CPUs, where XLA copies if there are more axes; as it is elsewhere, for
-  XLA's GPU backend (jax 0.11.2) crashes as it compiles a strided slice reshaped to a matrix.
-  """
-
-  def of_matrices(x, kernel):
-    return (_matrix(x) @ kernel).reshape(*x.shape[:-1], -1)
-
-  return jax.lax.platform_dependent(x, kernel, cpu=of_matrices, default=jnp.dot)
-
-
-def _matrix(x):
-  return x.reshape(-1, x.shape[-1])
-
-
-def _product_forward(x, kernel):
-  return product(x, kernel), (x, kernel)
-
-
-def _product_backward(kept, g):
-  x, kernel = kept
-  by_kernel = jax.lax.platform_dependent(
-    x, g,
-    cpu=lambda x, g: _matrix(x).T @ _matrix(g),
-    default=lambda x, g: jnp.tensordot(x, g, ((0, 1, 2), (0, 1, 2))),
-  )  # fmt: skip
-  return product(g, kernel.T), by_kernel
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -133,14 +97,14 @@ def _weight_gradient(x, g, side, stride, dilation):
   channels, margin = x.shape[-1], dilation * (side // 2)
   x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
   x = jax.lax.optimization_barrier(x)
-  g = _matrix(g)
+  g = matrix(g)
   reach = [stride * (n - 1) + 1 for n in (high, wide)]
 
   def seen(pixel):
     """What the kernel's pixel read for each output, [B * h * w, C]."""
     start = (0, pixel // side * dilation, pixel % side * dilation, 0)
     part = jax.lax.dynamic_slice(x, start, (batch, *reach, channels))
-    return _matrix(part[:, ::stride, ::stride])
+    return matrix(part[:, ::stride, ::stride])
 
   def summed(a, b):
     return jax.lax.dot_general(

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from plan_jax.models.attention import attend
+from plan_jax.models.product import dot_general
 from plan_jax.models.remat import remat
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -24,7 +25,9 @@ class Block(nn.Module):
     size = x.shape[-1]
 
     def dense(features, name):
-      return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
+      return nn.Dense(
+        features, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general, name=name
+      )
 
     def norm(name):
       return nn.LayerNorm(_EPSILON, dtype=self.dtype, name=name)
