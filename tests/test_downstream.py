@@ -182,6 +182,7 @@ def probed(config, run, model):
   return next(r.value for r in rows if (r.group, r.metric, r.model) == ("macro", "AUC", "run"))
 
 
+@pytest.mark.slow
 def test_other_weights_are_learned_on_anew(run, tmp_path, capsys):
   """Even where the same step of the same folder holds them; and --out belongs to one encoder."""
   shutil.copytree(run / "a", tmp_path / "a", ignore=shutil.ignore_patterns("downstream"))
@@ -208,6 +209,7 @@ def test_other_weights_are_learned_on_anew(run, tmp_path, capsys):
   learn(segment, segment.segment, tmp_path, tmp_path / "out", "--channels=4", "--step=0")
 
 
+@pytest.mark.slow
 def test_what_was_killed_while_it_wrote_is_not_done(run, model, monkeypatch, capsys):
   config = tiny().unlock()
   small = dict(batch_size=8, steps=2, validate_every_steps=2, channels=8, image_px=64)

@@ -148,6 +148,7 @@ def test_two_processes_are_one_run(start, never, folder, tmp_path):
   assert len(events) == 1
 
 
+@pytest.mark.slow  # minutes, where other tests take the cores; then also the time to meet runs out
 def test_a_notice_to_one_saves_in_both_and_no_step_is_lost(start, never, folder, tmp_path):
   where = tmp_path / "run"
   processes = start(where, "--mode=train", **{"data.records": folder})
@@ -162,6 +163,7 @@ def test_a_notice_to_one_saves_in_both_and_no_step_is_lost(start, never, folder,
   assert losses(where) == losses(never[0])
 
 
+@pytest.mark.slow  # minutes, where other tests take the cores; then also the time to meet runs out
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_loss_of_a_process_ends_the_other(start, never, folder, tmp_path, victim):
   where = tmp_path / "run"
