@@ -27,7 +27,7 @@ from input_pipeline import images, records
 from input_pipeline.errors import UserError
 from plan_jax.downstream import command
 from plan_jax.downstream.classifier import Classifier, Encode
-from plan_jax.downstream.encoder import data_name, encoder_of
+from plan_jax.downstream.encoder import data_name
 from plan_jax.downstream.fitting import fit
 from plan_jax.downstream.labels import embedded, findings_in, training_films
 from plan_jax.downstream.studies import Chosen
@@ -51,10 +51,7 @@ def classify(arguments: argparse.Namespace) -> list[results.Row]:
   config = ConfigDict(Workdir(arguments.workdir).read_config())
   settings = command.training_settings(arguments, config, ("augment",))
   folder, seed = arguments.records, settings.seed
-  encoder = encoder_of(
-    arguments.workdir, config, fresh=arguments.encoder != "run", image_px=settings.image_px,
-    seed=seed, step=arguments.step,
-  )  # fmt: skip
+  encoder = command.encoder_for(arguments, config, settings.image_px)
   stride = encoder.module.output_stride
   if settings.image_px % stride:
     raise UserError(f"--image_px={settings.image_px} is no multiple of {stride}")

@@ -21,7 +21,7 @@ from plan_jax.detection.coco import write_coco
 from plan_jax.detection.detector import Detector
 from plan_jax.detection.films import Encode, training
 from plan_jax.downstream import command
-from plan_jax.downstream.encoder import data_name, encoder_of
+from plan_jax.downstream.encoder import data_name
 from plan_jax.downstream.fitting import fit
 from plan_jax.downstream.studies import iter_of, regions_in
 from plan_jax.evaluators import detected, detection, results
@@ -41,10 +41,7 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
   config = ConfigDict(Workdir(arguments.workdir).read_config())
   settings = command.training_settings(arguments, config, ("anchors", "channels"))
   seed = settings.seed
-  encoder = encoder_of(
-    arguments.workdir, config, fresh=arguments.encoder != "run", image_px=settings.image_px,
-    seed=seed, step=arguments.step,
-  )  # fmt: skip
+  encoder = command.encoder_for(arguments, config, settings.image_px)
   out = command.claim(arguments, settings, encoder)
   source = training(
     arguments.records,

@@ -31,7 +31,7 @@ from input_pipeline import images
 from input_pipeline.errors import UserError
 from plan_jax import logistic
 from plan_jax.downstream import command
-from plan_jax.downstream.encoder import data_name, encoder_of, pooled
+from plan_jax.downstream.encoder import data_name, pooled
 from plan_jax.downstream.labels import embedded, findings_in, training_films
 from plan_jax.evaluators import results
 from plan_jax.evaluators.classified import classified_rows, macro_auc, scored
@@ -91,10 +91,7 @@ def probe(arguments: argparse.Namespace) -> list[results.Row]:
   stride = image_encoder(config.model.image).output_stride
   if side % stride:
     raise UserError(f"--image_px={side} is no multiple of {stride}, the stride of the encoder")
-  encoder = encoder_of(
-    arguments.workdir, config, fresh=arguments.encoder == "random", image_px=side,
-    seed=arguments.seed, step=arguments.step,
-  )  # fmt: skip
+  encoder = command.encoder_for(arguments, config, side)
   settings = ConfigDict({key: getattr(arguments, key) for key in ("encoder", "fraction", "seed")})
   settings.image_px, settings.image = side, config.model.image.to_dict()
   settings.findings = command.findings_of(arguments)

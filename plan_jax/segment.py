@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import records
 from plan_jax.downstream import command
-from plan_jax.downstream.encoder import data_name, encoder_of
+from plan_jax.downstream.encoder import data_name
 from plan_jax.downstream.fitting import fit
 from plan_jax.downstream.pictures import spread_over
 from plan_jax.downstream.studies import iter_of, regions_in
@@ -46,10 +46,7 @@ def segment(arguments: argparse.Namespace) -> list[results.Row]:
   config = ConfigDict(Workdir(arguments.workdir).read_config())
   settings = command.training_settings(arguments, config, ("channels", "empty_films"))
   folder, seed, keep_empty = arguments.records, settings.seed, settings.empty_films == "keep"
-  encoder = encoder_of(
-    arguments.workdir, config, fresh=arguments.encoder != "run", image_px=settings.image_px,
-    seed=seed, step=arguments.step,
-  )  # fmt: skip
+  encoder = command.encoder_for(arguments, config, settings.image_px)
   out = command.claim(arguments, settings, encoder)
   source = training(
     folder, findings=settings.findings, fraction=settings.fraction, seed=seed, keep_empty=keep_empty

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax import preemption
-from plan_jax.downstream.encoder import NO_RUN, Encoder
+from plan_jax.downstream.encoder import NO_RUN, Encoder, encoder_of
 from plan_jax.evaluators import bootstrap, results, units
 from plan_jax.evaluators.units import Units
 from plan_jax.reporting import say
@@ -166,6 +166,17 @@ def training_settings(
   settings.findings = findings_of(arguments)
   settings.image = config.model.image.to_dict()
   return settings
+
+
+def encoder_for(arguments: argparse.Namespace, config: ConfigDict, image_px: int) -> Encoder:
+  """What --encoder, --step and --seed ask for, of the run of this config; for films of this side.
+
+  Raises UserError where the run cannot be loaded.
+  """
+  return encoder_of(
+    arguments.workdir, config, fresh=arguments.encoder != "run", image_px=image_px,
+    seed=arguments.seed, step=arguments.step,
+  )  # fmt: skip
 
 
 def claim(arguments: argparse.Namespace, settings: ConfigDict, encoder: Encoder) -> Workdir:
