@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step
+from configs import base
 from plan_jax.alignment import curriculum, methods
 from plan_jax.alignment.objective import objective
 from plan_jax.models.attention import attend, flash_fits
@@ -20,10 +21,9 @@ pytestmark = pytest.mark.skipif(
 )
 KEY = jax.random.key(0)
 B, P, W, D = 24, 49, 20, 32
-ALIGNMENT = methods.Alignment(
-  method="plan", mask_positives=True, sparsifier="threshold", evidence="soft_maximum", eta=0.5,
-  beta=5.0, word_weight=0.5, term_weight=0.5, dtype="float32", evaluation="full",
-  tile_images=8, tile_reports=8, tile_mib=16,
+ALIGNMENT = dataclasses.replace(
+  methods.Alignment(**base.get_config().alignment), dtype="float32", word_weight=0.5,
+  term_weight=0.5, tile_images=8, tile_reports=8,
 )  # fmt: skip
 TWO_ROUNDS = curriculum.Stage("refine", 0.0, 1.0, (0.5, 1.0), (0.25, 0.2), (0.0, 0.5))
 ONE_ROUND = curriculum.Stage("align", 0.0, 1.0, (1.0,), (0.25,), (0.0,))
