@@ -266,10 +266,10 @@ def test_a_notice_ends_an_evaluation_of_two(start, never, tmp_path, folder):
 def test_a_notice_ends_a_process_that_waits_for_another(tmp_path):
   """Where the main thread is not in Python, and hears of no signal."""
   code = (
-    "import ctypes, jax; from plan_jax import hosts, preemption\n"
-    "hosts.start('127.0.0.1:{port}', 1, 0); preemption.take_over(); print('ready', flush=True)\n"
+    "import ctypes, threading; from plan_jax import hosts, preemption\n"
+    "hosts.start('127.0.0.1:{port}', 1, 0); preemption.take_over()\n"
     "wait, lock = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n"
-    "wait(lock); wait(lock)"
+    "threading.Timer(2, print, ['ready'], {{'flush': True}}).start(); wait(lock); wait(lock)"
   )
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
