@@ -117,6 +117,7 @@ SHAPES = [(2, 2), (8, 1), (2, 4), *(
   for shape in ((2, 1), (1, 2), (4, 1), (1, 4), (4, 2), (1, 8))
 )]  # fmt: skip
 STEPS = 3
+ONE_STAGE = {"curriculum.refine.start_fraction": 0.0, "curriculum.words.start_fraction": 0.99}
 
 
 def on_mesh(monkeypatch, data, fsdp):
@@ -125,8 +126,7 @@ def on_mesh(monkeypatch, data, fsdp):
   made = jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
   monkeypatch.setattr("plan_jax.assembly.make_mesh", lambda *_: made)
   monkeypatch.setattr(mesh, "_SMALL", 64)
-  return tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0,
-                 "curriculum.refine.start_fraction": 0.1, "train.steps": 4})  # fmt: skip
+  return tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0, **ONE_STAGE})
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +164,10 @@ def test_a_checkpoint_goes_from_mesh_to_mesh(folder, tmp_path, monkeypatch):
 def test_micro_batches_change_nothing_but_memory(folder):
   """On eight devices; with channel norm, for batch norm would see the micro-batches."""
   settings = {"model.image.norm": "channel", "model.text.dropout": 0.0, "train.batch_size": 16,
-              "train.steps": 4, "curriculum.refine.start_fraction": 0.1}  # fmt: skip
-  whole, wanted = loop(tiny(**settings), folder, 3)
-  parts, metrics = loop(
-    tiny(**settings, **{"train.micro_batches": 2, "model.remat": "blocks"}), folder, 3
-  )
+              **ONE_STAGE}  # fmt: skip
+  micro = {"train.micro_batches": 2, "model.remat": "blocks"}
+  whole, wanted = loop(tiny(**settings), folder, STEPS)
+  parts, metrics = loop(tiny(**settings, **micro), folder, STEPS)
   np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in wanted], rtol=1e-4)
   for a, b in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4)
