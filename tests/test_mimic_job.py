@@ -28,7 +28,7 @@ def job(config, *flags):
   return subprocess.run(call, capture_output=True, text=True, cwd=ROOT, timeout=400)
 
 
-@pytest.mark.parametrize("variant", ["", pytest.param(":vit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", [pytest.param("", marks=pytest.mark.slow), ":vit"])
 def test_the_main_job(source, tmp_path, variant):
   done = job(
     f"configs/mimic.py{variant}", f"--config.data.source={source}", "--config.runlocal=True",

@@ -112,9 +112,9 @@ def vocabulary(folder, tmp_path_factory):
   loop.tokenizer = train.make_tokenizer(tiny(), run, source)
 
 
-SHAPES = [(2, 2), (8, 1), (2, 4), *(
+SHAPES = [(8, 1), (2, 4), *(
   pytest.param(*shape, marks=pytest.mark.slow)
-  for shape in ((2, 1), (1, 2), (4, 1), (1, 4), (4, 2), (1, 8))
+  for shape in ((2, 1), (1, 2), (4, 1), (1, 4), (2, 2), (4, 2), (1, 8))
 )]  # fmt: skip
 STEPS = 3
 ONE_STAGE = {"curriculum.refine.start_fraction": 0.0, "curriculum.words.start_fraction": 0.99}
@@ -204,7 +204,7 @@ def test_stages_change_what_is_measured(folder, rounds):
 def test_every_method_learns_and_grounds(folder, method):
   one_round = {f"curriculum.refine.{key}": (1.0,) for key in ("local_weight", "tau", "gamma")}
   config = tiny(**{"alignment.method": method, "train.steps": 3, "train.learning_rate": 1e-3,
-                   **one_round})  # fmt: skip
+                   **one_round, **ONE_STAGE})  # fmt: skip
   state, metrics = loop(config, folder, 3)
   assert all(np.isfinite(value) for step in metrics for value in step.values())
   assert ("loss_local_0" in metrics[-1]) == (method != "none")
