@@ -115,8 +115,9 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
 
   It wants the arrays that config.json names under "inputs", any number of pairs b: "image" is the
   film letterboxed to the square, in [0, 1]; the others are of Tokenizer.encode. It gives "map"
-  [b, rows, columns], maximum 1, and "peak" [b], as Grounder.ground_on_grid and peaks do, computed
-  in float32. The file needs only jax to run; see docs/weights.md.
+  [b, rows, columns], maximum 1, and "peak" [b], as Grounder.ground_on_grid and peaks do, of
+  float32 arrays; products are as exact as the device's default. The file needs only jax to run; see
+  docs/weights.md.
 
   Raises WeightsError where the folder is not whole.
   """

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -59,9 +61,25 @@ def test_there_and_back_are_the_same_bits(run):
   np.testing.assert_array_equal(after.embed_texts(texts), before.embed_texts(texts))
 
 
+def served_alone(folder, batch, tmp_path):
+  """What a server finds that is made as docs/weights.md says."""
+  np.savez(tmp_path / "batch.npz", **batch)
+  code = (
+    "import sys, jax, numpy as np; from safetensors.numpy import load_file\n"
+    "folder, batch = sys.argv[1], dict(np.load('batch.npz'))\n"
+    "ground = jax.export.deserialize(bytearray(open(folder + '/grounding.jax', 'rb').read()))\n"
+    "found = ground.call(load_file(folder + '/model.safetensors'), batch)\n"
+    "assert 'plan_jax' not in sys.modules; np.savez('found.npz', **found)"
+  )
+  call = [sys.executable, "-c", code, str(folder)]
+  done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+  assert done.returncode == 0, done.stderr
+  return np.load(tmp_path / "found.npz")
+
+
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_function_serves_what_the_model_finds(run, count):
-  """For any number of pairs, from the files alone."""
+def test_the_function_serves_what_the_model_finds(run, count, tmp_path):
+  """For any number of pairs, from the files alone; a process without plan_jax finds the same."""
   model, serve = grounder.load(run[0]), export.serving(run[1])
   about = json.loads((run[1] / "config.json").read_text())
   tokenizer, limits = tokens.Tokenizer(run[1]), about["run"]["evaluation"]
@@ -73,6 +91,10 @@ def test_the_function_serves_what_the_model_finds(run, count):
   for name, said in about["inputs"].items():
     assert list(batch[name].shape[1:]) == said["shape"][1:] and batch[name].dtype == said["dtype"]
   found = serve(batch)
+  if count == 1:
+    alone = served_alone(run[1], batch, tmp_path)
+    for name in found:
+      np.testing.assert_array_equal(alone[name], found[name])
   want = model.ground_on_grid(FILMS[:count], PHRASES[:count])
   np.testing.assert_allclose(found["map"], want, atol=1e-5)
   np.testing.assert_allclose(found["peak"], model.peaks(FILMS[:count], PHRASES[:count]), atol=1e-5)

@@ -209,7 +209,7 @@ JOINT = {
   ("name", "encoder"),
   [
     *((name, ResNet(18, 0.125, output_stride=32, **COLOUR)) for name in JOINT),
-    ("MGCA", ViT(**VIT, **COLOUR)),
+    *((name, ViT(**VIT, **COLOUR)) for name in ("MGCA", "ConVIRT")),
   ],
 )
 def test_both_towers_of_a_joint_checkpoint(tmp_path, name, encoder):
@@ -217,11 +217,19 @@ def test_both_towers_of_a_joint_checkpoint(tmp_path, name, encoder):
   image = torch_vit() if isinstance(encoder, ViT) else torch_resnet(18)
   text = torch_bert()
   image_name, text_name, heads = JOINT[name]
-  path = saved(tmp_path / "both.ckpt", joint(image, text, image_name, text_name, heads))
+  both = joint(image, text, image_name, text_name, heads)
+  names = both["state_dict"]
+  if name in ("MGCA", "ConVIRT"):  # their BERT is BLIP's
+    text.embeddings.token_type_embeddings.weight.data.zero_()
+    del names[f"{text_name}.embeddings.token_type_embeddings.weight"]
+    crossed = f"{text_name}.encoder.layer.0.crossattention.self.query.bias"
+    names[crossed] = names[f"{text_name}.pooler.dense.bias"]
+  path = saved(tmp_path / "both.ckpt", both)
   aside = assert_same_images(path, encoder, image, film(32, 32)).provenance["left_aside"]
-  assert set(aside) == {*heads, *(f"{text_name}.{key}" for key in text.state_dict())}
+  assert set(aside) == {*heads, *(key for key in names if key.startswith(f"{text_name}."))}
   aside = assert_same_texts(path, Bert(**BERT), text).provenance["left_aside"]
   pooler = [f"{text_name}.pooler.dense.{leaf}" for leaf in ("weight", "bias")]
+  pooler += [key for key in names if "crossattention" in key]
   assert set(aside) == {*heads, *pooler, *(image_name(key) for key in image.state_dict())}
 
 
@@ -520,11 +528,46 @@ def test_tensors_without_the_axes_of_their_kind(tmp_path):
     assert told in str(error.value)
 
 
-def test_another_activation_is_refused(tmp_path):
+@pytest.mark.parametrize(
+  ("said", "told"),
+  [
+    ({"hidden_act": "relu"}, "hidden_act 'relu', ours is 'gelu'"),
+    ({"position_embedding_type": "relative_key"}, "'relative_key', ours is 'absolute'"),
+    ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05, ours is at most 1e-06"),
+  ],
+)
+def test_another_computation_is_refused(tmp_path, said, told):
   small_bert(tmp_path)
-  (tmp_path / "config.json").write_text(json.dumps({"hidden_act": "relu"}))
-  with pytest.raises(WeightsError, match="hidden_act 'relu', ours is 'gelu'"):
+  (tmp_path / "config.json").write_text(json.dumps(said))
+  with pytest.raises(WeightsError, match=told):
     load_text(tmp_path, SMALL_BERT)
+
+
+def test_another_stride_is_refused(tmp_path):
+  pytest.importorskip("torch")
+  from transformers import ResNetConfig, ResNetModel
+
+  sizes = dict(embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[2, 2, 2, 2])
+  variant = dict(layer_type="basic", downsample_in_bottleneck=True)
+  ResNetModel(ResNetConfig(**sizes, **variant)).save_pretrained(tmp_path)
+  with pytest.raises(WeightsError, match="downsample_in_bottleneck True, ours is False"):
+    load_image(tmp_path, ResNet(18, 0.125, **COLOUR))
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+  """Names beside sizes, the heads that no file tells, and both towers."""
+  small_bert(tmp_path / "text")
+  changed(tmp_path / "text", lambda tensors: tensors.update(stray=np.ones(2, np.float32)))
+  (tmp_path / "text" / "config.json").unlink()
+  model = tiny(**{"model.text.weights": str(tmp_path / "text"), "model.text.size": 32,
+                  "model.image.weights": str(tmp_path / "image")}).model  # fmt: skip
+  with pytest.raises(WeightsError) as error:
+    load_towers(model)
+  for told in (
+    str(tmp_path / "image"), "set config.model.text.size=16 (is 32)", "unexpected stray",
+    "set config.model.text.heads as well, which the file does not tell (is 2; 1 where",
+  ):  # fmt: skip
+    assert told in str(error.value)
 
 
 def test_image_sizes_that_differ(tmp_path):

@@ -303,9 +303,12 @@ IMAGE_LAYOUTS = (
     )
     for name, encoder, rows in (("ResNet", "resnet", RESNET), ("ViT", "vit", VIT))
   ),
-  Layout(
-    "ConVIRT", "resnet", _under(r"img_encoder\.model\.", RESNET),
-    (r"text_encoder\..+", *_CONVIRT_HEADS), _HALF,
+  *(
+    Layout(
+      f"ConVIRT {name}", encoder, _under(r"img_encoder\.model\.", rows),
+      (r"text_encoder\..+", r"img_encoder\.model\.head\..+", *_CONVIRT_HEADS), _HALF,
+    )
+    for name, encoder, rows in (("ResNet", "resnet", RESNET), ("ViT", "vit", VIT))
   ),
   Layout(
     "ConVIRT-pytorch", "resnet", _under(r"res_features\.", NUMBERED_RESNET),
@@ -331,7 +334,7 @@ TEXT_LAYOUTS = (
     Layout(
       name, "bert", _under(rf"{prefix}\.", BERT),
       (*(rf"{prefix}\.{pattern}" for pattern in _NOT_BERT), rf"{images}\..+", *heads),
-      zeros=("type_embedding",) if name == "MGCA" else (),  # its BERT is BLIP's
+      zeros=("type_embedding",) if name in ("MGCA", "ConVIRT") else (),  # their BERT is BLIP's
     )
     for name, prefix, images, heads in (
       ("GLoRIA", r"gloria\.text_encoder\.model", r"gloria\.img_encoder", _GLORIA_HEADS),

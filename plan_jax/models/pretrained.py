@@ -21,6 +21,13 @@ from plan_jax.models.weight_files import WeightsError
 
 _ENCODERS = {"resnet": ResNet, "vit": ViT, "bert": Bert}
 _HEAD_SIZE = 64
+# Entries of a config.json that change the computation and no tensor, and what ours is.
+_VARIANT = {
+  "resnet": {"hidden_act": "relu", "downsample_in_bottleneck": False},
+  "vit": {"hidden_act": "gelu"},
+  "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
+}
+_MOST_EPSILON = 1e-6  # of a layer norm, above which features would change
 
 
 class Tower(NamedTuple):
@@ -59,13 +66,18 @@ def load_towers(model, vocabulary_size: int | None = None) -> dict[str, Tower]:
 
   Raises WeightsError as `load_image` does.
   """
-  found = {}
-  if model.image.weights:
-    found["image_encoder"] = load_image(model.image.weights, image_encoder(model.image))
-  if model.text.weights:
-    found["text_encoder"] = load_text(
-      model.text.weights, text_encoder(model.text, vocabulary_size or 0)
-    )
+  found, wrong = {}, []
+  for name, load, weights, encoder in (
+    ("image_encoder", load_image, model.image.weights, image_encoder(model.image)),
+    ("text_encoder", load_text, model.text.weights, text_encoder(model.text, vocabulary_size or 0)),
+  ):
+    try:
+      if weights:
+        found[name] = load(weights, encoder)
+    except WeightsError as error:
+      wrong.append(str(error))
+  if wrong:
+    raise WeightsError("\n".join(wrong))
   return found
 
 
@@ -155,7 +167,7 @@ def _load(path, encoder: nn.Module, known: tuple[layouts.Layout, ...], key: str)
     raise WeightsError(f"{path} holds a {layout.name}: set {key}.name={layout.encoder}")
   given, aside, wrong = _placed(weights.tensors, layout, partial(_not_wanted, encoder))
   shapes = {target: np.shape(array) for (_, target), (_, array) in given.items()}
-  _check_sizes(path, key, encoder, layout, shapes, weights.settings)
+  _check_sizes(path, key, encoder, layout, shapes, weights.settings, wrong)
   if isinstance(encoder, Bert) and not encoder.vocabulary_size:
     encoder = encoder.clone(vocabulary_size=shapes["token_embedding/embedding"][0])
   wanted = _shapes(encoder, _inputs(encoder))
@@ -253,7 +265,7 @@ def _one_patch(encoder: ViT) -> jax.Array:
   return jnp.zeros((1, encoder.patch_px, encoder.patch_px, 1))
 
 
-def _check_sizes(path, key, encoder, layout, shapes, settings) -> None:
+def _check_sizes(path, key, encoder, layout, shapes, settings, also_wrong) -> None:
   """Raises WeightsError where the file's sizes are not the config's, with those to set."""
   there = _SIZES[layout.encoder](shapes)
   wrong = []
@@ -273,6 +285,11 @@ def _check_sizes(path, key, encoder, layout, shapes, settings) -> None:
   else:
     there["heads"] = settings.get("num_attention_heads", encoder.heads)
   keys = f"{key}.vit" if isinstance(encoder, ViT) else key
+  if "size" in there and there["size"] != encoder.size and "num_attention_heads" not in settings:
+    wrong.append(
+      f"set {keys}.heads as well, which the file does not tell (is {encoder.heads};"
+      f" {max(1, there['size'] // _HEAD_SIZE)} where a head has {_HEAD_SIZE} channels, as a rule)"
+    )
   wrong += [
     f"set {keys}.{name}={value} (is {getattr(encoder, name)})"
     for name, value in there.items()
@@ -280,10 +297,16 @@ def _check_sizes(path, key, encoder, layout, shapes, settings) -> None:
   ]
   wrong += [
     f"its config.json has {name} {settings[name]!r}, ours is {value!r}"
-    for name, value in (("hidden_act", "gelu"), ("position_embedding_type", "absolute"))
-    if layout.encoder != "resnet" and settings.get(name, value) != value
+    for name, value in _VARIANT[layout.encoder].items()
+    if settings.get(name, value) != value
   ]
+  if settings.get("layer_norm_eps", 0) > _MOST_EPSILON:
+    wrong.append(
+      f"its config.json has layer_norm_eps {settings['layer_norm_eps']}, ours is at most"
+      f" {_MOST_EPSILON}"
+    )
   if wrong:
+    wrong += sorted(set(also_wrong))
     raise WeightsError(f"{path}, read as {layout.name}, has other sizes: {'; '.join(wrong)}")
 
 
