@@ -6,7 +6,9 @@ Compares every figure whose units both runs keep (`units/`), b minus a on the sa
 percentile intervals of a paired bootstrap of patients, the same draws for both. Films that are
 scored for a finding are compared by AUC and average precision and, where both runs have a
 threshold, by F1, accuracy, MCC, sensitivity and specificity, each at its own threshold; detectors
-by mAP, AP50 and FROC; words by the areas that their significance gives. A difference is called
+by mAP, AP50 and FROC; words by the areas that their significance gives. Figures without units are
+not compared: published protocols (compat-), strata by view, galleries by kind of text, the F1 of
+zero-shot classes, mean peaks and mean significance. A difference is called
 real where its interval excludes zero and 20 patients or more are behind it. That tells apart two
 models, not two methods: for those, train several seeds of each (`launch.sweep`).
 """

@@ -128,18 +128,24 @@ def _score(
       scores["retrieval"] = galleries["all"].units
     if config.evaluation.compatibility:
       rows += retrieval_compat.compat_rows(pairs, **common)
-    reranked = reranking.score_reranked(
-      model, pairs, lambda: reranking.features(model, chosen.studies("text", "re-ranking")),
-      top=config.evaluation.rerank_top,
-    )  # fmt: skip
-    if reranked:
-      names = {"task": "reranked-retrieval", "protocol": reranking.PROTOCOL}
-      rows += retrieval.retrieval_rows({"all": reranked}, **names, **common)
-      scores["reranked-retrieval"] = reranked.units
     classes = class_retrieval.score_classes(pairs)
     rows += class_retrieval.class_rows(classes, **common)
     if classes:
       scores["class-retrieval"] = classes[0]
+    again = reranking.scorer(
+      model, pairs, lambda: reranking.features(model, chosen.studies("text", "re-ranking")),
+      top=config.evaluation.rerank_top,
+    )  # fmt: skip
+    if again:
+      reranked = reranking.score_reranked(again, pairs)
+      names = {"task": "reranked-retrieval", "protocol": reranking.PROTOCOL}
+      rows += retrieval.retrieval_rows({"all": reranked}, **names, **common)
+      scores["reranked-retrieval"] = reranked.units
+    if again and classes:
+      reranked = class_retrieval.score_classes(pairs, again, block=reranking.BLOCK)
+      names = {"task": "reranked-class-retrieval", "protocol": reranking.CLASS_PROTOCOL}
+      rows += class_retrieval.class_rows(reranked, **names, **common)
+      scores["reranked-class-retrieval"] = reranked[0]
   lit = presence.score_presence(model, chosen.studies(what="presence"))
   if lit:
     rows += presence.presence_rows(lit, **common)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import tiny
+from experiments import tiny, untrained
 from input_pipeline import convert, phantom, records, tokens
 from input_pipeline.errors import UserError
 from plan_jax import evaluate, evaluation_sets, grounder, settings
@@ -56,6 +56,35 @@ def test_every_task_has_rows_beside_its_floors(run):
   page = workdir.report.read_text()
   for text in ("Presence on phantom/test", "Protocol terms-v1", "mean peak absent"):
     assert text in page
+
+
+def test_what_needs_more_films_and_the_published_ways(tmp_path):
+  """Classes, thresholds of validation films, and every protocol of others."""
+  config = untrained(tmp_path, **{
+    "data.options.validation_films": 40, "data.options.test_films": 80,
+    "evaluation.compatibility": True, "evaluation.prompts": ("ours", "gloria"),
+  })  # fmt: skip
+  workdir = Workdir(tmp_path / "a")
+  sets = [evaluation_sets.own(config, tmp_path / "records")]
+  rows = evaluate.evaluate(grounder.load(workdir), config, workdir, sets)
+  found = {(row.task, row.protocol.partition(",")[0]) for row in rows}
+  assert found >= {
+    ("class-retrieval", "class-retrieval-v1"),
+    ("reranked-class-retrieval", "reranked-class-retrieval-v1"),
+    ("retrieval", "compat-instance"),
+    ("zero-shot-ours", "zero-shot-v1"), ("zero-shot-ours", "compat-test-threshold"),
+    ("zero-shot-classes-ours", "zero-shot-classes-v1"),
+    ("zero-shot-classes-gloria", "compat-gloria"),
+  }  # fmt: skip
+  assert {protocol for task, protocol in found if task == "grounding"} == {
+    "grounding-v1", "compat-vios-s", "compat-aep", "compat-mgvla", "compat-g2g", "compat-radzero",
+  }  # fmt: skip
+  files = {file.stem for file in workdir.units.glob("*.csv")}
+  assert files >= {"class-retrieval", "reranked-class-retrieval", "zero-shot-classes-ours"}
+  cells = {(row.task, row.group, row.metric, row.model): row for row in rows}
+  assert cells["zero-shot-ours", "macro", "F1", "run"].n > 80
+  middle = next(row for row in rows if row.protocol == "compat-instance" and "median" in row.metric)
+  assert middle.low <= middle.value <= middle.high
 
 
 def test_units_are_what_the_rows_average(run):

@@ -243,6 +243,20 @@ def test_the_brighter_of_two_gaussians():
   assert compat.bright_part(two).sum() == 1
 
 
+@pytest.mark.parametrize("apart", [2.5, 3.5])
+def test_two_gaussians_that_overlap(apart):
+  """As scikit-learn fits the mixture to the pixels themselves."""
+  mixture = pytest.importorskip("sklearn.mixture")
+  rng = np.random.default_rng(1)
+  heat = rng.normal(0, 1, (80, 80))
+  heat[20:60, 20:50] = rng.normal(apart, 0.6, (40, 30))
+  heat = (heat - heat.min()) / np.ptp(heat)
+  x = heat.reshape(-1, 1)
+  fitted = mixture.GaussianMixture(2, tol=1e-7, max_iter=2000, means_init=[[0.3], [0.6]]).fit(x)
+  wanted = fitted.predict(x) == fitted.means_[:, 0].argmax()
+  assert (compat.bright_part(heat) == wanted.reshape(heat.shape)).mean() > 0.98
+
+
 def test_degenerate_cnr():
   heat = np.arange(12.0).reshape(3, 4)
   nothing, everything = np.zeros((3, 4), bool), np.ones((3, 4), bool)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from plan_jax.evaluators import reranking, retrieval
+from plan_jax.evaluators import class_retrieval, reranking, retrieval
 from plan_jax.evaluators.retrieval import Embedded
 
 
@@ -36,7 +36,8 @@ def embedded(n=20, seed=0):
 def test_ranks_by_hand(top):
   found = embedded()
   model = Model(np.random.default_rng(1).normal(size=(20, 20)))
-  got = reranking.score_reranked(model, found, lambda: "held", top=top, block=7).units
+  scores = reranking.scorer(model, found, lambda: "held", top=top)
+  got = reranking.score_reranked(scores, found, block=7).units
   similar = found.films @ found.texts.T
   for direction, near, local in (
     ("image-to-text", similar, model.table),
@@ -51,10 +52,36 @@ def test_ranks_by_hand(top):
       assert got.values[q, column] == best + 1
 
 
+def test_classes_by_hand():
+  """Films without a class are no candidates; the own pair is one, or is not."""
+  found = embedded()
+  kinds = ["a", "b", "", "a", "b", "b", "", "a", "a", "b"] * 2
+  found.labels[:] = [{kind: 1} if kind else {} for kind in kinds]
+  model, top = Model(np.random.default_rng(1).normal(size=(20, 20))), 4
+  scores = reranking.scorer(model, found, lambda: "held", top=top)
+  got, _ = class_retrieval.score_classes(found, scores, block=7)
+  chosen = [i for i, kind in enumerate(kinds) if kind]
+  similar = found.films @ found.texts.T
+  for direction, near, local in (
+    ("image-to-text", similar, model.table),
+    ("text-to-image", similar.T, model.table.T),
+  ):
+    for row, q in enumerate(chosen):
+      order = sorted(chosen, key=lambda j, q=q: -near[q, j])
+      first = sorted(order[:top], key=lambda j, q=q: -(2 * near[q, j] + local[q, j]))
+      order = [*first, *order[top:]]
+      for own in ("with own", "without own"):
+        some = [j for j in order if own == "with own" or j != q]
+        for k in (1, 2, 5, 10):
+          column = got.metrics.index(f"P@{k} {direction} {own}")
+          hits = [kinds[j] == kinds[q] for j in some[:k]]
+          assert got.values[row, column] == pytest.approx(np.mean(hits))
+
+
 def test_one_candidate_changes_nothing():
   found = embedded()
   model = Model(np.random.default_rng(1).normal(size=(20, 20)))
-  one = reranking.score_reranked(model, found, lambda: "held", top=1).units
+  one = reranking.score_reranked(reranking.scorer(model, found, lambda: "held", top=1), found).units
   plain = retrieval.score_retrieval(found)["all"].units
   np.testing.assert_array_equal(one.values, plain.values)
 
@@ -62,14 +89,14 @@ def test_one_candidate_changes_nothing():
 def test_what_is_left_out(monkeypatch, capsys):
   model = Model(np.zeros((20, 20)))
   fail = lambda: pytest.fail("features were asked for")  # noqa: E731
-  assert reranking.score_reranked(model, None, fail, top=5) is None
-  assert reranking.score_reranked(model, embedded(), fail, top=0) is None
+  assert reranking.scorer(model, None, fail, top=5) is None
+  assert reranking.scorer(model, embedded(), fail, top=0) is None
   monkeypatch.setattr(reranking, "MOST", 19)
-  assert reranking.score_reranked(model, embedded(), fail, top=5) is None
+  assert reranking.scorer(model, embedded(), fail, top=5) is None
   assert "gallery of 20 pairs is left out" in capsys.readouterr().out
   monkeypatch.setattr(reranking, "MOST", 20)
   monkeypatch.setattr(reranking, "MOST_BYTES", 19_999)
-  assert reranking.score_reranked(model, embedded(), fail, top=5) is None
+  assert reranking.scorer(model, embedded(), fail, top=5) is None
   assert "20 pairs is left out, 19 are the most" in capsys.readouterr().out
   model.has_local_scores = False
-  assert reranking.score_reranked(model, embedded(), fail, top=5) is None
+  assert reranking.scorer(model, embedded(), fail, top=5) is None

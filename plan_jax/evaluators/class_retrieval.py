@@ -17,7 +17,8 @@ Protocol "class-retrieval-v1":
 - Floor `chance`: the share of the query's class among the candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -31,7 +32,8 @@ from plan_jax.reporting import say
 PROTOCOL = "class-retrieval-v1"
 AT = (1, 2, 5, 10)
 OWN = ("with own", "without own")
-_LARGE = 5000  # queries whose ranking shows a bar
+
+Scores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
 
 
 def single_finding(labels: dict[str, int]) -> str:
@@ -85,11 +87,14 @@ def _precision(
   return out
 
 
-def score_classes(found: Embedded | None, *, block: int = 512) -> tuple[Units, Units] | None:
+def score_classes(
+  found: Embedded | None, scores: Scores | None = None, *, block: int = 512
+) -> tuple[Units, Units] | None:
   """P@K of every query and that of chance on the same units; None where no two classes remain.
 
   Args:
     found: of `retrieval.embed`.
+    scores: as `reranking.scorer` gives it; by default dot products of the embeddings.
     block: queries scored at a time.
   """
   if found is None:
@@ -99,27 +104,26 @@ def score_classes(found: Embedded | None, *, block: int = 512) -> tuple[Units, U
   names = names[counts > 1]
   chosen = np.flatnonzero(np.isin(classes, names))
   if len(names) < 2:
+    if (classes != "").any():
+      say("class retrieval is left out: no two findings stand alone in two films or more each")
     return None
-  if left := len(classes) - len(chosen):
+  if (left := len(classes) - len(chosen)) and scores is None:
     say(f"class retrieval: {left} of {len(classes)} films have no single finding and are left out")
   _, of = np.unique(classes[chosen], return_inverse=True)
   n, ks = len(chosen), [k for k in AT if k < len(chosen)]
   sizes = np.bincount(of)[of]
   figures, floors = {}, {}
   for direction in DIRECTIONS:
-    sides = (found.films[chosen], found.texts[chosen])
-    queries, candidates = sides if direction == DIRECTIONS[0] else sides[::-1]
+    near = (scores or partial(_dot_products, found))(direction, chosen)
     parts = [[], []]
-    starts = tqdm(
-      range(0, n, block), desc="classes", unit="block", disable=n < _LARGE, mininterval=1
-    )
+    starts = tqdm(range(0, n, block), desc="classes", unit="block", delay=1, mininterval=1)
     for start in starts:
       rows = np.arange(start, min(start + block, n))
-      scores = queries[rows] @ candidates.T
+      some = near(start, start + len(rows))
       hit = of[rows, None] == of[None, :]
-      parts[0].append(precision(scores, hit, ks))
-      scores[np.arange(len(rows)), rows] = -np.inf
-      parts[1].append(precision(scores, hit, ks))
+      parts[0].append(precision(some, hit, ks))
+      some[np.arange(len(rows)), rows] = -np.inf
+      parts[1].append(precision(some, hit, ks))
     for own, part, chance in zip(OWN, parts, (sizes / n, (sizes - 1) / (n - 1)), strict=True):
       for k, values in zip(ks, np.concatenate(part).T, strict=True):
         figures[f"P@{k} {direction} {own}"] = values
@@ -133,10 +137,18 @@ def score_classes(found: Embedded | None, *, block: int = 512) -> tuple[Units, U
   return run, floor
 
 
+def _dot_products(found: Embedded, direction: str, chosen: np.ndarray):
+  sides = (found.films[chosen], found.texts[chosen])
+  queries, candidates = sides if direction == DIRECTIONS[0] else sides[::-1]
+  return lambda start, stop: queries[start:stop] @ candidates.T
+
+
 def class_rows(
   scores: tuple[Units, Units] | None,
   *,
   data: str,
+  task: str = "class-retrieval",
+  protocol: str = PROTOCOL,
   resamples: int = bootstrap.RESAMPLES,
   seed: int = 0,
 ) -> list[Row]:
@@ -152,7 +164,7 @@ def class_rows(
   for group in means:
     for m, metric in enumerate(run.metrics):
       s, gallery = means[group][m], len(run.ids) - ("without" in metric)
-      head = ("class-retrieval", PROTOCOL, data, group, metric)
+      head = (task, protocol, data, group, metric)
       rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n, gallery=gallery))
       value = chance[group][m].value
       rows.append(Row(*head, "chance", value, np.nan, np.nan, s.n, gallery=gallery))

@@ -13,7 +13,8 @@ Protocol "detection-v1":
 - "sensitivity at F FP" is the share of true boxes that are hit where F predictions a film hit
   nothing: the most that F allows, and tied predictions go together. A true box is hit where it
   holds the centre of a prediction; further hits are neither right nor false (the rule of the
-  Object-CXR challenge). FROC is the mean over F = 1/8, 1/4, 1/2, 1, 2, 4, 8.
+  Object-CXR challenge, by bounding boxes: its own also goes by ellipses and polygons). FROC is the
+  mean over F = 1/8, 1/4, 1/2, 1, 2, 4, 8.
 - Findings without a true box are left out, and that is said; `macro` is the plain mean over the
   others.
 - Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients; all figures are

@@ -1,6 +1,7 @@
 """Retrieval in two steps: the global embeddings choose candidates, the local scores order them.
 
-Protocol "reranked-retrieval-v1" is "retrieval-v1" (see `retrieval`) with other scores:
+Protocols "reranked-retrieval-v1" and "reranked-class-retrieval-v1" are "retrieval-v1" and
+"class-retrieval-v1" (see `retrieval`, `class_retrieval`) with other scores:
 
 - The N candidates of a query that score highest globally (`config.evaluation.rerank_top`) are
   ordered by the sum of the model's global and local logit of the pair, each with its learned
@@ -11,7 +12,7 @@ Protocol "reranked-retrieval-v1" is "retrieval-v1" (see `retrieval`) with other 
   are held in memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,8 @@ from plan_jax.evaluators import retrieval
 from plan_jax.evaluators.retrieval import DIRECTIONS, Embedded, Gallery
 from plan_jax.reporting import say
 
-PROTOCOL = "reranked-retrieval-v1"
+PROTOCOL, CLASS_PROTOCOL = "reranked-retrieval-v1", "reranked-class-retrieval-v1"
+BLOCK = 32  # queries at a time
 MOST, MOST_BYTES = 20_000, 2**33
 _ABOVE = 1e4  # lifts the chosen above the others; logits stay far below
 
@@ -62,17 +64,18 @@ def features(model: Matcher, studies: Iterable[Study], *, batch: int = 64):
   return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
 
-def score_reranked(
-  model: Matcher, found: Embedded | None, local, *, top: int, block: int = 32
-) -> Gallery | None:
-  """The gallery of all pairs under "reranked-retrieval-v1"; None where it is left out.
+def scorer(
+  model: Matcher, found: Embedded | None, local, *, top: int
+) -> Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]] | None:
+  """(direction, pairs that are the gallery) -> (start, stop) -> float64 [stop - start, pairs].
+
+  None where re-ranking is left out.
 
   Args:
     model: the model.
     found: of `retrieval.embed`.
     local: called without arguments, gives `features` of the same studies.
     top: N; 0 leaves all out.
-    block: queries at a time.
   """
   if found is None or not top or not model.has_local_scores:
     return None
@@ -81,28 +84,37 @@ def score_reranked(
   if n > most:
     say(f"re-ranking: the gallery of {n} pairs is left out, {most} are the most")
     return None
-  held, top, scale = local(), min(top, n), model.global_scale()
+  held, scale = local(), model.global_scale()
 
-  def scores(direction: str):
-    sides = (found.films, found.texts)
+  def scores(direction: str, pairs: np.ndarray):
+    sides = (found.films[pairs], found.texts[pairs])
     queries, candidates = sides if direction == DIRECTIONS[0] else sides[::-1]
+    first = min(top, len(pairs))
 
     def of(start: int, stop: int) -> np.ndarray:
-      rows = np.arange(start, stop)
-      similar = (queries[rows] @ candidates.T).astype(np.float64)
-      chosen = np.argpartition(-similar, top - 1, axis=1)[:, :top]
-      asked = rows[:, None]
-      pair = (asked, chosen) if direction == DIRECTIONS[0] else (chosen, asked)
-      local_logits = model.local_logits(held, *pair).reshape(len(rows), top)
-      logits = scale * np.take_along_axis(similar, chosen, 1) + local_logits
+      similar = (queries[start:stop] @ candidates.T).astype(np.float64)
+      chosen = np.argpartition(-similar, first - 1, axis=1)[:, :first]
+      pair = (pairs[start:stop, None], pairs[chosen])
+      local_logits = model.local_logits(held, *pair[:: 1 if direction == DIRECTIONS[0] else -1])
+      logits = scale * np.take_along_axis(similar, chosen, 1) + local_logits.reshape(chosen.shape)
       np.put_along_axis(similar, chosen, _ABOVE + logits, 1)
       return similar
 
     return of
 
+  return scores
+
+
+def score_reranked(scores, found: Embedded, *, block: int = BLOCK) -> Gallery:
+  """The gallery of all pairs under "reranked-retrieval-v1".
+
+  Args:
+    scores: of `scorer`.
+    found: of `retrieval.embed`.
+    block: queries at a time.
+  """
   figures = {}
   for direction in DIRECTIONS:
-    figures |= retrieval.figures(
-      retrieval.rank(scores(direction), found.keys, block=block), direction
-    )
+    near = scores(direction, np.arange(len(found.ids)))
+    figures |= retrieval.figures(retrieval.rank(near, found.keys, block=block), direction)
   return retrieval.gallery(figures, found.keys, found.ids, found.patients)

@@ -20,7 +20,6 @@ Protocol "retrieval-v1":
   text, each kind its own gallery; group "all" holds all.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,12 +32,12 @@ from input_pipeline.study import Study
 from plan_jax.evaluators import bootstrap
 from plan_jax.evaluators.results import RUN, Row
 from plan_jax.evaluators.units import Units, unit_id
+from plan_jax.reporting import say
 
 PROTOCOL = "retrieval-v1"
 AT = (1, 5, 10)
 DIRECTIONS = ("image-to-text", "text-to-image")
 TOLERANCE = 1e-6
-_LARGE = 20_000  # queries whose ranking shows a bar
 _NONE = float("nan")
 
 
@@ -107,7 +106,7 @@ def rank(
   n, hits = len(group), np.argsort(group, kind="stable")  # candidates, group by group
   first = np.concatenate([[0], np.cumsum(sizes)])
   counts = np.zeros((3, n), np.int64)
-  starts = tqdm(range(0, n, block), desc="ranks", unit="block", disable=n < _LARGE, mininterval=1)
+  starts = tqdm(range(0, n, block), desc="ranks", unit="block", delay=1, mininterval=1)
   for start in starts:
     stop = min(start + block, n)
     found = np.asarray(scores(start, stop))
@@ -289,7 +288,7 @@ def evaluate_retrieval(
 def embed(embedder: Embedder, studies: Iterable[Study], *, batch: int = 64) -> Embedded | None:
   """The pairs of the studies with text, `batch` films at a time; None where there is none.
 
-  How many had no text is logged. Raises ValueError, naming the image, where a film is unreadable.
+  How many had no text is said. Raises ValueError, naming the image, where a film is unreadable.
   """
   v, t, films, texts = [], [], [], []
   known: dict[str, int] = {}
@@ -322,7 +321,7 @@ def embed(embedder: Embedder, studies: Iterable[Study], *, batch: int = 64) -> E
       flush()
   flush()
   if without:
-    logging.info("retrieval: %d studies without text are left out", without)
+    say(f"retrieval: {without} of {without + len(keys)} studies have no text and are left out")
   if not keys:
     return None
   return Embedded(

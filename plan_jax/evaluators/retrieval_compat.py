@@ -9,7 +9,7 @@ that a report which says the same, or another film of the study, is a wrong answ
   of the median of the ranks counted from 0, plus 1. Left out below 1,000 pairs.
 
 Ties are shared as in "retrieval-v1", where those codes leave them to the sort. The floor `chance`
-is exact for R@K. Intervals: 1,000 bootstrap draws of patients; MedR has none.
+is exact for R@K. Intervals: 1,000 bootstrap draws of patients; LIMITR's MedR has none.
 """
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from plan_jax.evaluators import bootstrap, retrieval
 from plan_jax.evaluators.results import RUN, Row
 from plan_jax.evaluators.retrieval import AT, DIRECTIONS, Embedded
+from plan_jax.reporting import say
 
 CHUNK = 1000
 
@@ -36,6 +37,8 @@ def compat_rows(
   galleries = {"compat-instance": [np.arange(n)]}
   if n >= chunk:
     galleries["compat-limitr"] = [np.arange(i, i + chunk) for i in range(0, n - chunk + 1, chunk)]
+    if n % chunk:
+      say(f"compat-limitr: the last {n % chunk} of {n} pairs fill no gallery and are left out")
   rows = []
   for protocol, parts in galleries.items():
     queries = np.concatenate(parts)
@@ -59,9 +62,11 @@ def compat_rows(
         rows.append(Row(*head, metric, RUN, s.value, s.low, s.high, s.n, gallery=size))
         chance = min(1.0, k / size)
         rows.append(Row(*head, metric, "chance", chance, np.nan, np.nan, s.n, gallery=size))
-      medians = [np.floor(np.median(r.expected() - 1)) + 1 for r in ranks]
       if protocol == "compat-instance":
-        medians = [np.median(ranks[0].expected())]
-      metric, value = f"median rank {direction}", float(np.mean(medians))
-      rows.append(Row(*head, metric, RUN, value, np.nan, np.nan, len(queries), gallery=size))
+        s = bootstrap.median(ranks[0].expected(), patients, resamples=resamples, seed=seed)
+      else:
+        medians = [np.floor(np.median(r.expected() - 1)) + 1 for r in ranks]
+        s = bootstrap.Summary(float(np.mean(medians)), np.nan, np.nan, len(queries))
+      metric = f"median rank {direction}"
+      rows.append(Row(*head, metric, RUN, s.value, s.low, s.high, s.n, gallery=size))
   return rows
