@@ -58,7 +58,8 @@ def attach_others(config: ConfigDict) -> None:
   sets.object_cxr = base.evaluation_set("object_cxr")
   sets.chestx_det10 = base.evaluation_set("chestx_det10")
   learned = config.evaluation.downstream
-  learned.rsna_detection = base.downstream("detect", of="rsna", compatibility=True)
-  learned.object_cxr_detection = base.downstream("detect", of="object_cxr", compatibility=True)
+  boxes = dict(image_px=config.model.image_px, compatibility=True)  # 224 or 512, as the field
+  learned.rsna_detection = base.downstream("detect", of="rsna", **boxes)
+  learned.object_cxr_detection = base.downstream("detect", of="object_cxr", **boxes)
   learned.siim_segmentation = base.downstream("segment", of="siim")
   learned.nih14_probe = base.downstream("probe", of="nih14")

@@ -49,11 +49,9 @@ def run(tmp_path_factory):
 def test_every_task_has_figures_beside_floors(run):
   rows = results.read(run / "evaluation.json").rows
   tasks = {row.task for row in rows}
-  assert {"grounding", "grounding-by-phrase", "retrieval", "zero-shot-ours"} <= tasks
-  models = {
-    task: {row.model for row in rows if row.task == task}
-    for task in ("grounding", "retrieval", "zero-shot-ours")
-  }
+  wanted = ("grounding", "retrieval", "reranked-retrieval", "presence", "zero-shot-ours")
+  assert {*wanted, "grounding-by-phrase"} <= tasks
+  models = {task: {row.model for row in rows if row.task == task} for task in wanted}
   assert all("run" in some and len(some) > 1 for some in models.values())
   assert "mean_box" in models["grounding"] and "chance" in models["zero-shot-ours"]
 
