@@ -4,10 +4,13 @@ ResNet-50, ViT-B/16 and a BERT-base, as plan_jax builds them, against ResNetMode
 BertModel of transformers with the same widths, strides and number of threads: random weights, batch
 norm in training mode, no dropout. The whole step is ResNet and BERT, the global contrast and AdamW;
 ours computes the pixel heads and the norms of the step besides. Contenders take turns; times are
-medians. Where JAX sees a GPU torch is given the same one; products in float32 are then TF32 on both
-sides, and bfloat16 is torch's autocast. Torch runs as its models come: eager, channels first.
+medians. With --apart each has processes of its own, as in use, one after the other and the order
+changed every time; the ratio is the median over the pairs. Where JAX sees a GPU torch is given the
+same one; products in float32 are then TF32 on both sides, and bfloat16 is torch's autocast. Torch
+runs as its models come: eager, channels first.
 
   python -m benchmarks.train_step --json=out.json
+  python -m benchmarks.train_step --batch=4 --apart=3 --rows="ResNet-50, f|ViT|BERT" --json=out.json
   XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.train_step --batch=64 --dtype=bfloat16
 """
 
@@ -16,6 +19,9 @@ import json
 import os
 import re
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,15 +271,8 @@ def torchs(size: Size) -> dict:
   }
 
 
-def measure(size: Size, repeats: int, *, with_torch: bool, rows: str = "") -> list[dict]:
-  """One row for each part whose name holds what the regular expression `rows` looks for.
-
-  Torch's seconds are None without it, and where it has no such row.
-  """
-  steps = {("ours", name): step for name, step in ours(size).items()}
-  if with_torch:
-    steps |= {("torch", name): step for name, step in torchs(size).items()}
-  steps = {key: step for key, step in steps.items() if re.search(rows, key[1])}
+def turns(steps: dict, repeats: int) -> dict:
+  """Seconds of each step of each turn."""
   times = {key: [] for key in steps}
   for step in steps.values():
     step()  # warm-up
@@ -283,6 +282,49 @@ def measure(size: Size, repeats: int, *, with_torch: bool, rows: str = "") -> li
       began = time.perf_counter()
       step()
       times[key].append(time.perf_counter() - began)
+  return times
+
+
+def contender(name: str, size: Size, rows: str) -> dict:
+  """Row -> step of "ours" or "torch", those whose name holds what the regular expression finds."""
+  steps = {"ours": ours, "torch": torchs}[name](size)
+  return {row: step for row, step in steps.items() if re.search(rows, row)}
+
+
+def measure_apart(arguments: list[str], pairs: int) -> list[dict]:
+  """One row for each part, of processes of one contender each.
+
+  Args:
+    arguments: of the command, but those that concern the pairs.
+    pairs: of processes.
+  """
+  found = {"ours": [], "torch": []}
+  with tempfile.TemporaryDirectory() as cache:  # compiled programs, for all but the first
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+    for pair in range(pairs):
+      for name in ("ours", "torch")[:: 1 if pair % 2 else -1]:
+        call = [sys.executable, "-m", "benchmarks.train_step", f"--only={name}", *arguments]
+        done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+        found[name].append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"pair {pair + 1} of {pairs}: {name} is done", file=sys.stderr)
+  table = []
+  for row in [row for row in found["ours"][0] if row in found["torch"][0]]:
+    mine, its = ([some[row] for some in found[name]] for name in ("ours", "torch"))
+    ratios = [b / a for a, b in zip(mine, its, strict=True)]
+    table.append(
+      {"row": row, "seconds": mine, "torch_seconds": its, "ratio": statistics.median(ratios)}
+    )
+  return table
+
+
+def measure(size: Size, repeats: int, *, with_torch: bool, rows: str = "") -> list[dict]:
+  """One row for each part whose name holds what the regular expression `rows` looks for.
+
+  Torch's seconds are None without it, and where it has no such row.
+  """
+  names = ("ours", "torch") if with_torch else ("ours",)
+  steps = {(name, row): step for name in names for row, step in contender(name, size, rows).items()}
+  times = turns(steps, repeats)
   found = {key: statistics.median(taken) for key, taken in times.items()}
   table = []
   for (who, name), seconds in found.items():
@@ -300,6 +342,23 @@ def measure(size: Size, repeats: int, *, with_torch: bool, rows: str = "") -> li
   return table
 
 
+def _print_apart(rows: list[dict], options) -> None:
+  print(
+    f"{jax.devices()[0].device_kind}, {options.dtype}, batch {options.batch}; medians of"
+    f" {options.repeats} in each of {options.apart} pairs of processes\n\n"
+    "| | ours, ms | torch, ms | torch / ours |\n|---|---:|---:|---:|"
+  )
+  for row in rows:
+    mine, its = (
+      ", ".join(f"{1e3 * s:.0f}" for s in row[key]) for key in ("seconds", "torch_seconds")
+    )
+    print(f"| {row['row']} | {mine} | {its} | {row['ratio']:.2f} |")
+  if options.json:
+    facts = {key: getattr(options, key) for key in ("dtype", "batch", "repeats", "apart")}
+    said = {"device": jax.devices()[0].device_kind, **facts, "rows": rows}
+    Path(options.json).write_text(json.dumps(said, indent=1) + "\n")
+
+
 def main() -> None:
   """Prints the table, and writes the JSON."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -308,10 +367,24 @@ def main() -> None:
   parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
   parser.add_argument("--rows", default="", help="regular expression of the rows to measure")
   parser.add_argument("--json", help="where to write all figures")
+  parser.add_argument("--apart", type=int, help="pairs of processes, one contender each")
+  parser.add_argument("--only", choices=["ours", "torch"], help="medians of one, as JSON")
   options = parser.parse_args()
-  with_torch = has_torch()
-  most = ceiling(options.dtype)
   size = Size(options.batch, dtype=options.dtype)
+  if options.only:
+    times = turns(contender(options.only, size, options.rows), options.repeats)
+    print(json.dumps({row: statistics.median(taken) for row, taken in times.items()}))
+    return
+  with_torch = has_torch()
+  if options.apart:
+    if not with_torch:
+      parser.error("--apart needs torch")
+    kept = ("batch", "repeats", "dtype", "rows")
+    _print_apart(
+      measure_apart([f"--{k}={getattr(options, k)}" for k in kept], options.apart), options
+    )
+    return
+  most = ceiling(options.dtype)
   rows = measure(size, options.repeats, with_torch=with_torch, rows=options.rows)
   print(
     f"{jax.devices()[0].device_kind}, {options.dtype}, batch {options.batch};"

@@ -1,5 +1,11 @@
 """The benchmarks run and count what they say; what they measure is no test's business."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -50,6 +56,19 @@ def test_train_step_has_a_row_for_every_part():
   ]  # fmt: skip
   assert all(row["seconds"] > 0 and row["gflops"] > 0 for row in rows)
   assert all(row["torch_seconds"] is None for row in rows)
+
+
+@pytest.mark.slow  # four processes at full size
+def test_contenders_in_processes_of_their_own(tmp_path):
+  pytest.importorskip("torch")
+  call = ["--batch=1", "--repeats=1", "--apart=2", "--rows=^BERT, forward$", "--json=out.json"]
+  environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1]))
+  done = subprocess.run([sys.executable, "-m", "benchmarks.train_step", *call], cwd=tmp_path,
+                        env=environment, capture_output=True, text=True, timeout=600)  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+  ratios = [b / a for a, b in zip(row["seconds"], row["torch_seconds"], strict=True)]
+  assert len(ratios) == 2 and row["ratio"] == pytest.approx(np.mean(ratios))
 
 
 def test_the_towers_in_torch_are_as_large_as_ours():
