@@ -32,6 +32,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.remat = "blocks"
   config.checkpoint.best_metric = "validation/retrieval/R@5_image-to-text"
   attach(config)
+  if "512" in chosen:
+    for name in ("rsna_detection", "object_cxr_detection"):
+      config.evaluation.downstream[name].flags.image_px = 512
   return config
 
 
@@ -58,8 +61,7 @@ def attach_others(config: ConfigDict) -> None:
   sets.object_cxr = base.evaluation_set("object_cxr")
   sets.chestx_det10 = base.evaluation_set("chestx_det10")
   learned = config.evaluation.downstream
-  boxes = dict(image_px=config.model.image_px, compatibility=True)  # 224 or 512, as the field
-  learned.rsna_detection = base.downstream("detect", of="rsna", **boxes)
-  learned.object_cxr_detection = base.downstream("detect", of="object_cxr", **boxes)
+  learned.rsna_detection = base.downstream("detect", of="rsna", compatibility=True)
+  learned.object_cxr_detection = base.downstream("detect", of="object_cxr", compatibility=True)
   learned.siim_segmentation = base.downstream("segment", of="siim")
   learned.nih14_probe = base.downstream("probe", of="nih14")

@@ -72,6 +72,13 @@ def test_full_size_configs_are_possible(config):
   settings.check(settings.localised(config))
 
 
+def test_boxes_are_detected_at_the_size_of_the_variant():
+  for variant, side in (("512", 512), ("vit", None)):
+    learned = mimic.get_config(variant).evaluation.downstream
+    assert learned.rsna_detection.flags.get("image_px") == side
+    assert learned.object_cxr_detection.flags.get("image_px") == side
+
+
 def test_unknown_variants_are_told():
   with pytest.raises(ValueError, match="no variant 'swin' of mimic.py; there are resnet50, vit"):
     mimic.get_config("swin")
