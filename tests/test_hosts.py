@@ -226,6 +226,7 @@ def test_impossible_places_are_one_line(arguments, message, tmp_path):
   assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_lone_process_saves_at_a_notice_too(start, folder, tmp_path):
   where = tmp_path / "run"
   (process,) = start(where, "--mode=train", count=1, **{"data.records": folder})

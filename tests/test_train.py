@@ -190,7 +190,7 @@ def test_the_loss_falls(folder):
   assert late["loss_local_0"] < early["loss_local_0"] - 0.05
 
 
-@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize("rounds", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_stages_change_what_is_measured(folder, rounds):
   words = {f"curriculum.words.{key}": (1.0,) * rounds for key in ("local_weight", "tau", "gamma")}
   config = tiny(**{"train.steps": 3, "curriculum.refine.start_fraction": 0.6, **words})
@@ -240,6 +240,7 @@ def test_ema_follows_the_parameters(folder):
     np.testing.assert_allclose(ema, (a + b) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_told_is_told_while_the_next_step_runs(folder, tmp_path, monkeypatch):
   """Rows every two steps and at the end, each the mean of its steps; none is fetched at once."""
   fetched, dispatched = [], []
