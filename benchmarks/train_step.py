@@ -10,7 +10,7 @@ same one; products in float32 are then TF32 on both sides, and bfloat16 is torch
 runs as its models come: eager, channels first.
 
   python -m benchmarks.train_step --json=out.json
-  python -m benchmarks.train_step --batch=4 --apart=3 --rows="ResNet-50, f|ViT|BERT" --json=out.json
+  python -m benchmarks.train_step --batch=4 --apart=3 --rows=BERT --json=out.json
   XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.train_step --batch=64 --dtype=bfloat16
 """
 
@@ -353,10 +353,14 @@ def _print_apart(rows: list[dict], options) -> None:
       ", ".join(f"{1e3 * s:.0f}" for s in row[key]) for key in ("seconds", "torch_seconds")
     )
     print(f"| {row['row']} | {mine} | {its} | {row['ratio']:.2f} |")
-  if options.json:
-    facts = {key: getattr(options, key) for key in ("dtype", "batch", "repeats", "apart")}
-    said = {"device": jax.devices()[0].device_kind, **facts, "rows": rows}
-    Path(options.json).write_text(json.dumps(said, indent=1) + "\n")
+  _write(rows, options, repeats=options.repeats, apart=options.apart)
+
+
+def _write(rows: list[dict], options, **facts) -> None:
+  if not options.json:
+    return
+  said = {"device": jax.devices()[0].device_kind, "dtype": options.dtype, "batch": options.batch}
+  Path(options.json).write_text(json.dumps(said | facts | {"rows": rows}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -399,20 +403,7 @@ def main() -> None:
       its = f"{1e3 * row['torch_seconds']:.1f} ({1e3 * row['torch_fastest']:.1f})"
       ratio = f"{row['ratio']:.2f}"
     print(f"| {row['row']} | {mine} | {its} | {ratio} | {row['gflops']:.0f} |")
-  if options.json:
-    Path(options.json).write_text(
-      json.dumps(
-        {
-          "device": jax.devices()[0].device_kind,
-          "dtype": options.dtype,
-          "ceiling_gflops": most,
-          "batch": options.batch,
-          "rows": rows,
-        },
-        indent=1,
-      )
-      + "\n"
-    )
+  _write(rows, options, ceiling_gflops=most)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,12 @@ def get_config(variant: str = "") -> ConfigDict:
   config.data.selection = "without_5x200"  # whose films are drawn from the training split
   if "vit" in chosen:
     config.model.image.name = "vit"
+  config.checkpoint.best_metric = "validation/retrieval/R@5_image-to-text"
+  attach(config)
   if "512" in chosen:
     config.model.image_px = 512
     config.train.micro_batches = 4
     config.model.remat = "blocks"
-  config.checkpoint.best_metric = "validation/retrieval/R@5_image-to-text"
-  attach(config)
-  if "512" in chosen:
     for name in ("rsna_detection", "object_cxr_detection"):
       config.evaluation.downstream[name].flags.image_px = 512
   return config

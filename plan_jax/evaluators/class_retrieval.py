@@ -17,7 +17,7 @@ Protocol "class-retrieval-v1":
 - Floor `chance`: the share of the query's class among the candidates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -25,15 +25,13 @@ from tqdm import tqdm
 
 from plan_jax.evaluators import bootstrap
 from plan_jax.evaluators.results import RUN, Row
-from plan_jax.evaluators.retrieval import DIRECTIONS, TOLERANCE, Embedded
+from plan_jax.evaluators.retrieval import DIRECTIONS, TOLERANCE, Embedded, Scores
 from plan_jax.evaluators.units import Units, unit_id
 from plan_jax.reporting import say
 
 PROTOCOL = "class-retrieval-v1"
 AT = (1, 2, 5, 10)
 OWN = ("with own", "without own")
-
-Scores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
 
 
 def single_finding(labels: dict[str, int]) -> str:
@@ -138,8 +136,7 @@ def score_classes(
 
 
 def _dot_products(found: Embedded, direction: str, chosen: np.ndarray):
-  sides = (found.films[chosen], found.texts[chosen])
-  queries, candidates = sides if direction == DIRECTIONS[0] else sides[::-1]
+  queries, candidates = found.sides(direction, chosen)
   return lambda start, stop: queries[start:stop] @ candidates.T
 
 

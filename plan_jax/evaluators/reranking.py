@@ -12,7 +12,7 @@ Protocols "reranked-retrieval-v1" and "reranked-class-retrieval-v1" are "retriev
   are held in memory.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from input_pipeline import images, reports
 from input_pipeline.study import Study
 from plan_jax.evaluators import retrieval
-from plan_jax.evaluators.retrieval import DIRECTIONS, Embedded, Gallery
+from plan_jax.evaluators.retrieval import DIRECTIONS, Embedded, Gallery, Scores
 from plan_jax.reporting import say
 
 PROTOCOL, CLASS_PROTOCOL = "reranked-retrieval-v1", "reranked-class-retrieval-v1"
@@ -64,12 +64,8 @@ def features(model: Matcher, studies: Iterable[Study], *, batch: int = 64):
   return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
 
-def scorer(
-  model: Matcher, found: Embedded | None, local, *, top: int
-) -> Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]] | None:
-  """(direction, pairs that are the gallery) -> (start, stop) -> float64 [stop - start, pairs].
-
-  None where re-ranking is left out.
+def scorer(model: Matcher, found: Embedded | None, local, *, top: int) -> Scores | None:
+  """The scores, float64, of any gallery among the pairs; None where re-ranking is left out.
 
   Args:
     model: the model.
@@ -87,8 +83,7 @@ def scorer(
   held, scale = local(), model.global_scale()
 
   def scores(direction: str, pairs: np.ndarray):
-    sides = (found.films[pairs], found.texts[pairs])
-    queries, candidates = sides if direction == DIRECTIONS[0] else sides[::-1]
+    queries, candidates = found.sides(direction, pairs)
     first = min(top, len(pairs))
 
     def of(start: int, stop: int) -> np.ndarray:
@@ -105,7 +100,7 @@ def scorer(
   return scores
 
 
-def score_reranked(scores, found: Embedded, *, block: int = BLOCK) -> Gallery:
+def score_reranked(scores: Scores, found: Embedded, *, block: int = BLOCK) -> Gallery:
   """The gallery of all pairs under "reranked-retrieval-v1".
 
   Args:

@@ -39,6 +39,8 @@ AT = (1, 5, 10)
 DIRECTIONS = ("image-to-text", "text-to-image")
 TOLERANCE = 1e-6
 _NONE = float("nan")
+# (direction, pairs that are the gallery) -> (start, stop) -> [stop - start, pairs], of its queries.
+Scores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
 
 
 class ImageEmbedder(Protocol):
@@ -252,6 +254,11 @@ class Embedded:
   patients: list[str]
   kinds: list[str]
   labels: list[dict[str, int]]
+
+  def sides(self, direction: str, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and candidates [len(pairs), D] of one of `DIRECTIONS`, those of these pairs."""
+    films, texts = self.films[pairs], self.texts[pairs]
+    return (films, texts) if direction == DIRECTIONS[0] else (texts, films)
 
 
 def evaluate_retrieval(

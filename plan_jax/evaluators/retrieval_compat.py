@@ -45,10 +45,8 @@ def compat_rows(
     patients = [found.patients[i] for i in queries]
     size = len(parts[0])
     for direction in DIRECTIONS:
-      sides = (found.films, found.texts)
-      asked, answers = sides if direction == DIRECTIONS[0] else sides[::-1]
       ranks = [
-        retrieval.rank_embeddings(asked[part], answers[part], np.arange(len(part)))
+        retrieval.rank_embeddings(*found.sides(direction, part), np.arange(len(part)))
         for part in parts
       ]
       head = ("retrieval", protocol, data, "all")

@@ -298,16 +298,10 @@ IMAGE_LAYOUTS = (
   ),
   *(
     Layout(
-      f"MGCA {name}", encoder, _under(r"img_encoder_q\.model\.", rows),
-      (r"text_encoder_q\..+", r"img_encoder_q\.model\.head\..+", *_MGCA_HEADS), _HALF,
+      f"{project} {name}", encoder, _under(rf"img_encoder{end}\.model\.", rows),
+      (rf"text_encoder{end}\..+", rf"img_encoder{end}\.model\.head\..+", *heads), _HALF,
     )
-    for name, encoder, rows in (("ResNet", "resnet", RESNET), ("ViT", "vit", VIT))
-  ),
-  *(
-    Layout(
-      f"ConVIRT {name}", encoder, _under(r"img_encoder\.model\.", rows),
-      (r"text_encoder\..+", r"img_encoder\.model\.head\..+", *_CONVIRT_HEADS), _HALF,
-    )
+    for project, end, heads in (("MGCA", "_q", _MGCA_HEADS), ("ConVIRT", "", _CONVIRT_HEADS))
     for name, encoder, rows in (("ResNet", "resnet", RESNET), ("ViT", "vit", VIT))
   ),
   Layout(

@@ -134,8 +134,12 @@ def sizes(shapes: dict, encoder: str) -> dict:
   """
   found = _SIZES[encoder](shapes)
   if "size" in found:
-    found["heads"] = max(1, found["size"] // _HEAD_SIZE)
+    found["heads"] = _usual_heads(found["size"])
   return {key: value for key, value in found.items() if key not in ("channels", "projector")}
+
+
+def _usual_heads(size: int) -> int:
+  return max(1, size // _HEAD_SIZE)
 
 
 def tokenizer_folder(config) -> str:
@@ -288,7 +292,7 @@ def _check_sizes(path, key, encoder, layout, shapes, settings, also_wrong) -> No
   if "size" in there and there["size"] != encoder.size and "num_attention_heads" not in settings:
     wrong.append(
       f"set {keys}.heads as well, which the file does not tell (is {encoder.heads};"
-      f" {max(1, there['size'] // _HEAD_SIZE)} where a head has {_HEAD_SIZE} channels, as a rule)"
+      f" {_usual_heads(there['size'])} where a head has {_HEAD_SIZE} channels, as a rule)"
     )
   wrong += [
     f"set {keys}.{name}={value} (is {getattr(encoder, name)})"
