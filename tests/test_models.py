@@ -11,6 +11,7 @@ from experiments import tiny
 from plan_jax.models.attention import attend, flash_fits, of_even_length
 from plan_jax.models.batch_norm import BatchNorm
 from plan_jax.models.bert import Bert
+from plan_jax.models.gelu import gelu
 from plan_jax.models.plan import Plan, bounded, build, image_encoder, unit
 from plan_jax.models.remat import REMAT, remat
 from plan_jax.models.resnet import FIRST_PX, NORMS, Bottleneck, ResNet, max_pool
@@ -86,6 +87,39 @@ def test_attention_is_a_softmax_of_products(masked):
   logits = jnp.einsum("blhc,bmhc->bhlm", q, k) / 2
   weight = jax.nn.softmax(jnp.where(mask | (not masked), logits, -jnp.inf))
   np.testing.assert_allclose(found, jnp.einsum("bhlm,bmhc->blhc", weight, v), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("masks", [0, 1, 3])
+def test_attention_and_its_gradient_equal_jax_nns(masks, dtype):
+  parts = jax.random.normal(KEY, (3, 2, 7, 3, 8), dtype) * 2  # products of ten and more
+  mask = jax.random.bernoulli(KEY, 0.5, (2, masks, 7, 7)).at[0, :, 2].set(False)  # sees nothing
+  mask = mask if masks else None
+
+  def value(function, parts):
+    def loss(parts):
+      return jnp.sin(function(*parts, mask=mask).astype(jnp.float32)).sum()
+
+    return jax.value_and_grad(loss)(parts)
+
+  want = value(jax.nn.dot_product_attention, parts.astype(jnp.float32))
+  within = 1e-5 if dtype == "float32" else 3e-2
+  for a, b in zip(value(attend, parts), want, strict=True):
+    scale = float(jnp.abs(b).max())
+    np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=within, atol=within * scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_gradient_equal_flax(dtype):
+  x = jnp.linspace(-12, 12, 1001).astype(dtype)
+  want, slope = jax.vmap(jax.value_and_grad(partial(nn.gelu, approximate=False)))(
+    x.astype(jnp.float32)
+  )
+  found, its = jax.vmap(jax.value_and_grad(gelu))(x)
+  assert found.dtype == its.dtype == jnp.dtype(dtype)
+  within = 1e-6 if dtype == "float32" else 8e-3
+  for a, b in ((found, want), (its, slope)):
+    np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=within, atol=within)
 
 
 @pytest.mark.parametrize("length", [4, 5, 1])

@@ -21,7 +21,21 @@ def attend(
   # Lengths of a batch that several devices share were never tried.
   if flash and (query.shape[1] % 2 == 0 or jax.device_count() == 1):
     return of_even_length(query, key, value, implementation="cudnn")
+  # Not by platform_dependent, which would keep what both ways need for the gradient.
+  if jax.default_backend() == "cpu":
+    return _heads_first(query, key, value, mask)
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def _heads_first(query, key, value, mask):
+  """As in `attend`; where heads lie outside of places, XLA's CPU backend takes half the time."""
+  q, k, v = (x.swapaxes(1, 2) for x in (query, key, value))
+  logits = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
+  logits *= q.shape[-1] ** -0.5
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  weight = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  return jnp.einsum("bhqk,bhkc->bhqc", weight, v).swapaxes(1, 2)
 
 
 def of_even_length(

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from plan_jax.models.attention import attend, first_attention
+from plan_jax.models.gelu import gelu
 from plan_jax.models.product import dot_general
 from plan_jax.models.remat import remat
 
@@ -40,7 +41,7 @@ class Layer(nn.Module):
     y = attend(query, key, value, allowed)
     y = drop(dense(size, "attention_out")(y.reshape(x.shape)))
     x = nn.LayerNorm(1e-12, dtype=self.dtype, name="attention_norm")(x + y)
-    y = nn.gelu(dense(self.mlp_size, "mlp_in")(x), approximate=False)
+    y = gelu(dense(self.mlp_size, "mlp_in")(x))
     y = drop(dense(size, "mlp_out")(y))
     return nn.LayerNorm(1e-12, dtype=self.dtype, name="mlp_norm")(x + y)
 
@@ -114,7 +115,7 @@ class Bert(nn.Module):
       after.append(x)
     x = sum(after[-self.last_layers :])
     if self.projector:
-      x = nn.gelu(dense(self.projector, "projector_in")(x), approximate=False)
+      x = gelu(dense(self.projector, "projector_in")(x))
       x = nn.LayerNorm(1e-12, dtype=self.dtype, name="projector_norm")(x)
       x = dense(self.projector, "projector_out")(x)
     return x

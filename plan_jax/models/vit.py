@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from plan_jax.models.attention import attend
+from plan_jax.models.gelu import gelu
 from plan_jax.models.product import dot_general
 from plan_jax.models.remat import remat
 
@@ -38,7 +39,7 @@ class Block(nn.Module):
       for name in ("query", "key", "value")
     )
     x += dense(size, "attention_out")(attend(query, key, value).reshape(x.shape))
-    y = nn.gelu(dense(self.mlp_size, "mlp_in")(norm("mlp_norm")(x)), approximate=False)
+    y = gelu(dense(self.mlp_size, "mlp_in")(norm("mlp_norm")(x)))
     return x + dense(size, "mlp_out")(y)
 
 
