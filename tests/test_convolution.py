@@ -1,12 +1,13 @@
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from plan_jax.mesh import batch_sharding, make_mesh
 from plan_jax.models.batch_norm import BatchNorm, normalise
-from plan_jax.models.convolution import Conv, Conv1x1
+from plan_jax.models.convolution import Conv, Conv1x1, convolve
 from plan_jax.models.product import dot_general
 
 KEY = jax.random.key(0)
@@ -53,6 +54,34 @@ def test_a_convolution_and_its_gradients_equal_flax(channels, case, shape):
   weight = jax.random.normal(jax.random.key(1), out.shape)
   got, want = (gradients(layer, variables, x, weight) for layer in (ours, theirs))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, want)
+
+
+@pytest.mark.parametrize("shape", [(3, 17, 20), (2, 16, 16)])
+def test_a_wide_convolution_and_its_gradients_by_tiles(shape):
+  x = jax.random.normal(KEY, (*shape, 64))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 64, 72))
+
+  def plain(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  def ours(x, kernel):
+    return convolve(x, kernel, 1, 1)
+
+  def gradients(function):
+    return jax.jit(jax.grad(lambda *args: jnp.sin(function(*args)).sum(), (0, 1)))(x, kernel)
+
+  assert jax.jit(ours).lower(x, kernel).as_text().count("dot_general") == 16
+  unknown = jax.ShapeDtypeStruct(
+    (jax.export.symbolic_shape("b")[0], *x.shape[1:]), x.dtype
+  )  # of films
+  exported = jax.export.export(jax.jit(ours))(unknown, kernel)
+  np.testing.assert_allclose(exported.call(x, kernel), ours(x, kernel), rtol=1e-5, atol=1e-4)
+  got, want = ours(x, kernel), plain(x, kernel)
+  np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
+  for a, b in zip(gradients(ours), gradients(plain), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()))
 
 
 @pytest.mark.parametrize("layer", [Conv1x1(4, 2), Conv(4, 3, 2), BatchNorm(True)])
