@@ -4,10 +4,11 @@ ResNet-50, ViT-B/16 and a BERT-base, as plan_jax builds them, against ResNetMode
 BertModel of transformers with the same widths, strides and number of threads: random weights, batch
 norm in training mode, no dropout. The whole step is ResNet and BERT, the global contrast and AdamW;
 ours computes the pixel heads and the norms of the step besides. Contenders take turns; times are
-medians. With --apart each has processes of its own, as in use, one after the other and the order
-changed every time; the ratio is the median over the pairs. Where JAX sees a GPU torch is given the
-same one; products in float32 are then TF32 on both sides, and bfloat16 is torch's autocast. Torch
-runs as its models come: eager, channels first.
+medians. With --apart each row of each contender is measured in processes of its own, one after the
+other and the order changed every time, all with huge pages (docs/launching.md); the ratio is the
+median over the pairs. Where JAX sees a GPU torch is given the same one; products in float32 are
+then TF32 on both sides, and bfloat16 is torch's autocast. Torch runs as its models come: eager,
+channels first.
 
   python -m benchmarks.train_step --json=out.json
   python -m benchmarks.train_step --batch=4 --apart=3 --rows=BERT --json=out.json
@@ -42,6 +43,7 @@ from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
 from plan_jax.train_state import initial_state, make_optimizer, make_step
 
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _SETTLE_SECONDS = 0.3  # the threads of the one before may spin for a while
 
 
@@ -165,12 +167,16 @@ class _Step:
 
   @property
   def flops(self) -> float:
-    """Of the program that a GPU would get, not yet optimised.
+    """Of the program lowered for a GPU, not yet optimised.
 
     XLA counts neither what a library does (flash attention on a GPU) nor the turns of a loop, such
     as a CPU gets.
     """
-    program = self._jitted.trace(self._first, self._batch).lower(lowering_platforms=("cuda",))
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self._first, self._batch)
+    )
+    with jax.default_device(jax.devices("cpu")[0]):  # plugins for GPUs cannot count
+      program = self._jitted.trace(*shapes).lower(lowering_platforms=("cuda",))
     return program.cost_analysis()["flops"]
 
   def __call__(self):
@@ -291,29 +297,29 @@ def contender(name: str, size: Size, rows: str) -> dict:
   return {row: step for row, step in steps.items() if re.search(rows, row)}
 
 
-def measure_apart(arguments: list[str], pairs: int) -> list[dict]:
-  """One row for each part, of processes of one contender each.
-
-  Args:
-    arguments: of the command, but those that concern the pairs.
-    pairs: of processes.
-  """
-  found = {"ours": [], "torch": []}
-  with tempfile.TemporaryDirectory() as cache:  # compiled programs, for all but the first
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
-    for pair in range(pairs):
-      for name in ("ours", "torch")[:: 1 if pair % 2 else -1]:
-        call = [sys.executable, "-m", "benchmarks.train_step", f"--only={name}", *arguments]
-        done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-        found[name].append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"pair {pair + 1} of {pairs}: {name} is done", file=sys.stderr)
+def measure_apart(options) -> list[dict]:
+  """One row for each part, of processes of one contender and one row each."""
+  names = list(contender("torch", SMALL, options.rows))
+  kept = [f"--{key}={getattr(options, key)}" for key in ("batch", "repeats", "dtype")]
   table = []
-  for row in [row for row in found["ours"][0] if row in found["torch"][0]]:
-    mine, its = ([some[row] for some in found[name]] for name in ("ours", "torch"))
-    ratios = [b / a for a, b in zip(mine, its, strict=True)]
-    table.append(
-      {"row": row, "seconds": mine, "torch_seconds": its, "ratio": statistics.median(ratios)}
-    )
+  with tempfile.TemporaryDirectory() as cache:  # compiled programs, for all but the first
+    environment = {**os.environ, **_HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": cache}
+    for row in names:
+      found = {"ours": [], "torch": []}
+      for pair in range(options.apart):
+        for name in list(found)[:: 1 if pair % 2 else -1]:
+          only = [f"--only={name}", f"--rows=^{re.escape(row)}$"]
+          call = [sys.executable, "-m", "benchmarks.train_step", *only, *kept]
+          done = subprocess.run(
+            call, env=environment, stdout=subprocess.PIPE, check=True, text=True
+          )
+          found[name].append(json.loads(done.stdout.splitlines()[-1])[row])
+        print(f"{row}: pair {pair + 1} of {options.apart}", file=sys.stderr)
+      mine, its = found.values()
+      ratios = [b / a for a, b in zip(mine, its, strict=True)]
+      table.append(
+        {"row": row, "seconds": mine, "torch_seconds": its, "ratio": statistics.median(ratios)}
+      )
   return table
 
 
@@ -353,7 +359,7 @@ def _print_apart(rows: list[dict], options) -> None:
       ", ".join(f"{1e3 * s:.0f}" for s in row[key]) for key in ("seconds", "torch_seconds")
     )
     print(f"| {row['row']} | {mine} | {its} | {row['ratio']:.2f} |")
-  _write(rows, options, repeats=options.repeats, apart=options.apart)
+  _write(rows, options, repeats=options.repeats, apart=options.apart, environment=_HUGE_PAGES)
 
 
 def _write(rows: list[dict], options, **facts) -> None:
@@ -383,10 +389,7 @@ def main() -> None:
   if options.apart:
     if not with_torch:
       parser.error("--apart needs torch")
-    kept = ("batch", "repeats", "dtype", "rows")
-    _print_apart(
-      measure_apart([f"--{k}={getattr(options, k)}" for k in kept], options.apart), options
-    )
+    _print_apart(measure_apart(options), options)
     return
   most = ceiling(options.dtype)
   rows = measure(size, options.repeats, with_torch=with_torch, rows=options.rows)
