@@ -27,7 +27,8 @@ $(READY_BEAM): requirements.txt pyproject.toml
 
 # Huge pages for the buffers that XLA takes anew for every step (docs/launching.md).
 demo: setup
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+	  $(BIN)/python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist=loadfile -m "not slow"

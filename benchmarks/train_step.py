@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import jax
@@ -100,22 +101,28 @@ def config(size: Size, output_stride: int) -> ConfigDict:
 
 
 def ours(size: Size) -> dict:
-  """Row -> a step to time."""
+  """Row -> a step to time; weights are made when the first step that needs them is run."""
   made = config(size, 32)
   model, dilated = (build(config(size, s).model, size.vocabulary) for s in (32, 16))
   optimizer, schedule = make_optimizer(made.train, made.train.steps)
   batch = arrays(size)
   report, vit = Bert(**model.text), patches(size)
-  with quick_draws():
-    state = jax.jit(lambda: initial_state(model, optimizer, batch, seed=0, ema=False))()
-    vit_params = jax.jit(vit.init)(jax.random.key(0), batch["image"])["params"]
-  batch = jax.device_put(batch)
+
+  @cache
+  def state():
+    with quick_draws():
+      return jax.jit(lambda: initial_state(model, optimizer, batch, seed=0, ema=False))()
+
+  @cache
+  def vit_params():
+    with quick_draws():
+      return jax.jit(vit.init)(jax.random.key(0), batch["image"])["params"]
 
   def of_film(model):
     film = ResNet(**model.image)
 
     def loss(params, batch):
-      variables = {"params": params, "batch_stats": state.batch_stats["image_encoder"]}
+      variables = {"params": params, "batch_stats": state().batch_stats["image_encoder"]}
       out, _ = film.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
       return jnp.square(out).mean()
 
@@ -133,10 +140,17 @@ def ours(size: Size) -> dict:
     step = make_step(
       model, optimizer, schedule, stage, Alignment(**made.alignment), seed=0, ema_decay=0.0
     )
-    # A copy, for the step is given its state, and the other rows hold parts of this one.
-    return _Step(jax.jit(step, donate_argnums=0), jax.tree.map(jnp.copy, state), batch, keep=True)
+    return _Step(jax.jit(step, donate_argnums=0), copied, batch, keep=True)
 
-  film_params, report_params = (state.params[f"{tower}_encoder"] for tower in ("image", "text"))
+  def copied():  # for the step gives its state away, of which the other rows hold parts
+    return jax.tree.map(jnp.copy, state())
+
+  def film_params():
+    return state().params["image_encoder"]
+
+  def report_params():
+    return state().params["text_encoder"]
+
   rows = {}
   for name, loss, params in (
     ("ResNet-50", of_film(model), film_params), ("ViT-B/16", of_patches, vit_params),
@@ -160,10 +174,18 @@ def patches(size: Size) -> ViT:
 
 
 class _Step:
-  """A jitted function and its arguments; with `keep` the first is what the last call returned."""
+  """A jitted function, what makes its first argument, and a batch, put on the device.
 
-  def __init__(self, jitted, first, batch, *, keep: bool = False):
-    self._jitted, self._first, self._batch, self._keep = jitted, first, batch, keep
+  With `keep` the first argument is what the last call returned.
+  """
+
+  def __init__(self, jitted, make_first, batch, *, keep: bool = False):
+    self._jitted, self._make_first, self._keep = jitted, make_first, keep
+    self._batch = jax.device_put(batch)
+
+  @cached_property
+  def _first(self):
+    return self._make_first()
 
   @property
   def flops(self) -> float:
@@ -299,21 +321,14 @@ def contender(name: str, size: Size, rows: str) -> dict:
 
 def measure_apart(options) -> list[dict]:
   """One row for each part, of processes of one contender and one row each."""
-  names = list(contender("torch", SMALL, options.rows))
-  kept = [f"--{key}={getattr(options, key)}" for key in ("batch", "repeats", "dtype")]
   table = []
   with tempfile.TemporaryDirectory() as cache:  # compiled programs, for all but the first
     environment = {**os.environ, **_HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": cache}
-    for row in names:
+    for row in contender("torch", SMALL, options.rows):
       found = {"ours": [], "torch": []}
       for pair in range(options.apart):
         for name in list(found)[:: 1 if pair % 2 else -1]:
-          only = [f"--only={name}", f"--rows=^{re.escape(row)}$"]
-          call = [sys.executable, "-m", "benchmarks.train_step", *only, *kept]
-          done = subprocess.run(
-            call, env=environment, stdout=subprocess.PIPE, check=True, text=True
-          )
-          found[name].append(json.loads(done.stdout.splitlines()[-1])[row])
+          found[name].append(_alone(name, row, options, environment))
         print(f"{row}: pair {pair + 1} of {options.apart}", file=sys.stderr)
       mine, its = found.values()
       ratios = [b / a for a, b in zip(mine, its, strict=True)]
@@ -321,6 +336,15 @@ def measure_apart(options) -> list[dict]:
         {"row": row, "seconds": mine, "torch_seconds": its, "ratio": statistics.median(ratios)}
       )
   return table
+
+
+def _alone(name: str, row: str, options, environment: dict[str, str]) -> float:
+  """Median seconds of one row of one contender, in a process of its own."""
+  call = [sys.executable, "-m", "benchmarks.train_step", f"--only={name}"]
+  call += [f"--{key}={getattr(options, key)}" for key in ("batch", "repeats", "dtype")]
+  call.append(f"--rows=^{re.escape(row)}$")
+  done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+  return json.loads(done.stdout.splitlines()[-1])[row]
 
 
 def measure(size: Size, repeats: int, *, with_torch: bool, rows: str = "") -> list[dict]:

@@ -73,9 +73,8 @@ def test_a_wide_convolution_and_its_gradients_by_tiles(shape):
     return jax.jit(jax.grad(lambda *args: jnp.sin(function(*args)).sum(), (0, 1)))(x, kernel)
 
   assert jax.jit(ours).lower(x, kernel).as_text().count("dot_general") == 16
-  unknown = jax.ShapeDtypeStruct(
-    (jax.export.symbolic_shape("b")[0], *x.shape[1:]), x.dtype
-  )  # of films
+  (films,) = jax.export.symbolic_shape("b")
+  unknown = jax.ShapeDtypeStruct((films, *x.shape[1:]), x.dtype)
   exported = jax.export.export(jax.jit(ours))(unknown, kernel)
   np.testing.assert_allclose(exported.call(x, kernel), ours(x, kernel), rtol=1e-5, atol=1e-4)
   got, want = ours(x, kernel), plain(x, kernel)

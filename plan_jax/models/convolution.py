@@ -124,12 +124,9 @@ def _by_tiles(x, kernel):
   pixels = jax.lax.optimization_barrier(pixels)
   places = [a @ b for a, b in zip(pixels, weights, strict=True)]
   places = jax.lax.optimization_barrier(places)
-  columns_of = [of_outputs(*places[4 * i : 4 * i + 4]) for i in range(4)]
-  out = [of_outputs(*(row[j] for row in columns_of)) for j in range(2)]  # [column][row]
-  out = [
-    jnp.stack([out[j][i].reshape(batch, rows, columns, -1) for j in range(2)], 3) for i in range(2)
-  ]
-  out = jnp.stack(out, 2).reshape(batch, 2 * rows, 2 * columns, -1)
+  across = [jnp.stack(of_outputs(*places[i : i + 4]), 1) for i in range(0, 16, 4)]
+  out = jnp.stack(of_outputs(*across), 1).reshape(batch, rows, columns, 2, 2, -1)
+  out = out.swapaxes(2, 3).reshape(batch, 2 * rows, 2 * columns, -1)
   return out[:, :high, :wide]
 
 
