@@ -41,7 +41,7 @@ test-gpu: setup
 	TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu.py
 
 test-beam: $(READY_BEAM)
-	.venv-beam/bin/python -m pytest tests/test_convert_beam.py
+	.venv-beam/bin/python -m pytest tests/input_pipeline/conversion/test_convert_beam.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Films a second of the converter, beside bare loops: python -m benchmarks.convert.
+"""Images a second of the converter, beside bare loops: python -m benchmarks.convert.
 
-The films are as large as MIMIC-CXR-JPG's, 2544 x 3056 grey JPEG of quality 95 and about 1.6 MB: a
-phantom film, enlarged, and noise of a strength that gives that size. Rows of one worker count take
+The images are as large as MIMIC-CXR-JPG's, 2544 x 3056 grey JPEG of quality 95 and about 1.6 MB: a
+phantom image, enlarged, and noise of a strength that gives that size. Rows of one worker count take
 turns on the same files, which the system keeps in memory: no disk is measured.
 
   naive loop      OpenCV: decode all pixels, reduce, encode as JPEG
@@ -28,7 +28,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from input_pipeline import convert, images, phantom
+from input_pipeline import images
+from input_pipeline.conversion import convert
+from input_pipeline.phantom import radiograph
 from input_pipeline.readers import folder
 
 _SIZE = (2544, 3056)
@@ -37,14 +39,14 @@ _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
 
 def draw(raw: Path, count: int, rows: int, size: tuple[int, int] = _SIZE) -> float:
-  """Writes `count` films and a manifest that names them in turn, `rows` rows.
+  """Writes `count` images and a manifest that names them in turn, `rows` rows.
 
-  Returns: the films' mean size in bytes.
+  Returns: the images' mean size in bytes.
   """
   raw.mkdir(parents=True)
-  studies = [phantom.study(0, i, 512) for i in range(count)]
-  for i, study in enumerate(studies):
-    pixels = cv2.resize(images.decode(study.image), size, interpolation=cv2.INTER_CUBIC)
+  examples = [radiograph.example(0, i, 512) for i in range(count)]
+  for i, example in enumerate(examples):
+    pixels = cv2.resize(images.decode(example.image), size, interpolation=cv2.INTER_CUBIC)
     noise = np.empty(pixels.shape, np.int8)
     cv2.setRNGSeed(i)
     cv2.randn(noise, 0, _NOISE)
@@ -53,7 +55,7 @@ def draw(raw: Path, count: int, rows: int, size: tuple[int, int] = _SIZE) -> flo
     writer = csv.writer(file)
     writer.writerow(["image", "image_id", "split", "text"])
     for row in range(rows):
-      text = " ".join(studies[row % count].sentences)
+      text = " ".join(examples[row % count].sentences)
       writer.writerow([f"{row % count}.jpg", row, "train", text])
   return statistics.mean((raw / f"{i}.jpg").stat().st_size for i in range(count))
 
@@ -65,7 +67,7 @@ def naive(encoded: bytes, image_px: int) -> bytes:
 
 
 def bare(encoded: bytes, image_px: int) -> bytes:
-  """The least that does what the converter does to the pixels of these films."""
+  """The least that does what the converter does to the pixels of these images."""
   return _jpeg(_reduced(_decoded_at(encoded, 2), image_px))
 
 
@@ -90,7 +92,7 @@ _LOOPS = {"naive loop": naive, "bare loop": bare}
 
 
 def _loop(name: str, files: list[Path], image_px: int) -> float:
-  """Seconds of CPU that a plain loop over the films takes."""
+  """Seconds of CPU that a plain loop over the images takes."""
   began = time.process_time()
   for file in files:
     _LOOPS[name](file.read_bytes(), image_px)
@@ -109,8 +111,8 @@ def time_loop(name: str, files: list[Path], image_px: int, workers: int) -> tupl
     workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
   ) as pool:
 
-    def share(films):
-      parts = [films[i::workers] for i in range(workers)]
+    def share(images):
+      parts = [images[i::workers] for i in range(workers)]
       return sum(pool.map(_loop, [name] * workers, parts, [image_px] * workers))
 
     share(files[: 4 * workers])  # starts and warms the processes
@@ -120,14 +122,14 @@ def time_loop(name: str, files: list[Path], image_px: int, workers: int) -> tupl
 
 
 def time_convert(
-  raw: Path, image_px: int, workers: int, films: int | None = None
+  raw: Path, image_px: int, workers: int, images: int | None = None
 ) -> tuple[float, float]:
   """Seconds, and seconds of CPU, of a whole conversion, its processes' start included."""
   before = _cpu()
   with tempfile.TemporaryDirectory(dir=raw.parent) as scratch:
     summary = convert.convert(
       "folder", Path(scratch) / "records", source=str(raw), image_px=image_px, workers=workers,
-      limit=films, shard_size=1 if films else 16, progress=False,
+      limit=images, shard_size=1 if images else 16, progress=False,
     )  # fmt: skip
   return summary["seconds"], _cpu() - before
 
@@ -139,10 +141,10 @@ def _cpu() -> float:
 
 
 def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> list[dict]:
-  """One row a contender and worker count: median and best films a second, CPU, and the start.
+  """One row a contender and worker count: median and best images a second, CPU, and the start.
 
-  The start of `convert` is what one film a worker takes; it is not in its other figures. On a host
-  that is shared, CPU time tells more than films a second.
+  The start of `convert` is what one image a worker takes; it is not in its other figures. On a host
+  that is shared, CPU time tells more than images a second.
   """
   with open(raw / folder.MANIFEST, encoding="utf-8") as file:
     files = [raw / row["image"] for row in csv.DictReader(file)]
@@ -156,7 +158,7 @@ def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> li
         seconds, used = time_loop(name, files, image_px, count)
         rates[name].append(len(files) / seconds)
         cpu[name].append(used / len(files))
-      start, start_used = time_convert(raw, image_px, count, films=count)
+      start, start_used = time_convert(raw, image_px, count, images=count)
       seconds, used = time_convert(raw, image_px, count)
       rates["convert"].append((len(files) - count) / (seconds - start))
       cpu["convert"].append((used - start_used) / (len(files) - count))
@@ -164,7 +166,7 @@ def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> li
     median = {name: statistics.median(values) for name, values in rates.items()}
     rows += [
       {
-        "row": name, "workers": count, "films_per_s": median[name], "best": max(values),
+        "row": name, "workers": count, "images_per_s": median[name], "best": max(values),
         "cpu_ms": 1000 * statistics.median(cpu[name]), "least_cpu_ms": 1000 * min(cpu[name]),
         "of_bare": median[name] / median["bare loop"],
         "of_naive": median[name] / median["naive loop"],
@@ -176,7 +178,7 @@ def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> li
 
 
 def fidelity(raw: Path, image_px: int) -> list[dict]:
-  """By how much a reduced decoding changes the film to store: mean over the films, PSNR in dB.
+  """By how much a reduced decoding changes the image to store: mean over the images, PSNR in dB.
 
   Against all pixels decoded and their areas averaged; beside it, what storing that as JPEG changes.
   """
@@ -196,9 +198,9 @@ def fidelity(raw: Path, image_px: int) -> list[dict]:
 def main() -> None:
   """Prints the table, and writes the JSON."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--films", type=int, default=24, help="different films drawn")
+  parser.add_argument("--images", type=int, default=24, help="different images drawn")
   parser.add_argument(
-    "--rows", type=int, default=480, help="rows of the manifest, over those films"
+    "--rows", type=int, default=480, help="rows of the manifest, over those images"
   )
   parser.add_argument("--image_px", type=int, default=512)
   parser.add_argument("--repeats", type=int, default=3)
@@ -208,18 +210,20 @@ def main() -> None:
   cv2.setNumThreads(1)
   with tempfile.TemporaryDirectory() as scratch:
     raw = Path(scratch) / "raw"
-    size = draw(raw, options.films, options.rows)
+    size = draw(raw, options.images, options.rows)
     rows = measure(raw, image_px=options.image_px, repeats=options.repeats, workers=options.workers)
     changes = fidelity(raw, options.image_px)
   width, height = _SIZE
-  films = f"{width} x {height} JPEG of {size / 1e6:.2f} MB to {options.image_px} px"
-  print(f"{options.rows} films, {films}\n")
-  print("| workers | | films/s | best | of bare | of naive | CPU, ms a film | least | start, s |")
+  images = f"{width} x {height} JPEG of {size / 1e6:.2f} MB to {options.image_px} px"
+  print(f"{options.rows} images, {images}\n")
+  print(
+    "| workers | | images/s | best | of bare | of naive | CPU, ms an image | least | start, s |"
+  )
   print("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
   for row in rows:
     start = "" if row["start_s"] is None else f"{row['start_s']:.2f}"
     print(
-      f"| {row['workers']} | {row['row']} | {row['films_per_s']:.0f} | {row['best']:.0f} |"
+      f"| {row['workers']} | {row['row']} | {row['images_per_s']:.0f} | {row['best']:.0f} |"
       f" {row['of_bare']:.2f} | {row['of_naive']:.2f} |"
       f" {row['cpu_ms']:.1f} | {row['least_cpu_ms']:.1f} | {start} |"
     )
@@ -227,7 +231,7 @@ def main() -> None:
   for row in changes:
     print(f"| {row['row']} | {row['psnr_db']:.1f} |")
   if options.json:
-    found = {"films": films, "rows": rows, "fidelity": changes}
+    found = {"images": images, "rows": rows, "fidelity": changes}
     Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
 
 

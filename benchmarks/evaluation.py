@@ -1,6 +1,6 @@
 """Seconds that an evaluation's measures take, without the model: python -m benchmarks.evaluation.
 
-Retrieval: random embeddings of films and reports, both directions, ranks and class precision, with
+Retrieval: random embeddings of images and reports, both directions, ranks and class precision, with
 bootstrap. Grounding: random maps and boxes at 512 px, all figures and floors, with bootstrap. The
 last column is the largest that the process has been so far.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from input_pipeline.study import Region, Study
+from input_pipeline.example import Example, Region
 from plan_jax.evaluators import class_retrieval, grounding, retrieval
 
 _SIDE_PX = 512
@@ -25,19 +25,19 @@ _CLASSES_MOST = 10_000  # pairs of which class precision is measured
 def embeddings(count: int, size: int) -> retrieval.Embedded:
   """Pairs that are somewhat alike."""
   rng = np.random.default_rng(0)
-  films = rng.normal(size=(count, size)).astype(np.float32)
-  texts = films + 2 * rng.normal(size=(count, size)).astype(np.float32)
-  films, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (films, texts))
+  images = rng.normal(size=(count, size)).astype(np.float32)
+  texts = images + 2 * rng.normal(size=(count, size)).astype(np.float32)
+  images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
   names = [f"i{i}" for i in range(count)]
   patients = [f"p{i // 2}" for i in range(count)]
   labels = [{f"finding {i % 5}": 1} for i in range(count)]
   return retrieval.Embedded(
-    films, texts, np.arange(count), names, patients, ["report"] * count, labels
+    images, texts, np.arange(count), names, patients, ["report"] * count, labels
   )
 
 
 class Maps:
-  """Random maps on a grid, brought to the film."""
+  """Random maps on a grid, brought to the image."""
 
   grid = _GRID
 
@@ -47,23 +47,23 @@ class Maps:
     maps = rng.random((len(phrases), *_GRID), np.float32)
     maps /= maps.max((1, 2), keepdims=True)
     pairs = zip(maps, images, strict=True)
-    return [np.clip(self.to_film(m, image.shape), 0, 1) for m, image in pairs]
+    return [np.clip(self.to_image(m, image.shape), 0, 1) for m, image in pairs]
 
-  def to_film(self, grid, shape):
-    """The grid over the whole film."""
+  def to_image(self, grid, shape):
+    """The grid over the whole image."""
     return cv2.resize(grid, shape[::-1])
 
 
-def studies(count: int):
-  """Films of noise, with a box and a phrase each."""
+def examples(count: int):
+  """Images of noise, with a box and a phrase each."""
   rng = np.random.default_rng(0)
-  film = cv2.imencode(".jpg", rng.integers(0, 256, (_SIDE_PX, _SIDE_PX), np.uint8))[1].tobytes()
+  image = cv2.imencode(".jpg", rng.integers(0, 256, (_SIDE_PX, _SIDE_PX), np.uint8))[1].tobytes()
   for i in range(count):
     low = rng.integers(0, 300, 2)
     box = np.array([[*low, *(low + rng.integers(20, 200, 2))]], np.float32)
     region = Region(f"phrase {i}", f"finding {i % 8}", box)
     name = f"i{i}"
-    yield Study(film, _SIDE_PX, _SIDE_PX, name, name, f"p{i // 2}", regions=(region,))
+    yield Example(image, _SIDE_PX, _SIDE_PX, name, name, f"p{i // 2}", regions=(region,))
 
 
 def measure(pairs: list[int], phrases: int, size: int) -> Iterator[dict]:
@@ -89,7 +89,7 @@ def measure(pairs: list[int], phrases: int, size: int) -> Iterator[dict]:
           class_retrieval.score_classes(found), data="x"
         ),
       )  # fmt: skip
-  some = list(studies(phrases))
+  some = list(examples(phrases))
   yield timed(
     "grounding at 512 px, with floors", phrases,
     lambda: grounding.evaluate_grounding(Maps(), some, some[: phrases // 5], data="x"),

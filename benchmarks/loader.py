@@ -1,10 +1,10 @@
-"""Films a second, from bytes to batches, beside bare OpenCV: python -m benchmarks.loader.
+"""Images a second, from bytes to batches, beside bare OpenCV: python -m benchmarks.loader.
 
-Each row does what the row above does, and more, on the same films in one process with one thread;
+Each row does what the row above does, and more, on the same images in one process with one thread;
 then Grain does all of it. Rows take turns, figures are medians; workers start and fill their
 buffers before the clock does.
 
-  python -m benchmarks.loader --json=out.json                   # phantom films, drawn first
+  python -m benchmarks.loader --json=out.json                   # phantom images, drawn first
   python -m benchmarks.loader --records=runs/mine/records --image_px=224
 """
 
@@ -21,31 +21,33 @@ import cv2
 import numpy as np
 from absl import flags
 
-from input_pipeline import convert, images, loader, records, terms, tokens
+from input_pipeline import images, loader, records
+from input_pipeline.conversion import convert
+from input_pipeline.text import diagnostic_terms, tokenizer
 
 _BATCH = 32
 _AHEAD = 4  # batches that a worker may have ready when the clock starts: read before
 
 
-def draw(folder: Path, films: int, stored_px: int) -> Path:
-  """Phantom films with their reports, as records."""
+def draw(folder: Path, images: int, stored_px: int) -> Path:
+  """Phantom images with their reports, as records."""
   convert.convert(
-    "phantom", folder, image_px=stored_px, size_px=stored_px, train_films=films,
-    validation_films=0, test_films=0, seed=0,
+    "phantom", folder, image_px=stored_px, size_px=stored_px, train_images=images,
+    validation_images=0, test_images=0, seed=0,
   )  # fmt: skip
   return folder
 
 
-def stages(source, encode: loader.Encode, films: int) -> dict[str, Callable[[int], object]]:
-  """What is done with film i, name by name, each with all that the one before does."""
-  studies = [source[i] for i in range(films)]
+def stages(source, encode: loader.Encode, count: int) -> dict[str, Callable[[int], object]]:
+  """What is done with image i, name by name, each with all that the one before does."""
+  examples = [source[i] for i in range(count)]
   augment = encode.augment
 
   def decode(i):
-    return images.decode(studies[i].image)
+    return images.decode(examples[i].image)
 
   def bare(i):
-    return cv2.imdecode(np.frombuffer(studies[i].image, np.uint8), cv2.IMREAD_GRAYSCALE)
+    return cv2.imdecode(np.frombuffer(examples[i].image, np.uint8), cv2.IMREAD_GRAYSCALE)
 
   def augmented(i):
     return augment(decode(i), encode.image_px, np.random.default_rng(i))
@@ -55,13 +57,15 @@ def stages(source, encode: loader.Encode, films: int) -> dict[str, Callable[[int
     "decode, as we do": decode,
     "+ resize": lambda i: images.fit(decode(i), encode.image_px),
     "+ augment": augmented,
-    "+ tokenise (all of Encode)": lambda i: encode.random_map(studies[i], np.random.default_rng(i)),
+    "+ tokenise (all of Encode)": lambda i: encode.random_map(
+      examples[i], np.random.default_rng(i)
+    ),
     "+ read the record": lambda i: encode.random_map(source[i], np.random.default_rng(i)),
   }
 
 
 def grain_rate(source, encode: loader.Encode, workers: int, threads: int, count: int) -> float:
-  """Films a second that `loader.batches` yields, `count` batches after the start."""
+  """Images a second that `loader.batches` yields, `count` batches after the start."""
   batches = loader.batches(
     source, encode, batch_size=_BATCH, seed=0, workers=workers, threads=threads
   )
@@ -77,18 +81,18 @@ def grain_rate(source, encode: loader.Encode, workers: int, threads: int, count:
 
 
 def measure(
-  source, encode: loader.Encode, *, films: int, batches: int, repeats: int, workers: list[int]
+  source, encode: loader.Encode, *, images: int, batches: int, repeats: int, workers: list[int]
 ) -> list[dict]:
-  """One row a stage, then one for each number of Grain's workers; rates in films a second."""
-  films = min(films, len(source))
-  plain = stages(source, encode, films)
+  """One row a stage, then one for each number of Grain's workers; rates in images a second."""
+  images = min(images, len(source))
+  plain = stages(source, encode, images)
   rates: dict[str, list[float]] = {name: [] for name in plain}
 
   def rate(work):
     began = time.perf_counter()
-    for i in range(films):
+    for i in range(images):
       work(i)
-    return films / (time.perf_counter() - began)
+    return images / (time.perf_counter() - began)
 
   grains = {f"Grain, {n} workers" if n else "Grain, one thread of this process": n for n in workers}
   rates |= {name: [] for name in grains}
@@ -103,10 +107,10 @@ def measure(
   bare, loop = found["OpenCV's decoder"], found["+ read the record"]
   return [
     {
-      "row": name, "films_per_s": value,
+      "row": name, "images_per_s": value,
       "per_worker": value / max(1, grains.get(name, 1)),
       "of_bare_decoding": value / max(1, grains.get(name, 1)) / bare,
-      # Time of a film in a worker, against that of the plain loop.
+      # Time of an image in a worker, against that of the plain loop.
       "overhead": loop * max(1, grains[name]) / value - 1 if name in grains else None,
     }
     for name, value in found.items()
@@ -116,11 +120,11 @@ def measure(
 def main() -> None:
   """Prints the table, and writes the JSON."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--records", help="a record folder; by default phantom films are drawn")
-  parser.add_argument("--films", type=int, default=256)
-  parser.add_argument("--stored_px", type=int, default=512, help="of drawn films")
+  parser.add_argument("--records", help="a record folder; by default phantom images are drawn")
+  parser.add_argument("--images", type=int, default=256)
+  parser.add_argument("--stored_px", type=int, default=512, help="of drawn images")
   parser.add_argument("--image_px", type=int, default=224)
-  parser.add_argument("--batches", type=int, default=24, help="timed, of 32 films each")
+  parser.add_argument("--batches", type=int, default=24, help="timed, of 32 images each")
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
   parser.add_argument("--json", help="where to write all figures")
@@ -130,30 +134,30 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as scratch:
     folder = Path(options.records or Path(scratch) / "records")
     if not options.records:
-      draw(folder, options.films, options.stored_px)
+      draw(folder, options.images, options.stored_px)
     source = records.RecordSource(folder, "train", where="text")
     texts = (" ".join(source[i].sentences) for i in range(min(len(source), 2000)))
-    tokens.train(texts, Path(scratch) / "tokenizer", vocabulary_size=2000)
+    tokenizer.train(texts, Path(scratch) / "tokenizer", vocabulary_size=2000)
     encode = loader.Encode(
-      tokens.Tokenizer(Path(scratch) / "tokenizer"), terms.load(""), options.image_px, 192, 96,
+      tokenizer.Tokenizer(Path(scratch) / "tokenizer"), diagnostic_terms.load(""), options.image_px, 192, 96,
       images.Augment(),
     )  # fmt: skip
     size = "x".join(map(str, images.decode(source[0].image).shape))
     rows = measure(
-      source, encode, films=options.films, batches=options.batches, repeats=options.repeats,
+      source, encode, images=options.images, batches=options.batches, repeats=options.repeats,
       workers=options.workers,
     )  # fmt: skip
-  print(f"{len(source)} films of {size}, to {options.image_px} px\n")
-  print("| | films/s | a worker | of OpenCV's decoder | over the plain loop |")
+  print(f"{len(source)} images of {size}, to {options.image_px} px\n")
+  print("| | images/s | a worker | of OpenCV's decoder | over the plain loop |")
   print("|---|---:|---:|---:|---:|")
   for row in rows:
     over = "" if row["overhead"] is None else f"{row['overhead']:+.0%}"
     print(
-      f"| {row['row']} | {row['films_per_s']:.0f} | {row['per_worker']:.0f} |"
+      f"| {row['row']} | {row['images_per_s']:.0f} | {row['per_worker']:.0f} |"
       f" {row['of_bare_decoding']:.2f} | {over} |"
     )
   if options.json:
-    Path(options.json).write_text(json.dumps({"films": size, "rows": rows}, indent=1) + "\n")
+    Path(options.json).write_text(json.dumps({"images": size, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""All words against all films, forwards and backwards: python -m benchmarks.local_loss.
+"""All words against all images, forwards and backwards: python -m benchmarks.local_loss.
 
 Side by side in one process, turn by turn: ours (`chunked`, and `full` where it fits) with PLAN's
 score, in one round and in two, and with GLoRIA's, and GLoRIA as published, a loop over reports each
@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plan_jax.alignment import contrast, pairwise, scores
+from plan_jax.alignment import losses, pairwise
+from plan_jax.alignment import similarity as scores
 
 SHAPES = (
   (48, 25, 361, 768),
@@ -44,7 +45,7 @@ _ROUNDS = {
 
 
 def arrays(batch: int, words: int, pixels: int, size: int):
-  """Unit-norm films [B, P, D] and words [B, W, D], float32 NumPy."""
+  """Unit-norm images [B, P, D] and words [B, W, D], float32 NumPy."""
   rng = np.random.default_rng(0)
   found = (rng.standard_normal((batch, n, size), np.float32) for n in (pixels, words))
   return tuple(x / np.linalg.norm(x, axis=-1, keepdims=True) for x in found)
@@ -72,25 +73,25 @@ def ours(method: str, evaluation: str, shape, dtype: str, mib: int):
   def loss(pixels, words, say, scale):
     pixels, words = scores.narrow(pixels, dtype), scores.narrow(words, dtype)
     pairs = evaluate(score, pixels, words, say, scale, keys)
-    total = contrast.info_nce(pairs, keys.valid)[0].sum()
+    total = losses.info_nce(pairs, keys.valid)[0].sum()
     if pairs.word.size:
-      total += contrast.word_info_nce(pairs, keys.valid, say).sum()
+      total += losses.word_info_nce(pairs, keys.valid, say).sum()
     return total
 
-  films, text = arrays(*shape)
-  inputs = (films, text, np.ones((batch, words), np.float32), np.float32(10))
+  images, text = arrays(*shape)
+  inputs = (images, text, np.ones((batch, words), np.float32), np.float32(10))
   inputs = jax.device_put(inputs)
   step = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*inputs).compile()
   return step, inputs
 
 
 def gloria_torch(shape):
-  """The published formulation: () -> value, gradients of films and words."""
+  """The published formulation: () -> value, gradients of images and words."""
   import torch
 
   device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
   torch.set_float32_matmul_precision("high")  # what XLA does on GPUs; nothing on CPUs
-  films, text = (torch.tensor(x, requires_grad=True, device=device) for x in arrays(*shape))
+  images, text = (torch.tensor(x, requires_grad=True, device=device) for x in arrays(*shape))
   batch = shape[0]
   target = torch.arange(batch, device=device)
 
@@ -98,18 +99,18 @@ def gloria_torch(shape):
     columns = []
     for report in text:  # [W, D]
       words = report.repeat(batch, 1, 1)  # [B, W, D]
-      similarity = torch.bmm(films, words.transpose(1, 2))  # [B, P, W]
+      similarity = torch.bmm(images, words.transpose(1, 2))  # [B, P, W]
       among = torch.softmax(similarity, dim=2)
       attention = torch.softmax(4 * among.transpose(1, 2), dim=2)  # [B, W, P]
-      context = torch.bmm(attention, films)
+      context = torch.bmm(attention, images)
       cosine = torch.nn.functional.cosine_similarity(words, context, dim=2)
       columns.append(10 * torch.logsumexp(5 * cosine, dim=1))
     matrix = torch.stack(columns, dim=1)
     entropy = torch.nn.functional.cross_entropy
     loss = (entropy(matrix, target) + entropy(matrix.T, target)) / 2
     loss.backward()
-    gradients = films.grad, text.grad
-    films.grad = text.grad = None  # held by nobody once they are read
+    gradients = images.grad, text.grad
+    images.grad = text.grad = None  # held by nobody once they are read
     return float(loss.detach()), *gradients  # a GPU is waited for
 
   return step
@@ -221,7 +222,7 @@ def measure(
         "us_per_pair": 1e6 * seconds / batch**2,
         "temporary_mib": None if temporaries is None else temporaries / 2**20,
         "growth_mib": None if held[name] is None else held[name] / 2**20,
-        # Of what any evaluation must do: similarities, and their gradients to films and words.
+        # Of what any evaluation must do: similarities, and their gradients to images and words.
         "gflops": 6e-9 * batch**2 * words * pixels * size / seconds,
       }
     )  # fmt: skip

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from plan_jax.alignment import contrast, pairwise, scores
+from plan_jax.alignment import losses, pairwise
+from plan_jax.alignment import similarity as scores
 
 _KEYS = 3 * 4 + 1  # bytes of a report's keys: index, text, study, valid
 
@@ -30,7 +31,7 @@ class Shape:
     batch: b, pairs of one device.
     words, pixels, size: W, P, D.
     rounds: K.
-    feature_bytes: of a number of films and words: 4, or 2 in bfloat16.
+    feature_bytes: of a number of images and words: 4, or 2 in bfloat16.
   """
 
   devices: int
@@ -51,7 +52,7 @@ class Shape:
   def device_flops(self) -> int:
     """Of matrix products on one device in one training step.
 
-    Later rounds need each film's Gram matrix, made anew (and differentiated) at each of n visits.
+    Later rounds need each image's Gram matrix, made anew (and differentiated) at each of n visits.
     """
     gram = 8 * self.pixels**2 * self.size if self.rounds > 1 else 0
     return (self.pair_flops * self.batch + gram) * self.batch * self.devices
@@ -85,8 +86,8 @@ class Shape:
   @property
   def ring_held_bytes(self) -> int:
     """On each device beside the tile, whatever n: reports and gradients here and on their way."""
-    films = 4 * self.batch * self.pixels * self.size
-    return 2 * self.batch * sum(self._backward_bytes) + films
+    images = 4 * self.batch * self.pixels * self.size
+    return 2 * self.batch * sum(self._backward_bytes) + images
 
   @property
   def gather_held_bytes(self) -> int:
@@ -108,8 +109,8 @@ def program(shape: Shape):
 
   def loss(pixels, words, say, scale, keys):
     found = pairwise.ring(score, tile, pixels, words, say, scale, keys)
-    pairs = contrast.info_nce(found, keys.valid)[0].sum()
-    return pairs + contrast.word_info_nce(found, keys.valid, say).sum()
+    pairs = losses.info_nce(found, keys.valid)[0].sum()
+    return pairs + losses.word_info_nce(found, keys.valid, say).sum()
 
   index = jax.ShapeDtypeStruct((batch,), jnp.int32)
   keys = pairwise.Keys(index, index, index, jax.ShapeDtypeStruct((batch,), bool))

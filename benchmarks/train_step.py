@@ -37,12 +37,12 @@ from benchmarks.local_loss import ceiling, has_torch
 from configs import base
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods import Alignment
-from plan_jax.mesh import quick_draws
 from plan_jax.models.bert import Bert
-from plan_jax.models.plan import build
 from plan_jax.models.resnet import ResNet
+from plan_jax.models.two_towers import build
 from plan_jax.models.vit import ViT
-from plan_jax.train_state import initial_state, make_optimizer, make_step
+from plan_jax.runtime.mesh import quick_draws
+from plan_jax.training.state import initial_state, make_optimizer, make_step
 
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _SETTLE_SECONDS = 0.3  # the threads of the one before may spin for a while
@@ -53,10 +53,10 @@ class Size:
   """What is compared.
 
   Attributes:
-    batch: films, and reports.
+    batch: images, and reports.
     dtype: of the computation, "float32" or "bfloat16".
     image_px, width: of the ResNet-50.
-    tokens, vocabulary, size, layers, heads: of the BERT; the last three of the ViT too.
+    tokens, vocabulary, embed_dim, depth, num_heads: of the BERT; the last three of the ViT too.
   """
 
   batch: int
@@ -64,9 +64,9 @@ class Size:
   width: float = 1.0
   tokens: int = 112
   vocabulary: int = 8192
-  size: int = 768
-  layers: int = 12
-  heads: int = 12
+  embed_dim: int = 768
+  depth: int = 12
+  num_heads: int = 12
   dtype: str = "float32"
 
 
@@ -94,7 +94,11 @@ def config(size: Size, output_stride: int) -> ConfigDict:
   made.model.dtype = size.dtype
   made.model.image.update(width=size.width, output_stride=output_stride)
   made.model.text.update(
-    size=size.size, layers=size.layers, heads=size.heads, mlp_size=4 * size.size, dropout=0.0
+    embed_dim=size.embed_dim,
+    depth=size.depth,
+    num_heads=size.num_heads,
+    mlp_dim=4 * size.embed_dim,
+    dropout=0.0,
   )
   made.alignment.method = "none"
   return made
@@ -118,12 +122,12 @@ def ours(size: Size) -> dict:
     with quick_draws():
       return jax.jit(vit.init)(jax.random.key(0), batch["image"])["params"]
 
-  def of_film(model):
-    film = ResNet(**model.image)
+  def of_image(model):
+    image = ResNet(**model.image)
 
     def loss(params, batch):
       variables = {"params": params, "batch_stats": state().batch_stats["image_encoder"]}
-      out, _ = film.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+      out, _ = image.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
       return jnp.square(out).mean()
 
     return loss
@@ -145,7 +149,7 @@ def ours(size: Size) -> dict:
   def copied():  # for the step gives its state away, of which the other rows hold parts
     return jax.tree.map(jnp.copy, state())
 
-  def film_params():
+  def image_params():
     return state().params["image_encoder"]
 
   def report_params():
@@ -153,14 +157,14 @@ def ours(size: Size) -> dict:
 
   rows = {}
   for name, loss, params in (
-    ("ResNet-50", of_film(model), film_params), ("ViT-B/16", of_patches, vit_params),
+    ("ResNet-50", of_image(model), image_params), ("ViT-B/16", of_patches, vit_params),
     ("BERT", of_report, report_params),
   ):  # fmt: skip
     rows[f"{name}, forward"] = _Step(jax.jit(loss), params, batch)
     rows[f"{name}, forward + backward"] = _Step(jax.jit(jax.value_and_grad(loss)), params, batch)
   rows["whole step"] = whole(model)
-  gradients = jax.jit(jax.value_and_grad(of_film(dilated)))
-  rows["ResNet-50, forward + backward, stride 16"] = _Step(gradients, film_params, batch)
+  gradients = jax.jit(jax.value_and_grad(of_image(dilated)))
+  rows["ResNet-50, forward + backward, stride 16"] = _Step(gradients, image_params, batch)
   rows["whole step, stride 16"] = whole(dilated)
   return rows
 
@@ -169,7 +173,13 @@ def patches(size: Size) -> ViT:
   """The ViT with patches of 16 px."""
   dtype = jnp.dtype(size.dtype)
   return ViT(
-    size.size, size.layers, size.heads, 4 * size.size, 16, size.image_px // 16, dtype=dtype
+    size.embed_dim,
+    size.depth,
+    size.num_heads,
+    4 * size.embed_dim,
+    16,
+    size.image_px // 16,
+    dtype=dtype,
   )
 
 
@@ -208,12 +218,12 @@ class _Step:
     return jax.block_until_ready(out)
 
 
-def towers(size: Size):
+def encoders(size: Size):
   """ResNetModel, BertModel and ViTModel of the same sizes, in training mode."""
   from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
   channels = max(8, int(64 * size.width) // 8 * 8)
-  film = ResNetModel(
+  image = ResNetModel(
     ResNetConfig(
       num_channels=1, embedding_size=channels,
       hidden_sizes=[4 * channels * 2**stage for stage in range(4)],
@@ -221,21 +231,21 @@ def towers(size: Size):
   )  # fmt: skip
   report = BertModel(
     BertConfig(
-      vocab_size=size.vocabulary, hidden_size=size.size, num_hidden_layers=size.layers,
-      num_attention_heads=size.heads, intermediate_size=4 * size.size,
+      vocab_size=size.vocabulary, hidden_size=size.embed_dim, num_hidden_layers=size.depth,
+      num_attention_heads=size.num_heads, intermediate_size=4 * size.embed_dim,
       hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
     ),
     add_pooling_layer=False,
   )  # fmt: skip
   vit = ViTModel(
     ViTConfig(
-      num_channels=1, image_size=size.image_px, patch_size=16, hidden_size=size.size,
-      num_hidden_layers=size.layers, num_attention_heads=size.heads,
-      intermediate_size=4 * size.size, attn_implementation="sdpa",
+      num_channels=1, image_size=size.image_px, patch_size=16, hidden_size=size.embed_dim,
+      num_hidden_layers=size.depth, num_attention_heads=size.num_heads,
+      intermediate_size=4 * size.embed_dim, attn_implementation="sdpa",
     ),
     add_pooling_layer=False,
   )  # fmt: skip
-  return film.train(), report.train(), vit.train()
+  return image.train(), report.train(), vit.train()
 
 
 def torchs(size: Size) -> dict:
@@ -246,15 +256,15 @@ def torchs(size: Size) -> dict:
   torch.set_float32_matmul_precision("high")  # what XLA does on GPUs; nothing on CPUs
   device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
   half = torch.autocast(device.type, torch.bfloat16, enabled=size.dtype == "bfloat16")
-  film, report, vit = (tower.to(device) for tower in towers(size))
+  resnet, report, vit = (encoder.to(device) for encoder in encoders(size))
   made = arrays(size)
   image = torch.tensor(made["image"], device=device).permute(0, 3, 1, 2).contiguous()
   tokens = torch.tensor(made["tokens"], dtype=torch.long, device=device)
   heads = [
     torch.nn.Linear(width, 128, device=device)
-    for width in (film.config.hidden_sizes[-1], size.size)
+    for width in (resnet.config.hidden_sizes[-1], size.embed_dim)
   ]
-  parameters = [p for part in (film, report, *heads) for p in part.parameters()]
+  parameters = [p for part in (resnet, report, *heads) for p in part.parameters()]
   optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.05)
   unit = torch.nn.functional.normalize
 
@@ -272,7 +282,7 @@ def torchs(size: Size) -> dict:
 
   def step():
     optimizer.zero_grad()
-    v = unit(heads[0](output(film, image).mean((2, 3))), dim=1)
+    v = unit(heads[0](output(resnet, image).mean((2, 3))), dim=1)
     t = unit(heads[1](output(report, tokens).mean(1)), dim=1)
     logits, own = 10 * v @ t.T, torch.arange(size.batch, device=device)
     entropy = torch.nn.functional.cross_entropy
@@ -289,8 +299,8 @@ def torchs(size: Size) -> dict:
     return timed
 
   return {
-    "ResNet-50, forward": waiting(forward, film, image),
-    "ResNet-50, forward + backward": waiting(backward, film, image),
+    "ResNet-50, forward": waiting(forward, resnet, image),
+    "ResNet-50, forward + backward": waiting(backward, resnet, image),
     "ViT-B/16, forward": waiting(forward, vit, image),
     "ViT-B/16, forward + backward": waiting(backward, vit, image),
     "BERT, forward": waiting(forward, report, tokens),

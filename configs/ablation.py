@@ -1,4 +1,4 @@
-"""The study: PLAN against its baselines and without its parts, on small synthetic films.
+"""The study: PLAN against its baselines and without its parts, on small synthetic images.
 
 python -m launch.sweep --config=configs/ablation.py --out=runs/ablation --mode=run --parallel=2
 """
@@ -18,7 +18,7 @@ def small() -> ConfigDict:
   config.data.threads = 1
   config.checkpoint.every_steps = 0
   config.evaluation.every_steps = 0
-  config.evaluation.report_films = 4
+  config.evaluation.report_images = 4
   return config
 
 
@@ -41,7 +41,7 @@ METHODS = [{}, *({"alignment.method": name} for name in ("none", "gloria", "spar
 
 
 def sweep() -> list[dict[str, object]]:
-  """Every method on five seeds, PLAN without each of its parts and all on harder films on three."""
+  """Every method on five seeds, PLAN without each of its parts and all on harder images on three."""
   every_stage = ("words", "refine")
   two = rounds(local_weight=(0.5, 1.0), tau=(0.2, 0.2), gamma=(0.0, 1.0))
   no_filter = {"alignment.term_weight": 0.0}

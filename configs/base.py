@@ -7,17 +7,19 @@ def get_config() -> ConfigDict:
   """The full-size configuration."""
   config = ConfigDict()
   config.seed = 0
-  config.runlocal = False  # a few films, steps and parameters: does the whole way work?
+  config.runlocal = False  # a few images, steps and parameters: does the whole way work?
 
   config.data = ConfigDict()
   config.data.dataset = "folder"  # a reader of input_pipeline/readers
   config.data.source = ""  # the raw folder
   config.data.records = ""  # where the shards are or go; empty: WORKDIR/records
-  config.data.stored_px = 512  # bound on the short side of a stored film
-  config.data.limit = 0  # films of each split; 0: all
-  config.data.max_skipped_fraction = 0.01  # more unreadable films than this stop the conversion
+  config.data.stored_px = 512  # bound on the short side of a stored image
+  config.data.limit = 0  # images of each split; 0: all
+  config.data.max_skipped_fraction = 0.01  # more unreadable images than this stop the conversion
   config.data.options = ConfigDict()  # the reader's own
-  config.data.selection = ""  # of films: a name of input_pipeline/selections.py, or a .json file
+  config.data.selection = (
+    ""  # of images: a name of input_pipeline/conversion/selections.py, or a .json file
+  )
   config.data.selection_seed = 0
   config.data.augment = True
   config.data.workers = 0  # decoding processes; 0: threads only
@@ -26,13 +28,15 @@ def get_config() -> ConfigDict:
   config.text = ConfigDict()
   config.text.tokenizer = ""  # a local Hugging Face folder; empty: trained on the training reports
   config.text.vocabulary_size = 8192  # of a trained tokenizer
-  config.text.terms = ""  # a list of diagnostic terms; empty: input_pipeline/terms.txt
+  config.text.terms = (
+    ""  # a list of diagnostic terms; empty: input_pipeline/text/diagnostic_terms.txt
+  )
   config.text.max_tokens = 192
   config.text.max_words = 96
 
   config.model = ConfigDict()
   config.model.image_px = 224
-  config.model.size = 128  # width of the shared space
+  config.model.embed_dim = 128  # width of the shared space
   config.model.scale_init = 10.0  # inverse temperatures of the contrasts
   config.model.scale_max = 100.0
   config.model.dtype = "bfloat16"
@@ -41,17 +45,17 @@ def get_config() -> ConfigDict:
     dict(
       name="resnet",  # or "vit", of the keys below
       weights="",  # a file or folder to start from, see docs/weights.md; empty: at random
-      mean=(0.5,), std=(0.25,),  # of film pixels in [0, 1]; three values: as of a colour picture
+      mean=(0.5,), std=(0.25,),  # of image pixels in [0, 1]; three values: as of a colour picture
       depth=50, width=1.0, stages=4, output_stride=16, dilated=True, norm="batch", projector=0,
     )
   )  # fmt: skip
   config.model.image.vit = ConfigDict(
-    dict(size=768, layers=12, heads=12, mlp_size=3072, patch_px=16, grid=14)
+    dict(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_px=16, grid=14)
   )
   config.model.text = ConfigDict(
     dict(
       weights="",  # as above
-      size=768, layers=12, heads=12, mlp_size=3072, max_position=512, across_sentences=False,
+      embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, max_position=512, across_sentences=False,
       dropout=0.1, last_layers=1, projector=0,
     )
   )  # fmt: skip
@@ -66,7 +70,7 @@ def get_config() -> ConfigDict:
   config.alignment.word_weight = 3.0  # of the contrast of single words over the images
   config.alignment.term_weight = 1.0  # of the diagnostic terms as a teacher of the significance
   config.alignment.dtype = "bfloat16"  # of the products of words and pixels; or "float32"
-  config.alignment.evaluation = "ring"  # the same on one device: "chunked", or "full"
+  config.alignment.implementation = "ring"  # the same on one device: "chunked", or "full"
   config.alignment.tile_images = 0  # compared at once; 0: as many as fit into tile_mib
   config.alignment.tile_reports = 0
   config.alignment.tile_mib = 256
@@ -110,18 +114,20 @@ def get_config() -> ConfigDict:
 
   config.evaluation = ConfigDict()
   config.evaluation.split = "test"
-  config.evaluation.every_steps = 5000  # on `during_films` of validation; 0: never
-  config.evaluation.during_films = 500
+  config.evaluation.every_steps = 5000  # on `during_images` of validation; 0: never
+  config.evaluation.during_images = 500
   config.evaluation.batch_size = 32
   config.evaluation.max_tokens = 384  # a whole report
   config.evaluation.max_words = 256
   config.evaluation.rerank_top = 32  # retrieved candidates that local scores re-order; 0: none
-  config.evaluation.prompts = ("ours",)  # for zero-shot: of plan_jax/prompts, or .json files
+  config.evaluation.prompts = (
+    "ours",
+  )  # for zero-shot: of plan_jax/evaluators/prompt_sets, or .json files
   config.evaluation.compatibility = False  # also by the published protocols of others
   config.evaluation.resamples = 1000  # of the bootstrap
-  config.evaluation.report_films = 12  # of each set
+  config.evaluation.report_images = 12  # of each set
   config.evaluation.sets = ConfigDict()  # further data to evaluate on: name -> evaluation_set(...)
-  config.evaluation.downstream = ConfigDict()  # learned on the encoder: name -> downstream(...)
+  config.evaluation.transfer = ConfigDict()  # learned on the encoder: name -> downstream(...)
 
   config.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return config

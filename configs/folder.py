@@ -1,4 +1,4 @@
-"""Your own films: any folder with a manifest.csv, a model that some thousand films can feed.
+"""Your own images: any folder with a manifest.csv, a model that some thousand images can feed.
 
 python -m plan_jax.main --config=configs/folder.py --config.data.source=FOLDER --workdir=runs/mine
 """
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   config.train.steps = 600
   config.evaluation.split = "validation"
   config.evaluation.every_steps = 200
-  config.evaluation.during_films = 200
+  config.evaluation.during_images = 200
   config.evaluation.max_tokens = 256
   config.evaluation.max_words = 160
   return config

@@ -5,7 +5,7 @@
 
 `configs/mimic.py:vit,512` chooses a variant: "resnet50" (default) or "vit" (ViT-B/16), 224 pixels
 (default) or 512. `/data/physionet` holds mimic-cxr-jpg, mimic-cxr and, for grounding, ms-cxr.
-`--config.runlocal=True` tries the whole way on a few films with small towers.
+`--config.runlocal=True` tries the whole way on a few images with small encoders.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config = base.get_config()
   config.data.dataset = "mimic_cxr"
   config.data.options = ConfigDict(dict(views="frontal", labels="chexpert", ms_cxr="exclude"))
-  config.data.selection = "without_5x200"  # whose films are drawn from the training split
+  config.data.selection = "without_5x200"  # whose images are drawn from the training split
   if "vit" in chosen:
     config.model.image.name = "vit"
   config.checkpoint.best_metric = "validation/retrieval/R@5_image-to-text"
@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.micro_batches = 4
     config.model.remat = "blocks"
     for name in ("rsna_detection", "object_cxr_detection"):
-      config.evaluation.downstream[name].flags.image_px = 512
+      config.evaluation.transfer[name].flags.image_px = 512
   return config
 
 
@@ -59,7 +59,7 @@ def attach_others(config: ConfigDict) -> None:
   sets.openi = base.evaluation_set("openi")
   sets.object_cxr = base.evaluation_set("object_cxr")
   sets.chestx_det10 = base.evaluation_set("chestx_det10")
-  learned = config.evaluation.downstream
+  learned = config.evaluation.transfer
   learned.rsna_detection = base.downstream("detect", of="rsna", compatibility=True)
   learned.object_cxr_detection = base.downstream("detect", of="object_cxr", compatibility=True)
   learned.siim_segmentation = base.downstream("segment", of="siim")

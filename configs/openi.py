@@ -1,4 +1,4 @@
-"""Indiana University reports and films (OpenI): public, small, a start without credentials.
+"""Indiana University reports and images (OpenI): public, small, a start without credentials.
 
 python -m plan_jax.main --config=configs/openi.py --config.data.source=/data/openi \
     --workdir=runs/openi
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   config = base.get_config()
   config.data.dataset = "openi"
   config.text.vocabulary_size = 4000
-  config.model.text.update(size=384, layers=6, heads=6, mlp_size=1536)
+  config.model.text.update(embed_dim=384, depth=6, num_heads=6, mlp_dim=1536)
   config.train.steps = 6000
   config.train.batch_size = 64
   config.evaluation.every_steps = 1000

@@ -1,4 +1,4 @@
-"""The demo: synthetic films, a small model, a few minutes on two CPU cores.
+"""The demo: synthetic images, a small model, a few minutes on two CPU cores.
 
 `configs/phantom.py:tasks` also learns all downstream tasks on the encoder, and on others to compare
 it with: an hour or two more.
@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.data.dataset = "phantom"
   config.data.options = ConfigDict(
     dict(
-      size_px=128, seed=0, train_films=14_000, validation_films=500, test_films=500,
+      size_px=128, seed=0, train_images=14_000, validation_images=500, test_images=500,
       small_only=False, wrong_sentence_fraction=0.0, swapped_side_fraction=0.0,
     )
   )  # fmt: skip
@@ -26,11 +26,13 @@ def get_config(variant: str = "") -> ConfigDict:
   config.text.max_words = 32
 
   config.model.image_px = 128
-  config.model.size = 64
+  config.model.embed_dim = 64
   config.model.dtype = "float32"
   config.model.image.update(depth=18, width=0.5, stages=3, output_stride=8, dilated=False)
-  config.model.image.vit.update(size=192, layers=6, heads=3, mlp_size=768, grid=8)
-  config.model.text.update(size=128, layers=2, heads=4, mlp_size=256, max_position=128, dropout=0.0)
+  config.model.image.vit.update(embed_dim=192, depth=6, num_heads=3, mlp_dim=768, grid=8)
+  config.model.text.update(
+    embed_dim=128, depth=2, num_heads=4, mlp_dim=256, max_position=128, dropout=0.0
+  )
   config.alignment.dtype = "float32"
   config.alignment.tile_mib = 16  # what a CPU's cache can hold
 
@@ -41,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.log_every_steps = 40
   config.checkpoint.every_steps = 240
   config.evaluation.every_steps = 720
-  config.evaluation.during_films = 100
+  config.evaluation.during_images = 100
   config.evaluation.max_tokens = 128
   config.evaluation.max_words = 64
   if variant:
@@ -51,7 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _attach_tasks(config: ConfigDict) -> None:
   """All that can be learned on the encoder, small enough for a CPU."""
-  learned = config.evaluation.downstream
+  learned = config.evaluation.transfer
   all_encoders = ("run", "random", "supervised")
   small = dict(image_px=128, steps=1200, validate_every_steps=300, patience=3)
   learned.detection = base.downstream(

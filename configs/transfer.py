@@ -1,4 +1,4 @@
-"""Whether PLAN's defaults hold at another batch and another film size.
+"""Whether PLAN's defaults hold at another batch and another image size.
 
 python -m launch.sweep --config=configs/transfer.py --out=runs/transfer --mode=run --parallel=2
 """
@@ -14,10 +14,10 @@ def get_config() -> ConfigDict:
 
 
 def sweep() -> list[dict[str, object]]:
-  """Temperature and weights around their defaults, at three points of batch and film size."""
+  """Temperature and weights around their defaults, at three points of batch and image size."""
   points = [
     {},
-    {"train.batch_size": 32, "train.steps": 500},  # as many films
+    {"train.batch_size": 32, "train.steps": 500},  # as many images
     {"data.options.size_px": 128, "model.image_px": 128},
   ]
   changes = [

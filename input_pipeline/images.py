@@ -1,11 +1,11 @@
-"""Films as arrays: decode, fit to the model's square, augment, and the way back."""
+"""Images as arrays: decode, fit to the model's square, augment, and the way back."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-# The loader and the converter parallelise over films; threads inside a film only get in their way.
+# The loader and the converter parallelise over images; threads inside an image only get in their way.
 cv2.setNumThreads(1)
 
 
@@ -18,9 +18,9 @@ def decode(image: bytes) -> np.ndarray:
 
 
 def fit_matrix(height: int, width: int, size_px: int) -> np.ndarray:
-  """[2, 3] affine map from film pixels to the centred, letterboxed square of `size_px`.
+  """[2, 3] affine map from image pixels to the centred, letterboxed square of `size_px`.
 
-  The whole film stays in view: the longer side fills the square, the rest is black. Pixel centres
+  The whole image stays in view: the longer side fills the square, the rest is black. Pixel centres
   lie at integers, as in cv2.warpAffine.
   """
   scale = size_px / max(height, width)
@@ -47,13 +47,13 @@ def unfit(
   first_px: float | None = None,
   nearest: bool = False,
 ) -> np.ndarray:
-  """Brings a map over the square (float32 [h, w], any grid) back to film pixels, [height, width].
+  """Brings a map over the square (float32 [h, w], any grid) back to image pixels, [height, width].
 
-  Bilinear; the letterbox margin is left behind, so every film pixel gets a value and no other does.
+  Bilinear; the letterbox margin is left behind, so every image pixel gets a value and no other does.
 
   Args:
     grid: the map.
-    height, width: of the film.
+    height, width: of the image.
     size_px: side of the square.
     first_px: where the centre of the first cell lies in the square; by default cells tile it, so
       half a cell in (less half a pixel, for pixel centres are integers).
@@ -76,7 +76,7 @@ def unfit(
 
 @dataclass(frozen=True)
 class Augment:
-  """Random change of a film that keeps its report true: no flips, for sides matter.
+  """Random change of an image that keeps its report true: no flips, for sides matter.
 
   Attributes:
     rotate_degrees: largest rotation either way.

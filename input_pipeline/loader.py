@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import grain
 import numpy as np
 
-from input_pipeline import images, reports
+from input_pipeline import images
 from input_pipeline.errors import UserError
-from input_pipeline.study import Study
-from input_pipeline.terms import Terms
-from input_pipeline.tokens import Tokenizer
+from input_pipeline.example import Example
+from input_pipeline.text import reports
+from input_pipeline.text.diagnostic_terms import Terms
+from input_pipeline.text.tokenizer import Tokenizer
 
 RandomMap = grain.transforms.RandomMap  # what makes an example of a study, for other tasks too
-_FILMS = 2**40  # "endless": Grain cannot count further than an index goes
+_IMAGES = 2**40  # "endless": Grain cannot count further than an index goes
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Encode(RandomMap):
   Attributes:
     tokenizer: of the run.
     terms: the diagnostic terms.
-    image_px: side of the model's square film.
+    image_px: side of the model's square image.
     max_tokens, max_words: L and W.
-    augment: change of the film, None for none. Sentences are put in random order either way, so
+    augment: change of the image, None for none. Sentences are put in random order either way, so
       that what finds no room differs from epoch to epoch.
   """
 
@@ -41,14 +42,14 @@ class Encode(RandomMap):
   max_words: int
   augment: images.Augment | None
 
-  def random_map(self, study: Study, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """See `batches` for what an example holds."""
-    pixels = images.decode(study.image)
+    pixels = images.decode(example.image)
     if self.augment is None:
       image = images.fit(pixels, self.image_px)
     else:
       image = self.augment(pixels, self.image_px, rng)
-    sentences = [study.sentences[i] for i in rng.permutation(len(study.sentences))]
+    sentences = [example.sentences[i] for i in rng.permutation(len(example.sentences))]
     text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
     # A first sentence that was cut has fewer words than it had.
     named = [flag for i in text.kept for flag in self.terms.named(sentences[i])][: self.max_words]
@@ -58,8 +59,8 @@ class Encode(RandomMap):
       "image": image[..., None],
       **text.arrays(),
       "term": term & text.word_mask,
-      "report_key": np.int32(reports.key(" ".join(study.sentences))),
-      "study_key": np.int32(reports.identity(study.study_id)),
+      "report_key": np.int32(reports.key(" ".join(example.sentences))),
+      "study_key": np.int32(reports.identity(example.study_id)),
       "dropped_sentences": np.int32(text.dropped),
     }
 
@@ -106,7 +107,7 @@ def batches(
     grain.MapDataset.source(source)
     .seed(seed)
     .shuffle()
-    .repeat(_FILMS // len(source) + 1)
+    .repeat(_IMAGES // len(source) + 1)
     .random_map(encode)
     # A host's part is a batch of its own: the global batch is theirs, one after another.
     .batch(batch_size // process_count)

@@ -28,10 +28,10 @@ import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import study as study_lib
+from input_pipeline import example as example_lib
 from input_pipeline.errors import UserError
+from input_pipeline.example import Entity, Example, Region
 from input_pipeline.files import replace_text, temporary_path
-from input_pipeline.study import Entity, Region, Study
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
@@ -41,7 +41,7 @@ _TEXTS = ("image_id", "study_id", "patient_id", "view", "text_kind")
 _DECODERS = {"image": tfds.decode.SkipDecoding()}
 _OPEN_FILES = 256  # well below the usual limit of 1024 a process
 _REDO = (
-  "delete this shard and run `python -m input_pipeline.convert` again with the same arguments:"
+  "delete this shard and run `python -m input_pipeline.conversion.convert` again with the same arguments:"
   " it writes what is missing"
 )
 
@@ -84,40 +84,40 @@ def _serializer() -> tfds.core.example_serializer.ExampleSerializer:
   return tfds.core.example_serializer.ExampleSerializer(features().get_serialized_info())
 
 
-def encode(study: Study) -> bytes:
+def encode(example: Example) -> bytes:
   """Serializes a study as one tf.train.Example; equal studies give equal bytes.
 
   Raises ValueError, naming the field, where the study contradicts itself (study.check).
   """
-  study_lib.check(study)
-  boxes = [region.boxes for region in study.regions]
-  example = features().encode_example(
+  example_lib.check(example)
+  boxes = [region.boxes for region in example.regions]
+  serialized = features().encode_example(
     {
-      "image": io.BytesIO(study.image),
-      "width": study.width,
-      "height": study.height,
-      **{name: getattr(study, name) for name in _TEXTS},
-      "section_names": list(study.sections.keys()),
-      "section_texts": list(study.sections.values()),
-      "sentences": list(study.sentences),
-      "label_names": list(study.labels.keys()),
-      "label_values": np.array(list(study.labels.values()), np.int32),
-      "region_phrases": [region.phrase for region in study.regions],
-      "region_labels": [region.label for region in study.regions],
-      "region_masks": [region.mask for region in study.regions],
+      "image": io.BytesIO(example.image),
+      "width": example.width,
+      "height": example.height,
+      **{name: getattr(example, name) for name in _TEXTS},
+      "section_names": list(example.sections.keys()),
+      "section_texts": list(example.sections.values()),
+      "sentences": list(example.sentences),
+      "label_names": list(example.labels.keys()),
+      "label_values": np.array(list(example.labels.values()), np.int32),
+      "region_phrases": [region.phrase for region in example.regions],
+      "region_labels": [region.label for region in example.regions],
+      "region_masks": [region.mask for region in example.regions],
       "boxes": np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32),
       "box_region": np.repeat(np.arange(len(boxes), dtype=np.int32), [len(b) for b in boxes]),
-      "entity_labels": [entity.label for entity in study.entities],
+      "entity_labels": [entity.label for entity in example.entities],
       "entity_spans": np.array(
-        [(entity.sentence, entity.start, entity.end) for entity in study.entities], np.int32
+        [(entity.sentence, entity.start, entity.end) for entity in example.entities], np.int32
       ).reshape(-1, 3),
     }
   )
   # A proto map has no order of its own: without `deterministic` the bytes differ between processes.
-  return _serializer().get_tf_example(example).SerializeToString(deterministic=True)
+  return _serializer().get_tf_example(serialized).SerializeToString(deterministic=True)
 
 
-def decode(example: bytes) -> Study:
+def decode(example: bytes) -> Example:
   """The study of a serialized tf.train.Example; its image stays encoded.
 
   Raises KeyError, AttributeError or ValueError (also protobuf's DecodeError) where the bytes are
@@ -128,7 +128,7 @@ def decode(example: bytes) -> Study:
   regions = zip(
     fields["region_phrases"], fields["region_labels"], fields["region_masks"], strict=True
   )
-  return Study(
+  return Example(
     image=fields["image"],
     width=int(fields["width"]),
     height=int(fields["height"]),
@@ -180,16 +180,16 @@ class ShardWriter:
     self._file = open(self._temporary, "wb")
     return self
 
-  def write(self, study: Study) -> None:
+  def write(self, example: Example) -> None:
     """Appends a study. Raises ValueError where it contradicts itself."""
-    payload = encode(study)
+    payload = encode(example)
     length = _LENGTH.pack(len(payload))
     frame = b"".join((length, _masked_crc(length), payload, _masked_crc(payload)))
     self._file.write(frame)
     self._crc = google_crc32c.extend(self._crc, frame)
     self._index["offsets"].append(self._index["offsets"][-1] + len(frame))
-    self._index["text"].append(int(bool(study.sentences)))
-    self._index["regions"].append(int(bool(study.regions)))
+    self._index["text"].append(int(bool(example.sentences)))
+    self._index["regions"].append(int(bool(example.regions)))
 
   def skip(self, path: str, reason: str) -> None:
     """Notes that an item of this shard could not be read."""
@@ -255,7 +255,7 @@ def write_metadata(directory: str | os.PathLike, name: str, shards: dict[str, li
       split_infos=infos,
       version="1.0.0",
       check_data=False,
-      description="Chest films with their texts and true regions.",
+      description="Chest images with their texts and true regions.",
     )
     for file in ("features.json", "dataset_info.json"):
       os.replace(scratch / file, Path(directory) / file)
@@ -287,7 +287,7 @@ def shard_lengths(directory: str | os.PathLike) -> dict[str, list[tuple[Path, in
       found[name] = [(directory / n, length) for n, length in zip(names, lengths, strict=True)]
   if problem:
     raise RecordError(
-      f"{directory}: {problem}; run `python -m input_pipeline.convert --out={directory} ...`:"
+      f"{directory}: {problem}; run `python -m input_pipeline.conversion.convert --out={directory} ...`:"
       " it makes the records, or goes on where it stopped"
     )
   return found
@@ -377,7 +377,7 @@ class RecordSource:
   def __len__(self) -> int:
     return len(self._rows)
 
-  def __getitem__(self, i: int) -> Study:
+  def __getitem__(self, i: int) -> Example:
     """Reads record i, negative from the end. Raises IndexError, or RecordError for a bad record."""
     shard, number, start, end = self._rows[i].tolist()
     path = self._paths[shard]

@@ -1,6 +1,6 @@
 """The tables of a study: every method over its seeds, and its paired difference from a reference.
 
-A figure whose scores a run keeps unit by unit (`WORKDIR/units/TASK.csv`) gets an interval over
+A figure whose scores a run keeps unit by unit (`WORKDIR/example_scores/TASK.csv`) gets an interval over
 seeds and patients, see `bootstrap.seeded_means`; any other gets Student's t over seeds alone.
 """
 
@@ -17,10 +17,11 @@ from input_pipeline.files import replace_text
 from launch import study
 from launch.study import Run
 from launch.tables import NOTHING, Column, markdown
-from plan_jax.evaluators import bootstrap, results
-from plan_jax.evaluators import units as unit_scores
-from plan_jax.evaluators.bootstrap import MACRO, Summary
-from plan_jax.evaluators.units import Units
+from plan_jax.metrics import bootstrap
+from plan_jax.metrics.bootstrap import MACRO, Summary
+from plan_jax.results import example_scores as unit_scores
+from plan_jax.results import rows as results
+from plan_jax.results.example_scores import ExampleScores
 
 REFERENCE = "(base)"
 ALL = "all"  # the group of every unit
@@ -38,7 +39,7 @@ class Scored:
 
   run: Run
   rows: dict[str, dict[Column, results.Row]]
-  units: dict[str, Units]
+  units: dict[str, ExampleScores]
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class _Table:
     self.methods, self.columns, self.resamples = methods, there, resamples
     for method in methods:
       for found in method.seeds.values():
-        for task, units in found.units.items():
-          first = method.any.units.get(task)
+        for task, units in found.example_scores.items():
+          first = method.any.example_scores.get(task)
           if first is None or _identity(first) != _identity(units):
             raise UserError(
               f"{found.run.workdir.path} and {method.any.run.workdir.path} do not rest on the same"
@@ -203,10 +204,13 @@ class _Table:
     for column in self.columns:
       if column in rows and column in others and _rules(rows[column]) != _rules(others[column]):
         return False
-    tasks = a.any.units.keys() & b.any.units.keys()
+    tasks = a.any.example_scores.keys() & b.any.example_scores.keys()
     if not tasks:  # nothing else could tell one test set from another of that name
       return a.data == b.data
-    return all(_identity(a.any.units[task]) == _identity(b.any.units[task]) for task in tasks)
+    return all(
+      _identity(a.any.example_scores[task]) == _identity(b.any.example_scores[task])
+      for task in tasks
+    )
 
   def _figures(
     self, method: Method, minus: Method | None, seeds: Sequence[int]
@@ -228,9 +232,10 @@ class _Table:
         first, *rest = ([s.seeds[n].rows[results.RUN][column].value for n in seeds] for s in sides)
         out[column] = over_seeds(np.subtract(first, *rest) if rest else np.array(first))
     for (task, whole), chosen in parts.items():
-      units = method.any.units[task]
+      units = method.any.example_scores[task]
       first, *rest = (
-        np.stack([_values(side.seeds[n].units[task], chosen) for n in seeds]) for side in sides
+        np.stack([_values(side.seeds[n].example_scores[task], chosen) for n in seeds])
+        for side in sides
       )
       found = bootstrap.seeded_means(
         first - rest[0] if rest else first,
@@ -266,7 +271,7 @@ def _read(run: Run) -> Scored:
     rows[row.model][column] = row
   units = {}
   for task in sorted({task for task, _, _ in rows[results.RUN]}):
-    path = run.workdir.units / f"{task}.csv"
+    path = run.workdir.example_scores / f"{task}.csv"
     if path.exists():
       try:
         units[task] = unit_scores.read(path)
@@ -314,18 +319,18 @@ def _floors(scored: Sequence[Scored], there: Sequence[Column]) -> list[dict]:
 
 def _has_units(found: Scored, column: Column) -> bool:
   task, group, metric = column
-  units = found.units.get(task)
+  units = found.example_scores.get(task)
   if units is None or metric not in units.metrics:
     return False
   return group in (MACRO, ALL) or group in units.groups
 
 
-def _values(units: Units, chosen: Sequence[Column]) -> np.ndarray:
+def _values(units: ExampleScores, chosen: Sequence[Column]) -> np.ndarray:
   """[U, M]: the figures of these columns, of every unit."""
   return units.values[:, [units.metrics.index(metric) for _, _, metric in chosen]]
 
 
-def _identity(units: Units) -> tuple:
+def _identity(units: ExampleScores) -> tuple:
   return units.ids, units.groups, units.patients
 
 

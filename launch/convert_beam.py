@@ -1,4 +1,4 @@
-"""Converts a data set with Apache Beam: the bytes of input_pipeline.convert, written by many hosts.
+"""Converts a data set with Apache Beam: the bytes of input_pipeline.conversion.convert, written by many hosts.
 
   python -m launch.convert_beam --dataset=folder --source=/nfs/raw --out=/nfs/out -- --runner=...
 
@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from input_pipeline import convert, workers
-from input_pipeline.convert import Job, Shard
+from input_pipeline.conversion import convert, workers
+from input_pipeline.conversion.convert import Job, Shard
 
 try:
   import apache_beam as beam
@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
 
 
 class WriteShard(beam.DoFn):
-  """Calls a job with a shard; both lie in files, since a shard's films are too much for a graph."""
+  """Calls a job with a shard; both lie in files, since a shard's images are too much for a graph."""
 
   def __init__(self, job: str):
     """Args: job: path of the pickled job."""

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from input_pipeline.errors import UserError
-from plan_jax.reporting import say
+from plan_jax.runtime.logging import configure, log
 
 _PORT = 8476  # of the coordinator; any that is free in its pod will do
 _GKE_TPU = ("cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-topology")
@@ -25,6 +25,7 @@ _GKE_TPU = ("cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-to
 
 def main(argv: Sequence[str] | None = None) -> None:
   """The command line: exit status 1 with one line for an error."""
+  configure()
   argv = list(sys.argv[1:] if argv is None else argv)
   cut = argv.index("--") if "--" in argv else len(argv)
   options = _parser().parse_args(argv[:cut])
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False, width=1000)
     command = ["kubectl", "create", "--filename=-", *shlex.split(options.kubectl)]
     if options.dry_run:
-      say(f"# {shlex.join(command)}\n{text.rstrip()}")
+      log.info(f"# {shlex.join(command)}\n{text.rstrip()}")
       return
     if not shutil.which("kubectl"):
       raise UserError("there is no kubectl here: install it, or take the YAML of --dry-run to it")

@@ -12,8 +12,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import UserError
-from plan_jax.evaluators import results
-from plan_jax.workdir import FREE, Workdir, flatten
+from plan_jax.results import rows as results
+from plan_jax.runtime.workdir import FREE, Workdir, flatten
 
 BASE = "base"
 _LONGEST = 240  # of a name: file systems end at 255, and the log adds to it
@@ -179,14 +179,16 @@ def _read(file: str) -> tuple[Callable[[], ConfigDict], list]:
 
 
 def _run(file: str, get_config, out: str, overrides: dict, extra: tuple[str, ...]) -> Run:
-  from plan_jax import settings  # here: workers of a conversion import this file without need of it
+  from plan_jax import (
+    config as config_lib,  # here: workers of a conversion import this file without need of it
+  )
 
   called = name(overrides)
   more = tuple(f"--config.{key}={value}" for key, value in overrides.items()) + extra
   config = get_config()
   try:
     config = _parse(config, more)
-    settings.check(config)
+    config_lib.check(config)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, UserError) as error:
     told = error.args[0] if isinstance(error, KeyError) else error
     raise StudyError(f"{file}, run {called}: {' '.join(str(told).split())}") from error

@@ -20,7 +20,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from launch import child, collect, study
 from launch.study import Run
-from plan_jax.reporting import duration, say
+from plan_jax.runtime.logging import configure, duration, log
 
 _GRACE = 10.0  # seconds from terminate to kill
 _POLL = 0.1
@@ -28,6 +28,7 @@ _POLL = 0.1
 
 def main(argv: Sequence[str] | None = None) -> None:
   """The command line: exit status 1 with one line for an error, or where a run failed."""
+  configure()
   argv = list(sys.argv[1:] if argv is None else argv)
   cut = argv.index("--") if "--" in argv else len(argv)
   options = _parser().parse_args(argv[:cut])
@@ -40,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.mode == "slurm":
       submit(runs, Path(options.out), options.parallel, options.sbatch)
     elif options.mode == "collect":
-      say(collect.write_tables(runs, Path(options.out), columns, options.against))
+      log.info(collect.write_tables(runs, Path(options.out), columns, options.against))
     else:
       failed = run_all(runs, options.parallel)
       if len(failed) < len(runs):
-        say("\n" + collect.write_tables(runs, Path(options.out), columns, options.against))
+        log.info("\n" + collect.write_tables(runs, Path(options.out), columns, options.against))
       if failed:
         sys.exit(f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
   except UserError as error:
@@ -57,8 +58,8 @@ def print_commands(runs: Sequence[Run]) -> None:
   """One line of shell a run."""
   complete = [run.complete() for run in runs]
   for run, done in zip(runs, complete, strict=True):
-    say(shlex.join(run.command("python")) + "  # complete" * done)
-  say(f"# {sum(complete)} of {len(runs)} runs are complete")
+    log.info(shlex.join(run.command("python")) + "  # complete" * done)
+  log.info(f"# {sum(complete)} of {len(runs)} runs are complete")
 
 
 def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
@@ -73,7 +74,7 @@ def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
   """
   waiting = [run for run in runs if not run.complete()]
   cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
-  say(
+  log.info(
     f"{len(runs)} runs: {len(runs) - len(waiting)} complete, {len(waiting)} to run,"
     f" {parallel} at a time on {len(cores)} cores"
   )
@@ -117,7 +118,7 @@ def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
 def make_records(runs: Sequence[Run]) -> None:
   """Makes what records the runs share, each once; runs side by side cannot. Raises UserError."""
   # Here: workers of the conversion import this file.
-  from plan_jax.evaluation_sets import is_given, make_records
+  from plan_jax.evaluators.datasets import is_given, make_records
 
   wanted = {}
   for config in (run.config for run in runs):
@@ -142,7 +143,7 @@ def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:
   """
   waiting = [run for run in runs if not run.complete()]
   if not waiting:
-    say(f"all {len(runs)} runs are complete: nothing to submit")
+    log.info(f"all {len(runs)} runs are complete: nothing to submit")
     return
   make_records(waiting)
   commands, script = (out / "commands.txt").absolute(), out / "sweep.sbatch"
@@ -163,15 +164,15 @@ def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:
     f'eval "exec bash {job} 0 $command"',
   ]
   replace_text(script, "\n".join(lines) + "\n")
-  say(f"{script}: {len(waiting)} of {len(runs)} runs, {parallel} at a time")
+  log.info(f"{script}: {len(waiting)} of {len(runs)} runs, {parallel} at a time")
   if not shutil.which("sbatch"):
-    say(f"there is no sbatch here; where there is: sbatch {shlex.quote(str(script))}")
+    log.info(f"there is no sbatch here; where there is: sbatch {shlex.quote(str(script))}")
     return
   sent = subprocess.run(["sbatch", str(script)], capture_output=True, text=True)
   if sent.returncode:
     raise UserError(f"sbatch {script}: {' '.join(sent.stderr.split()) or 'failed without a word'}")
-  say(sent.stdout.strip())
-  say(f"submit again only when its jobs have ended: they read {commands}")
+  log.info(sent.stdout.strip())
+  log.info(f"submit again only when its jobs have ended: they read {commands}")
 
 
 def _start(run: Run, cores: Sequence[int]) -> subprocess.Popen:
@@ -217,7 +218,7 @@ def _wrong(run: Run, status: int) -> str:
 
 
 def _tell(text: str) -> None:
-  say(f"{time.strftime('%H:%M:%S')}  {text}")
+  log.info(f"{time.strftime('%H:%M:%S')}  {text}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from plan_jax.evaluators import results
-from plan_jax.evaluators.bootstrap import Summary
+from plan_jax.metrics.bootstrap import Summary
+from plan_jax.results import rows
 
 Column = tuple[str, str, str]  # task, group, metric
 NOTHING = Summary(math.nan, math.nan, math.nan, 0)
@@ -69,10 +69,10 @@ def _cells(row: dict, there: Sequence[Column]) -> list[str]:
 
 
 def _cell(figure: Summary) -> str:
-  value = results.number(figure.value)
+  value = rows.number(figure.value)
   if math.isnan(figure.low) or math.isnan(figure.high):
     return value
-  return f"{value} [{results.number(figure.low)}, {results.number(figure.high)}]"
+  return f"{value} [{rows.number(figure.low)}, {rows.number(figure.high)}]"
 
 
 def _table(lines: list[list[str]]) -> str:

@@ -2,8 +2,8 @@
 
   python -m plan_jax.compare runs/a runs/b
 
-Compares every figure whose units both runs keep (`units/`), b minus a on the same units: 95 %
-percentile intervals of a paired bootstrap of patients, the same draws for both. Films that are
+Compares every figure whose units both runs keep (`example_scores/`), b minus a on the same units: 95 %
+percentile intervals of a paired bootstrap of patients, the same draws for both. Images that are
 scored for a finding are compared by AUC and average precision and, where both runs have a
 threshold, by F1, accuracy, MCC, sensitivity and specificity, each at its own threshold; detectors
 by mAP, AP50 and FROC; words by the areas that their significance gives. Figures without units are
@@ -23,20 +23,15 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import UserError
-from plan_jax.evaluators import (
-  auc,
-  bootstrap,
-  classification,
-  detected,
-  detection,
-  results,
-  terms,
-)
-from plan_jax.evaluators import units as unit_scores
-from plan_jax.evaluators.bootstrap import Summary
-from plan_jax.evaluators.classification import THRESHOLDED
-from plan_jax.evaluators.units import Units
-from plan_jax.workdir import Workdir
+from plan_jax.evaluators import detection, terms
+from plan_jax.metrics import auc, bootstrap, classification
+from plan_jax.metrics.bootstrap import Summary
+from plan_jax.metrics.classification import THRESHOLDED
+from plan_jax.results import boxes
+from plan_jax.results import example_scores as unit_scores
+from plan_jax.results import rows as results
+from plan_jax.results.example_scores import ExampleScores
+from plan_jax.runtime.workdir import Workdir
 
 LEAST = 20  # patients that a verdict needs
 
@@ -168,20 +163,20 @@ def _thresholds(rows: list[results.Row]) -> dict[str, float]:
 
 def _files(path: Path) -> dict[str, Path]:
   """Name ("grounding", "ms_cxr/grounding") -> file of units."""
-  folder = Workdir(path).units
+  folder = Workdir(path).example_scores
   return {
     file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*.csv")
   }
 
 
-def _read(path: Path) -> Units:
+def _read(path: Path) -> ExampleScores:
   try:
     return unit_scores.read(path)
   except ValueError as error:
     raise UserError(f"{error}: evaluate the run again (--mode=evaluate)") from error
 
 
-def _patients(units: Units) -> dict[str, int]:
+def _patients(units: ExampleScores) -> dict[str, int]:
   """Group -> how many patients its units are of; macro: those of all."""
   of: dict[str, set[str]] = {bootstrap.MACRO: set(units.patients)}
   for group, patient in zip(units.groups, units.patients, strict=True):
@@ -189,7 +184,9 @@ def _patients(units: Units) -> dict[str, int]:
   return {group: len(some) for group, some in of.items()}
 
 
-def _differences(name: str, a: Units, b: Units, resamples: int, seed: int) -> Iterator[Difference]:
+def _differences(
+  name: str, a: ExampleScores, b: ExampleScores, resamples: int, seed: int
+) -> Iterator[Difference]:
   draws = {"resamples": resamples, "seed": seed}
   # A unit without the figure on one side has no difference.
   known = np.where(np.isnan(a.values) | np.isnan(b.values), np.nan, 1.0)
@@ -214,7 +211,7 @@ def _differences(name: str, a: Units, b: Units, resamples: int, seed: int) -> It
 
 def _ranked_differences(
   name: str,
-  sides: tuple[Units, Units],
+  sides: tuple[ExampleScores, ExampleScores],
   thresholds: tuple[dict[str, float], dict[str, float]],
   resamples: int,
   seed: int,
@@ -246,7 +243,7 @@ def _ranked_differences(
 
 
 def _contrast_differences(
-  name: str, a: Units, b: Units, resamples: int, seed: int
+  name: str, a: ExampleScores, b: ExampleScores, resamples: int, seed: int
 ) -> Iterator[Difference]:
   """Of the words of reports, by what their significance tells apart."""
   first, second = a.values[:, 0], b.values[:, 0]
@@ -262,16 +259,16 @@ def _contrast_differences(
 def _box_differences(
   name: str, a: tuple, b: tuple, resamples: int, seed: int
 ) -> Iterator[Difference]:
-  """Of two detectors, each (films, findings): all figures taken anew in every draw."""
-  patients = [film.patient_id for film in a[0]]
+  """Of two detectors, each (images, findings): all figures taken anew in every draw."""
+  patients = [image.patient_id for image in a[0]]
   # A finding that one of them learned besides has no true box, for the units are the same.
   findings = [name for name in a[1] if name in b[1]]
   ones = np.ones((1, len(patients)))
 
   def figures(weights: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(
-      detection.figures(films, len(names), weights)[:, [names.index(name) for name in findings]]
-      for films, names in (a, b)
+      detection.figures(images, len(names), weights)[:, [names.index(name) for name in findings]]
+      for images, names in (a, b)
     )
 
   one, other = (some[0] for some in figures(ones))
@@ -284,7 +281,7 @@ def _box_differences(
     drawn[:] = np.nan
   known = [k for k in range(len(findings)) if not np.isnan(one[k]).any()]
   places = [a[1].index(findings[k]) for k in known]
-  counts = [sum(int((film.truth_labels == k).sum()) for film in a[0]) for k in places]
+  counts = [sum(int((image.truth_labels == k).sum()) for image in a[0]) for k in places]
   groups = [(bootstrap.MACRO, known, sum(counts))]
   groups += [(findings[k], [k], n) for k, n in zip(known, counts, strict=True)]
   for group, places, n in groups:
@@ -297,7 +294,7 @@ def _box_differences(
 
 def _boxes(path: Path) -> tuple:
   try:
-    return detected.read(path)
+    return boxes.read(path)
   except ValueError as error:
     raise UserError(f"{error}: evaluate the run again") from error
 

@@ -27,15 +27,16 @@ from safetensors import numpy as safetensors
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from input_pipeline.tokens import Tokenizer
-from plan_jax import grounder, model_card
+from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.alignment.methods import Alignment
-from plan_jax.assembly import assemble
-from plan_jax.models.plan import Plan, build
-from plan_jax.models.weight_files import WeightsError, read
-from plan_jax.reporting import say
-from plan_jax.train_state import TrainState
-from plan_jax.workdir import Workdir
+from plan_jax.inference import load as grounder
+from plan_jax.models.two_towers import Plan, build
+from plan_jax.models.weights.files import WeightsError, read
+from plan_jax.results import model_card
+from plan_jax.runtime.logging import log
+from plan_jax.runtime.workdir import Workdir
+from plan_jax.training.assembly import assemble
+from plan_jax.training.state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # the function is lowered for each of them
 _TENSORS, _CONFIG, _FUNCTION = "model.safetensors", "config.json", "grounding.jax"
@@ -114,7 +115,7 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
   """The exported function with its weights: {"map", "peak"} of a batch.
 
   It wants the arrays that config.json names under "inputs", any number of pairs b: "image" is the
-  film letterboxed to the square, in [0, 1]; the others are of Tokenizer.encode. It gives "map"
+  image letterboxed to the square, in [0, 1]; the others are of Tokenizer.encode. It gives "map"
   [b, rows, columns], maximum 1, and "peak" [b], as Grounder.ground_on_grid and peaks do, of
   float32 arrays; products are as exact as the device's default. The file needs only jax to run; see
   docs/weights.md.
@@ -147,11 +148,11 @@ def _inputs(config: ConfigDict) -> dict[str, dict]:
   side, length, words = (
     config.model.image_px, config.evaluation.max_tokens, config.evaluation.max_words
   )  # fmt: skip
-  pieces = {"shape": ["b", length], "dtype": "int32"}
+  tokens = {"shape": ["b", length], "dtype": "int32"}
   names = ("tokens", "word_index", "sentence_index", "position")
   return {
     "image": {"shape": ["b", side, side, 1], "dtype": "float32"},
-    **{name: pieces for name in names},
+    **{name: tokens for name in names},
     "word_mask": {"shape": ["b", words], "dtype": "bool"},
   }
 
@@ -195,7 +196,7 @@ def main() -> None:
   parser.add_argument("--step", type=int, help="of a checkpoint; by default the run's own choice")
   options = parser.parse_args()
   try:
-    say(f"exported to {write(Workdir(options.workdir), options.out, step=options.step)}")
+    log.info(f"exported to {write(Workdir(options.workdir), options.out, step=options.step)}")
   except UserError as error:
     sys.exit(f"error: {error}")
 

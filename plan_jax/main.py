@@ -44,35 +44,37 @@ def main(argv: list[str]) -> None:
   import jax
 
   from input_pipeline.errors import UserError
-  from plan_jax import hosts, preemption
   from plan_jax.experiment import run
-  from plan_jax.workdir import Workdir
+  from plan_jax.runtime import logging as run_logging
+  from plan_jax.runtime import preemption, processes
+  from plan_jax.runtime.workdir import Workdir
 
   logging.set_verbosity(logging.WARNING)
+  run_logging.configure()
   cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/plan_jax/compiled")
   jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   signal.signal(signal.SIGTERM, preemption.interrupt)
   try:
     if _DISTRIBUTED.value:
-      hosts.start(*(flag.value for flag in _PLACE))
+      processes.start(*(flag.value for flag in _PLACE))
       preemption.take_over()
     elif wrong := [flag.name for flag in _PLACE if flag.value is not None]:
       raise UserError(f"--{wrong[0]} is for several processes: give --distributed too")
     run(_CONFIG.value, Workdir(_WORKDIR.value), _MODE.value)
   except UserError as error:
-    hosts.leave(1, f"error: {error}")
+    processes.exit(1, f"error: {error}")
   except preemption.Preempted:
-    hosts.leave(
+    processes.exit(
       preemption.EXIT_CODE, "preempted; the same command goes on from the last checkpoint"
     )
   except KeyboardInterrupt:
-    hosts.leave(1, "stopped; the same command goes on from the last checkpoint")
+    processes.exit(1, "stopped; the same command goes on from the last checkpoint")
   except Exception:
     if not jax.distributed.is_initialized():
       raise
     # A neighbour may be lost, which is no error of this process: as if it had aborted.
-    hosts.leave(_CRASHED, traceback.format_exc())
+    processes.exit(_CRASHED, traceback.format_exc())
 
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it laments the absence of torch

@@ -10,19 +10,22 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from input_pipeline import images, loader, records, terms, tokens
+from input_pipeline import images, loader, records
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from plan_jax import grounder, hosts, mesh, preemption
+from input_pipeline.text import diagnostic_terms
+from input_pipeline.text import tokenizer as tokens
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods import Alignment
-from plan_jax.assembly import Assembly, assemble
-from plan_jax.checkpoint import Checkpoints
 from plan_jax.evaluate import validation_scalars
-from plan_jax.models import pretrained
-from plan_jax.reporting import Progress, Scalars, duration, say
-from plan_jax.train_state import TrainState, make_step
-from plan_jax.workdir import Workdir
+from plan_jax.inference import load as grounder
+from plan_jax.models.weights import load
+from plan_jax.runtime import mesh, preemption, processes
+from plan_jax.runtime.checkpoints import Checkpoints
+from plan_jax.runtime.logging import Progress, Scalars, duration, log
+from plan_jax.runtime.workdir import Workdir
+from plan_jax.training.assembly import Assembly, assemble
+from plan_jax.training.state import TrainState, make_step
 
 # Enough for a vocabulary; reading a million reports more is not worth it.
 _TOKENIZER_TEXTS = 50_000
@@ -52,22 +55,22 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> None:
   )
   try:
     done = checkpoints.latest()
-    hosts.agree(f"the newest checkpoint in {workdir.checkpoints}", f"step {done}")
+    processes.assert_equal(f"the newest checkpoint in {workdir.checkpoints}", f"step {done}")
     if done == steps:
-      say(f"training is complete: {done} steps in {workdir.path}")
+      log.info(f"training is complete: {done} steps in {workdir.path}")
       return
     source = records.RecordSource(folder, "train", where="text")
-    films = records.splits(folder)["train"]
-    if len(source) < films:
-      say(f"{films - len(source)} of {films} training films have no text and are left out")
+    images = records.splits(folder)["train"]
+    if len(source) < images:
+      log.info(f"{images - len(source)} of {images} training images have no text and are left out")
     tokenizer = make_tokenizer(config, workdir, source)
     parts = assemble(config, tokenizer)
     if done is None:
       state, done = _first_state(parts, workdir), 0
-      say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+      log.info(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
       state = checkpoints.restore(parts.abstract_state)
-      say(f"resumed from step {done}")
+      log.info(f"resumed from step {done}")
     batches = _batches(config, tokenizer, source, done)
     _loop(parts, state, done, batches, checkpoints, workdir, tokenizer, folder)
   finally:
@@ -77,23 +80,25 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> None:
 def _first_state(parts: Assembly, workdir: Workdir) -> TrainState:
   """The state before the first step; encoders from foreign weights are noted in weights.json."""
   state = parts.initial_state()
-  towers = pretrained.load_towers(parts.config.model, parts.model.text["vocabulary_size"])
-  if not towers:
+  encoders = load.load_encoders(parts.config.model, parts.model.text["vocabulary_size"])
+  if not encoders:
     return state
-  note = json.dumps({name: tower.provenance for name, tower in towers.items()}, indent=2)
-  hosts.agree("the weights it starts from", note)
-  hosts.first_does(lambda: replace_text(workdir.weights, f"{note}\n"))
-  for name, tower in towers.items():
-    aside = len(tower.provenance["left_aside"])
-    say(f"{name} starts from {tower.provenance['source']} ({aside} of its tensors are left aside)")
-  return parts.with_towers(state, towers)
+  note = json.dumps({name: encoder.provenance for name, encoder in encoders.items()}, indent=2)
+  processes.assert_equal("the weights it starts from", note)
+  processes.on_primary(lambda: replace_text(workdir.weights, f"{note}\n"))
+  for name, encoder in encoders.items():
+    aside = len(encoder.provenance["left_aside"])
+    log.info(
+      f"{name} starts from {encoder.provenance['source']} ({aside} of its tensors are left aside)"
+    )
+  return parts.with_encoders(state, encoders)
 
 
 def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> tokens.Tokenizer:
   """The run's own vocabulary: trained on the training reports, or copied from a folder."""
 
   def make():
-    if folder := pretrained.tokenizer_folder(config):
+    if folder := load.tokenizer_folder(config):
       tokens.copy(folder, workdir.tokenizer)
     else:
       some = range(0, len(source), max(1, len(source) // _TOKENIZER_TEXTS))
@@ -101,8 +106,8 @@ def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> tokens.Token
       tokens.train(texts, workdir.tokenizer, vocabulary_size=config.text.vocabulary_size)
 
   made = workdir.tokenizer / "tokenizer_config.json"
-  hosts.first_does(lambda: None if made.exists() else make())
-  hosts.appears(made)
+  processes.on_primary(lambda: None if made.exists() else make())
+  processes.wait_for(made)
   return tokens.Tokenizer(workdir.tokenizer)
 
 
@@ -111,7 +116,7 @@ def _batches(config, tokenizer, source, start_step) -> Iterator[dict[str, np.nda
     source,
     loader.Encode(
       tokenizer,
-      terms.load(config.text.terms),
+      diagnostic_terms.load(config.text.terms),
       config.model.image_px,
       config.text.max_tokens,
       config.text.max_words,
@@ -134,23 +139,23 @@ def _loop(
   steps = config.train.steps
   update = _Updates(parts)
   model = None
-  progress = Progress("step", steps, start=done, unit="films", per_step=config.train.batch_size)
+  progress = Progress("step", steps, start=done, unit="images", per_step=config.train.batch_size)
   began, stop = time.monotonic(), False
-  say(f"training to step {steps}; the first steps of a stage wait for its compilation")
+  log.info(f"training to step {steps}; the first steps of a stage wait for its compilation")
   with (
     contextlib.closing(batches),
-    Scalars(workdir.path, from_step=done, mute=not hosts.is_first()) as scalars,
+    Scalars(workdir.path, from_step=done, mute=not processes.is_primary()) as scalars,
     preemption.Notice() as notice,
   ):
-    log = _Log(parts, scalars, progress, done)
+    measured = _Log(parts, scalars, progress, done)
     for step in range(done, steps):
       # 1. The batch of this step, a function of (seed, step) alone.
       batch = mesh.to_global(next(batches), parts.mesh)
       # 2. The update, dispatched; the device works while the host goes on.
       state, metrics = update(step, state, batch)
       # 3. What earlier steps measured: to files and terminal, and a stop where it is no number.
-      log.tell()
-      log.add(metrics)
+      measured.tell()
+      measured.add(metrics)
       now = step + 1
       stop = notice.came(now - done)
       # 4. Evaluation, before the checkpoint, so that the checkpoint knows its figures.
@@ -160,7 +165,7 @@ def _loop(
       )
       saves = _due(now, config.checkpoint) or now == steps or stop
       if evaluates or saves:  # they wait for this step in any case, and no checkpoint holds a NaN
-        log.tell(all_of_it=True)
+        measured.tell(all_of_it=True)
       if evaluates:
         if model is None:
           model = grounder.of_state(parts, state, tokenizer)
@@ -169,7 +174,7 @@ def _loop(
         figures = validation_scalars(model, folder, config)
         if figures:
           scalars.write(now, figures)
-          say("  " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+          log.info("  " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
         progress.skip()
       # 5. The checkpoint.
       if saves:
@@ -180,9 +185,9 @@ def _loop(
     # The last evaluation and its checkpoint take their time.
     stop = stop or notice.came(now - done + 1)
   if stop:
-    say(f"preempted: step {now} is saved")
+    log.info(f"preempted: step {now} is saved")
     raise preemption.Preempted
-  say(f"trained steps {done + 1} to {steps} in {duration(time.monotonic() - began)}")
+  log.info(f"trained steps {done + 1} to {steps} in {duration(time.monotonic() - began)}")
 
 
 class _Log:
@@ -213,9 +218,9 @@ class _Log:
       self._pending.clear()
       self._scalars.write(now, {f"train/{name}": value for name, value in values.items()})
       stage = curriculum.stage_at(self._parts.stages, now - 1, self._parts.config.train.steps)
-      say(self._progress.line(now, f"loss {values['loss']:.3f}  stage {stage.name}"))
+      log.info(self._progress.line(now, f"loss {values['loss']:.3f}  stage {stage.name}"))
     elif now == self._first + 1:
-      say(self._progress.line(now, f"loss {float(self._pending[0]['loss']):.3f}"))
+      log.info(self._progress.line(now, f"loss {float(self._pending[0]['loss']):.3f}"))
 
 
 class _Updates:

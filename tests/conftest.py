@@ -7,9 +7,12 @@ import tempfile
 import jax
 from absl import flags
 
+from plan_jax.runtime import logging
+
 # Many devices, which only CPUs can pretend to be; `make test-gpu` compares a GPU with them.
 jax.config.update("jax_platforms", "cuda,cpu" if os.environ.get("TEST_GPU") else "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+logging.configure()
 flags.FLAGS.mark_as_parsed()  # Grain reads a flag in its workers
 # Ignored in a shell's background or under nohup, and then by the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,9 +21,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Tests compile the same small programs again and again, here and in processes they start. The
 # workers of pytest-xdist share what the process that started them has set.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-  _cache = tempfile.mkdtemp(prefix="plan_jax-compiled-")
-  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="plan_jax-compiled-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
   # Nor do such small programs gain from being optimised: a step compiles in half the time.
   quick = "--xla_backend_optimization_level=0"
   if jax.__version_info__ < (0, 11):  # whose XLA still knows the flag

@@ -8,16 +8,20 @@ import sklearn.metrics
 
 from input_pipeline.errors import UserError
 from plan_jax import compare
-from plan_jax.evaluators import auc, detected, detection, results, terms, units
-from plan_jax.evaluators.results import Evaluation, Row
-from plan_jax.evaluators.units import SCORED, Units, unit_id
-from plan_jax.workdir import Workdir
+from plan_jax.evaluators import detection, terms
+from plan_jax.metrics import auc
+from plan_jax.results import boxes as detected
+from plan_jax.results import example_scores
+from plan_jax.results import rows as results
+from plan_jax.results.example_scores import SCORED, ExampleScores, example_id
+from plan_jax.results.rows import Evaluation, Row
+from plan_jax.runtime.workdir import Workdir
 
 PATIENTS = [f"p{i // 2}" for i in range(60)]
 
 
 def run(path, scores, data=None, protocol="v1"):
-  """A workdir with these units: name ("task" or "set/task") -> Units."""
+  """A workdir with these units: name ("task" or "set/task") -> ExampleScores."""
   workdir = Workdir(path)
   data = data or {"own/test": "1", "more/test": "2"}
   rows = []
@@ -25,7 +29,7 @@ def run(path, scores, data=None, protocol="v1"):
     attached, _, task = name.rpartition("/")
     row = Row(task, protocol, f"{attached or 'own'}/test", "all", "x", "run", 0.5, 0, 1, 3)
     rows.append(row)
-    units.write(workdir.units_of(task, attached), some)
+    example_scores.write(workdir.example_scores_of(task, attached), some)
   results.write(workdir.evaluation, Evaluation(1, rows, data))
   return path
 
@@ -35,14 +39,14 @@ def means(shift, groups=("a", "b"), names=("score",), seed=0, noise=0.0):
   base = np.random.default_rng(9).normal(size=(60, len(names)))
   values = base + shift + noise * rng.normal(size=base.shape)
   of = [groups[i % len(groups)] for i in range(60)]
-  return Units([unit_id(f"i{i}") for i in range(60)], of, PATIENTS, tuple(names), values)
+  return ExampleScores([example_id(f"i{i}") for i in range(60)], of, PATIENTS, tuple(names), values)
 
 
 def ranked(scores):
   positive = np.arange(60) % 3 == 0
   values = np.stack([scores, positive], axis=1).astype(float)
-  ids = [unit_id(f"i{i}", "f") for i in range(60)]
-  return Units(ids, ["f"] * 60, PATIENTS, SCORED, values)
+  ids = [example_id(f"i{i}", "f") for i in range(60)]
+  return ExampleScores(ids, ["f"] * 60, PATIENTS, SCORED, values)
 
 
 def by_name(found):
@@ -92,7 +96,7 @@ def test_ranked_units_are_compared_by_area(tmp_path):
   assert one.verdict == "better"
   # The draws of both are the same: the bootstrap, done by hand.
   drawn = []
-  from plan_jax.evaluators import bootstrap
+  from plan_jax.metrics import bootstrap
 
   for weights in bootstrap.unit_weights(PATIENTS, resamples=1000, seed=0):
     drawn.append(auc.auc(strong, positive, weights) - auc.auc(weak, positive, weights))
@@ -168,7 +172,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
   assert "more/test (2) and more/test (other)" in left_out[2]
   text = compare.table(found, left_out)
   assert "3 of 3 differences are real" in text and "left out: only: only" in text
-  fewer = Units(
+  fewer = ExampleScores(
     *(x[:58] for x in (means(0).ids, means(0).groups, PATIENTS)), ("score",), np.ones((58, 1))
   )
   with pytest.raises(UserError, match=r"other units \(60 and 58\)"):
@@ -193,32 +197,32 @@ def test_command_line(tmp_path):
   assert "better" in done.stdout
   done = subprocess.run([*call, str(tmp_path / "none")], capture_output=True, text=True)
   assert done.returncode == 1 and "holds no evaluation" in done.stderr
-  (tmp_path / "b" / "units" / "g.csv").write_text("damaged")
+  (tmp_path / "b" / "example_scores" / "g.csv").write_text("damaged")
   done = subprocess.run([*call, str(tmp_path / "b")], capture_output=True, text=True)
   assert done.returncode == 1 and "evaluate the run again" in done.stderr
 
 
-def detector(path, films, findings):
-  run(path, {"detection": detection.detection_units(films, findings)})
-  detected.write(path / "units" / "detection.npz", films, findings)
+def detector(path, images, findings):
+  run(path, {"detection": detection.detection_units(images, findings)})
+  detected.write(path / "example_scores" / "detection.npz", images, findings)
   return path
 
 
 def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
   findings = ("mass", "tube")
-  films, worse = [], []
+  images, worse = [], []
   rng = np.random.default_rng(0)
   for i in range(40):
     truth = np.array([[5, 5, 20, 20], [30, 30, 44, 50]], float)[: 1 + i % 2]
     boxes, scores = truth + rng.integers(-2, 3, truth.shape), rng.random(len(truth))
     labels = np.arange(len(truth))
-    place = (f"film{i}", f"p{i // 2}", 60, 80, truth, labels)
-    films.append(detection.Film(*place, boxes, scores, labels))
-    worse.append(detection.Film(*place, boxes + 6, scores, labels))
-  a, b = detector(tmp_path / "a", worse, findings), detector(tmp_path / "b", films, findings)
+    place = (f"image{i}", f"p{i // 2}", 60, 80, truth, labels)
+    images.append(detection.Image(*place, boxes, scores, labels))
+    worse.append(detection.Image(*place, boxes + 6, scores, labels))
+  a, b = detector(tmp_path / "a", worse, findings), detector(tmp_path / "b", images, findings)
   found = by_name(compare.compare(a, b, resamples=100)[0])
   ones = np.ones((1, 40))
-  sides = [detection.figures(some, 2, ones)[0] for some in (worse, films)]
+  sides = [detection.figures(some, 2, ones)[0] for some in (worse, images)]
   for m, metric in enumerate(detection.METRICS):
     one = found["detection", "macro", metric]
     assert (one.a, one.b) == tuple(pytest.approx(side[:, m].mean()) for side in sides)
@@ -228,17 +232,17 @@ def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
   assert found["detection", "macro", "mAP .4-.75"].verdict == "better"
   same = compare.compare(b, b, resamples=20)[0]
   assert not any(d.verdict for d in same) and {d.change.value for d in same} == {0}
-  kept, names = detected.read(b / "units" / "detection.npz")
+  kept, names = detected.read(b / "example_scores" / "detection.npz")
   assert names == list(findings) and len(kept) == 40
-  np.testing.assert_array_equal(kept[3].boxes, films[3].boxes.astype(np.float32))
-  assert (kept[1].image_id, kept[1].patient_id, kept[1].height) == ("film1", "p0", 60)
-  # One that learned a further finding, of which no film has a box.
-  more = detector(tmp_path / "more", films, ("mass", "tube", "zebra"))
+  np.testing.assert_array_equal(kept[3].boxes, images[3].boxes.astype(np.float32))
+  assert (kept[1].image_id, kept[1].patient_id, kept[1].height) == ("image1", "p0", 60)
+  # One that learned a further finding, of which no image has a box.
+  more = detector(tmp_path / "more", images, ("mass", "tube", "zebra"))
   for one, other in ((a, more), (more, a)):
     known = by_name(compare.compare(one, other, resamples=10)[0])
     assert {group for _, group, _ in known} == {"macro", "mass", "tube"}
     assert known["detection", "macro", "AP50"].patients == 20
-  (b / "units" / "detection.npz").write_bytes(b"damaged")
+  (b / "example_scores" / "detection.npz").write_bytes(b"damaged")
   with pytest.raises(UserError, match="detection.npz holds no boxes"):
     compare.compare(a, b)
 
@@ -246,13 +250,13 @@ def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
 def test_words_are_compared_by_what_their_significance_tells_apart(tmp_path):
   kinds = [terms.KINDS[i % 3] for i in range(60)]
   rng = np.random.default_rng(0)
-  ids = [unit_id(f"i{i}", "0.0") for i in range(60)]
+  ids = [example_id(f"i{i}", "0.0") for i in range(60)]
   high = np.array([kind == "finding" for kind in kinds])
   sides = []
   for name, gain in (("a", 0.2), ("b", 3.0)):
     values = np.stack([rng.normal(size=60) + gain * high, high], axis=1)
     sides.append(values[:, 0])
-    run(tmp_path / name, {"terms": Units(ids, kinds, PATIENTS, terms.METRICS, values)})
+    run(tmp_path / name, {"terms": ExampleScores(ids, kinds, PATIENTS, terms.METRICS, values)})
   found = by_name(compare.compare(tmp_path / "a", tmp_path / "b", resamples=100)[0])
   assert {metric for _, _, metric in found} == set(terms.CONTRASTS)
   one = found["terms", "all", "AUC finding against rest"]

@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import tiny, untrained
-from input_pipeline import convert, phantom, records, tokens
+from input_pipeline import records
+from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
-from plan_jax import evaluate, evaluation_sets, grounder, settings
-from plan_jax.assembly import assemble
-from plan_jax.evaluators import grounding, results, units
-from plan_jax.workdir import Workdir
+from input_pipeline.phantom import radiograph
+from input_pipeline.text import tokenizer as tokens
+from plan_jax import config as config_lib
+from plan_jax import evaluate
+from plan_jax.evaluators import datasets, grounding
+from plan_jax.inference import load as grounder
+from plan_jax.results import example_scores
+from plan_jax.results import rows as results
+from plan_jax.runtime.workdir import Workdir
+from plan_jax.training.assembly import assemble
+from tiny_runs import tiny, untrained
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +30,14 @@ def run(tmp_path_factory):
   """An untrained model, evaluated on the phantom: config, model, workdir, records, rows."""
   config, workdir = tiny(), Workdir(tmp_path_factory.mktemp("run"))
   convert.convert("phantom", workdir.records, image_px=64, **config.data.options)
-  texts = [" ".join(phantom.study(1, i, 64).sentences) for i in range(20)]
+  texts = [" ".join(radiograph.example(1, i, 64).sentences) for i in range(20)]
   tokenizer = tokens.train(texts, workdir.tokenizer, vocabulary_size=200)
   parts = assemble(config, tokenizer)
   state = jax.device_get(parts.initial_state())
   model = grounder.of_state(parts, state.replace(step=config.train.steps), tokenizer)
-  workdir.units.mkdir()
-  (workdir.units / "old.csv").write_text("of an earlier evaluation")
-  sets = [evaluation_sets.own(config, workdir.records)]
+  workdir.example_scores.mkdir()
+  (workdir.example_scores / "old.csv").write_text("of an earlier evaluation")
+  sets = [datasets.own(config, workdir.records)]
   return config, model, workdir, evaluate.evaluate(model, config, workdir, sets)
 
 
@@ -49,7 +56,7 @@ def test_every_task_has_rows_beside_its_floors(run):
   assert 0 <= cells["presence", "macro", "AUC", "run"].value <= 1
   assert cells["terms", "all", "AUC finding against rest", "run"].n > 100
   lines = results.headline(rows).splitlines()
-  # Eight films hold too few classes for P@5.
+  # Eight images hold too few classes for P@5.
   assert len(lines) == len(results.HEADLINES) - 1 == 8
   assert "presence-v1" in lines[5] and "zero-shot-v1" in lines[6]
   assert "terms-v1" in lines[7] and "chance 0.500" in lines[7]
@@ -58,14 +65,14 @@ def test_every_task_has_rows_beside_its_floors(run):
     assert text in page
 
 
-def test_what_needs_more_films_and_the_published_ways(tmp_path):
-  """Classes, thresholds of validation films, and every protocol of others."""
+def test_what_needs_more_images_and_the_published_ways(tmp_path):
+  """Classes, thresholds of validation images, and every protocol of others."""
   config = untrained(tmp_path, **{
-    "data.options.validation_films": 40, "data.options.test_films": 80,
+    "data.options.validation_images": 40, "data.options.test_images": 80,
     "evaluation.compatibility": True, "evaluation.prompts": ("ours", "gloria"),
   })  # fmt: skip
   workdir = Workdir(tmp_path / "a")
-  sets = [evaluation_sets.own(config, tmp_path / "records")]
+  sets = [datasets.own(config, tmp_path / "records")]
   rows = evaluate.evaluate(grounder.load(workdir), config, workdir, sets)
   found = {(row.task, row.protocol.partition(",")[0]) for row in rows}
   assert found >= {
@@ -79,7 +86,7 @@ def test_what_needs_more_films_and_the_published_ways(tmp_path):
   assert {protocol for task, protocol in found if task == "grounding"} == {
     "grounding-v1", "compat-vios-s", "compat-aep", "compat-mgvla", "compat-g2g", "compat-radzero",
   }  # fmt: skip
-  files = {file.stem for file in workdir.units.glob("*.csv")}
+  files = {file.stem for file in workdir.example_scores.glob("*.csv")}
   assert files >= {"class-retrieval", "reranked-class-retrieval", "zero-shot-classes-ours"}
   cells = {(row.task, row.group, row.metric, row.model): row for row in rows}
   assert cells["zero-shot-ours", "macro", "F1", "run"].n > 80
@@ -90,7 +97,7 @@ def test_what_needs_more_films_and_the_published_ways(tmp_path):
 def test_units_are_what_the_rows_average(run):
   _, _, workdir, rows = run
   cells = {(row.task, row.group, row.metric): row for row in rows if row.model == "run"}
-  found = units.read(workdir.units / "grounding.csv")
+  found = example_scores.read(workdir.example_scores / "grounding.csv")
   assert found.metrics == grounding.METRICS
   for name in set(found.groups):
     some = found.values[np.array(found.groups) == name]
@@ -98,7 +105,7 @@ def test_units_are_what_the_rows_average(run):
       row = cells["grounding", name, metric]
       assert row.n == np.isfinite(some[:, m]).sum()
       assert row.value == pytest.approx(np.nanmean(some[:, m]) if row.n else math.nan, nan_ok=True)
-  found = units.read(workdir.units / "retrieval.csv")
+  found = example_scores.read(workdir.example_scores / "retrieval.csv")
   assert set(found.groups) == {"all"} and len(found.ids) == 8
   assert all(name.endswith("\t") for name in found.ids)
   for m, metric in enumerate(found.metrics):
@@ -112,11 +119,11 @@ def test_units_are_what_the_rows_average(run):
 
 def test_evaluating_again_writes_the_same(run):
   config, model, workdir, _ = run
-  paths = [workdir.evaluation, *workdir.units.iterdir()]
+  paths = [workdir.evaluation, *workdir.example_scores.iterdir()]
   before = [path.read_bytes() for path in paths]
   for path in paths:
     path.write_text("broken")
-  evaluate.evaluate(model, config, workdir, [evaluation_sets.own(config, workdir.records)])
+  evaluate.evaluate(model, config, workdir, [datasets.own(config, workdir.records)])
   assert [path.read_bytes() for path in paths] == before
 
 
@@ -124,24 +131,24 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
   config, model, _, _ = run
   config, workdir = copy.deepcopy(config), Workdir(tmp_path / "run")
   given = base.evaluation_set(
-    "phantom", size_px=64, train_films=0, validation_films=0, test_films=12
+    "phantom", size_px=64, train_images=0, validation_images=0, test_images=12
   )
   config.unlock()
   config.evaluation.sets = {"small": given, "absent": base.evaluation_set("folder")}
-  settings.check(config)
-  evaluation_sets.make_records(config.data, workdir.records, config.data)
-  evaluation_sets.make_attached(config, workdir)
+  config_lib.check(config)
+  datasets.make_records(config.data, workdir.records, config.data)
+  datasets.make_attached(config, workdir)
   assert "evaluation set absent is left out" in capsys.readouterr().out
   sets = [
-    evaluation_sets.own(config, workdir.records),
-    *evaluation_sets.attached(config, workdir),
+    datasets.own(config, workdir.records),
+    *datasets.attached(config, workdir),
   ]
   rows = evaluate.evaluate(model, config, workdir, sets)
   assert {row.data for row in rows} == {"phantom/test", "small/test"}
   gallery = {row.data: row.gallery for row in rows if row.task == "retrieval"}
   assert gallery == {"phantom/test": 8, "small/test": 12}
-  assert len(units.read(workdir.units_of("retrieval")).ids) == 8
-  assert len(units.read(workdir.units_of("retrieval", "small")).ids) == 12
+  assert len(example_scores.read(workdir.example_scores_of("retrieval")).ids) == 8
+  assert len(example_scores.read(workdir.example_scores_of("retrieval", "small")).ids) == 12
   assert (workdir.path / "records_small" / "dataset_info.json").exists()
   # Without regions in a training split there is no mean box.
   floors = {row.model for row in rows if (row.data, row.task) == ("small/test", "grounding")}
@@ -151,7 +158,7 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
 def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, monkeypatch):
   config, model, there, before = run
   config = copy.deepcopy(config).unlock()
-  config.evaluation.downstream.boxes = base.downstream("detect")
+  config.evaluation.transfer.boxes = base.downstream("detect")
   workdir = Workdir(tmp_path / "run")
   files = [tmp_path / "detection.csv", tmp_path / "detection.npz"]
   for file in files:
@@ -166,12 +173,12 @@ def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, m
     yield arguments[3][0], "boxes-0.1", [row], files
 
   monkeypatch.setattr(evaluate.attached, "learned", learned)
-  sets = [evaluation_sets.own(config, there.records)]
+  sets = [datasets.own(config, there.records)]
   rows = evaluate.evaluate(model, config, workdir, sets)
   assert results.read(workdir.evaluation).complete
   assert rows[-1] is row and repr(results.read(workdir.evaluation).rows[-1]) == repr(row)
   for suffix in (".csv", ".npz"):
-    assert (workdir.units / f"boxes-0.1{suffix}").read_text() == suffix
+    assert (workdir.example_scores / f"boxes-0.1{suffix}").read_text() == suffix
   assert "Boxes-0.1 on" in workdir.report.read_text()
 
 
@@ -188,16 +195,16 @@ def test_impossible_sets(changes, words):
   config.unlock()
   config.evaluation.sets = {"a": base.evaluation_set("phantom")}
   config.evaluation.sets.a.update(changes)
-  with pytest.raises(settings.ConfigError, match=words):
-    settings.check(config)
+  with pytest.raises(config_lib.ConfigError, match=words):
+    config_lib.check(config)
   config.evaluation.sets = {"phantom": base.evaluation_set("phantom")}
-  with pytest.raises(settings.ConfigError, match="name of the run's own data"):
-    settings.check(config)
+  with pytest.raises(config_lib.ConfigError, match="name of the run's own data"):
+    config_lib.check(config)
 
 
 def test_scores_of_an_earlier_evaluation_do_not_stay(run):
   *_, workdir, _ = run
-  assert sorted(p.name for p in workdir.units.iterdir()) == [
+  assert sorted(p.name for p in workdir.example_scores.iterdir()) == [
     "grounding-by-phrase.csv",
     "grounding.csv",
     "presence.csv",
@@ -213,25 +220,29 @@ def test_every_set_of_prompts_has_scores_of_its_own(run):
   config = copy.deepcopy(config)
   config.unlock()
   config.evaluation.prompts = ("chexzero", "gloria")
-  found = list(evaluate._zero_shot(model, config, evaluation_sets.own(config, workdir.records)))
+  found = list(evaluate._zero_shot(model, config, datasets.own(config, workdir.records)))
   assert [each.prompts.name for each in found] == ["chexzero", "gloria"]
   # The five classes of GLoRIA, of which "effusion" is one, and only those.
   five = {"atelectasis", "cardiomegaly", "consolidation", "edema", "effusion"}
-  assert set(found[1].units.groups) <= five < {"nodule", *found[0].units.groups, *five}
+  assert (
+    set(found[1].example_scores.groups) <= five < {"nodule", *found[0].example_scores.groups, *five}
+  )
   (row,) = (r for r in rows if (r.task, r.group, r.metric, r.model) == (
     "zero-shot-ours", "macro", "AUC", "run"))  # fmt: skip
-  assert set(found[0].units.groups) == set(units.read(workdir.units_of("zero-shot-ours")).groups)
-  assert row.n == len(found[0].units.ids)
-  # Validation films chose the thresholds; a set that is the validation split has .5.
+  assert set(found[0].example_scores.groups) == set(
+    example_scores.read(workdir.example_scores_of("zero-shot-ours")).groups
+  )
+  assert row.n == len(found[0].example_scores.ids)
+  # Validation images chose the thresholds; a set that is the validation split has .5.
   assert all(each.thresholds is not None for each in found)
   config.evaluation.split = "validation"
-  own = evaluation_sets.own(config, workdir.records)
+  own = datasets.own(config, workdir.records)
   assert all(each.thresholds is None for each in evaluate._zero_shot(model, config, own))
   config.evaluation.prompts = ()
   assert list(evaluate._zero_shot(model, config, own)) == []
   config.evaluation.prompts = ("none",)
   with pytest.raises(UserError, match="config.evaluation.prompts: there is no set 'none'"):
-    settings.check(config)
+    config_lib.check(config)
 
 
 def test_what_is_followed_is_what_best_metric_offers(run):
@@ -240,12 +251,12 @@ def test_what_is_followed_is_what_best_metric_offers(run):
   assert set(found) == {results.scalar_name(task, metric) for task, _, metric in results.FOLLOWED}
   assert set(results.FOLLOWED) < set(results.HEADLINES)
   for name in found:
-    settings.check(tiny(**{"checkpoint.best_metric": name, "evaluation.every_steps": 2}))
-  with pytest.raises(settings.ConfigError, match="best_metric"):
-    settings.check(tiny(**{"checkpoint.best_metric": "validation/presence/AUC"}))
-  with pytest.raises(settings.ConfigError, match="needs 'ours' in config.evaluation.prompts"):
+    config_lib.check(tiny(**{"checkpoint.best_metric": name, "evaluation.every_steps": 2}))
+  with pytest.raises(config_lib.ConfigError, match="best_metric"):
+    config_lib.check(tiny(**{"checkpoint.best_metric": "validation/presence/AUC"}))
+  with pytest.raises(config_lib.ConfigError, match="needs 'ours' in config.evaluation.prompts"):
     name = "validation/zero-shot-ours/AUC"
-    settings.check(
+    config_lib.check(
       tiny(
         **{"checkpoint.best_metric": name, "evaluation.every_steps": 2, "evaluation.prompts": ()}
       )
@@ -256,10 +267,10 @@ def test_all_wait_for_the_first_to_write(run, tmp_path, monkeypatch):
   """A process that left before would be thought lost, and all would be ended."""
   config, model, done, _ = run
   waits = []
-  monkeypatch.setattr("plan_jax.hosts.is_first", lambda: False)
-  monkeypatch.setattr("plan_jax.hosts.first_does", waits.append)
+  monkeypatch.setattr("plan_jax.runtime.processes.is_primary", lambda: False)
+  monkeypatch.setattr("plan_jax.runtime.processes.on_primary", waits.append)
   workdir = Workdir(tmp_path / "run")
-  evaluate.evaluate(model, config, workdir, [evaluation_sets.own(config, done.records)])
+  evaluate.evaluate(model, config, workdir, [datasets.own(config, done.records)])
   assert len(waits) == 1 and not workdir.path.exists()
   waits[0]()
   assert workdir.evaluation.exists() and workdir.report.exists()

@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import tiny
-from input_pipeline import images, phantom, records, tokens
+from input_pipeline import images, records
 from input_pipeline.errors import UserError
-from plan_jax import evaluation_sets, export, grounder
-from plan_jax.assembly import assemble
-from plan_jax.checkpoint import Checkpoints
-from plan_jax.evaluators import results
-from plan_jax.models.pretrained import load_image, load_text
-from plan_jax.models.weight_files import WeightsError
-from plan_jax.workdir import Workdir
+from input_pipeline.phantom import radiograph
+from input_pipeline.text import tokenizer as tokens
+from plan_jax import export
+from plan_jax.evaluators import datasets
+from plan_jax.inference import load as grounder
+from plan_jax.models.weights.files import WeightsError
+from plan_jax.models.weights.load import load_image, load_text
+from plan_jax.results import rows as results
+from plan_jax.runtime.checkpoints import Checkpoints
+from plan_jax.runtime.workdir import Workdir
+from plan_jax.training.assembly import assemble
+from tiny_runs import tiny
 
-STUDIES = [phantom.study(1, i, 64) for i in range(3)]
-FILMS = [images.decode(study.image) for study in STUDIES]
+EXAMPLES = [radiograph.example(1, i, 64) for i in range(3)]
+IMAGES = [images.decode(example.image) for example in EXAMPLES]
 PHRASES = ["small left effusion", "the heart is large", "no pneumothorax"]
 
 
@@ -28,9 +32,9 @@ def made(folder, **change):
   """A run that has a checkpoint, a running mean, and records, without the training."""
   run, config = Workdir(folder), tiny(**{"train.ema_decay": 0.5, "train.steps": 1} | change)
   run.claim(config)
-  evaluation_sets.make_records(config.data, run.records, config.data)
+  datasets.make_records(config.data, run.records, config.data)
   run.claim_records(run.records, records.fingerprint(run.records))
-  texts = [" ".join(study.sentences) for study in STUDIES]
+  texts = [" ".join(example.sentences) for example in EXAMPLES]
   tokenizer = tokens.train(texts, run.tokenizer, vocabulary_size=200)
   state = assemble(config, tokenizer).initial_state()
   state = state.replace(step=state.step + 1, ema=jax.tree.map(lambda x: 1.5 * x, state.params))
@@ -44,7 +48,7 @@ def made(folder, **change):
 def run(request, tmp_path_factory):
   """A run, and where it is exported to."""
   folder = tmp_path_factory.mktemp(request.param)
-  change = {"model.image.name": request.param, "model.image.vit.layers": 1}
+  change = {"model.image.name": request.param, "model.image.vit.depth": 1}
   run = made(folder / "run", **change)
   return run, export.write(run, folder / "out")
 
@@ -55,9 +59,9 @@ def test_there_and_back_are_the_same_bits(run):
   assert after.step == before.step == 1
   jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
   np.testing.assert_array_equal(
-    after.ground_on_grid(FILMS, PHRASES), before.ground_on_grid(FILMS, PHRASES)
+    after.ground_on_grid(IMAGES, PHRASES), before.ground_on_grid(IMAGES, PHRASES)
   )
-  texts = [study.sentences for study in STUDIES]
+  texts = [example.sentences for example in EXAMPLES]
   np.testing.assert_array_equal(after.embed_texts(texts), before.embed_texts(texts))
 
 
@@ -87,7 +91,7 @@ def test_the_function_serves_what_the_model_finds(run, count, tmp_path):
   texts = [tokenizer.encode((phrase,), **lengths).arrays() for phrase in PHRASES[:count]]
   side = about["inputs"]["image"]["shape"][1]
   batch = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
-  batch["image"] = np.stack([images.fit(film, side) for film in FILMS[:count]])[..., None]
+  batch["image"] = np.stack([images.fit(image, side) for image in IMAGES[:count]])[..., None]
   for name, said in about["inputs"].items():
     assert list(batch[name].shape[1:]) == said["shape"][1:] and batch[name].dtype == said["dtype"]
   found = serve(batch)
@@ -95,23 +99,23 @@ def test_the_function_serves_what_the_model_finds(run, count, tmp_path):
     alone = served_alone(run[1], batch, tmp_path)
     for name in found:
       np.testing.assert_array_equal(alone[name], found[name])
-  want = model.ground_on_grid(FILMS[:count], PHRASES[:count])
+  want = model.ground_on_grid(IMAGES[:count], PHRASES[:count])
   np.testing.assert_allclose(found["map"], want, atol=1e-5)
-  np.testing.assert_allclose(found["peak"], model.peaks(FILMS[:count], PHRASES[:count]), atol=1e-5)
+  np.testing.assert_allclose(found["peak"], model.peaks(IMAGES[:count], PHRASES[:count]), atol=1e-5)
   assert found["map"].shape == (count, *model.grid)
 
 
 def test_another_run_can_start_from_it(run):
-  """Its towers are weights like any others."""
+  """Its encoders are weights like any others."""
   params = grounder.load(run[0]).variables["params"]
   parts = assemble(ConfigDict(run[0].read_config()), tokens.Tokenizer(run[1]))
   encoder = parts.model.bind({"params": params})
   image = load_image(run[1], encoder.image_encoder.clone(parent=None))
   text = load_text(run[1], encoder.text_encoder.clone(parent=None))
-  for tower, name in ((image, "image_encoder"), (text, "text_encoder")):
-    jax.tree.map(np.testing.assert_array_equal, tower.params, params[name])
-    assert "log_scale" in tower.provenance["left_aside"]
-    assert not any(n.startswith(name) for n in tower.provenance["left_aside"])
+  for loaded, name in ((image, "image_encoder"), (text, "text_encoder")):
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params[name])
+    assert "log_scale" in loaded.provenance["left_aside"]
+    assert not any(n.startswith(name) for n in loaded.provenance["left_aside"])
 
 
 def test_the_card_tells_data_figures_and_limits(run, tmp_path):

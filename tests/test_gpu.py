@@ -11,8 +11,8 @@ from benchmarks import train_step
 from configs import base
 from plan_jax.alignment import curriculum, methods
 from plan_jax.alignment.objective import objective
-from plan_jax.models.attention import attend, flash_fits
 from plan_jax.models.bert import Bert
+from plan_jax.models.layers.attention import attend, flash_fits
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
 
@@ -55,19 +55,19 @@ def embedded() -> methods.Embedded:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
   return methods.Embedded(
-    pixels=unit(B, P, D), film=unit(B, D), words=unit(B, W, D) * mask[..., None], report=unit(B, D),
+    pixels=unit(B, P, D), image=unit(B, D), words=unit(B, W, D) * mask[..., None], report=unit(B, D),
     mask=mask, term=mask & (rng.random((B, W)) < 0.3),
     significance=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
     attention=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
-    report_key=rng.integers(1, B, B).astype(np.int32), study_key=np.arange(B, dtype=np.int32),
+    report_key=rng.integers(1, B, B).astype(np.int32), example_key=np.arange(B, dtype=np.int32),
     global_scale=np.float32(5), local_scale=np.float32(7),
   )  # fmt: skip
 
 
-@pytest.mark.parametrize("evaluation", ["full", "chunked"])
+@pytest.mark.parametrize("implementation", ["full", "chunked"])
 @pytest.mark.parametrize("method", ["plan", "gloria", "sparc", "mgca", "none"])
-def test_losses_and_their_gradients(method, evaluation):
-  alignment = dataclasses.replace(ALIGNMENT, method=method, evaluation=evaluation)
+def test_losses_and_their_gradients(method, implementation):
+  alignment = dataclasses.replace(ALIGNMENT, method=method, implementation=implementation)
   stage = TWO_ROUNDS if method == "plan" else ONE_ROUND
   x = embedded()
 
@@ -80,14 +80,14 @@ def test_losses_and_their_gradients(method, evaluation):
     assert_close(a, b, 1e-3)
 
 
-FILMS = np.random.default_rng(0).random((4, 64, 64, 1), np.float32)
+IMAGES = np.random.default_rng(0).random((4, 64, 64, 1), np.float32)
 TOKENS = np.random.default_rng(0).integers(0, 50, (4, 24), np.int32)
 PLACES = np.zeros((4, 24), np.int32), np.tile(np.arange(24, dtype=np.int32), (4, 1))
 ENCODERS = {
-  "resnet-18": (ResNet(18, 0.25), FILMS),
-  "resnet-50, dilated": (ResNet(50, 0.25, output_stride=16), FILMS),
-  "vit": (ViT(32, 2, 4, 64, 16, 4), FILMS),
-  "bert": (Bert(50, size=32, layers=2, heads=4, mlp_size=64, dropout=0.0), TOKENS, *PLACES),
+  "resnet-18": (ResNet(18, 0.25), IMAGES),
+  "resnet-50, dilated": (ResNet(50, 0.25, output_stride=16), IMAGES),
+  "vit": (ViT(32, 2, 4, 64, 16, 4), IMAGES),
+  "bert": (Bert(50, embed_dim=32, depth=2, num_heads=4, mlp_dim=64, dropout=0.0), TOKENS, *PLACES),
 }
 
 

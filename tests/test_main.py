@@ -6,20 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from experiments import flags, tiny
-from input_pipeline import phantom
 from input_pipeline.errors import UserError
-from plan_jax import experiment, settings
-from plan_jax.evaluators import results
-from plan_jax.workdir import Workdir
-
-ROOT = Path(__file__).parents[1]
+from input_pipeline.phantom import radiograph
+from paths import ROOT
+from plan_jax import config as config_lib
+from plan_jax import experiment
+from plan_jax.results import rows as results
+from plan_jax.runtime.workdir import Workdir
+from tiny_runs import flags, tiny
 
 
 def command(*arguments):
@@ -31,7 +30,7 @@ def command(*arguments):
 
 def test_importing_needs_neither_tensorflow_nor_torch():
   code = (
-    "import sys, plan_jax.experiment, plan_jax.main, input_pipeline.convert;"
+    "import sys, plan_jax.experiment, plan_jax.main, input_pipeline.conversion.convert;"
     "print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -139,16 +138,16 @@ def folder_config(source, **more):
   return config
 
 
-def make_folder(path, films=12):
+def make_folder(path, images=12):
   path.mkdir()
   rows = []
-  for i in range(films):
-    study = phantom.study(0, i, 64)
-    pixels = cv2.imdecode(np.frombuffer(study.image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  for i in range(images):
+    example = radiograph.example(0, i, 64)
+    pixels = cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_GRAYSCALE)
     cv2.imwrite(str(path / f"{i}.jpg"), pixels)
-    x0, y0, x1, y1 = study.regions[0].boxes[0].tolist() if study.regions else (1, 2, 9, 12)
+    x0, y0, x1, y1 = example.regions[0].boxes[0].tolist() if example.regions else (1, 2, 9, 12)
     box = {"label": "finding", "x": x0, "y": y0, "w": x1 - x0, "h": y1 - y0}
-    rows.append({"image": f"{i}.jpg", "text": " ".join(study.sentences), "boxes": json.dumps([box]),
+    rows.append({"image": f"{i}.jpg", "text": " ".join(example.sentences), "boxes": json.dumps([box]),
                  "split": "validation" if i % 3 == 0 else "train"})  # fmt: skip
   write(path, rows)
   return rows
@@ -161,10 +160,10 @@ def write(path, rows):
     writer.writerows(rows)
 
 
-def test_a_folder_of_films_end_to_end(tmp_path):
-  make_folder(tmp_path / "films")
+def test_a_folder_of_images_end_to_end(tmp_path):
+  make_folder(tmp_path / "images")
   run = Workdir(tmp_path / "run")
-  experiment.run(folder_config(tmp_path / "films", **{"train.steps": 2}), run, "all")
+  experiment.run(folder_config(tmp_path / "images", **{"train.steps": 2}), run, "all")
   rows = results.read(run.evaluation).rows
   assert {row.task for row in rows} == {
     "grounding", "grounding-by-phrase", "retrieval", "reranked-retrieval"
@@ -179,8 +178,8 @@ def test_missing_source(tmp_path):
 
 
 def test_missing_evaluation_split_is_said_before_training(tmp_path):
-  make_folder(tmp_path / "films")
-  config = folder_config(tmp_path / "films")
+  make_folder(tmp_path / "images")
+  config = folder_config(tmp_path / "images")
   config.evaluation.split = "test"
   run = Workdir(tmp_path / "run")
   with pytest.raises(UserError, match=r"evaluation\.split 'test'.*there: "):
@@ -189,42 +188,44 @@ def test_missing_evaluation_split_is_said_before_training(tmp_path):
 
 
 def test_manifest_without_image(tmp_path):
-  rows = make_folder(tmp_path / "films")
-  write(tmp_path / "films", [{k: v for k, v in row.items() if k != "image"} for row in rows])
+  rows = make_folder(tmp_path / "images")
+  write(tmp_path / "images", [{k: v for k, v in row.items() if k != "image"} for row in rows])
   with pytest.raises(UserError, match="manifest.csv.*image"):
-    experiment.run(folder_config(tmp_path / "films"), Workdir(tmp_path / "run"), "all")
+    experiment.run(folder_config(tmp_path / "images"), Workdir(tmp_path / "run"), "all")
 
 
 def test_box_outside_its_image(tmp_path):
-  rows = make_folder(tmp_path / "films")
+  rows = make_folder(tmp_path / "images")
   rows[4]["boxes"] = json.dumps([{"label": "finding", "x": 50, "y": 2, "w": 40, "h": 9}])
-  write(tmp_path / "films", rows)
+  write(tmp_path / "images", rows)
   with pytest.raises(UserError, match="row 6.*boxes"):
-    experiment.run(folder_config(tmp_path / "films"), Workdir(tmp_path / "run"), "all")
+    experiment.run(folder_config(tmp_path / "images"), Workdir(tmp_path / "run"), "all")
 
 
 def test_truncated_image_is_counted_and_too_many_stop(tmp_path):
-  make_folder(tmp_path / "films")
-  film = tmp_path / "films" / "4.jpg"
-  film.write_bytes(film.read_bytes()[:-200])
+  make_folder(tmp_path / "images")
+  image = tmp_path / "images" / "4.jpg"
+  image.write_bytes(image.read_bytes()[:-200])
   with pytest.raises(UserError, match="4.jpg"):
-    experiment.run(folder_config(tmp_path / "films"), Workdir(tmp_path / "run"), "all")
-  # Both remedies, in the same workdir: raise the bound, or repair the film.
+    experiment.run(folder_config(tmp_path / "images"), Workdir(tmp_path / "run"), "all")
+  # Both remedies, in the same workdir: raise the bound, or repair the image.
   run = Workdir(tmp_path / "run")
-  config = folder_config(tmp_path / "films", **{"data.max_skipped_fraction": 0.2, "train.steps": 1})
+  config = folder_config(
+    tmp_path / "images", **{"data.max_skipped_fraction": 0.2, "train.steps": 1}
+  )
   experiment.run(config, run, "train")
   assert "4.jpg" in (run.records / "skipped.jsonl").read_text()
 
 
-def test_a_repaired_film_is_read_again(tmp_path):
-  make_folder(tmp_path / "films")
-  film = tmp_path / "films" / "4.jpg"
-  whole = film.read_bytes()
-  film.write_bytes(whole[:-200])
-  config, run = folder_config(tmp_path / "films", **{"train.steps": 1}), Workdir(tmp_path / "run")
+def test_a_repaired_image_is_read_again(tmp_path):
+  make_folder(tmp_path / "images")
+  image = tmp_path / "images" / "4.jpg"
+  whole = image.read_bytes()
+  image.write_bytes(whole[:-200])
+  config, run = folder_config(tmp_path / "images", **{"train.steps": 1}), Workdir(tmp_path / "run")
   with pytest.raises(UserError, match="4.jpg"):
     experiment.run(config, run, "train")
-  film.write_bytes(whole)
+  image.write_bytes(whole)
   experiment.run(config, run, "train")
   assert (run.records / "skipped.jsonl").read_text() == ""
 
@@ -232,7 +233,7 @@ def test_a_repaired_film_is_read_again(tmp_path):
 def test_a_config_that_failed_before_training_can_be_mended(tmp_path):
   run = Workdir(tmp_path / "run")
   with pytest.raises(UserError, match=r"config\.evaluation\.split"):
-    experiment.run(tiny(**{"data.options.test_films": 0}), run, "all")
+    experiment.run(tiny(**{"data.options.test_images": 0}), run, "all")
   shutil.rmtree(run.records)
   experiment.run(tiny(**{"train.steps": 1, "train.batch_size": 16}), run, "train")
   assert run.read_config()["train"]["batch_size"] == 16
@@ -273,18 +274,18 @@ def test_flipped_byte_in_a_shard(tmp_path):
     ("model.image.name", "swin", r"config\.model\.image\.name: .*resnet, vit"),
     ("model.image.mean", (0.5, 0.5), r"config\.model\.image\.mean.*1 or 3 values"),
     ("model.image.std", (0.2, 0.2, 0.2), r"config\.model\.image\.std.*1 positive values"),
-    ("model.image.vit.heads", 5, r"config\.model\.image\.vit\.size.*multiple of 5 heads"),
+    ("model.image.vit.num_heads", 5, r"config\.model\.image\.vit\.size.*multiple of 5 heads"),
     ("model.text.last_layers", 2, r"config\.model\.text\.last_layers.*1 layers"),
-    ("train.freeze", ("text_tower",), r"train\.freeze: 'text_tower' is in no parameter's path"),
+    ("train.freeze", ("text_encoder",), r"train\.freeze: 'text_encoder' is in no parameter's path"),
     ("train.freeze", ("(",), r"train\.freeze: '\(' is no regular expression"),
     ("train.freeze", ("^", "image"), r"train\.freeze: leaves nothing to learn"),
     ("train.layer_decay", 1.2, r"train\.layer_decay.*\(0, 1\]"),
     ("train.text_rate", 0.0, r"train\.text_rate.*positive"),
     ("model.image_px", 66, r"config\.model\.image_px.*multiple of 8"),
-    ("model.text.heads", 3, r"config\.model\.text\.size.*multiple of 3 heads"),
+    ("model.text.num_heads", 3, r"config\.model\.text\.size.*multiple of 3 heads"),
     ("model.image.output_stride", 16, r"output_stride.*reach a stride of 8 only"),
     ("train.batch_size", 1, r"config\.train\.batch_size.*at least two pairs"),
-    ("model.text.heads", 0, r"config\.model\.text\.heads.*positive"),
+    ("model.text.num_heads", 0, r"config\.model\.text\.heads.*positive"),
     ("checkpoint.best_metric", "loss", r"best_metric.*validation/grounding/mIoU"),
     ("model.scale_init", 200.0, r"config\.model\.scale_init.*1 to 100"),
     ("data.threads", 0, r"config\.data\.threads.*positive"),
@@ -310,12 +311,12 @@ def test_impossible_configs_are_named(key, value, message):
   config.unlock()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message):
-    settings.check(config)
+    config_lib.check(config)
 
 
 def test_batch_that_does_not_divide_over_the_devices():
   with pytest.raises(UserError, match=r"train\.batch_size: is 12; .* the 8 devices"):
-    settings.check_devices(tiny(**{"train.batch_size": 12}))
+    config_lib.check_devices(tiny(**{"train.batch_size": 12}))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +326,7 @@ def test_batch_that_does_not_divide_over_the_devices():
       {"train.micro_batches": 2},
       r"train\.micro_batches: is 2; must divide the 1 pairs of a device",
     ),
-    ({"alignment.evaluation": "chunked"}, r"alignment\.evaluation: .* not on 8; use \"ring\""),
+    ({"alignment.implementation": "chunked"}, r"alignment\.evaluation: .* not on 8; use \"ring\""),
     (
       {"train.batch_size": 800, "alignment.tile_images": 100, "alignment.tile_reports": 100},
       r"config\.alignment\.tile_mib: is 16; a tile of 100 images x 100 reports",
@@ -334,14 +335,14 @@ def test_batch_that_does_not_divide_over_the_devices():
 )
 def test_what_the_devices_cannot_do_is_named(change, message):
   with pytest.raises(UserError, match=message):
-    settings.check_devices(tiny(**change))
+    config_lib.check_devices(tiny(**change))
 
 
 @pytest.mark.parametrize("name", ["phantom", "folder", "base", "ablation", "transfer"])
 def test_shipped_configs_are_possible(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   if config.data.dataset == "folder":
-    with pytest.raises(settings.ConfigError, match=r"config\.data\.source: is empty"):
-      settings.check(config)
-    config.data.source = "films"
-  settings.check(config)
+    with pytest.raises(config_lib.ConfigError, match=r"config\.data\.source: is empty"):
+      config_lib.check(config)
+    config.data.source = "images"
+  config_lib.check(config)

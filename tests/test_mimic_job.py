@@ -4,16 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from configs import chexpert, mimic, openi
 from fakes import physionet
-from plan_jax import settings
-from plan_jax.evaluators import results
-
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
+from plan_jax import config as config_lib
+from plan_jax.results import rows
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +33,14 @@ def test_the_main_job(source, tmp_path, variant):
     f"--workdir={tmp_path / 'run'}",
   )  # fmt: skip
   assert done.returncode == 0, done.stdout + done.stderr
-  found = results.read(tmp_path / "run" / "evaluation.json")
+  found = rows.read(tmp_path / "run" / "evaluation.json")
   assert found.step == 4
   assert set(found.data) == {"mimic_cxr/test", "mimic_5x200/test", "ms_cxr/test"}
   tasks = {data: {row.task for row in found.rows if row.data == data} for data in found.data}
   assert {"retrieval", "presence", "terms"} <= tasks["mimic_cxr/test"]
   assert {"grounding", "grounding-by-phrase", "retrieval"} <= tasks["ms_cxr/test"]
   assert "evaluation set rsna is left out: give config.evaluation.sets.rsna.source" in done.stdout
-  assert "left out of train, for MS-CXR has films of theirs" in done.stdout
+  assert "left out of train, for MS-CXR has images of theirs" in done.stdout
   config = json.loads((tmp_path / "run" / "config.json").read_text())
   assert config["model"]["image"]["name"] == ("vit" if variant else "resnet")
   assert (tmp_path / "run" / "report" / "index.html").exists()
@@ -66,15 +64,15 @@ def test_without_ms_cxr_the_key_and_the_way_out_are_told(tmp_path):
 )
 def test_full_size_configs_are_possible(config):
   config.data.source = "somewhere"
-  settings.check(config)
+  config_lib.check(config)
   assert all(one.source in ("", "somewhere") for one in config.evaluation.sets.values())
   config.runlocal = True
-  settings.check(settings.localised(config))
+  config_lib.check(config_lib.localised(config))
 
 
 def test_boxes_are_detected_at_the_size_of_the_variant():
   for variant, side in (("512", 512), ("vit", None)):
-    learned = mimic.get_config(variant).evaluation.downstream
+    learned = mimic.get_config(variant).evaluation.transfer
     assert learned.rsna_detection.flags.get("image_px") == side
     assert learned.object_cxr_detection.flags.get("image_px") == side
 

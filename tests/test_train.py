@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from experiments import flags, tiny
-from input_pipeline import convert
+from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
-from input_pipeline.tokens import Tokenizer
-from plan_jax import grounder, mesh, preemption, train, workdir
+from input_pipeline.text.tokenizer import Tokenizer
+from plan_jax import train
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods import METHODS, Alignment
-from plan_jax.assembly import assemble
-from plan_jax.checkpoint import CheckpointError, Checkpoints
-from plan_jax.reporting import read_scalars
-from plan_jax.train_state import make_step
+from plan_jax.inference import load as grounder
+from plan_jax.runtime import mesh, preemption, workdir
+from plan_jax.runtime.checkpoints import CheckpointError, Checkpoints
+from plan_jax.runtime.logging import read_scalars
+from plan_jax.training.assembly import assemble
+from plan_jax.training.state import make_step
+from tiny_runs import flags, tiny
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +126,7 @@ def on_mesh(monkeypatch, data, fsdp):
   """A config whose parts lie on the first data * fsdp devices, small parameters split too."""
   devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
   made = jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-  monkeypatch.setattr("plan_jax.assembly.make_mesh", lambda *_: made)
+  monkeypatch.setattr("plan_jax.training.assembly.make_mesh", lambda *_: made)
   monkeypatch.setattr(mesh, "_SMALL", 64)
   return tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0, **ONE_STAGE})
 
@@ -174,8 +176,8 @@ def test_micro_batches_change_nothing_but_memory(folder):
 
 
 def test_fsdp_splits_what_is_large(folder):
-  parts = assemble(tiny(**{"mesh.fsdp": 4, "model.text.size": 512, "model.text.heads": 2,
-                           "model.text.mlp_size": 1024}), loop.tokenizer)  # fmt: skip
+  parts = assemble(tiny(**{"mesh.fsdp": 4, "model.text.embed_dim": 512, "model.text.num_heads": 2,
+                           "model.text.mlp_dim": 1024}), loop.tokenizer)  # fmt: skip
   specs = [s.spec for s in jax.tree.leaves(parts.shardings.params)]
   assert any("fsdp" in spec for spec in specs) and any("fsdp" not in spec for spec in specs)
 
@@ -210,10 +212,10 @@ def test_every_method_learns_and_grounds(folder, method):
   assert ("loss_local_0" in metrics[-1]) == (method != "none")
   assert ("loss_term" in metrics[-1]) == (method == "plan")
   model = grounder.of_state(assemble(config, loop.tokenizer), state, loop.tokenizer)
-  film = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
-  maps = model.ground_on_grid([film, film], ["effusion", "mass"])
+  image = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+  maps = model.ground_on_grid([image, image], ["effusion", "mass"])
   assert maps.shape == (2, 8, 8) and np.isfinite(maps).all() and (maps >= 0).all()
-  assert np.isfinite(model.peaks([film, film], ["effusion", "mass"])).all()
+  assert np.isfinite(model.peaks([image, image], ["effusion", "mass"])).all()
 
 
 def test_weight_decay_spares_biases_norms_and_temperatures(folder):

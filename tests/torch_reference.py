@@ -121,13 +121,13 @@ class VitBlock(nn.Module):
 class ViT(nn.Module):
   """Positions are learned on `grid`; another one is resampled as timm does it."""
 
-  def __init__(self, size, layers, heads, mlp_size, patch=16, grid=14, *, channels=3, classes=0):
+  def __init__(self, size, layers, heads, mlp_dim, patch=16, grid=14, *, channels=3, classes=0):
     super().__init__()
     self.patch_embed = nn.Module()
     self.patch_embed.proj = nn.Conv2d(channels, size, patch, patch)
     self.cls_token = nn.Parameter(torch.randn(1, 1, size))
     self.pos_embed = nn.Parameter(torch.randn(1, 1 + grid * grid, size))
-    self.blocks = nn.ModuleList([VitBlock(size, heads, mlp_size) for _ in range(layers)])
+    self.blocks = nn.ModuleList([VitBlock(size, heads, mlp_dim) for _ in range(layers)])
     self.norm = nn.LayerNorm(size, eps=1e-6)
     self.grid = grid
     if classes:

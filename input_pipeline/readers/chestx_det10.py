@@ -1,16 +1,16 @@
-"""Reader of ChestX-Det10 (Liu, Lian and Yu 2020): ten findings boxed on films of NIH ChestX-ray14.
+"""Reader of ChestX-Det10 (Liu, Lian and Yu 2020): ten findings boxed on images of NIH ChestX-ray14.
 
-The folder holds train.json and test.json, and the films (PNG) in any folder below. Each entry is
+The folder holds train.json and test.json, and the images (PNG) in any folder below. Each entry is
 
   {"file_name": "00000042_006.png", "syms": ["Fibrosis", ...], "boxes": [[x1, y1, x2, y2], ...]}
 
-with one box a finding, in pixels of the 1024 x 1024 films (on films of another size they are scaled
-along), and empty lists on a film without any. All ten findings were looked for: a finding that is
+with one box a finding, in pixels of the 1024 x 1024 images (on images of another size they are scaled
+along), and empty lists on an image without any. All ten findings were looked for: a finding that is
 not named is absent (0). There are no reports.
 
-The newer tables call the films as NIH does, so their first eight digits name the patient; the
-older ones ("36199.png", with train_data.zip and test_data.zip) tell no patients, and every film
-counts as one. The official split tears patients apart: films of train.json whose patient is in
+The newer tables call the images as NIH does, so their first eight digits name the patient; the
+older ones ("36199.png", with train_data.zip and test_data.zip) tell no patients, and every image
+counts as one. The official split tears patients apart: images of train.json whose patient is in
 test.json too are left aside. A tenth of the rest, drawn by patient, is validation.
 """
 
@@ -24,12 +24,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import raw
-from input_pipeline.raw import SourceError
-from input_pipeline.readers import boxes
-from input_pipeline.source import Item, Source, draw
-from input_pipeline.stored import image_size
-from input_pipeline.study import SPLITS, Study
+from input_pipeline.example import SPLITS, Example
+from input_pipeline.readers.raw import boxes, folders
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source, draw
 
 FINDINGS = (
   "Atelectasis", "Calcification", "Consolidation", "Effusion", "Emphysema", "Fibrosis", "Fracture",
@@ -43,26 +42,26 @@ _NIH_NAME = re.compile(r"(\d{8})_\d{3}\.png")
 @dataclass(frozen=True)
 class _Row:
   file: str  # relative to the folder
-  boxes: tuple[tuple[str, boxes.Corners], ...]  # in a film of 1024 x 1024
+  boxes: tuple[tuple[str, boxes.Corners], ...]  # in an image of 1024 x 1024
 
 
 def open_source(source: str) -> Source:
-  """Lists the films of both tables.
+  """Lists the images of both tables.
 
   Args:
     source: the folder.
 
-  Raises SourceError: a table is missing or no JSON, an entry lacks what it must say, or a film has
+  Raises SourceError: a table is missing or no JSON, an entry lacks what it must say, or an image has
   two entries that differ.
   """
-  root = raw.folder(source, "ChestX-Det10's train.json and test.json")
-  files = raw.file_names(root, ".png")
+  root = folders.folder(source, "ChestX-Det10's train.json and test.json")
+  files = folders.file_names(root, ".png")
   left_out: list[tuple[str, str]] = []
   counts = Counter()
   test: dict[str, Item] = {}
   train: dict[str, Item] = {}
   for split, items in (("test", test), ("train", train)):
-    path = raw.find(root, f"{split}.json", what="both tables are needed")
+    path = folders.find(root, f"{split}.json", what="both tables are needed")
     for key, entry in _entries(path):
       name = entry["file_name"]
       found, labels, broken = _boxes(entry, f"{path}, {key}", counts)
@@ -85,20 +84,20 @@ def open_source(source: str) -> Source:
     for item in train.values()
     if item.patient_id not in tested
   ]
-  films = [*kept, *test.values()]
-  splits = Counter(item.split for item in films)
+  images = [*kept, *test.values()]
+  splits = Counter(item.split for item in images)
   drawn = ", ".join(f"{split} {splits[split]}" for split in SPLITS)
   notes = [f"validation is a tenth of train.json, drawn by patient ({drawn})"]
   if aside := len(train) - len(kept):
     notes.append(
-      f"films of train.json whose patient is in test.json, left aside: {aside} of {len(train)}"
+      f"images of train.json whose patient is in test.json, left aside: {aside} of {len(train)}"
     )
   if counts["twice"]:
     notes.append(f"entries that say the same as an earlier one, dropped: {counts['twice']}")
   if counts["boxes"]:
-    notes.append(f"boxes given twice on a film, dropped: {counts['boxes']}")
+    notes.append(f"boxes given twice on an image, dropped: {counts['boxes']}")
   read = functools.partial(_read, root=root)
-  return Source("chestx_det10", films, read, tuple(notes), tuple(left_out))
+  return Source("chestx_det10", images, read, tuple(notes), tuple(left_out))
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -108,16 +107,16 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
   except ValueError as error:
     raise SourceError(f"{path}: not JSON in UTF-8 ({error}); download it again") from None
   if not isinstance(entries, list):
-    raise SourceError(f"{path}: must be a list of films")
+    raise SourceError(f"{path}: must be a list of images")
   for number, entry in enumerate(entries):
     entry = entry if isinstance(entry, dict) else {}
     name, syms, found = entry.get("file_name"), entry.get("syms"), entry.get("boxes")
     lists = isinstance(syms, list) and isinstance(found, list) and len(syms) == len(found)
     if not lists or not isinstance(name, str) or not name:
       raise SourceError(
-        f"{path}, film {number}: must have a file_name, and syms and boxes of one length"
+        f"{path}, image {number}: must have a file_name, and syms and boxes of one length"
       )
-    yield f"{path.name} film {number}", entry
+    yield f"{path.name} image {number}", entry
 
 
 def _boxes(
@@ -134,7 +133,7 @@ def _boxes(
       raise SourceError(f"{place}: the box {box!r} must be four numbers, x1, y1, x2, y2")
     corners = boxes.clip(tuple(numbers), _SIZE_PX, _SIZE_PX)
     if corners is None:
-      broken.append(f"the box {box} of {name} is empty or outside its film")
+      broken.append(f"the box {box} of {name} is empty or outside its image")
       continue
     counts["boxes"] += (name, corners) in found
     found[name, corners] = None
@@ -142,10 +141,10 @@ def _boxes(
   return tuple(found), labels, broken
 
 
-def _read(item: Item, *, root: Path) -> Study:
-  image = raw.read_bytes(root, item.row.file)
+def _read(item: Item, *, root: Path) -> Example:
+  image = folders.read_bytes(root, item.row.file)
   width, height = image_size(image)
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,

@@ -2,20 +2,20 @@
 
 The source is the folder that holds the tables, or its parent:
 
-  train.csv            -> train: 14 labels a film, mined from its report (CheXpert labeler)
-  valid.csv            -> validation: 234 films, labelled by radiologists
-  test.csv             -> test: 668 films, labelled by radiologists; CheXlocalize calls the last two
+  train.csv            -> train: 14 labels an image, mined from its report (CheXpert labeler)
+  valid.csv            -> validation: 234 images, labelled by radiologists
+  test.csv             -> test: 668 images, labelled by radiologists; CheXlocalize calls the last two
                           val_labels.csv and test_labels.csv
   train/patient00001/study1/view1_frontal.jpg, valid/..., test/... (CheXlocalize: val/)
-  df_chexpert_plus_240401.csv   reports of the same films (CheXpert Plus), optional
+  df_chexpert_plus_240401.csv   reports of the same images (CheXpert Plus), optional
 
-A table that is not there leaves its split empty; one must be there. The full-size training films
+A table that is not there leaves its split empty; one must be there. The full-size training images
 may stay in the archives' folders ("CheXpert-v1.0 batch 2 (train 1)", ...) beside the tables' one.
 
 Column Path, by its end, names file, patient, study and view; AP/PA (where there) the projection;
 the 14 label columns hold 1.0, 0.0, -1.0 (uncertain) or nothing (not mentioned: unknown). Findings
 and impression of CheXpert Plus, else a column "Report Impression", become the text; without
-either, films have none. Left aside: Sex, Age, and the other columns of CheXpert Plus.
+either, images have none. Left aside: Sex, Age, and the other columns of CheXpert Plus.
 """
 
 import functools
@@ -24,11 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from input_pipeline import raw, reports, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.source import Item, Source
-from input_pipeline.stored import image_size
-from input_pipeline.study import SPLITS, Study
+from input_pipeline.example import SPLITS, Example
+from input_pipeline.readers.raw import folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source
+from input_pipeline.text import reports
 
 LABELS = (
   "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion",
@@ -47,15 +48,15 @@ _FOLDERS = (
 )  # fmt: skip
 _BATCHES = "CheXpert-v1.0 batch * (train *)"
 _PLUS = "df_chexpert_plus_*.csv"
-_STUDY = re.compile(r"(?:train|valid|val|test)/(patient\d+)/(study\d+)/")
-_FILM = re.compile(rf"(?:^|/)({_STUDY.pattern}view\d+_(frontal|lateral))(\.\w+)$")
+_EXAMPLE = re.compile(r"(?:train|valid|val|test)/(patient\d+)/(study\d+)/")
+_IMAGE = re.compile(rf"(?:^|/)({_EXAMPLE.pattern}view\d+_(frontal|lateral))(\.\w+)$")
 
 _Sections = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class _Row:
-  """A row: the film's path, from "train/", "valid/" or "test/" on, and what its report says."""
+  """A row: the image's path, from "train/", "valid/" or "test/" on, and what its report says."""
 
   file: str
   study_id: str
@@ -63,16 +64,16 @@ class _Row:
 
 
 def open_source(source: str, *, views: str = "frontal") -> Source:
-  """Lists the films.
+  """Lists the images.
 
   Args:
     source: the folder of the tables, or its parent.
     views: "frontal", as the field trains and tests, or "all", laterals too.
 
-  Raises SourceError: no table, a column missing, a cell that cannot be right, one film twice with
+  Raises SourceError: no table, a column missing, a cell that cannot be right, one image twice with
   different rows.
   """
-  root = raw.folder(source, "CheXpert's train.csv, valid.csv or test.csv")
+  root = folders.folder(source, "CheXpert's train.csv, valid.csv or test.csv")
   if views not in VIEWS:
     raise SourceError(f"views is {views!r}; it must be one of {', '.join(VIEWS)}")
   home, found = _find(root)
@@ -91,17 +92,17 @@ def open_source(source: str, *, views: str = "frontal") -> Source:
         if replace(item, key=first.key) != first:
           raise SourceError(f"{table}: {item.key} contradicts {first.key}; remove one of the rows")
         twice += 1
-  films = list(items.values())
-  notes = [f"no {' or '.join(_TABLES[s])}: no {s} films" for s in SPLITS if s not in found]
-  if aside := read - twice - len(films):
+  images = list(items.values())
+  notes = [f"no {' or '.join(_TABLES[s])}: no {s} images" for s in SPLITS if s not in found]
+  if aside := read - twice - len(images):
     notes.append(f"lateral views left aside: {aside} of {read}")
   if twice:
     notes.append(f"rows that say the same as an earlier one, dropped: {twice}")
-  if without := sum(not item.row.sections for item in films):
-    notes.append(f"films without a report: {without} of {len(films)}")
+  if without := sum(not item.row.sections for item in images):
+    notes.append(f"images without a report: {without} of {len(images)}")
   batches = tuple(path.name for path in sorted(root.glob(_BATCHES)))
-  study = functools.partial(_read, root=root, home=home, batches=batches)
-  return Source("chexpert", films, study, tuple(notes))
+  example = functools.partial(_read, root=root, home=home, batches=batches)
+  return Source("chexpert", images, example, tuple(notes))
 
 
 def _find(root: Path) -> tuple[str, dict[str, Path]]:
@@ -142,11 +143,11 @@ def _item(
   row: tables.Row, split: str, labels_of: Callable, said: dict[str, _Sections]
 ) -> tuple[Item, str]:
   """The item of a row, and whether it is a "frontal" or a "lateral" one."""
-  match = _FILM.search(row["Path"])
+  match = _IMAGE.search(row["Path"])
   if not match:
     raise row.wrong("Path", "a path that ends like train/patient00001/study1/view1_frontal.jpg")
-  image_id, patient, study, view, suffix = match.groups()
-  study_id = f"{patient}/{study}"
+  image_id, patient, example, view, suffix = match.groups()
+  study_id = f"{patient}/{example}"
   impression = row.get("Report Impression", "")
   sections = said.get(study_id, ())
   if not sections and not tables.is_blank(impression):
@@ -164,27 +165,27 @@ def _plus_reports(root: Path, home: str) -> dict[str, _Sections]:
   there = sorted({*root.glob(_PLUS), *(root / home).glob(_PLUS)})
   said: dict[str, _Sections] = {}
   columns = ("path_to_image", "section_findings", "section_impression")
-  for row in tables.read(raw.find(there[0].parent, _PLUS), columns) if there else ():
-    match = _STUDY.search(row["path_to_image"])
+  for row in tables.read(folders.find(there[0].parent, _PLUS), columns) if there else ():
+    match = _EXAMPLE.search(row["path_to_image"])
     if not match:
       raise row.wrong("path_to_image", "a path like train/patient00001/study1/view1_frontal.jpg")
     parts = {"findings": row["section_findings"], "impression": row["section_impression"]}
     sections = tuple((name, text) for name, text in parts.items() if not tables.is_blank(text))
-    if sections:  # the films of a study share its report
+    if sections:  # the images of a study share its report
       said.setdefault("/".join(match.groups()), sections)
   return said
 
 
-def _read(item: Item, *, root: Path, home: str, batches: tuple[str, ...]) -> Study:
+def _read(item: Item, *, root: Path, home: str, batches: tuple[str, ...]) -> Example:
   row = item.row
   folder, below = row.file.split("/", 1)
   places = [home + row.file]
   if folder == "train":
     places += [f"{batch}/{below}" for batch in batches]
-  image = raw.read_bytes(root, next((p for p in places if (root / p).exists()), places[0]))
+  image = folders.read_bytes(root, next((p for p in places if (root / p).exists()), places[0]))
   width, height = image_size(image)
   sections = dict(row.sections)
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,

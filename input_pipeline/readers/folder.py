@@ -29,11 +29,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from input_pipeline import reports
-from input_pipeline.raw import SourceError
-from input_pipeline.source import Item, Source, draw_split
-from input_pipeline.stored import image_size, open_image
-from input_pipeline.study import SPLITS, Region, Study, UnreadableError
+from input_pipeline.example import SPLITS, Example, Region, UnreadableError
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size, open_image
+from input_pipeline.readers.source import Item, Source, draw_split
+from input_pipeline.text import reports
 
 MANIFEST = "manifest.csv"
 _REQUIRED = ("image", "text")
@@ -269,7 +269,7 @@ def _notes(columns: list[str], items: list[Item]) -> tuple[str, ...]:
   return tuple(notes)
 
 
-def _read(item: Item, *, folder: Path) -> Study:
+def _read(item: Item, *, folder: Path) -> Example:
   """The study of a row. Raises UnreadableError; SourceError for boxes and masks that do not fit."""
   row = item.row
   image = _bytes(folder, row.image)
@@ -279,7 +279,7 @@ def _read(item: Item, *, folder: Path) -> Study:
     regions = _regions(row, folder, width, height)
   except _CellError as error:
     raise SourceError(f"{folder / MANIFEST}, row {row.number} ({row.image}), {error}") from None
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,

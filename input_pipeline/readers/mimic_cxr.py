@@ -1,4 +1,4 @@
-"""Reader of MIMIC-CXR: the films of MIMIC-CXR-JPG with the reports of MIMIC-CXR.
+"""Reader of MIMIC-CXR: the images of MIMIC-CXR-JPG with the reports of MIMIC-CXR.
 
 The source is a folder that holds PhysioNet's projects, each with or without its version's folder
 (`mimic-cxr-jpg/2.0.0/...`), or the folder in which "wget -r" made `physionet.org/files`:
@@ -11,9 +11,9 @@ The source is a folder that holds PhysioNet's projects, each with or without its
 
 Tables may also lie there unpacked (.csv). A project, or its "files", may be a link to another disk.
 
-A film is a study of its own with its study's report; sections and sentences are `mimic_reports`',
+An image is a study of its own with its study's report; sections and sentences are `mimic_reports`',
 entities `radgraph`'s. Splits are the official ones. Labels are the study's, by published names;
-what its row leaves blank is unknown, as are all of a study without a row. A film without a row in
+what its row leaves blank is unknown, as are all of a study without a row. An image without a row in
 the table of splits is left out and listed. One without its report's file cannot be read; a report
 without words is legal. Left aside: views that the option does not name, and acquisition data.
 """
@@ -26,12 +26,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline import mimic_reports, physionet, radgraph, raw, tables
-from input_pipeline.raw import SourceError
+from input_pipeline.example import Example, UnreadableError
 from input_pipeline.readers import ms_cxr as ms_cxr_reader
-from input_pipeline.source import Item, Source
-from input_pipeline.stored import image_size
-from input_pipeline.study import Study, UnreadableError
+from input_pipeline.readers.raw import folders, physionet, radgraph, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source
+from input_pipeline.text import mimic_reports
 
 LABELS = (
   "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum",
@@ -44,7 +45,7 @@ _IDS = ("subject_id", "study_id")
 
 
 @dataclass(frozen=True, slots=True)
-class _Film:
+class _Image:
   study_id: str
   graph: radgraph.Place | None
 
@@ -52,7 +53,7 @@ class _Film:
 def open_source(
   source: str, *, views: str = "frontal", labels: str = "chexpert", ms_cxr: str = "exclude"
 ) -> Source:
-  """Lists the films; no image and no report is touched.
+  """Lists the images; no image and no report is touched.
 
   Args:
     source: the folder that holds mimic-cxr-jpg and mimic-cxr.
@@ -70,8 +71,8 @@ def open_source(
   ):
     if given not in known:
       raise SourceError(f"{name} is {given!r}; it must be {' or '.join(known)}")
-  root = raw.folder(source, "mimic-cxr-jpg and mimic-cxr")
-  films = physionet.find(root, "mimic-cxr-jpg", "files")
+  root = folders.folder(source, "mimic-cxr-jpg and mimic-cxr")
+  images = physionet.find(root, "mimic-cxr-jpg", "files")
   texts = physionet.find(root, "mimic-cxr", "mimic-cxr-reports.zip", "files")
   if texts.suffix == ".zip":
     _archive(texts)
@@ -101,25 +102,25 @@ def open_source(
     *ids, split = splits[dicom_id]
     if ids != [patient_id, study_id]:
       raise SourceError(
-        f"{root}: film {dicom_id} is of patient {patient_id}, study {study_id} by the metadata, of"
+        f"{root}: image {dicom_id} is of patient {patient_id}, study {study_id} by the metadata, of"
         f" patient {ids[0]}, study {ids[1]} by the table of splits"
       )
     if split == "train" and patient_id in excluded:
       in_ms_cxr[patient_id] += 1
       continue
     chosen.append((path, dicom_id, patient_id, study_id, view, split))
-  studies = {(patient_id, study_id) for _, _, patient_id, study_id, _, _ in chosen}
+  examples = {(patient_id, study_id) for _, _, patient_id, study_id, _, _ in chosen}
   graphs, file = {}, None
   if physionet.has(root, "radgraph"):
     file = physionet.find(root, "radgraph", "MIMIC-CXR_graphs.json")
-    graphs = radgraph.places(file, {f"{physionet.stem(*ids)}.txt" for ids in studies})
-    notes.append(f"studies with RadGraph's entities: {len(graphs)} of {len(studies)}")
+    graphs = radgraph.places(file, {f"{physionet.stem(*ids)}.txt" for ids in examples})
+    notes.append(f"studies with RadGraph's entities: {len(graphs)} of {len(examples)}")
   items = [
     Item(
       path,
       split,
       patient_id,
-      _Film(study_id, graphs.get(f"{physionet.stem(patient_id, study_id)}.txt")),
+      _Image(study_id, graphs.get(f"{physionet.stem(patient_id, study_id)}.txt")),
       dicom_id,
       view,
       labels_of.get((patient_id, study_id), ()),
@@ -129,17 +130,17 @@ def open_source(
 
   if aside:
     listed = ", ".join(f"{view} {count}" for view, count in aside.most_common())
-    notes.append(f"views left aside: {aside.total()} of {len(rows)} films ({listed})")
+    notes.append(f"views left aside: {aside.total()} of {len(rows)} images ({listed})")
   if excluded:
     notes.append(
-      f"left out of train, for MS-CXR has films of theirs: {in_ms_cxr.total()} films of"
+      f"left out of train, for MS-CXR has images of theirs: {in_ms_cxr.total()} images of"
       f" {len(in_ms_cxr)} patients (ms_cxr=keep keeps them)"
     )
-  if unlabelled := len(studies - labels_of.keys()):
-    notes.append(f"studies that {labels} does not label: {unlabelled} of {len(studies)}")
+  if unlabelled := len(examples - labels_of.keys()):
+    notes.append(f"studies that {labels} does not label: {unlabelled} of {len(examples)}")
   if unknown := len(splits.keys() - rows.keys()):
-    notes.append(f"films in the table of splits that the metadata lacks: {unknown}")
-  read = functools.partial(_read, films=films, texts=texts, graphs=file)
+    notes.append(f"images in the table of splits that the metadata lacks: {unknown}")
+  read = functools.partial(_read, images=images, texts=texts, graphs=file)
   return Source("mimic_cxr", items, read, tuple(notes), tuple(left_out))
 
 
@@ -181,17 +182,17 @@ def _labels(row: tables.Row) -> tuple[tuple[str, str], tuple[tuple[str, int], ..
   return tuple(map(row.text, _IDS)), tuple((name, v) for name, v in values if v is not None)
 
 
-def _read(item: Item, *, films: Path, texts: Path, graphs: Path | None) -> Study:
-  """The study of a film. Raises UnreadableError; SourceError where RadGraph's file has changed."""
+def _read(item: Item, *, images: Path, texts: Path, graphs: Path | None) -> Example:
+  """The study of an image. Raises UnreadableError; SourceError where RadGraph's file has changed."""
   stem = physionet.stem(item.patient_id, item.row.study_id)
-  image = raw.read_bytes(films, f"{stem}/{item.image_id}.jpg")
+  image = folders.read_bytes(images, f"{stem}/{item.image_id}.jpg")
   width, height = image_size(image)
-  sections = mimic_reports.sections(raw.text(_report(texts, f"{stem}.txt")))
+  sections = mimic_reports.sections(folders.text(_report(texts, f"{stem}.txt")))
   sentences = tuple(mimic_reports.sentences(sections))
   entities = ()
   if item.row.graph:
     entities, _ = radgraph.entities(radgraph.entry(graphs, item.row.graph), sentences)
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,
@@ -209,7 +210,7 @@ def _read(item: Item, *, films: Path, texts: Path, graphs: Path | None) -> Study
 def _report(texts: Path, name: str) -> bytes:
   """A report's bytes, from the zip or the folder. Raises UnreadableError."""
   if texts.suffix != ".zip":
-    return raw.read_bytes(texts, name)
+    return folders.read_bytes(texts, name)
   archive, files = _archive(texts)
   try:
     return archive.read(files + name)

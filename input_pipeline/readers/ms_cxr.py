@@ -7,13 +7,13 @@ The source is a folder that holds the PhysioNet projects (see `mimic_cxr`):
                   or, where there is no CSV, the COCO file MS_CXR_Local_Alignment_v*.json
   mimic-cxr-jpg/  files/p10/p10000032/s50414267/DICOM_ID.jpg
 
-A film is a study; all boxes of one (category_name, label_text) are one region, whose phrase is
+An image is a study; all boxes of one (category_name, label_text) are one region, whose phrase is
 label_text and whose label is category_name. The same phrase with two categories makes two regions.
 Categories are labels that are present; of others nothing is known. There is no report: the section
-"findings" is the film's phrases, and so are its sentences. The view is not known.
+"findings" is the image's phrases, and so are its sentences. The view is not known.
 
-Boxes are pixels of the original film (image_width x image_height); where the JPEG has another size,
-they are scaled. Splits are MS-CXR's own; 1.0.0 has none, and all films are "test". They are not the
+Boxes are pixels of the original image (image_width x image_height); where the JPEG has another size,
+they are scaled. Splits are MS-CXR's own; 1.0.0 has none, and all images are "test". They are not the
 splits of MIMIC-CXR: its reader leaves the patients of MS-CXR out of training.
 """
 
@@ -27,11 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline import physionet, raw, reports, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.source import Item, Source
-from input_pipeline.stored import image_size
-from input_pipeline.study import Region, Study, UnreadableError
+from input_pipeline.example import Example, Region, UnreadableError
+from input_pipeline.readers.raw import folders, physionet, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source
+from input_pipeline.text import reports
 
 _COLUMNS = (
   "dicom_id", "category_name", "label_text", "path", "x", "y", "w", "h", "image_width",
@@ -49,11 +50,11 @@ class Annotation:
 
   Attributes:
     place: file and row, for errors.
-    dicom_id, patient_id, study_id: of the film.
-    path: of the film, below "files".
+    dicom_id, patient_id, study_id: of the image.
+    path: of the image, below "files".
     phrase, category: label_text and category_name.
     box: x, y, w, h; None where the row has none.
-    size: width and height of the original film.
+    size: width and height of the original image.
     split: "train", "validation", "test"; "" where the table has no splits.
   """
 
@@ -70,7 +71,7 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class _Film:
+class _Image:
   path: str
   study_id: str
   size: tuple[float, ...]
@@ -78,16 +79,16 @@ class _Film:
 
 
 def open_source(source: str) -> Source:
-  """Lists the films of MS-CXR; no image is touched.
+  """Lists the images of MS-CXR; no image is touched.
 
   Args:
     source: the folder that holds ms-cxr and mimic-cxr-jpg.
 
   Raises SourceError: a table is missing or cannot be right, or its rows contradict each other.
   """
-  root = raw.folder(source, "ms-cxr and mimic-cxr-jpg")
+  root = folders.folder(source, "ms-cxr and mimic-cxr-jpg")
   rows = annotations(root)
-  films = physionet.find(root, "mimic-cxr-jpg", "files")
+  images = physionet.find(root, "mimic-cxr-jpg", "files")
   first: dict[str, Annotation] = {}
   regions: dict[str, dict[tuple[str, str], list[tuple[float, ...]]]] = {}
   left_out, repeated = [], 0
@@ -95,7 +96,7 @@ def open_source(source: str) -> Source:
     before = first.setdefault(row.dicom_id, row)
     if (before.path, before.size, before.split) != (row.path, row.size, row.split):
       raise SourceError(
-        f"{before.place} and {row.place}: film {row.dicom_id} has two paths, sizes or splits"
+        f"{before.place} and {row.place}: image {row.dicom_id} has two paths, sizes or splits"
       )
     corners = _corners(row)
     if isinstance(corners, str):
@@ -107,22 +108,22 @@ def open_source(source: str) -> Source:
     else:
       boxes.append(corners)
   items = []
-  for dicom_id, of_film in regions.items():
+  for dicom_id, of_image in regions.items():
     row = first[dicom_id]
-    boxes = tuple((*names, tuple(corners)) for names, corners in of_film.items())
-    film = _Film(row.path, row.study_id, row.size, boxes)
-    labels = tuple((label, 1) for label in sorted({label for _, label in of_film}))
+    boxes = tuple((*names, tuple(corners)) for names, corners in of_image.items())
+    image = _Image(row.path, row.study_id, row.size, boxes)
+    labels = tuple((label, 1) for label in sorted({label for _, label in of_image}))
     split = row.split or "test"
-    items.append(Item(f"files/{row.path}", split, row.patient_id, film, dicom_id, "", labels))
+    items.append(Item(f"files/{row.path}", split, row.patient_id, image, dicom_id, "", labels))
   if not items:
     raise SourceError(f"{root}: MS-CXR's table holds no box that can be used")
   pairs = sum(len(item.row.regions) for item in items)
-  notes = [f"{pairs} phrases on {len(items)} films; sentences are the phrases, not the report"]
+  notes = [f"{pairs} phrases on {len(items)} images; sentences are the phrases, not the report"]
   if not rows[0].split:
-    notes.append("MS-CXR's table has no splits (1.0.0 has none): every film is test")
+    notes.append("MS-CXR's table has no splits (1.0.0 has none): every image is test")
   if repeated:
     notes.append(f"boxes that stand twice, taken once: {repeated}")
-  read = functools.partial(_read, films=films)
+  read = functools.partial(_read, images=images)
   return Source("ms_cxr", items, read, tuple(notes), tuple(left_out))
 
 
@@ -192,41 +193,41 @@ def _annotation(place, dicom_id, path, names, box, size, split) -> Annotation:
 
 
 def _corners(row: Annotation) -> tuple[float, ...] | str:
-  """x0, y0, x1, y1 within the original film, or why there are none."""
+  """x0, y0, x1, y1 within the original image, or why there are none."""
   if row.box is None or row.size is None:
-    return "the row has no box, or no size of the film"
+    return "the row has no box, or no size of the image"
   (x, y, w, h), (width, height) = row.box, row.size
   if not all(map(math.isfinite, (*row.box, *row.size))) or not (w > 0 and h > 0):
     return f"the box of {row.phrase!r} is {w:g} x {h:g} pixels"
   x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
   if x0 >= x1 or y0 >= y1:
-    return f"the box of {row.phrase!r} lies outside its {width:g} x {height:g} film"
+    return f"the box of {row.phrase!r} lies outside its {width:g} x {height:g} image"
   return x0, y0, x1, y1
 
 
-def _read(item: Item, *, films: Path) -> Study:
-  """The study of a film. Raises UnreadableError."""
-  film = item.row
-  image = raw.read_bytes(films, film.path)
-  width, height = image_size(image)
-  scale = np.array([width / film.size[0], height / film.size[1]] * 2)
+def _read(item: Item, *, images: Path) -> Example:
+  """The study of an image. Raises UnreadableError."""
+  image = item.row
+  encoded = folders.read_bytes(images, image.path)
+  width, height = image_size(encoded)
+  scale = np.array([width / image.size[0], height / image.size[1]] * 2)
   if abs(scale[0] / scale[1] - 1) > _DISTORTION:
     raise UnreadableError(
-      f"the film is {width} x {height}, MS-CXR's boxes are of one of"
-      f" {film.size[0]:g} x {film.size[1]:g}: it was cut or distorted"
+      f"the image is {width} x {height}, MS-CXR's boxes are of one of"
+      f" {image.size[0]:g} x {image.size[1]:g}: it was cut or distorted"
     )
   regions = tuple(
     Region(phrase, label, np.minimum(np.array(boxes) * scale, [width, height] * 2).astype("f4"))
-    for phrase, label, boxes in film.regions
+    for phrase, label, boxes in image.regions
   )
   # Apart by a blank line, which ends a sentence.
-  sections = {"findings": "\n\n".join(dict.fromkeys(phrase for phrase, _, _ in film.regions))}
-  return Study(
-    image=image,
+  sections = {"findings": "\n\n".join(dict.fromkeys(phrase for phrase, _, _ in image.regions))}
+  return Example(
+    image=encoded,
     width=width,
     height=height,
     image_id=item.image_id,
-    study_id=film.study_id,
+    study_id=image.study_id,
     patient_id=item.patient_id,
     sections=sections,
     sentences=tuple(reports.report_sentences(sections)),

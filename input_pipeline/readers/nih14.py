@@ -1,22 +1,22 @@
-"""Reader of NIH ChestX-ray14 (Wang et al. 2017): labels, and the 984 boxes of its test films.
+"""Reader of NIH ChestX-ray14 (Wang et al. 2017): labels, and the 984 boxes of its test images.
 
 The folder holds
 
-  Data_Entry_2017_v2020.csv   a row a film; the older Data_Entry_2017.csv will do
+  Data_Entry_2017_v2020.csv   a row an image; the older Data_Entry_2017.csv will do
   train_val_list.txt, test_list.txt   the official split, a file name a line
   BBox_List_2017.csv          boxes, optional
   images/00000001_000.png, ... or images_001/images/..., as the archives unpack
 
 Of the columns, Image Index names the file, Finding Labels holds names with "|" between, Patient ID
 and View Position (PA or AP) are taken; age, sex, follow-up number and original size are left aside.
-The labels were mined from reports that are not public: films have no text. A finding that is not
-named counts as absent (0), as everywhere in the field. One film is one study.
+The labels were mined from reports that are not public: images have no text. A finding that is not
+named counts as absent (0), as everywhere in the field. One image is one study.
 
-Boxes are in pixels of the 1024 x 1024 films; on films of another size they are scaled along. Their
+Boxes are in pixels of the 1024 x 1024 images; on images of another size they are scaled along. Their
 table says "Infiltrate" where the labels say "Infiltration", which is what its regions are called.
 
 The official split knows no validation: an eighth of the patients of train_val_list.txt is drawn by
-patient id, so that the shares are about 70, 10 and 20 percent of the films.
+patient id, so that the shares are about 70, 10 and 20 percent of the images.
 """
 
 import functools
@@ -25,12 +25,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from input_pipeline import raw, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.readers import boxes
-from input_pipeline.source import Item, Source, draw
-from input_pipeline.stored import image_size
-from input_pipeline.study import SPLITS, Study
+from input_pipeline.example import SPLITS, Example
+from input_pipeline.readers.raw import boxes, folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source, draw
 
 FINDINGS = (
   "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
@@ -49,23 +48,23 @@ _Boxes = tuple[tuple[str, boxes.Corners], ...]
 @dataclass(frozen=True)
 class _Row:
   file: str  # relative to the folder
-  boxes: _Boxes  # label and corners, in a film of 1024 x 1024
+  boxes: _Boxes  # label and corners, in an image of 1024 x 1024
 
 
 def open_source(source: str) -> Source:
-  """Lists the films.
+  """Lists the images.
 
   Args:
     source: the folder.
 
-  Raises SourceError: a table or list is missing or damaged, a cell cannot be right, one film has
+  Raises SourceError: a table or list is missing or damaged, a cell cannot be right, one image has
   two rows that differ or stands in both lists.
   """
-  root = raw.folder(source, "NIH ChestX-ray14")
-  entries = raw.find(root, *_ENTRIES, what="get it where the films came from")
+  root = folders.folder(source, "NIH ChestX-ray14")
+  entries = folders.find(root, *_ENTRIES, what="get it where the images came from")
   split_of = _split_lists(root)
   boxed, left_out, notes = _boxes(root)
-  files = raw.file_names(root, ".png")
+  files = folders.file_names(root, ".png")
   items: dict[str, Item] = {}
   twice = 0
   labels: dict[str, tuple[tuple[str, int], ...]] = {}
@@ -90,24 +89,24 @@ def open_source(source: str) -> Source:
       if replace(item, key=first.key) != first:
         raise SourceError(f"{entries}: {item.key} contradicts {first.key}; remove one of the rows")
       twice += 1
-  films = list(items.values())
-  counts = Counter(item.split for item in films)
+  images = list(items.values())
+  counts = Counter(item.split for item in images)
   drawn = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
   notes.insert(0, f"validation is an eighth of {_LISTS['train']}, drawn by patient id ({drawn})")
   if twice:
     notes.append(f"rows that say the same as an earlier one, dropped: {twice}")
   if lost := sum(len(found) for name, found in boxed.items() if name not in items):
-    notes.append(f"boxes of films that are not listed, left aside: {lost}")
-  study = functools.partial(_read, root=root)
-  return Source("nih14", films, study, tuple(notes), tuple(left_out))
+    notes.append(f"boxes of images that are not listed, left aside: {lost}")
+  example = functools.partial(_read, root=root)
+  return Source("nih14", images, example, tuple(notes), tuple(left_out))
 
 
 def _split_lists(root: Path) -> dict[str, str]:
-  """File name -> "train" or "test". Raises SourceError where a film stands in both lists."""
+  """File name -> "train" or "test". Raises SourceError where an image stands in both lists."""
   split_of: dict[str, str] = {}
   for split, name in _LISTS.items():
-    path = raw.find(root, name, what="the lists of the official split come with the films")
-    for line in raw.text(path.read_bytes()).split():
+    path = folders.find(root, name, what="the lists of the official split come with the images")
+    for line in folders.text(path.read_bytes()).split():
       if split_of.setdefault(line, split) != split:
         raise SourceError(f"{path}: {line} is in {_LISTS[split_of[line]]} too; take one away")
   return split_of
@@ -132,7 +131,7 @@ def _boxes(root: Path) -> tuple[dict[str, _Boxes], list[tuple[str, str]], list[s
     name = row.text("Image Index")
     corners = boxes.clip((x, y, x + w, y + h), _SIZE_PX, _SIZE_PX)
     if corners is None:
-      reason = f"the box x {x:g}, y {y:g}, w {w:g}, h {h:g} is empty or outside its film"
+      reason = f"the box x {x:g}, y {y:g}, w {w:g}, h {h:g} is empty or outside its image"
       left_out.append((f"{name} ({row.place})", reason))
       continue
     twice += (label, corners) in found.setdefault(name, {})
@@ -154,10 +153,10 @@ def _box_rows(path: Path) -> Iterator[tuple[tables.Row, str, tuple[float, ...]]]
     yield row, label, numbers
 
 
-def _read(item: Item, *, root: Path) -> Study:
-  image = raw.read_bytes(root, item.row.file)
+def _read(item: Item, *, root: Path) -> Example:
+  image = folders.read_bytes(root, item.row.file)
   width, height = image_size(image)
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,

@@ -1,19 +1,19 @@
-"""Reader of Object-CXR (JF Healthcare 2020): foreign objects on frontal films, outlined.
+"""Reader of Object-CXR (JF Healthcare 2020): foreign objects on frontal images, outlined.
 
-The folder holds train.csv and dev.csv, and the films in train/ and dev/. Columns:
+The folder holds train.csv and dev.csv, and the images in train/ and dev/. Columns:
 
   image_name   file in train/ or dev/
-  annotation   shapes with ";" between, in pixels; empty on a clean film:
+  annotation   shapes with ";" between, in pixels; empty on a clean image:
                "0 x1 y1 x2 y2" a rectangle, "1 x1 y1 x2 y2" the ellipse in it,
                "2 x1 y1 x2 y2 ... xn yn" a polygon
 
-The objects of a film are one region, "foreign object": a box each, and where one of them is an
-ellipse or a polygon, a mask of them all. The label of that name is 1 or 0 for every film. There are
-no reports. The tables name no patients: every film counts as one.
+The objects of an image are one region, "foreign object": a box each, and where one of them is an
+ellipse or a polygon, a mask of them all. The label of that name is 1 or 0 for every image. There are
+no reports. The tables name no patients: every image counts as one.
 
-dev.csv is test, as the field uses it, for the outlines of the challenge's own test films were not
+dev.csv is test, as the field uses it, for the outlines of the challenge's own test images were not
 given out (test/ is left aside). A fifth of train.csv, drawn by file name, is validation (the shares
-of LoVT: 6,400, 1,600 and 1,000 films).
+of LoVT: 6,400, 1,600 and 1,000 images).
 """
 
 import functools
@@ -25,12 +25,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from input_pipeline import raw, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.readers import boxes
-from input_pipeline.source import Item, Source, draw
-from input_pipeline.stored import image_size
-from input_pipeline.study import SPLITS, Region, Study, UnreadableError
+from input_pipeline.example import SPLITS, Example, Region, UnreadableError
+from input_pipeline.readers.raw import boxes, folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source, draw
 
 LABEL = "foreign object"
 _VALIDATION = 1 / 5
@@ -55,19 +54,19 @@ class _Row:
 
 
 def open_source(source: str) -> Source:
-  """Lists the films of both tables.
+  """Lists the images of both tables.
 
   Args:
     source: the folder.
 
-  Raises SourceError: a table is missing, a shape cannot be read, a film has two rows that differ.
+  Raises SourceError: a table is missing, a shape cannot be read, an image has two rows that differ.
   """
-  root = raw.folder(source, "Object-CXR's train.csv and dev.csv")
+  root = folders.folder(source, "Object-CXR's train.csv and dev.csv")
   items: dict[str, Item] = {}
   left_out: list[tuple[str, str]] = []
   twice = 0
   for folder in ("train", "dev"):
-    table = raw.find(root, f"{folder}.csv", what="both tables are needed")
+    table = folders.find(root, f"{folder}.csv", what="both tables are needed")
     for row in tables.read(table, ("image_name", "annotation")):
       name = row.text("image_name")
       shapes, broken = _shapes(row)
@@ -84,17 +83,17 @@ def open_source(source: str) -> Source:
       if replace(item, key=first.key) != first:
         raise SourceError(f"{table}: {item.key} contradicts {first.key}; remove one of the rows")
       twice += 1
-  films = list(items.values())
-  counts = Counter(item.split for item in films)
+  images = list(items.values())
+  counts = Counter(item.split for item in images)
   drawn = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
   notes = [
     f"dev.csv is test; validation is a fifth of train.csv, drawn by file name ({drawn})",
-    "no patients are named: every film counts as one of its own",
+    "no patients are named: every image counts as one of its own",
   ]
   if twice:
     notes.append(f"rows that say the same as an earlier one, dropped: {twice}")
-  study = functools.partial(_read, root=root)
-  return Source("object_cxr", films, study, tuple(notes), tuple(left_out))
+  example = functools.partial(_read, root=root)
+  return Source("object_cxr", images, example, tuple(notes), tuple(left_out))
 
 
 def _shapes(row: tables.Row) -> tuple[tuple[_Shape, ...], list[str]]:
@@ -124,10 +123,10 @@ def _shapes(row: tables.Row) -> tuple[tuple[_Shape, ...], list[str]]:
   return tuple(shapes), broken
 
 
-def _read(item: Item, *, root: Path) -> Study:
-  image = raw.read_bytes(root, item.row.file)
+def _read(item: Item, *, root: Path) -> Example:
+  image = folders.read_bytes(root, item.row.file)
   width, height = image_size(image)
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,
@@ -148,7 +147,7 @@ def _regions(shapes: tuple[_Shape, ...], width: int, height: int) -> tuple[Regio
       x0, y0, x1, y1 = shape.corners
       raise UnreadableError(
         f"the shape over x {x0:g} to {x1:g}, y {y0:g} to {y1:g} lies outside the {width} x {height}"
-        " film"
+        " image"
       )
   if not shapes:
     return ()

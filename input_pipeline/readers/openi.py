@@ -3,12 +3,12 @@
 The folder holds
 
   ecgen-radiology/1.xml, ...  the reports, or NLMCXR_reports.tgz as it comes
-  NLMCXR_png/CXR1_1_IM-0001-3001.png, ...   the films, in any folder below; instead of a PNG, the
+  NLMCXR_png/CXR1_1_IM-0001-3001.png, ...   the images, in any folder below; instead of a PNG, the
                               original DICOM (1/1_IM-0001-3001.dcm) or Kaggle's
                               1_IM-0001-3001.dcm.png
   indiana_projections.csv     optional: Kaggle's table that tells frontal from lateral
 
-Every parentImage of a report is a film; the report is its study, and its patient, since the reports
+Every parentImage of a report is an image; the report is its study, and its patient, since the reports
 name none (uId). The four AbstractText become sections; findings and impression the text. What was
 removed to hide who it is stays as it stands, "XXXX".
 
@@ -29,18 +29,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from input_pipeline import dicom, raw, reports, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.source import Item, Source, draw_split
-from input_pipeline.stored import image_size
-from input_pipeline.study import SPLITS, Study, UnreadableError
+from input_pipeline.example import SPLITS, Example, UnreadableError
+from input_pipeline.readers.raw import dicom, folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source, draw_split
+from input_pipeline.text import reports
 
 VIEWS = ("all", "frontal")
 _FOLDER, _ARCHIVE, _PROJECTIONS = "ecgen-radiology", "NLMCXR_reports.tgz", "indiana_projections.csv"
 _TEXT = ("findings", "impression")  # what a study's sentences are taken from
 _COUNTED = {
-  "without a film": "",
-  "without findings and impression": "; their films have no text",
+  "without an image": "",
+  "without findings and impression": "; their images have no text",
   "with XXXX in them": "",
 }
 
@@ -60,27 +61,27 @@ class _Report:
 
 
 def open_source(source: str, *, views: str = "all") -> Source:
-  """Lists the films of all reports.
+  """Lists the images of all reports.
 
   Args:
     source: the folder.
     views: "all", or "frontal", which needs indiana_projections.csv.
 
-  Raises SourceError: no reports, a damaged archive or table, two reports with one uId or film.
+  Raises SourceError: no reports, a damaged archive or table, two reports with one uId or image.
   """
-  root = raw.folder(source, "ecgen-radiology or NLMCXR_reports.tgz, and the films")
+  root = folders.folder(source, "ecgen-radiology or NLMCXR_reports.tgz, and the images")
   if views not in VIEWS:
     raise SourceError(f"views is {views!r}; it must be one of {', '.join(VIEWS)}")
   view_of = _views(root)
   if views == "frontal" and view_of is None:
     raise SourceError(f"{root}: views='frontal' needs {_PROJECTIONS}, Kaggle's table of the views")
-  png, dcm = raw.file_names(root, ".png"), raw.file_names(root, ".dcm")
+  png, dcm = folders.file_names(root, ".png"), folders.file_names(root, ".dcm")
   items: dict[str, Item] = {}
   left_out: list[tuple[str, str]] = []
   counts = Counter()
   for name, report in _reports(root, left_out):
     counts["reports"] += 1
-    counts["without a film"] += not report.image_ids
+    counts["without an image"] += not report.image_ids
     said = " ".join(text for section, text in report.sections if section in _TEXT)
     counts["without findings and impression"] += not said
     counts["with XXXX in them"] += "XXXX" in said
@@ -97,31 +98,31 @@ def open_source(source: str, *, views: str = "all") -> Source:
         image_id, view, report.labels,
       )  # fmt: skip
       if items.setdefault(image_id, item) is not item:
-        raise SourceError(f"{root}: {item.key} is a film of {items[image_id].key} too")
+        raise SourceError(f"{root}: {item.key} is an image of {items[image_id].key} too")
   if not items:
-    raise SourceError(f"{root}: the reports name no film")
-  films = list(items.values())
-  notes = _notes(films, counts, view_of)
+    raise SourceError(f"{root}: the reports name no image")
+  images = list(items.values())
+  notes = _notes(images, counts, view_of)
   read = functools.partial(_read, root=root)
-  return Source("openi", films, read, notes, tuple(left_out))
+  return Source("openi", images, read, notes, tuple(left_out))
 
 
-def _notes(films: list[Item], counts: Counter, view_of: dict | None) -> tuple[str, ...]:
-  splits = Counter(item.split for item in films)
+def _notes(images: list[Item], counts: Counter, view_of: dict | None) -> tuple[str, ...]:
+  splits = Counter(item.split for item in images)
   drawn = ", ".join(f"{split} {splits[split]}" for split in SPLITS)
   notes = [f"no official split: drawn by uId ({drawn})"]
   for what, why in _COUNTED.items():
     if counts[what]:
       notes.append(f"reports {what}: {counts[what]} of {counts['reports']}{why}")
   if aside := counts["not frontal"]:
-    notes.append(f"views left aside that are not frontal: {aside} of {aside + len(films)}")
+    notes.append(f"views left aside that are not frontal: {aside} of {aside + len(images)}")
   if view_of is None:
-    notes.append(f"no {_PROJECTIONS}: views are unknown, laterals are among the films")
+    notes.append(f"no {_PROJECTIONS}: views are unknown, laterals are among the images")
   return tuple(notes)
 
 
 def _short(image_id: str) -> str:
-  """The name of a film's DICOM file, without the suffix: "CXR1_1_IM-0001" -> "1_IM-0001"."""
+  """The name of an image's DICOM file, without the suffix: "CXR1_1_IM-0001" -> "1_IM-0001"."""
   return re.sub(r"^CXR(\d+)_(?:\1_)?", r"\1_", image_id)
 
 
@@ -158,12 +159,12 @@ def _files(root: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[str, b
   if folder.is_dir():
     for name in sorted((path.name for path in folder.glob("*.xml")), key=_number):
       try:
-        yield name, raw.read_bytes(root, f"{_FOLDER}/{name}")
+        yield name, folders.read_bytes(root, f"{_FOLDER}/{name}")
       except UnreadableError as error:
         left_out.append((name, str(error)))
     return
   try:
-    with tarfile.open(raw.find(root, _ARCHIVE, what=f"or unpack it: {_FOLDER}")) as tar:
+    with tarfile.open(folders.find(root, _ARCHIVE, what=f"or unpack it: {_FOLDER}")) as tar:
       members = [m for m in tar.getmembers() if m.isfile() and m.name.endswith(".xml")]
       found = [(Path(member.name).name, tar.extractfile(member).read()) for member in members]
   except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
@@ -197,14 +198,14 @@ def _parse(data: bytes) -> _Report:
   return _Report(uid.get("id"), tuple(image_ids), tuple(sections.items()), tuple(labels.items()))
 
 
-def _read(item: Item, *, root: Path) -> Study:
-  image = raw.read_bytes(root, item.row.file)
+def _read(item: Item, *, root: Path) -> Example:
+  image = folders.read_bytes(root, item.row.file)
   if item.row.file.endswith(".dcm"):
     image = dicom.to_pgm(image)
   width, height = image_size(image)
   sections = dict(item.row.sections)
   said = {name: text for name, text in sections.items() if name in _TEXT}
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,

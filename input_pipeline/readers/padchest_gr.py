@@ -6,15 +6,15 @@ The folder holds
                        sentence_es, abnormal, labels, boxes [[x1, y1, x2, y2], ...] in 0 to 1
   master_table.csv     or master_table.csv.zip: a row a sentence and label, of which StudyID,
                        ImageID, PatientID, split, sentence_en and label_group are taken
-  Padchest_GR_files/   the films (PNG of 16 bits) in it or below; without that folder, anywhere
+  Padchest_GR_files/   the images (PNG of 16 bits) in it or below; without that folder, anywhere
 
 Every finding is a sentence of the text, which is not split further. Its boxes are a region, with
 the sentence as the phrase and, as label, the table's label_group, else its own first label.
-Findings of a film with the same sentence are one, with the boxes of both. Labels (1) are those of
+Findings of an image with the same sentence are one, with the boxes of both. Labels (1) are those of
 abnormal findings; what the others deny has no name in the table and stays unknown. Left aside:
 extra_boxes (a second outline), locations, progression, prior studies, and all about the patient.
 
-Films are windowed from the 0.5th to the 99.5th percentile to 8 bits; 8-bit copies stay as they are.
+Images are windowed from the 0.5th to the 99.5th percentile to 8 bits; 8-bit copies stay as they are.
 """
 
 import functools
@@ -27,15 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import raw, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.readers import boxes
-from input_pipeline.source import Item, Source
-from input_pipeline.stored import image_size, open_image
-from input_pipeline.study import SPLITS, Region, Study, UnreadableError
+from input_pipeline.example import SPLITS, Example, Region, UnreadableError
+from input_pipeline.readers.raw import boxes, folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size, open_image
+from input_pipeline.readers.source import Item, Source
 
 LANGUAGES = ("en", "es")
-_REPORTS, _TABLE, _FILMS = "grounded_reports_*.json", "master_table.csv", "Padchest_GR_files"
+_REPORTS, _TABLE, _IMAGES = "grounded_reports_*.json", "master_table.csv", "Padchest_GR_files"
 _WINDOW = (0.5, 99.5)  # percentiles
 
 
@@ -54,8 +53,8 @@ class _Row:
 
 
 @dataclass
-class _Film:
-  """What the table says of a film."""
+class _Image:
+  """What the table says of an image."""
 
   place: str
   study_id: str
@@ -65,98 +64,100 @@ class _Film:
 
 
 def open_source(source: str, *, language: str = "en") -> Source:
-  """Lists the films of the reports.
+  """Lists the images of the reports.
 
   Args:
     source: the folder.
     language: of the sentences, "en" (a translation) or "es".
 
   Raises SourceError: a file is missing or damaged, a study or a row lacks what it must say, or two
-  of one film contradict each other.
+  of one image contradict each other.
   """
-  root = raw.folder(source, "PadChest-GR's grounded_reports_20240819.json and master_table.csv")
+  root = folders.folder(source, "PadChest-GR's grounded_reports_20240819.json and master_table.csv")
   if language not in LANGUAGES:
     raise SourceError(f"language is {language!r}; it must be one of {', '.join(LANGUAGES)}")
-  path = raw.find(root, _REPORTS)
-  films = _table(root)
-  home = _FILMS if (root / _FILMS).is_dir() else ""
-  files = raw.file_names(root / home, ".png")
+  path = folders.find(root, _REPORTS)
+  images = _table(root)
+  home = _IMAGES if (root / _IMAGES).is_dir() else ""
+  files = folders.file_names(root / home, ".png")
   items: dict[str, Item] = {}
   first: dict[str, dict] = {}
   left_out: list[tuple[str, str]] = []
   counts = Counter()
-  for number, study in enumerate(_studies(path)):
-    name, key = study["ImageID"], f"{study['ImageID']} ({path.name} study {number})"
-    if first.setdefault(name, study) != study:
+  for number, example in enumerate(_examples(path)):
+    name, key = example["ImageID"], f"{example['ImageID']} ({path.name} study {number})"
+    if first.setdefault(name, example) != example:
       raise SourceError(f"{path}: {key} contradicts {items[name].key}; remove one of the two")
     if name in items:
       counts["twice"] += 1
       continue
-    if name not in films:
+    if name not in images:
       left_out.append((key, f"has no row in {_TABLE}"))
       continue
-    film = films[name]
-    findings, labels = _findings(study, film, language, key, left_out, counts)
+    image = images[name]
+    findings, labels = _findings(example, image, language, key, left_out, counts)
     file = Path(home, files.get(name, name)).as_posix()
     items[name] = Item(
-      key, film.split, film.patient_id, _Row(file, film.study_id, findings), Path(name).stem,
+      key, image.split, image.patient_id, _Row(file, image.study_id, findings), Path(name).stem,
       labels=labels,
     )  # fmt: skip
   notes = [
     f"{what}: {counts[name]}"
     for name, what in (
       ("twice", "studies given twice, dropped"),
-      ("same", "findings with the sentence of another on the film, united"),
+      ("same", "findings with the sentence of another on the image, united"),
       ("silent", "findings without a sentence and boxes, left aside"),
       ("extra", "extra boxes left aside"),
     )
     if counts[name]
   ]
-  if lost := sum(name not in first for name in films):
-    notes.append(f"films of {_TABLE} without a report, left aside: {lost}")
+  if lost := sum(name not in first for name in images):
+    notes.append(f"images of {_TABLE} without a report, left aside: {lost}")
   read = functools.partial(_read, root=root)
   return Source("padchest_gr", list(items.values()), read, tuple(notes), tuple(left_out))
 
 
-def _table(root: Path) -> dict[str, _Film]:
+def _table(root: Path) -> dict[str, _Image]:
   """ImageID -> what the table says. Raises SourceError where its rows contradict each other."""
-  path = raw.find(root, _TABLE, f"{_TABLE}.zip", what="it tells splits and patients")
-  films: dict[str, _Film] = {}
+  path = folders.find(root, _TABLE, f"{_TABLE}.zip", what="it tells splits and patients")
+  images: dict[str, _Image] = {}
   columns = ("StudyID", "ImageID", "PatientID", "split", "sentence_en", "label_group")
   for row in tables.read(path, columns):
-    film = _Film(
+    image = _Image(
       row.place, row.text("StudyID"), row.text("PatientID"), row.one_of("split", SPLITS), {}
     )
-    film = films.setdefault(row.text("ImageID"), film)
+    image = images.setdefault(row.text("ImageID"), image)
     for column, said in (
-      ("StudyID", film.study_id), ("PatientID", film.patient_id), ("split", film.split),
+      ("StudyID", image.study_id), ("PatientID", image.patient_id), ("split", image.split),
     ):  # fmt: skip
       if row[column] != said:
-        raise row.wrong(column, f"{said!r}, as in {film.place}, for the same film")
+        raise row.wrong(column, f"{said!r}, as in {image.place}, for the same image")
     if not tables.is_blank(row["label_group"]):
-      film.groups.setdefault(_fold(row["sentence_en"]), row["label_group"])
-  return films
+      image.groups.setdefault(_fold(row["sentence_en"]), row["label_group"])
+  return images
 
 
-def _studies(path: Path) -> list[dict[str, Any]]:
+def _examples(path: Path) -> list[dict[str, Any]]:
   """The studies of the file. Raises SourceError, naming the study's number, from 0."""
   try:
-    studies = json.loads(path.read_text(encoding="utf-8-sig"))
+    examples = json.loads(path.read_text(encoding="utf-8-sig"))
   except ValueError as error:
     raise SourceError(f"{path}: not JSON in UTF-8 ({error}); download it again") from None
-  if not isinstance(studies, list):
+  if not isinstance(examples, list):
     raise SourceError(f"{path}: must be a list of studies")
-  for number, study in enumerate(studies):
-    fits = isinstance(study, dict) and isinstance(study.get("ImageID"), str) and study["ImageID"]
-    findings = study.get("findings") if fits else None
+  for number, example in enumerate(examples):
+    fits = (
+      isinstance(example, dict) and isinstance(example.get("ImageID"), str) and example["ImageID"]
+    )
+    findings = example.get("findings") if fits else None
     if not isinstance(findings, list) or not all(isinstance(each, dict) for each in findings):
       raise SourceError(f"{path}, study {number}: must have an ImageID and a list of findings")
-  return studies
+  return examples
 
 
 def _findings(
-  study: dict[str, Any],
-  film: _Film,
+  example: dict[str, Any],
+  image: _Image,
   language: str,
   key: str,
   left_out: list[tuple[str, str]],
@@ -165,7 +166,7 @@ def _findings(
   """Findings, one a sentence, and labels; adds to `left_out` and `counts`."""
   united: dict[str, _Finding] = {}
   labels: dict[str, int] = {}
-  for number, finding in enumerate(study["findings"]):
+  for number, finding in enumerate(example["findings"]):
     place = f"{key} finding {number}"
     sentence = _fold(_of_type(finding, f"sentence_{language}", str, place))
     names = [str(name) for name in _of_type(finding, "labels", list, place)]
@@ -179,7 +180,7 @@ def _findings(
       counts["silent"] += not corners
       continue
     english = _fold(_of_type(finding, "sentence_en", str, place))
-    label = film.groups.get(english) or (names[0] if names else "finding")
+    label = image.groups.get(english) or (names[0] if names else "finding")
     before = united.get(sentence)
     if before:
       counts["same"] += 1
@@ -191,7 +192,7 @@ def _findings(
 def _corners(
   finding: dict[str, Any], place: str, left_out: list[tuple[str, str]]
 ) -> tuple[boxes.Corners, ...]:
-  """The boxes of a finding, clipped to the film; adds those without area to `left_out`."""
+  """The boxes of a finding, clipped to the image; adds those without area to `left_out`."""
   found = []
   for box in _of_type(finding, "boxes", list, place):
     if not isinstance(box, list) or not [type(n) in (int, float) for n in box] == [True] * 4:
@@ -200,7 +201,7 @@ def _corners(
       raise SourceError(f"{place}: the box {box!r} must be of finite numbers")
     corners = boxes.clip(tuple(box), 1, 1)
     if corners is None:
-      left_out.append((place, f"the box {box} is empty or outside its film"))
+      left_out.append((place, f"the box {box} is empty or outside its image"))
     else:
       found.append(corners)
   return tuple(found)
@@ -219,13 +220,13 @@ def _fold(text: str) -> str:
   return " ".join(text.split())
 
 
-def _read(item: Item, *, root: Path) -> Study:
+def _read(item: Item, *, root: Path) -> Example:
   row = item.row
-  image = _windowed(raw.read_bytes(root, row.file))
+  image = _windowed(folders.read_bytes(root, row.file))
   width, height = image_size(image)
   size = np.array([width, height] * 2)
   sentences = tuple(finding.sentence for finding in row.findings)
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,

@@ -5,31 +5,30 @@ The folder, as Kaggle's archive unpacks:
   stage_2_train_labels.csv          patientId,x,y,width,height,Target: a row a box, one without
                                     numbers where Target is 0
   stage_2_detailed_class_info.csv   patientId,class; optional
-  stage_2_train_images/*.dcm        1024 x 1024 films, named by patientId
+  stage_2_train_images/*.dcm        1024 x 1024 images, named by patientId
 
 Labels: "Lung Opacity" is Target; with the class table, also "Normal" and
-"No Lung Opacity / Not Normal". The boxes of a film are one region, "Lung Opacity". Every film is a
-patient of its own, as far as the data tell. The challenge's test films have no public labels and
+"No Lung Opacity / Not Normal". The boxes of an image are one region, "Lung Opacity". Every image is a
+patient of its own, as far as the data tell. The challenge's test images have no public labels and
 are left aside. There is no official split: 80/10/10 is drawn by patientId; the detection splits of
-the field are selections (`rsna_detection`, `rsna_detection_mgca`). The view is read from the films.
+the field are selections (`rsna_detection`, `rsna_detection_mgca`). The view is read from the images.
 """
 
 import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline import dicom, raw, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.readers import boxes
-from input_pipeline.source import Item, Source, draw_split
-from input_pipeline.stored import image_size
-from input_pipeline.study import Study
+from input_pipeline.example import Example
+from input_pipeline.readers.raw import boxes, dicom, folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source, draw_split
 
 FINDING = "Lung Opacity"
 CLASSES = (FINDING, "No Lung Opacity / Not Normal", "Normal")
 _LABELS = "stage_2_train_labels.csv"
 _CLASSES = "stage_2_detailed_class_info.csv"
-_FILMS = "stage_2_train_images"
+_IMAGES = "stage_2_train_images"
 _SIZE_PX = 1024
 _BOX = ("x", "y", "width", "height")
 
@@ -40,16 +39,16 @@ class _Row:
 
 
 def open_source(source: str) -> Source:
-  """Lists the films.
+  """Lists the images.
 
   Args:
     source: the folder.
 
-  Raises SourceError: a table is missing or damaged, a cell cannot be right, or the rows of a film
+  Raises SourceError: a table is missing or damaged, a cell cannot be right, or the rows of an image
   contradict one another.
   """
-  root = raw.folder(source, f"RSNA's {_LABELS}")
-  table = raw.find(root, _LABELS, f"{_LABELS}.zip", what="get it from Kaggle")
+  root = folders.folder(source, f"RSNA's {_LABELS}")
+  table = folders.find(root, _LABELS, f"{_LABELS}.zip", what="get it from Kaggle")
   left_out: list[tuple[str, str]] = []
   found: dict[str, dict[boxes.Corners, None]] = {}
   first: dict[str, tables.Row] = {}
@@ -72,7 +71,7 @@ def open_source(source: str) -> Source:
     x, y, w, h = numbers
     corners = boxes.clip((x, y, x + w, y + h), _SIZE_PX, _SIZE_PX)
     if corners is None:
-      reason = f"the box x {x:g}, y {y:g}, width {w:g}, height {h:g} is empty or outside its film"
+      reason = f"the box x {x:g}, y {y:g}, width {w:g}, height {h:g} is empty or outside its image"
       left_out.append((f"{patient} ({row.place})", reason))
       continue
     twice += corners in mine
@@ -103,9 +102,9 @@ def open_source(source: str) -> Source:
 def _classes(root: Path, targets: dict[str, tables.Row]) -> tuple[dict[str, str], list[str]]:
   """Patient -> class, and notes. Raises SourceError where it contradicts the patient's Target."""
   try:
-    path = raw.find(root, _CLASSES, f"{_CLASSES}.zip")
+    path = folders.find(root, _CLASSES, f"{_CLASSES}.zip")
   except SourceError:
-    return {}, [f"no {_CLASSES}: films without opacity are not told apart"]
+    return {}, [f"no {_CLASSES}: images without opacity are not told apart"]
   found: dict[str, str] = {}
   for row in tables.read(path, ("patientId", "class")):
     patient, name = row.text("patientId"), row.one_of("class", CLASSES)
@@ -116,13 +115,13 @@ def _classes(root: Path, targets: dict[str, tables.Row]) -> tuple[dict[str, str]
       target = labelled["Target"]
       raise row.wrong("class", f"one that fits Target {target} of {patient} in {labelled.place}")
   missing = len(targets.keys() - found.keys())
-  return found, [f"films without a class in {_CLASSES}: {missing}"] if missing else []
+  return found, [f"images without a class in {_CLASSES}: {missing}"] if missing else []
 
 
-def _read(item: Item, *, root: Path) -> Study:
-  image, view = dicom.to_film(raw.read_bytes(root, f"{_FILMS}/{item.image_id}.dcm"))
+def _read(item: Item, *, root: Path) -> Example:
+  image, view = dicom.to_image(folders.read_bytes(root, f"{_IMAGES}/{item.image_id}.dcm"))
   width, height = image_size(image)
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,

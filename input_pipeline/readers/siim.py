@@ -3,16 +3,16 @@
 The folder holds
 
   train-rle.csv, or stage_2_train.csv   ImageId, EncodedPixels: a row a mask, "-1" for none
-  *.dcm                                 the films at any depth (dicom-images-train/UID/UID/ID.dcm),
+  *.dcm                                 the images at any depth (dicom-images-train/UID/UID/ID.dcm),
                                         named by ImageId
 
-A mask is run lengths over the film of 1024 x 1024 pixels, column by column: pairs of a gap since
-the end of the run before and a length (not start and length, as elsewhere). The masks of a film are
+A mask is run lengths over the image of 1024 x 1024 pixels, column by column: pairs of a gap since
+the end of the run before and a length (not start and length, as elsewhere). The masks of an image are
 united to one region, "pneumothorax". Label: "Pneumothorax", 1 or 0.
 
-The table knows no patients, so every film is one of its own; it has several rows of some films,
+The table knows no patients, so every image is one of its own; it has several rows of some images,
 which splits by row tear apart. 80/10/10 is drawn by ImageId; the selection `siim_images` is
-70/15/15. Films without a row are left aside. The view is read from the films.
+70/15/15. Images without a row are left aside. The view is read from the images.
 """
 
 import functools
@@ -22,11 +22,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from input_pipeline import dicom, raw, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.source import Item, Source, draw_split
-from input_pipeline.stored import image_size, resize_mask
-from input_pipeline.study import Region, Study, UnreadableError
+from input_pipeline.example import Example, Region, UnreadableError
+from input_pipeline.readers.raw import dicom, folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size, resize_mask
+from input_pipeline.readers.source import Item, Source, draw_split
 
 _TABLES = ("train-rle.csv", "stage_2_train.csv")
 _SIZE_PX = 1024
@@ -40,16 +40,18 @@ class _Row:
 
 
 def open_source(source: str) -> Source:
-  """Lists the films.
+  """Lists the images.
 
   Args:
     source: the folder.
 
-  Raises SourceError: the table is missing or damaged, a run leaves the film, or a film has a mask
+  Raises SourceError: the table is missing or damaged, a run leaves the image, or an image has a mask
   and none.
   """
-  root = raw.folder(source, f"SIIM's {_TABLES[0]} and its DICOM films")
-  table = raw.find(root, *_TABLES, *(f"*/{name}" for name in _TABLES), what="get it from Kaggle")
+  root = folders.folder(source, f"SIIM's {_TABLES[0]} and its DICOM images")
+  table = folders.find(
+    root, *_TABLES, *(f"*/{name}" for name in _TABLES), what="get it from Kaggle"
+  )
   masks: dict[str, dict[tuple[int, ...], None]] = {}
   first: dict[str, tables.Row] = {}
   twice = 0
@@ -65,7 +67,7 @@ def open_source(source: str) -> Source:
     twice += before is not row and (not runs or runs in mine)
     if runs:
       mine[runs] = None
-  files = raw.file_names(root, ".dcm")
+  files = folders.file_names(root, ".dcm")
   items = [
     Item(
       f"{name} ({row.place})", draw_split(name), name,
@@ -78,7 +80,7 @@ def open_source(source: str) -> Source:
   if twice:
     notes.append(f"rows that say the same as an earlier one, dropped: {twice}")
   if aside := sum(Path(file).stem not in first for file in files):
-    notes.append(f"films without a row, left aside: {aside}")
+    notes.append(f"images without a row, left aside: {aside}")
   return Source("siim", items, functools.partial(_read, root=root), tuple(notes))
 
 
@@ -107,10 +109,10 @@ def _runs(row: tables.Row) -> tuple[int, ...]:
   return runs
 
 
-def _read(item: Item, *, root: Path) -> Study:
-  image, view = dicom.to_film(raw.read_bytes(root, item.row.file))
+def _read(item: Item, *, root: Path) -> Example:
+  image, view = dicom.to_image(folders.read_bytes(root, item.row.file))
   width, height = image_size(image)
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,
@@ -127,7 +129,7 @@ def _regions(masks: tuple[tuple[int, ...], ...], width: int, height: int) -> tup
   if not masks:
     return ()
   if width != height:
-    raise UnreadableError(f"the film is {width} x {height}, its mask is of a square one")
+    raise UnreadableError(f"the image is {width} x {height}, its mask is of a square one")
   mask = np.logical_or.reduce([decode_runs(runs) for runs in masks]).astype(np.uint8) * 255
   encoded = cv2.imencode(".png", mask)[1].tobytes()
   if width != _SIZE_PX:

@@ -4,20 +4,20 @@ PhysioNet's folder:
 
   annotations/annotations_train.csv   image_id, rad_id, class_name, x_min, y_min, x_max, y_max
   annotations/annotations_test.csv    the same without rad_id: the consensus of five readers
-  annotations/image_labels_train.csv, image_labels_test.csv   a row a film (and reader), 0 or 1 a
+  annotations/image_labels_train.csv, image_labels_test.csv   a row an image (and reader), 0 or 1 a
                                       finding; optional
   train/*.dicom, test/*.dicom
 
 Kaggle's folder: train.csv (as annotations_train.csv, with class_id) and train/*.dicom or *.dcm.
 
-Each training film was read by three radiologists. A finding is 1 where two or more of them name it,
--1 (uncertain) where one does, else 0; of the test films, as the consensus says. "No finding" is a
-label like the others, but no label of a reader who names a finding of the same film. The test
-films' "Other disease" takes the name that training gives it, "Other diseases". The boxes of a film
+Each training image was read by three radiologists. A finding is 1 where two or more of them name it,
+-1 (uncertain) where one does, else 0; of the test images, as the consensus says. "No finding" is a
+label like the others, but no label of a reader who names a finding of the same image. The test
+images' "Other disease" takes the name that training gives it, "Other diseases". The boxes of an image
 and finding are fused (`fusion`) to one region; boxes of a finding that is uncertain are left aside,
-since a region is what a phrase truly speaks of. Every film is a patient of its own, as far as the
-data tell. Of the training films, a tenth, drawn by image_id, is validation; Kaggle's folder, whose
-test films have no labels, gives test films by draw too (80/10/10).
+since a region is what a phrase truly speaks of. Every image is a patient of its own, as far as the
+data tell. Of the training images, a tenth, drawn by image_id, is validation; Kaggle's folder, whose
+test images have no labels, gives test images by draw too (80/10/10).
 """
 
 import functools
@@ -27,12 +27,11 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline import box_fusion, dicom, raw, tables
-from input_pipeline.raw import SourceError
-from input_pipeline.readers import boxes
-from input_pipeline.source import Item, Source, draw, draw_split
-from input_pipeline.stored import image_size
-from input_pipeline.study import Study, UnreadableError
+from input_pipeline.example import Example, UnreadableError
+from input_pipeline.readers.raw import box_fusion, boxes, dicom, folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.readers.source import Item, Source, draw, draw_split
 
 NO_FINDING = "No finding"
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -49,8 +48,8 @@ class _Row:
   boxes: tuple[tuple[str, str, boxes.Corners], ...]  # label, reader, corners
 
 
-class _Film:
-  """What the tables say of one film: finding -> its readers, and boxes."""
+class _Image:
+  """What the tables say of one image: finding -> its readers, and boxes."""
 
   def __init__(self, place: str):
     self.place = place
@@ -60,7 +59,7 @@ class _Film:
 
 
 def open_source(source: str, *, fusion: str = "weighted") -> Source:
-  """Lists the films.
+  """Lists the images.
 
   Args:
     source: the folder.
@@ -68,32 +67,32 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
 
   Raises SourceError: a table is missing or damaged, or a cell cannot be right.
   """
-  root = raw.folder(source, "VinDr-CXR's annotations, or VinBigData's train.csv")
+  root = folders.folder(source, "VinDr-CXR's annotations, or VinBigData's train.csv")
   if fusion not in box_fusion.FUSIONS:
     raise SourceError(f"fusion is {fusion!r}; it must be one of {', '.join(box_fusion.FUSIONS)}")
   kaggle = not (root / "annotations").is_dir()
-  parts = {"train": raw.find(root, "train.csv", what="or annotations/, see the module") if kaggle
-           else raw.find(root, "annotations/annotations_train.csv")}  # fmt: skip
+  parts = {"train": folders.find(root, "train.csv", what="or annotations/, see the module") if kaggle
+           else folders.find(root, "annotations/annotations_train.csv")}  # fmt: skip
   if not kaggle:
-    parts["test"] = raw.find(root, "annotations/annotations_test.csv")
+    parts["test"] = folders.find(root, "annotations/annotations_test.csv")
   items, left_out, notes, aside = [], [], [], 0
   for part, table in parts.items():
-    films, broken, told = _films(table, root, part)
+    images, broken, told = _images(table, root, part)
     left_out += broken
     notes += told
-    names = sorted({name for film in films.values() for name in film.named})
-    for image_id, film in films.items():
+    names = sorted({name for image in images.values() for name in image.named})
+    for image_id, image in images.items():
       split = part
       if kaggle:
         split = draw_split(image_id)
       elif part == "train" and draw(image_id) < _VALIDATION:
         split = "validation"
-      labels = {name: _label(film, name) for name in names}
-      kept = tuple(box for box in film.boxes if labels[box[0]] == 1)
-      aside += len(film.boxes) - len(kept)
+      labels = {name: _label(image, name) for name in names}
+      kept = tuple(box for box in image.boxes if labels[box[0]] == 1)
+      aside += len(image.boxes) - len(kept)
       items.append(
         Item(
-          f"{image_id} ({film.place})", split, image_id, _Row(part, fusion, kept),
+          f"{image_id} ({image.place})", split, image_id, _Row(part, fusion, kept),
           image_id, "", tuple(labels.items()),
         )
       )  # fmt: skip
@@ -102,24 +101,24 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
   counts = Counter(item.split for item in items)
   shares = ", ".join(f"{split} {count}" for split, count in sorted(counts.items()))
   notes.append(f"{'splits' if kaggle else 'validation'} drawn by image_id ({shares})")
-  study = functools.partial(_read, root=root)
-  return Source("vindr", items, study, tuple(notes), tuple(left_out))
+  example = functools.partial(_read, root=root)
+  return Source("vindr", items, example, tuple(notes), tuple(left_out))
 
 
-def _films(
+def _images(
   table: Path, root: Path, part: str
-) -> tuple[dict[str, _Film], list[tuple[str, str]], list[str]]:
-  """Image id -> film, what was left out, and notes."""
-  films: dict[str, _Film] = {}
+) -> tuple[dict[str, _Image], list[tuple[str, str]], list[str]]:
+  """Image id -> image, what was left out, and notes."""
+  images: dict[str, _Image] = {}
   left_out, twice = [], 0
   for row in tables.read(table, ("image_id", "class_name", *_CORNERS)):
     image_id, name, reader = row.text("image_id"), row.text("class_name"), _reader(row, part)
-    film = films.setdefault(image_id, _Film(row.place))
-    film.readers.add(reader)
+    image = images.setdefault(image_id, _Image(row.place))
+    image.readers.add(reader)
     numbers = row.numbers(*_CORNERS)
     if (numbers is None) != (name == NO_FINDING):
       raise row.wrong("x_min", f"empty for {NO_FINDING!r}, and a number for all else")
-    film.named.setdefault(name, set()).add(reader)
+    image.named.setdefault(name, set()).add(reader)
     if numbers is None:
       continue
     x0, y0, x1, y1 = numbers
@@ -128,62 +127,62 @@ def _films(
       left_out.append((f"{image_id} ({row.place})", reason))
       continue
     box = (name, reader, numbers)
-    twice += box in film.boxes
-    film.boxes[box] = None
+    twice += box in image.boxes
+    image.boxes[box] = None
   notes = [f"{table.name}: boxes given twice by a reader, dropped: {twice}"] if twice else []
   labels = root / "annotations" / f"image_labels_{part}.csv"
   if labels.exists():
-    _add_labels(labels, films, part)
-  if doubted := sum(map(_doubt, films.values())):
+    _add_labels(labels, images, part)
+  if doubted := sum(map(_doubt, images.values())):
     notes.append(f"{table.name}: readers who name a finding and {NO_FINDING!r}: {doubted}")
-  return films, left_out, notes
+  return images, left_out, notes
 
 
 def _reader(row: tables.Row, part: str) -> str:
-  """Who read the film. The consensus of the test films counts as one reader."""
+  """Who read the image. The consensus of the test images counts as one reader."""
   column = next((name for name in _READER if name in row), None)
   if column:
     return row.text(column)
   if part == "train":  # the first to name a finding would pass for all three
     raise SourceError(
-      f"{row.file}: no column {_READER[0]!r}; the training films need their readers"
+      f"{row.file}: no column {_READER[0]!r}; the training images need their readers"
     )
   return "consensus"
 
 
-def _add_labels(table: Path, films: dict[str, _Film], part: str) -> None:
-  """Findings that have no box, such as "Pneumonia", from the labels of whole films."""
+def _add_labels(table: Path, images: dict[str, _Image], part: str) -> None:
+  """Findings that have no box, such as "Pneumonia", from the labels of whole images."""
   for row in tables.read(table, ("image_id",)):
-    film = films.setdefault(row.text("image_id"), _Film(row.place))
+    image = images.setdefault(row.text("image_id"), _Image(row.place))
     reader = _reader(row, part)
-    film.readers.add(reader)
+    image.readers.add(reader)
     for name in row:
       if name not in ("image_id", *_READER):
-        readers = film.named.setdefault(_SPELLINGS.get(name, name), set())
+        readers = image.named.setdefault(_SPELLINGS.get(name, name), set())
         if row.label(name) == 1:
           readers.add(reader)
 
 
-def _doubt(film: _Film) -> int:
+def _doubt(image: _Image) -> int:
   """Takes "No finding" from the readers who name a finding; how many they are."""
-  nothing = film.named.get(NO_FINDING, set())
-  something = set().union(*(film.named[name] for name in film.named if name != NO_FINDING))
+  nothing = image.named.get(NO_FINDING, set())
+  something = set().union(*(image.named[name] for name in image.named if name != NO_FINDING))
   doubted = nothing & something
   nothing -= doubted
   return len(doubted)
 
 
-def _label(film: _Film, name: str) -> int:
+def _label(image: _Image, name: str) -> int:
   """1, 0, or -1 where one of several readers names the finding."""
-  count = len(film.named.get(name, ()))
-  return -1 if count == 1 < len(film.readers) else int(count > 0)
+  count = len(image.named.get(name, ()))
+  return -1 if count == 1 < len(image.readers) else int(count > 0)
 
 
-def _read(item: Item, *, root: Path) -> Study:
+def _read(item: Item, *, root: Path) -> Example:
   row = item.row
   names = [f"{row.folder}/{item.image_id}{suffix}" for suffix in _SUFFIXES]
-  image, view = dicom.to_film(
-    raw.read_bytes(root, next((name for name in names if (root / name).exists()), names[0]))
+  image, view = dicom.to_image(
+    folders.read_bytes(root, next((name for name in names if (root / name).exists()), names[0]))
   )
   width, height = image_size(image)
   found: dict[str, tuple[list[boxes.Corners], list[str]]] = {}
@@ -191,7 +190,7 @@ def _read(item: Item, *, root: Path) -> Study:
     clipped = boxes.clip(corners, width, height)
     if clipped is None:
       raise UnreadableError(
-        f"the box {corners} of {label} lies outside its {width} x {height} film"
+        f"the box {corners} of {label} lies outside its {width} x {height} image"
       )
     found.setdefault(label, ([], []))[0].append(clipped)
     found[label][1].append(reader)
@@ -201,7 +200,7 @@ def _read(item: Item, *, root: Path) -> Study:
     for label, (corners, readers) in found.items()
     for box in fuse(np.array(corners), np.array(readers)).tolist()
   ]
-  return Study(
+  return Example(
     image=image,
     width=width,
     height=height,

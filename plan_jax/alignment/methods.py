@@ -2,7 +2,7 @@
 
 - `plan`: contrast of all pairs by the scores of refined soft regions (ours, after PLAN).
 - `none`: no local loss (ConVIRT, CLIP); a phrase is grounded by its global vector against pixels
-  through the film's own head.
+  through the image's own head.
 - `gloria`: contrast of all pairs by GLoRIA's scores (Huang et al. 2021).
 - `sparc`: words against regions of one report, regions by min-max scaling (Bica et al. 2024).
 - `mgca`: words against regions of one report, regions by softmax, words weighted by the attention
@@ -19,8 +19,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment import contrast, curriculum, pairwise, regions, scores
-from plan_jax.alignment.unit import unit
+from plan_jax.alignment import curriculum, pairwise, regions
+from plan_jax.alignment import losses as contrast
+from plan_jax.alignment import similarity as scores
+from plan_jax.alignment.l2_normalize import unit
 
 MGCA_TAU = 0.1
 NONE_TAU = 0.2  # of the map alone (ours)
@@ -30,7 +32,7 @@ class Embedded(NamedTuple):
   """What the objective needs of B pairs; all float32 but the masks and keys.
 
   Attributes:
-    pixels: [B, P, D] and film [B, D]; films unit norm.
+    pixels: [B, P, D] and image [B, D]; images unit norm.
     words: [B, W, D] and report [B, D]; reports unit norm.
     mask: [B, W] bool, which words are words; term [B, W] bool, which name something seen.
     significance: [B, W] in (0, 1), zero for padding.
@@ -40,7 +42,7 @@ class Embedded(NamedTuple):
   """
 
   pixels: jax.Array
-  film: jax.Array
+  image: jax.Array
   words: jax.Array
   report: jax.Array
   mask: jax.Array
@@ -48,7 +50,7 @@ class Embedded(NamedTuple):
   significance: jax.Array
   attention: jax.Array
   report_key: jax.Array
-  study_key: jax.Array
+  example_key: jax.Array
   global_scale: jax.Array
   local_scale: jax.Array
 
@@ -66,7 +68,7 @@ class Alignment:
     term_weight: of `plan`, of the significance's own loss, towards the diagnostic terms; 0: it
       learns from the other losses alone.
     dtype: of the products of words and pixels, see scores.product.
-    evaluation: of all pairs, a name of pairwise.EVALUATIONS.
+    implementation: of all pairs, a name of pairwise.IMPLEMENTATIONS.
     tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.
     tile_mib: memory for a tile.
   """
@@ -80,7 +82,7 @@ class Alignment:
   word_weight: float
   term_weight: float
   dtype: str
-  evaluation: str
+  implementation: str
   tile_images: int
   tile_reports: int
   tile_mib: int
@@ -93,7 +95,7 @@ class Alignment:
 
 
 class Looked(NamedTuple):
-  """What the words of a text see in a film.
+  """What the words of a text see in an image.
 
   Attributes:
     weight: [W, P] float32 >= 0, the region.
@@ -125,7 +127,7 @@ def pair_tile(
   Raises ValueError, naming the key, where none fits.
   """
   score = pair_score(alignment, stage)
-  if score is None or alignment.evaluation == "full":
+  if score is None or alignment.implementation == "full":
     return None
   return pairwise.tile(
     score, pixels, words,
@@ -140,7 +142,7 @@ def _contrasted(alignment: Alignment, stage, pixels, words, say, scale, keys):
   tile = pair_tile(alignment, stage, pixels.shape, words.shape)
   if tile is None:
     return pairwise.full(score, pixels, words, say, scale, keys)
-  evaluate = {"chunked": pairwise.chunked, "ring": pairwise.ring}[alignment.evaluation]
+  evaluate = {"chunked": pairwise.chunked, "ring": pairwise.ring}[alignment.implementation]
   return evaluate(score, tile, pixels, words, say, scale, keys)
 
 
@@ -192,8 +194,8 @@ def _none_losses(x: Embedded, stage, alignment: Alignment, keys):
   return []
 
 
-# --- the maps: of one film and one text -------------------------------------------------------
-# A baseline shows its attention or its similarity, whichever grounded better on validation films.
+# --- the maps: of one image and one text -------------------------------------------------------
+# A baseline shows its attention or its similarity, whichever grounded better on validation images.
 
 
 def _plan_look(image, text, stage, alignment: Alignment) -> Looked:
@@ -227,13 +229,13 @@ def _mgca_look(image, text, stage, alignment: Alignment) -> Looked:
 
 def _none_look(image, text, stage, alignment: Alignment) -> Looked:
   similarity = jnp.broadcast_to(
-    image.film_pixels @ text.report, (text.mask.shape[-1], image.film_pixels.shape[-2])
+    image.image_pixels @ text.report, (text.mask.shape[-1], image.image_pixels.shape[-2])
   )
   return Looked(regions.softmax(similarity, NONE_TAU, 0.0), similarity)
 
 
 class Method(NamedTuple):
-  """A local alignment: its losses in training, and what it shows of a film and a text."""
+  """A local alignment: its losses in training, and what it shows of an image and a text."""
 
   losses: callable
   look: callable

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment import contrast, pairwise
+from plan_jax.alignment import losses, pairwise
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.methods import METHODS, Alignment, Embedded
 
@@ -19,13 +19,13 @@ def objective(
   the diagnostic terms. (Our concretisation of the source method.)
   """
   x = embedded
-  index = jnp.arange(len(x.film), dtype=jnp.int32)
-  keys = pairwise.Keys(index, x.report_key, x.study_key, x.mask.any(-1))
+  index = jnp.arange(len(x.image), dtype=jnp.int32)
+  keys = pairwise.Keys(index, x.report_key, x.example_key, x.mask.any(-1))
   if not alignment.mask_positives:
-    keys = keys._replace(text=jnp.zeros_like(index), study=index)
-  cosine = (x.global_scale * (x.film @ x.report.T))[None]
+    keys = keys._replace(text=jnp.zeros_like(index), example=index)
+  cosine = (x.global_scale * (x.image @ x.report.T))[None]
   whole = pairwise.of_logits(cosine, cosine[..., None][..., :0], keys)
-  (loss,), (accuracy,) = contrast.info_nce(whole, keys.valid)
+  (loss,), (accuracy,) = losses.info_nce(whole, keys.valid)
   total = stage.global_weight * loss
   parts = {
     "loss_global": loss,

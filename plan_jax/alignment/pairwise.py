@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-EVALUATIONS = ("full", "chunked", "ring")
+IMPLEMENTATIONS = ("full", "chunked", "ring")
 _NONE = -1e9  # the highest of no logits; finite, so that differences are
 
 
@@ -53,7 +53,7 @@ class Keys(NamedTuple):
 
   index: jax.Array
   text: jax.Array
-  study: jax.Array
+  example: jax.Array
   valid: jax.Array
 
 
@@ -202,7 +202,7 @@ def _relation(images: Keys, reports: Keys) -> tuple[jax.Array, jax.Array]:
 
   own = equal(images.index, reports.index)
   same = equal(images.text, reports.text) & (images.text != 0)[:, None]
-  same |= equal(images.study, reports.study)
+  same |= equal(images.example, reports.example)
   valid = images.valid[:, None] & reports.valid[None]
   return valid & ~same & ~own, own
 
@@ -443,7 +443,7 @@ def _tiled(tree, size: int, nobody: int):
 
   def side(x):
     if isinstance(x, Keys):
-      return Keys(tiles(x.index, nobody), tiles(x.text), tiles(x.study), tiles(x.valid, False))
+      return Keys(tiles(x.index, nobody), tiles(x.text), tiles(x.example), tiles(x.valid, False))
     return tiles(x)
 
   return jax.tree.map(side, tree, is_leaf=lambda x: isinstance(x, Keys))

@@ -1,16 +1,16 @@
-"""Class retrieval: do a film's nearest texts speak of the same finding, and a text's nearest films?
+"""Class retrieval: do an image's nearest texts speak of the same finding, and a text's nearest images?
 
 The protocol of CheXpert-5x200 (Zhang et al., ConVIRT, 2020; Huang et al., GLoRIA, 2021), whole.
 Protocol "class-retrieval-v1":
 
-- The class of a film is the one finding that its study labels 1 ("No Finding" is none). Films with
-  none or several are left out and counted, as are those without text, and classes of one film. On
-  a 5x200 selection these rules take all 1,000 films, 200 a class.
+- The class of an image is the one finding that its study labels 1 ("No Finding" is none). Images with
+  none or several are left out and counted, as are those without text, and classes of one image. On
+  a 5x200 selection these rules take all 1,000 images, 200 a class.
 - Candidates are ranked by the dot product of unit-norm global embeddings. P@K is the share of
   the query's class among the first K, the mean over the queries; K is 1, 2, 5, 10; in both
   directions. Equal scores (within 1e-6) share their places evenly, so that a model that gives every
   candidate the same score gets chance.
-- "with own": the query's own text (film) is among the candidates and is a hit, as in the peers'
+- "with own": the query's own text (image) is among the candidates and is a hit, as in the baselines'
   code; so P@1 is part retrieval of the pair itself. "without own" leaves it out.
 - Groups are the classes of the queries, and `macro` their plain mean. Intervals are 95 % percentile
   intervals of 1,000 bootstrap draws of the queries' patients; the gallery stays whole.
@@ -23,11 +23,11 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from plan_jax.evaluators import bootstrap
-from plan_jax.evaluators.results import RUN, Row
 from plan_jax.evaluators.retrieval import DIRECTIONS, TOLERANCE, Embedded, Scores
-from plan_jax.evaluators.units import Units, unit_id
-from plan_jax.reporting import say
+from plan_jax.metrics import bootstrap
+from plan_jax.results.example_scores import ExampleScores, example_id
+from plan_jax.results.rows import RUN, Row
+from plan_jax.runtime.logging import log
 
 PROTOCOL = "class-retrieval-v1"
 AT = (1, 2, 5, 10)
@@ -87,7 +87,7 @@ def _precision(
 
 def score_classes(
   found: Embedded | None, scores: Scores | None = None, *, block: int = 512
-) -> tuple[Units, Units] | None:
+) -> tuple[ExampleScores, ExampleScores] | None:
   """P@K of every query and that of chance on the same units; None where no two classes remain.
 
   Args:
@@ -103,10 +103,14 @@ def score_classes(
   chosen = np.flatnonzero(np.isin(classes, names))
   if len(names) < 2:
     if (classes != "").any():
-      say("class retrieval is left out: no two findings stand alone in two films or more each")
+      log.info(
+        "class retrieval is left out: no two findings stand alone in two images or more each"
+      )
     return None
   if (left := len(classes) - len(chosen)) and scores is None:
-    say(f"class retrieval: {left} of {len(classes)} films have no single finding and are left out")
+    log.info(
+      f"class retrieval: {left} of {len(classes)} images have no single finding and are left out"
+    )
   _, of = np.unique(classes[chosen], return_inverse=True)
   n, ks = len(chosen), [k for k in AT if k < len(chosen)]
   sizes = np.bincount(of)[of]
@@ -126,10 +130,10 @@ def score_classes(
       for k, values in zip(ks, np.concatenate(part).T, strict=True):
         figures[f"P@{k} {direction} {own}"] = values
         floors[f"P@{k} {direction} {own}"] = chance
-  ids = [unit_id(found.ids[i]) for i in chosen]
+  ids = [example_id(found.ids[i]) for i in chosen]
   groups, patients = classes[chosen].tolist(), [found.patients[i] for i in chosen]
   run, floor = (
-    Units(ids, groups, patients, tuple(some), np.stack(list(some.values()), axis=1))
+    ExampleScores(ids, groups, patients, tuple(some), np.stack(list(some.values()), axis=1))
     for some in (figures, floors)
   )
   return run, floor
@@ -141,7 +145,7 @@ def _dot_products(found: Embedded, direction: str, chosen: np.ndarray):
 
 
 def class_rows(
-  scores: tuple[Units, Units] | None,
+  scores: tuple[ExampleScores, ExampleScores] | None,
   *,
   data: str,
   task: str = "class-retrieval",

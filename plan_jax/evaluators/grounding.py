@@ -4,14 +4,14 @@ Protocol "grounding-v1":
 
 - The unit is a phrase of an image. Regions of one image whose phrases agree after normalisation
   (case, punctuation, blanks) are one unit, grouped by the finding of the first.
-- The true mask of a unit is the union of its regions, at the stored resolution of the film: a
+- The true mask of a unit is the union of its regions, at the stored resolution of the image: a
   region's mask where it has one, else its boxes, each covering floor(x0) to ceil(x1) and floor(y0)
   to ceil(y1).
 - The map is float32 [H, W] in [0, 1] at the stored resolution, scaled to maximum 1 (on the grid of
-  the model, before it is brought to the film). A model brings its map to the film itself, by its
+  the model, before it is brought to the image). A model brings its map to the image itself, by its
   own geometry: bilinear, from where the cells' centres lie; without smoothing, but for what belongs
-  to the model's published map (see `plan_jax.peers`).
-- A pixel that the model did not see, because it crops its films, is NaN in the map and counts as
+  to the model's published map (see `plan_jax.baselines`).
+- A pixel that the model did not see, because it crops its images, is NaN in the map and counts as
   not found: 0. How many phrases have a region outside of what was seen, wholly or partly, is said.
 - The map is made from the phrase's words (task "grounding"), or, in rows of their own, from the
   phrase's vector (task "grounding-by-phrase").
@@ -42,12 +42,14 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from input_pipeline import images, reports
-from input_pipeline.study import Region, Study
-from plan_jax.evaluators import bootstrap, floors
-from plan_jax.evaluators.results import RUN, Row
-from plan_jax.evaluators.units import Units, unit_id
-from plan_jax.reporting import say
+from input_pipeline import images
+from input_pipeline.example import Example, Region
+from input_pipeline.text import reports
+from plan_jax.evaluators import chance
+from plan_jax.metrics import bootstrap
+from plan_jax.results.example_scores import ExampleScores, example_id
+from plan_jax.results.rows import RUN, Row
+from plan_jax.runtime.logging import log
 
 PROTOCOL = "grounding-v1"
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -68,13 +70,13 @@ class Grounder(Protocol):
     """Rows and columns of the model's pixel grid."""
 
   def ground(self, images: list[np.ndarray], phrases: list[str], of: str) -> list[np.ndarray]:
-    """Maps float32 [H, W] in [0, 1] of phrase i on film i, uint8 [H, W]; maximum 1 or constant.
+    """Maps float32 [H, W] in [0, 1] of phrase i on image i, uint8 [H, W]; maximum 1 or constant.
 
     NaN where the model did not look. `of` is "words" or "phrase", see `score_grounding`.
     """
 
-  def to_film(self, grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A map on the grid -> float32 [H, W] of a film, NaN where the model did not look."""
+  def to_image(self, grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A map on the grid -> float32 [H, W] of an image, NaN where the model did not look."""
 
 
 @dataclass(frozen=True)
@@ -95,38 +97,38 @@ class Unit:
   mask: np.ndarray
 
 
-def units(study: Study) -> list[Unit]:
+def units(example: Example) -> list[Unit]:
   """The units of a study, in the order of its regions.
 
   Raises:
-    ValueError: a mask is unreadable or not of the film's size; the message names the image.
+    ValueError: a mask is unreadable or not of the image's size; the message names the image.
   """
   found: dict[str, Unit] = {}
-  for region in study.regions:
-    mask = region_mask(region, study)
+  for region in example.regions:
+    mask = region_mask(region, example)
     unit = found.setdefault(
       reports.normalise(region.phrase),
-      Unit(study.image_id, study.patient_id, region.phrase, region.label, mask),
+      Unit(example.image_id, example.patient_id, region.phrase, region.label, mask),
     )
     if unit.mask is not mask:
       unit.mask[mask] = True
   return list(found.values())
 
 
-def region_mask(region: Region, study: Study) -> np.ndarray:
+def region_mask(region: Region, example: Example) -> np.ndarray:
   """[H, W] bool, true in the region. Raises ValueError as `units` does."""
   if region.mask:
     try:
       mask = images.decode(region.mask)
     except ValueError as error:
-      raise ValueError(f"mask of {region.label!r} in {study.image_id}: {error}") from error
-    if mask.shape != (study.height, study.width):
+      raise ValueError(f"mask of {region.label!r} in {example.image_id}: {error}") from error
+    if mask.shape != (example.height, example.width):
       raise ValueError(
-        f"mask of {region.label!r} in {study.image_id} is {mask.shape[1]} x {mask.shape[0]},"
-        f" its film {study.width} x {study.height}"
+        f"mask of {region.label!r} in {example.image_id} is {mask.shape[1]} x {mask.shape[0]},"
+        f" its image {example.width} x {example.height}"
       )
     return mask > 0
-  mask = np.zeros((study.height, study.width), bool)
+  mask = np.zeros((example.height, example.width), bool)
   for x0, y0, x1, y1 in region.boxes.astype(np.float64):
     rows = slice(max(0, int(np.floor(y0))), int(np.ceil(y1)))
     mask[rows, max(0, int(np.floor(x0))) : int(np.ceil(x1))] = True
@@ -214,19 +216,19 @@ def score(heat: np.ndarray | Heat, mask: np.ndarray | Truth) -> np.ndarray:
   return np.array([*figures, _box_accuracy(heat.box, truth.boxes)], np.float64)
 
 
-def box_prior(studies: Iterable[Study], grid: int = 128) -> floors.BoxPrior:
-  """The mean-box floors, from the units of the training split; films are not decoded."""
-  prior = floors.BoxPrior(grid)
-  for study in studies:
-    for unit in units(study):
+def box_prior(examples: Iterable[Example], grid: int = 128) -> chance.BoxPrior:
+  """The mean-box floors, from the units of the training split; images are not decoded."""
+  prior = chance.BoxPrior(grid)
+  for example in examples:
+    for unit in units(example):
       prior.add(unit.label, unit.mask)
   return prior
 
 
 def evaluate_grounding(
   grounder: Grounder,
-  studies: Iterable[Study],
-  prior: floors.BoxPrior | Iterable[Study],
+  examples: Iterable[Example],
+  prior: chance.BoxPrior | Iterable[Example],
   *,
   data: str,
   batch: int = 64,
@@ -237,7 +239,7 @@ def evaluate_grounding(
 
   Args:
     grounder: the model.
-    studies: the films to ground; those without a region are passed over.
+    studies: the images to ground; those without a region are passed over.
     prior: `box_prior` of the training split, or the studies of that split.
     data: name of data set and split, for the rows.
     batch: how many phrases the grounder is given at a time.
@@ -248,39 +250,39 @@ def evaluate_grounding(
     As `grounding_rows`.
 
   Raises:
-    ValueError: a film or map contradicts its study; the message names the image.
+    ValueError: an image or map contradicts its study; the message names the image.
   """
-  scores = score_grounding(grounder, studies, prior, batch=batch, seed=seed)
+  scores = score_grounding(grounder, examples, prior, batch=batch, seed=seed)
   return grounding_rows(scores, data=data, resamples=resamples, seed=seed)
 
 
 def score_grounding(
   grounder: Grounder,
-  studies: Iterable[Study],
-  prior: floors.BoxPrior | Iterable[Study],
+  examples: Iterable[Example],
+  prior: chance.BoxPrior | Iterable[Example],
   *,
   of: str = "words",
   with_floors: bool = True,
   batch: int = 64,
   seed: int = 0,
-) -> dict[str, Units]:
+) -> dict[str, ExampleScores]:
   """The figures of every unit, by model: "run" first, then the floors on the same units.
 
   Empty where no study has a region. `of` is what grounds a phrase: its "words", weighted by their
   significance, or the "phrase", by its own vector. Other arguments and errors are those of
   `evaluate_grounding`.
   """
-  if not isinstance(prior, floors.BoxPrior):
+  if not isinstance(prior, chance.BoxPrior):
     prior = box_prior(prior)
   scores: dict[str, list[np.ndarray]] = {}
   ids, labels, patients = [], [], []
   unseen, known = Unseen(), _Known()
-  for films, some in batches(studies, batch):
-    maps = grounder.ground(films, [unit.phrase for unit in some], of)
+  for decoded, some in batches(examples, batch):
+    maps = grounder.ground(decoded, [unit.phrase for unit in some], of)
     if len(maps) != len(some):
       raise ValueError(f"the grounder gave {len(maps)} maps for {len(some)} phrases")
     for unit, heat in zip(some, maps, strict=True):
-      ids.append(unit_id(unit.image_id, unit.phrase))
+      ids.append(example_id(unit.image_id, unit.phrase))
       labels.append(unit.label)
       patients.append(unit.patient_id)
       truth = Truth(unit.mask)
@@ -295,12 +297,13 @@ def score_grounding(
         scores.setdefault(name, []).append(score(known(floor), truth))
   unseen.tell("grounding", "its pixels count as not found")
   return {
-    model: Units(ids, labels, patients, METRICS, np.stack(found)) for model, found in scores.items()
+    model: ExampleScores(ids, labels, patients, METRICS, np.stack(found))
+    for model, found in scores.items()
   }
 
 
 def grounding_rows(
-  scores: dict[str, Units],
+  scores: dict[str, ExampleScores],
   *,
   data: str,
   task: str = "grounding",
@@ -326,16 +329,16 @@ def grounding_rows(
 
 
 def floor_maps(
-  unit: Unit, prior: floors.BoxPrior, grounder: Grounder, seed: int = 0
+  unit: Unit, prior: chance.BoxPrior, grounder: Grounder, seed: int = 0
 ) -> dict[str, np.ndarray]:
   """Floor -> its map of the unit, float32 [H, W]; `random` is brought there as the model's is."""
   height, width = unit.mask.shape
-  noise = floors.random(
+  noise = chance.random(
     tuple(grounder.grid), image_id=unit.image_id, phrase=unit.phrase, seed=seed
   )  # fmt: skip
   out = {
-    "random": np.clip(grounder.to_film(noise, (height, width)), 0, 1),
-    "centre": floors.centre(height, width),
+    "random": np.clip(grounder.to_image(noise, (height, width)), 0, 1),
+    "centre": chance.centre(height, width),
   }
   if prior.counts:
     out["mean_box"] = prior.mean_box(height, width)
@@ -349,34 +352,34 @@ def same_phrase(a: str, b: str) -> bool:
 
 
 def batches(
-  studies: Iterable[Study], batch: int, of: Callable[[Study], list] = units
+  examples: Iterable[Example], batch: int, of: Callable[[Example], list] = units
 ) -> Iterator[tuple[list[np.ndarray], list]]:
-  """Lists of at most `batch` units `of` the studies, and the film of each.
+  """Lists of at most `batch` units `of` the studies, and the image of each.
 
-  Raises ValueError, naming the image, where a film is unreadable or not as its study says.
+  Raises ValueError, naming the image, where an image is unreadable or not as its study says.
   """
-  films, found = [], []
-  for study in studies:
-    some = of(study)
+  decoded, found = [], []
+  for example in examples:
+    some = of(example)
     if not some:
       continue
     try:
-      film = images.decode(study.image)
+      image = images.decode(example.image)
     except ValueError as error:
-      raise ValueError(f"{study.image_id}: {error}") from error
-    if film.shape != (study.height, study.width):
+      raise ValueError(f"{example.image_id}: {error}") from error
+    if image.shape != (example.height, example.width):
       raise ValueError(
-        f"{study.image_id} is {film.shape[1]} x {film.shape[0]},"
-        f" its study says {study.width} x {study.height}"
+        f"{example.image_id} is {image.shape[1]} x {image.shape[0]},"
+        f" its study says {example.width} x {example.height}"
       )
     for unit in some:
-      films.append(film)
+      decoded.append(image)
       found.append(unit)
       if len(found) == batch:
-        yield films, found
-        films, found = [], []
+        yield decoded, found
+        decoded, found = [], []
   if found:
-    yield films, found
+    yield decoded, found
 
 
 class _Known:
@@ -413,7 +416,7 @@ class Unseen:
   def tell(self, what: str, rule: str) -> None:
     """Says how many there were, if any."""
     if self.partly or self.wholly:
-      say(
+      log.info(
         f"{what}: of {self.phrases} phrases, {self.partly} have a region partly and {self.wholly}"
         f" wholly outside of what the model saw; {rule}"
       )
@@ -425,7 +428,7 @@ def _cnr(heat: Heat, truth: Truth) -> float:
     return np.nan
   inside = heat.values[truth.frame][truth.inside].astype(np.float64)
   mean, variance = inside.mean(), inside.var()
-  # The rest is all less what lies inside: no copy of the film.
+  # The rest is all less what lies inside: no copy of the image.
   rest = (n * heat.mean - a * mean) / (n - a)
   around = (n * (heat.variance + heat.mean**2) - a * (variance + mean**2)) / (n - a) - rest**2
   if min(variance, around) < _FLAT:

@@ -1,10 +1,10 @@
 """Phrase grounding as published evaluators measure it, one emulated protocol each.
 
-What is emulated is the measure: what the unit is, how a similarity map is brought to the film and
-scored, and how figures are averaged. The film goes in as the evaluated model wants it. The map is
+What is emulated is the measure: what the unit is, how a similarity map is brought to the image and
+scored, and how figures are averaged. The image goes in as the evaluated model wants it. The map is
 the model's signed similarity of its pixels to the phrase's vector on its own grid; the model brings
-it to the film by its own geometry, and to a pixel that its crop left out it gives NaN. Our own runs
-see the whole film. Sources, read as code unless said otherwise:
+it to the image by its own geometry, and to a pixel that its crop left out it gives NaN. Our own runs
+see the whole image. Sources, read as code unless said otherwise:
 
 - "compat-vios-s" (the evaluation of BioViL-T in a latent-diffusion grounding paper): the map as the
   model's project makes it (BioViL's: Gaussian of sigma 1.5 cells, nearest cell; all others:
@@ -14,20 +14,20 @@ see the whole film. Sources, read as code unless said otherwise:
   of which the crop leaves nothing is dropped, and so is a phrase that has no other; such phrases
   are counted.
 - "compat-aep" (AFLoc and KAF): union of the boxes; Gaussian of sigma 1.5 cells on the grid,
-  bilinear; the film stands centred in a square as wide as its longer side, and only the middle
+  bilinear; the image stands centred in a square as wide as its longer side, and only the middle
   196 / 224 of that is scored, whatever the model saw (AFLoc, too, sees all of it), less what it did
   not see; all else is left out of everything (so is the margin that completes the square, which
   AFLoc scores). Scaled to [-1, 1] by the least and greatest value there; signed CNR; IoU and Dice
   over .1 to .5, thresholds with an empty prediction left out; P@1, the maximum in the mask. A
   phrase without a true pixel there has no figures; these are counted.
-- "compat-mgvla" (MGVLA): the unit is a box, the mask the union of the boxes of the film's finding
+- "compat-mgvla" (MGVLA): the unit is a box, the mask the union of the boxes of the image's finding
   (not of its phrase); Gaussian of sigma 1.5 cells, nearest cell; absolute CNR.
 - "compat-g2g" (G2G): scaled to [0, 1], bilinear; CNR with unbiased variances; the foreground is the
   brighter part of a mixture of two Gaussians over the pixels; mIoU is the mean of the IoU of fore-
   and background.
 - "compat-radzero" (RadZero): bilinear; the maximum lies in the first box of the phrase.
 
-The last three score the whole film; a pixel that was not seen has the least similarity that was
+The last three score the whole image; a pixel that was not seen has the least similarity that was
 (ours: the models that these codes evaluate see everything).
 
 The first three average by finding and then over findings ("macro"), the last two over the units.
@@ -42,11 +42,12 @@ from typing import Protocol
 import numpy as np
 from scipy import ndimage
 
-from input_pipeline.study import Region, Study
-from plan_jax.evaluators import bootstrap, grounding
-from plan_jax.evaluators.results import RUN, Row
-from plan_jax.evaluators.units import Units, unit_id
-from plan_jax.reporting import say
+from input_pipeline.example import Example, Region
+from plan_jax.evaluators import grounding
+from plan_jax.metrics import bootstrap
+from plan_jax.results.example_scores import ExampleScores, example_id
+from plan_jax.results.rows import RUN, Row
+from plan_jax.runtime.logging import log
 
 _SIGMA = 1.5  # cells
 _CENTRE = 196 / 224  # of AFLoc's square
@@ -68,10 +69,10 @@ class Grounder(Protocol):
   def similarities(self, images: list[np.ndarray], phrases: list[str], of: str) -> np.ndarray:
     """[N, rows, columns] float32, signed, of the phrase's vector with `of` "phrase"."""
 
-  def to_film(
+  def to_image(
     self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
   ) -> np.ndarray:
-    """A map on the grid -> float32 [H, W] of a film, bilinear or by the nearest cell.
+    """A map on the grid -> float32 [H, W] of an image, bilinear or by the nearest cell.
 
     NaN where the model did not look.
     """
@@ -96,13 +97,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class Unit:
-  """A phrase of a film.
+  """A phrase of an image.
 
   Attributes:
     image_id, patient_id, phrase, label: as in `grounding.Unit`.
     boxes: list of bool [H, W], one a box, in the regions' order (a mask where there is no box).
     mask: [H, W] bool, their union.
-    category: [H, W] bool, the union of all regions of the film with that label.
+    category: [H, W] bool, the union of all regions of the image with that label.
   """
 
   image_id: str
@@ -114,16 +115,16 @@ class Unit:
   category: np.ndarray
 
 
-def units(study: Study) -> list[Unit]:
-  """The units of a study; masks as in `grounding.units`."""
+def units(example: Example) -> list[Unit]:
+  """The units of a study; masks as in `grounding.example_scores`."""
   found = []
-  for one in grounding.units(study):
-    own = [r for r in study.regions if grounding.same_phrase(r.phrase, one.phrase)]
-    alike = [grounding.region_mask(r, study) for r in study.regions if r.label == one.label]
+  for one in grounding.units(example):
+    own = [r for r in example.regions if grounding.same_phrase(r.phrase, one.phrase)]
+    alike = [grounding.region_mask(r, example) for r in example.regions if r.label == one.label]
     found.append(
       Unit(
         one.image_id, one.patient_id, one.phrase, one.label,
-        [mask for region in own for mask in _box_masks(region, study)],
+        [mask for region in own for mask in _box_masks(region, example)],
         one.mask, np.logical_or.reduce(alike),
       )
     )  # fmt: skip
@@ -157,11 +158,11 @@ def bright_part(heat: np.ndarray) -> np.ndarray:
     weight = (share * n).sum(1) + 1e-12
     mean = (share * n * x).sum(1) / weight
     variance = np.maximum((share * n * (x - mean[:, None]) ** 2).sum(1) / weight, least)
-    log = np.log(weight / n.sum())[:, None] - 0.5 * (
+    log_density = np.log(weight / n.sum())[:, None] - 0.5 * (
       np.log(variance)[:, None] + (x - mean[:, None]) ** 2 / variance[:, None]
     )
-    log -= log.max(0)
-    before, share = share, np.exp(log) / np.exp(log).sum(0)
+    log_density -= log_density.max(0)
+    before, share = share, np.exp(log_density) / np.exp(log_density).sum(0)
     if np.abs(share - before).max() < 1e-6:
       break
   brighter = int(mean[1] > mean[0])
@@ -171,7 +172,7 @@ def bright_part(heat: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def centre(height: int, width: int) -> np.ndarray:
-  """[H, W] bool: pixels in the middle 196 / 224 of the square that the film stands centred in."""
+  """[H, W] bool: pixels in the middle 196 / 224 of the square that the image stands centred in."""
   side = max(height, width)
   rows, columns = (
     np.abs(np.arange(length) + 0.5 - length / 2) <= _CENTRE * side / 2 for length in (height, width)
@@ -190,7 +191,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 def _vios_s(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
   if model.own_sigma:
     grid = ndimage.gaussian_filter(grid, model.own_sigma)
-  heat = model.to_film(np.maximum(grid, 0), unit.mask.shape, nearest=model.own_nearest)
+  heat = model.to_image(np.maximum(grid, 0), unit.mask.shape, nearest=model.own_nearest)
   seen = ~np.isnan(heat)
   boxes = [box for box in unit.boxes if (box & seen).any()]
   if not boxes:
@@ -206,7 +207,7 @@ def _vios_s(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
 
 
 def _aep(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
-  heat = model.to_film(ndimage.gaussian_filter(grid, _SIGMA), unit.mask.shape)
+  heat = model.to_image(ndimage.gaussian_filter(grid, _SIGMA), unit.mask.shape)
   scored = centre(*heat.shape) & ~np.isnan(heat)
   heat, mask = heat[scored], unit.mask[scored]
   if not mask.any():
@@ -228,19 +229,19 @@ def _aep(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
 
 
 def _mgvla(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
-  heat = model.to_film(ndimage.gaussian_filter(grid, _SIGMA), unit.mask.shape, nearest=True)
+  heat = model.to_image(ndimage.gaussian_filter(grid, _SIGMA), unit.mask.shape, nearest=True)
   return [abs(cnr(_filled(heat), unit.category, ~unit.category))]
 
 
 def _g2g(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
-  heat = _scaled(_filled(model.to_film(grid, unit.mask.shape)))
+  heat = _scaled(_filled(model.to_image(grid, unit.mask.shape)))
   bright = bright_part(heat)
   both = (iou(bright, unit.mask) + iou(~bright, ~unit.mask)) / 2
   return [cnr(heat, unit.mask, ~unit.mask, ddof=1), both]
 
 
 def _radzero(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
-  heat = _filled(model.to_film(grid, unit.mask.shape))
+  heat = _filled(model.to_image(grid, unit.mask.shape))
   return [float(unit.boxes[0].flat[heat.argmax()])]
 
 
@@ -253,17 +254,19 @@ PROTOCOLS = {
 }
 
 
-def score_compat(model: Grounder, studies: Iterable[Study], *, batch: int = 64) -> dict[str, Units]:
+def score_compat(
+  model: Grounder, examples: Iterable[Example], *, batch: int = 64
+) -> dict[str, ExampleScores]:
   """Protocol -> the figures of its units; empty where no study has a region.
 
   Raises ValueError as `grounding.score_grounding` does.
   """
   ids, labels, patients, boxes = [], [], [], []
   figures: dict[str, list[list[float]]] = {name: [] for name in PROTOCOLS}
-  for films, some in grounding.batches(studies, batch, units):
-    grids = model.similarities(films, [unit.phrase for unit in some], "phrase")
+  for images, some in grounding.batches(examples, batch, units):
+    grids = model.similarities(images, [unit.phrase for unit in some], "phrase")
     for unit, grid in zip(some, grids, strict=True):
-      ids.append(unit_id(unit.image_id, unit.phrase))
+      ids.append(example_id(unit.image_id, unit.phrase))
       labels.append(unit.label)
       patients.append(unit.patient_id)
       boxes.append(len(unit.boxes))
@@ -274,9 +277,9 @@ def score_compat(model: Grounder, studies: Iterable[Study], *, batch: int = 64) 
   found = {}
   for name, protocol in PROTOCOLS.items():
     if lost := int(np.isnan(figures[name]).all(1).sum()):
-      say(f"{name}: {lost} of {len(ids)} phrases have no region in what is scored; left out")
+      log.info(f"{name}: {lost} of {len(ids)} phrases have no region in what is scored; left out")
     times = boxes if protocol.by_box else [1] * len(ids)
-    found[name] = Units(
+    found[name] = ExampleScores(
       [f"{of} #{i}" if i else of for of, n in zip(ids, times, strict=True) for i in range(n)],
       list(np.repeat(labels if protocol.by_finding else ["all"] * len(ids), times)),
       list(np.repeat(patients, times)),
@@ -287,7 +290,11 @@ def score_compat(model: Grounder, studies: Iterable[Study], *, batch: int = 64) 
 
 
 def compat_rows(
-  scores: dict[str, Units], *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+  scores: dict[str, ExampleScores],
+  *,
+  data: str,
+  resamples: int = bootstrap.RESAMPLES,
+  seed: int = 0,
 ) -> list[Row]:
   """Rows of `score_compat` by protocol, group and metric; there are no floors."""
   rows = []
@@ -314,8 +321,8 @@ def _scaled(heat: np.ndarray) -> np.ndarray:
   return (heat - low) / (high - low) if high > low else np.zeros_like(heat)
 
 
-def _box_masks(region: Region, study: Study) -> list[np.ndarray]:
+def _box_masks(region: Region, example: Example) -> list[np.ndarray]:
   if not len(region.boxes):
-    return [grounding.region_mask(region, study)]
+    return [grounding.region_mask(region, example)]
   one = (Region(region.phrase, region.label, box[None]) for box in region.boxes)
-  return [grounding.region_mask(box, study) for box in one]
+  return [grounding.region_mask(box, example) for box in one]

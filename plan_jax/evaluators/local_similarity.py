@@ -1,4 +1,4 @@
-"""Local similarity of films and prompts: by words and pixels, not by the global embeddings."""
+"""Local similarity of images and prompts: by words and pixels, not by the global embeddings."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from input_pipeline import images
-from input_pipeline.study import Study
+from input_pipeline.example import Example
 
 
 class Matcher(Protocol):
@@ -17,52 +17,52 @@ class Matcher(Protocol):
   def local_similarities(
     self, texts: Sequence[tuple[str, ...]]
   ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """A function of N films, uint8 [H, W]: their similarity to each of T texts, float32 [N, T]."""
+    """A function of N images, uint8 [H, W]: their similarity to each of T texts, float32 [N, T]."""
 
 
-def of_films(
+def of_images(
   model: Matcher,
-  studies: Iterable[Study],
+  examples: Iterable[Example],
   ids: Sequence[str],
   texts: Sequence[str],
   *,
   batch: int = 64,
 ) -> np.ndarray:
-  """Of N films and T prompts: float64 [N, T], films in the order of `ids`.
+  """Of N decoded and T prompts: float64 [N, T], decoded in the order of `ids`.
 
-  Never more than `batch` films are held.
+  Never more than `batch` decoded are held.
 
   Args:
     model: that has local scores.
-    studies: the films, in any order; others among them are passed over.
+    studies: the decoded, in any order; others among them are passed over.
     ids: [N], of the images.
     texts: [T].
-    batch: films at a time.
+    batch: decoded at a time.
 
-  Raises ValueError where a film is unreadable or not among the studies, or a similarity is NaN.
+  Raises ValueError where an image is unreadable or not among the studies, or a similarity is NaN.
   """
   place = {image_id: i for i, image_id in enumerate(ids)}
   similar = model.local_similarities([(text,) for text in texts])
   found = np.full((len(ids), len(texts)), np.nan)
-  places, films = [], []
+  places, decoded = [], []
 
   def flush() -> None:
-    if films:
-      found[places] = similar(list(films))
+    if decoded:
+      found[places] = similar(list(decoded))
       places.clear()
-      films.clear()
+      decoded.clear()
 
-  for study in studies:
-    if study.image_id in place:
+  for example in examples:
+    if example.image_id in place:
       try:
-        films.append(images.decode(study.image))
+        decoded.append(images.decode(example.image))
       except ValueError as error:
-        raise ValueError(f"{study.image_id}: {error}") from error
-      places.append(place[study.image_id])
-      if len(films) == batch:
+        raise ValueError(f"{example.image_id}: {error}") from error
+      places.append(place[example.image_id])
+      if len(decoded) == batch:
         flush()
   flush()
   if np.isnan(found).any():
     first = ids[int(np.isnan(found).any(1).argmax())]
-    raise ValueError(f"the local similarity of {first} is NaN, or the film is not there")
+    raise ValueError(f"the local similarity of {first} is NaN, or the image is not there")
   return found

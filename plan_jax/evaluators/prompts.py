@@ -1,6 +1,6 @@
 """Prompts: the sentences that stand for a finding in zero-shot classification.
 
-A set of prompts is a JSON file, one of those in `plan_jax/prompts` or a user's own:
+A set of prompts is a JSON file, one of those in `plan_jax/evaluators/prompt_sets` or a user's own:
 
   {"source": what style the set is after, and whose words they are,
    "ensemble": "embeddings" (default), "similarities" or "highest", see `zero_shot`,
@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline import reports
 from input_pipeline.errors import UserError
+from input_pipeline.text import reports
 
-FOLDER = Path(__file__).parents[1] / "prompts"
+FOLDER = Path(__file__).parent / "prompt_sets"
 ENSEMBLES = ("embeddings", "similarities", "highest")
 _KEYS = ("source", "ensemble", "findings", "template")
 _SIDES = ("positive", "negative")

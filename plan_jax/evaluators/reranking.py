@@ -17,11 +17,12 @@ from typing import Protocol
 
 import numpy as np
 
-from input_pipeline import images, reports
-from input_pipeline.study import Study
+from input_pipeline import images
+from input_pipeline.example import Example
+from input_pipeline.text import reports
 from plan_jax.evaluators import retrieval
 from plan_jax.evaluators.retrieval import DIRECTIONS, Embedded, Gallery, Scores
-from plan_jax.reporting import say
+from plan_jax.runtime.logging import log
 
 PROTOCOL, CLASS_PROTOCOL = "reranked-retrieval-v1", "reranked-class-retrieval-v1"
 BLOCK = 32  # queries at a time
@@ -38,26 +39,26 @@ class Matcher(Protocol):
   def local_features(self, images: list[np.ndarray], texts: list[tuple[str, ...]]):
     """Features of N pairs, of which `local_logits` makes scores: arrays that lead with N."""
 
-  def local_logits(self, features, films: np.ndarray, texts: np.ndarray) -> np.ndarray:
+  def local_logits(self, features, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """[Q, I] and [Q, J] places in the features -> float32 [Q, I, J]."""
 
   def global_scale(self) -> float:
     """The global contrast's inverse temperature."""
 
 
-def features(model: Matcher, studies: Iterable[Study], *, batch: int = 64):
-  """Features of the studies with text, in the order of `retrieval.embed`; films are not kept."""
+def features(model: Matcher, examples: Iterable[Example], *, batch: int = 64):
+  """Features of the studies with text, in the order of `retrieval.embed`; images are not kept."""
   parts, some = [], []
 
   def flush():
     if some:
-      films = [images.decode(study.image) for study in some]
-      parts.append(model.local_features(films, [study.sentences for study in some]))
+      decoded = [images.decode(example.image) for example in some]
+      parts.append(model.local_features(decoded, [example.sentences for example in some]))
       some.clear()
 
-  for study in studies:
-    if reports.normalise(" ".join(study.sentences)):
-      some.append(study)
+  for example in examples:
+    if reports.normalise(" ".join(example.sentences)):
+      some.append(example)
       if len(some) == batch:
         flush()
   flush()
@@ -78,7 +79,7 @@ def scorer(model: Matcher, found: Embedded | None, local, *, top: int) -> Scores
   n = len(found.ids)
   most = min(MOST, MOST_BYTES // model.local_bytes)
   if n > most:
-    say(f"re-ranking: the gallery of {n} pairs is left out, {most} are the most")
+    log.info(f"re-ranking: the gallery of {n} pairs is left out, {most} are the most")
     return None
   held, scale = local(), model.global_scale()
 

@@ -1,12 +1,12 @@
-"""Image-text retrieval: does a film find its own report among many, and a report its film?
+"""Image-text retrieval: does an image find its own report among many, and a report its image?
 
 Protocol "retrieval-v1":
 
-- The gallery is every film of the data that has text, with its text, each pair once. Its size is
+- The gallery is every image of the data that has text, with its text, each pair once. Its size is
   in every row, since the figures fall as it grows. Studies without a word of text are left out.
 - Candidates are ranked by the dot product of unit-norm global embeddings. A candidate is a hit
   where its text equals the query's after normalisation (case, punctuation, blanks): duplicate
-  reports, and other films of the study, are right answers, not wrong ones.
+  reports, and other images of the study, are right answers, not wrong ones.
 - A query's rank is that of its best hit, counted from 1. Scores within 1e-6 of that of the best hit
   are ties, broken at random: with a candidates above, m misses and k hits tied, the rank is
   1 + a + m / (k + 1) (the mean over orders; half of the ties for one hit), and the query counts for
@@ -27,12 +27,13 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline import images, reports
-from input_pipeline.study import Study
-from plan_jax.evaluators import bootstrap
-from plan_jax.evaluators.results import RUN, Row
-from plan_jax.evaluators.units import Units, unit_id
-from plan_jax.reporting import say
+from input_pipeline import images
+from input_pipeline.example import Example
+from input_pipeline.text import reports
+from plan_jax.metrics import bootstrap
+from plan_jax.results.example_scores import ExampleScores, example_id
+from plan_jax.results.rows import RUN, Row
+from plan_jax.runtime.logging import log
 
 PROTOCOL = "retrieval-v1"
 AT = (1, 5, 10)
@@ -44,10 +45,10 @@ Scores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
 
 
 class ImageEmbedder(Protocol):
-  """A model that makes a vector of a film."""
+  """A model that makes a vector of an image."""
 
   def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
-    """Films uint8 [H, W], of any size, to float32 [N, D]."""
+    """Images uint8 [H, W], of any size, to float32 [N, D]."""
 
 
 class Embedder(ImageEmbedder, Protocol):
@@ -180,7 +181,7 @@ class Gallery:
     median: the median rank of chance.
   """
 
-  units: Units
+  units: ExampleScores
   recalls: dict[int, float]
   median: float
 
@@ -198,7 +199,7 @@ def score_gallery(
   """Ranks every pair of a gallery in both directions.
 
   Args:
-    v: [N, D] unit-norm embeddings of films.
+    v: [N, D] unit-norm embeddings of images.
     t: [N, D] unit-norm embeddings of their texts.
     keys: int [N], equal for equal texts.
     ids: [N], the images.
@@ -230,9 +231,9 @@ def gallery(
   group: str = "all",
 ) -> Gallery:
   """A gallery of the `figures` of both directions; the rest as in `score_gallery`."""
-  names = [unit_id(image_id) for image_id in ids]
+  names = [example_id(image_id) for image_id in ids]
   values = np.stack(list(found.values()), axis=1)
-  units = Units(names, [group] * len(names), list(patients), tuple(found), values)
+  units = ExampleScores(names, [group] * len(names), list(patients), tuple(found), values)
   return Gallery(units, *chance(keys))
 
 
@@ -241,13 +242,13 @@ class Embedded:
   """The pairs of a gallery.
 
   Attributes:
-    films, texts: float32 [N, D], unit norm.
+    images, texts: float32 [N, D], unit norm.
     keys: int [N], equal for texts that say the same.
     ids, patients, kinds: [N], image, patient and kind of text.
     labels: [N], of the studies.
   """
 
-  films: np.ndarray
+  images: np.ndarray
   texts: np.ndarray
   keys: np.ndarray
   ids: list[str]
@@ -257,13 +258,13 @@ class Embedded:
 
   def sides(self, direction: str, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Queries and candidates [len(pairs), D] of one of `DIRECTIONS`, those of these pairs."""
-    films, texts = self.films[pairs], self.texts[pairs]
-    return (films, texts) if direction == DIRECTIONS[0] else (texts, films)
+    images, texts = self.images[pairs], self.texts[pairs]
+    return (images, texts) if direction == DIRECTIONS[0] else (texts, images)
 
 
 def evaluate_retrieval(
   embedder: Embedder,
-  studies: Iterable[Study],
+  examples: Iterable[Example],
   *,
   data: str,
   batch: int = 64,
@@ -275,9 +276,9 @@ def evaluate_retrieval(
 
   Args:
     embedder: the model.
-    studies: the gallery; films are decoded and embedded `batch` at a time, and not kept.
+    studies: the gallery; images are decoded and embedded `batch` at a time, and not kept.
     data: name of data set and split, for the rows.
-    batch: films embedded at a time.
+    batch: images embedded at a time.
     block: queries ranked at a time.
     resamples: bootstrap draws.
     seed: of the draws.
@@ -288,47 +289,47 @@ def evaluate_retrieval(
   Raises:
     ValueError: as `embed` and `score_retrieval`.
   """
-  galleries = score_retrieval(embed(embedder, studies, batch=batch), block=block)
+  galleries = score_retrieval(embed(embedder, examples, batch=batch), block=block)
   return retrieval_rows(galleries, data=data, resamples=resamples, seed=seed)
 
 
-def embed(embedder: Embedder, studies: Iterable[Study], *, batch: int = 64) -> Embedded | None:
-  """The pairs of the studies with text, `batch` films at a time; None where there is none.
+def embed(embedder: Embedder, examples: Iterable[Example], *, batch: int = 64) -> Embedded | None:
+  """The pairs of the studies with text, `batch` decoded at a time; None where there is none.
 
-  How many had no text is said. Raises ValueError, naming the image, where a film is unreadable.
+  How many had no text is said. Raises ValueError, naming the image, where an image is unreadable.
   """
-  v, t, films, texts = [], [], [], []
+  v, t, decoded, texts = [], [], [], []
   known: dict[str, int] = {}
   keys, ids, patients, kinds, labels = [], [], [], [], []
   without = 0
 
   def flush() -> None:
-    if films:
-      v.append(np.asarray(embedder.embed_images(list(films)), np.float32))
+    if decoded:
+      v.append(np.asarray(embedder.embed_images(list(decoded)), np.float32))
       t.append(np.asarray(embedder.embed_texts(list(texts)), np.float32))
-      films.clear()
+      decoded.clear()
       texts.clear()
 
-  for study in studies:
-    normal = reports.normalise(" ".join(study.sentences))
+  for example in examples:
+    normal = reports.normalise(" ".join(example.sentences))
     if not normal:
       without += 1
       continue
     try:
-      films.append(images.decode(study.image))
+      decoded.append(images.decode(example.image))
     except ValueError as error:
-      raise ValueError(f"{study.image_id}: {error}") from error
-    texts.append(study.sentences)
+      raise ValueError(f"{example.image_id}: {error}") from error
+    texts.append(example.sentences)
     keys.append(known.setdefault(normal, len(known)))
-    ids.append(study.image_id)
-    patients.append(study.patient_id)
-    kinds.append(study.text_kind)
-    labels.append(study.labels)
-    if len(films) == batch:
+    ids.append(example.image_id)
+    patients.append(example.patient_id)
+    kinds.append(example.text_kind)
+    labels.append(example.labels)
+    if len(decoded) == batch:
       flush()
   flush()
   if without:
-    say(f"retrieval: {without} of {without + len(keys)} studies have no text and are left out")
+    log.info(f"retrieval: {without} of {without + len(keys)} studies have no text and are left out")
   if not keys:
     return None
   return Embedded(
@@ -349,7 +350,7 @@ def score_retrieval(found: Embedded | None, *, block: int = 512) -> dict[str, Ga
     groups |= {kind: kinds == kind for kind in sorted(set(found.kinds))}
   return {
     group: score_gallery(
-      found.films[chosen], found.texts[chosen], found.keys[chosen], ids[chosen].tolist(),
+      found.images[chosen], found.texts[chosen], found.keys[chosen], ids[chosen].tolist(),
       patients[chosen].tolist(), group=group, block=block,
     )
     for group, chosen in groups.items()
@@ -368,7 +369,7 @@ def retrieval_rows(
   """Rows of `score_retrieval` by gallery, direction and metric, the run beside chance."""
   rows = []
   for group, gallery in galleries.items():
-    units, n = gallery.units, len(gallery.units.ids)
+    units, n = gallery.example_scores, len(gallery.example_scores.ids)
     means = bootstrap.grouped_means(
       units.values, units.groups, units.patients, resamples=resamples, seed=seed
     )[group]

@@ -1,7 +1,7 @@
 """Image-text retrieval as published evaluators measure it, one emulated protocol each.
 
 Both differ from "retrieval-v1" (see `retrieval`) in what a hit is: the query's own pair alone, so
-that a report which says the same, or another film of the study, is a wrong answer.
+that a report which says the same, or another image of the study, is a wrong answer.
 
 - "compat-instance": the whole gallery, as most papers have it.
 - "compat-limitr" (LIMITR's code): the pairs are cut into galleries of 1,000 in their order, a last
@@ -14,10 +14,11 @@ is exact for R@K. Intervals: 1,000 bootstrap draws of patients; LIMITR's MedR ha
 
 import numpy as np
 
-from plan_jax.evaluators import bootstrap, retrieval
-from plan_jax.evaluators.results import RUN, Row
+from plan_jax.evaluators import retrieval
 from plan_jax.evaluators.retrieval import AT, DIRECTIONS, Embedded
-from plan_jax.reporting import say
+from plan_jax.metrics import bootstrap
+from plan_jax.results.rows import RUN, Row
+from plan_jax.runtime.logging import log
 
 CHUNK = 1000
 
@@ -38,7 +39,7 @@ def compat_rows(
   if n >= chunk:
     galleries["compat-limitr"] = [np.arange(i, i + chunk) for i in range(0, n - chunk + 1, chunk)]
     if n % chunk:
-      say(f"compat-limitr: the last {n % chunk} of {n} pairs fill no gallery and are left out")
+      log.info(f"compat-limitr: the last {n % chunk} of {n} pairs fill no gallery and are left out")
   rows = []
   for protocol, parts in galleries.items():
     queries = np.concatenate(parts)

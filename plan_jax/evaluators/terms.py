@@ -3,7 +3,7 @@
 Protocol "terms-v1":
 
 - The unit is a word of a sentence of a report; every occurrence counts. The kind of each word is
-  given with the data: "finding" for words that name a finding the film shows or may show,
+  given with the data: "finding" for words that name a finding the image shows or may show,
   "attribute" for those that say where it lies or how large it is, "other" for all the rest. The
   phantom knows it of every word; elsewhere it is RadGraph's entities (Jain et al. 2021): words of
   an observation that is present or uncertain are findings, words of anatomy attributes, and all
@@ -25,12 +25,12 @@ from typing import Protocol
 
 import numpy as np
 
-from input_pipeline import reports
-from input_pipeline.study import Study
-from plan_jax.evaluators import auc, bootstrap
-from plan_jax.evaluators.results import RUN, Row
-from plan_jax.evaluators.units import Units, unit_id
-from plan_jax.reporting import say
+from input_pipeline.example import Example
+from input_pipeline.text import reports
+from plan_jax.metrics import auc, bootstrap
+from plan_jax.results.example_scores import ExampleScores, example_id
+from plan_jax.results.rows import RUN, Row
+from plan_jax.runtime.logging import log
 
 PROTOCOL = "terms-v1"
 METRICS = ("significance", "listed")
@@ -51,12 +51,12 @@ class Reader(Protocol):
     """The words of each text, a tuple of sentences, in order, with their significance."""
 
 
-def entity_kinds(study: Study, number: int) -> list[str]:
+def entity_kinds(example: Example, number: int) -> list[str]:
   """The kind of each word of a sentence by the study's entities, whose labels are RadGraph's."""
   spans = {
     kind: [
       (entity.start, entity.end)
-      for entity in study.entities
+      for entity in example.entities
       if entity.sentence == number and entity.label in labels
     ]
     for kind, labels in _ENTITIES.items()
@@ -66,18 +66,18 @@ def entity_kinds(study: Study, number: int) -> list[str]:
       (kind for kind, found in spans.items() if any(a < end and start < b for a, b in found)),
       "other",
     )
-    for start, end in reports.words(study.sentences[number])
+    for start, end in reports.words(example.sentences[number])
   ]
 
 
 def score_terms(
   reader: Reader,
-  studies: Iterable[Study],
-  kinds: Callable[[Study, int], list[str]],
+  examples: Iterable[Example],
+  kinds: Callable[[Example, int], list[str]],
   listed: Callable[[str], list[bool]],
   *,
   batch: int = 64,
-) -> Units | None:
+) -> ExampleScores | None:
   """The words of the reports, grouped by kind, with `METRICS`; None where no sentence is left.
 
   Args:
@@ -93,9 +93,9 @@ def score_terms(
     ValueError: `kinds` gives something else than `KINDS`, or a significance is no number.
   """
   said = [
-    (study, number, sentence, kinds(study, number))
-    for study in studies
-    for number, sentence in enumerate(study.sentences)
+    (example, number, sentence, kinds(example, number))
+    for example in examples
+    for number, sentence in enumerate(example.sentences)
   ]
   # A sentence read alone says the same in every report: it is read once.
   read: dict[str, list[float]] = {}
@@ -108,22 +108,26 @@ def score_terms(
 
   cut = 0
   ids, kind_of, patients, values = [], [], [], []
-  for study, number, sentence, some in said:
+  for example, number, sentence, some in said:
     if unknown := set(some) - set(KINDS):
       raise ValueError(f"{sentence!r} has words of kind {', '.join(sorted(unknown))}")
     if len(some) != len(read[sentence]):
       cut += 1
       continue
-    ids += [unit_id(study.image_id, f"{number}.{word}") for word in range(len(some))]
+    ids += [example_id(example.image_id, f"{number}.{word}") for word in range(len(some))]
     kind_of += some
-    patients += [study.patient_id] * len(some)
+    patients += [example.patient_id] * len(some)
     values += zip(read[sentence], listed(sentence), strict=True)
   if cut:
-    say(f"terms: {cut} of {len(said)} sentences came back without all their words and are left out")
-  return Units(ids, kind_of, patients, METRICS, np.array(values, np.float64)) if ids else None
+    log.info(
+      f"terms: {cut} of {len(said)} sentences came back without all their words and are left out"
+    )
+  return (
+    ExampleScores(ids, kind_of, patients, METRICS, np.array(values, np.float64)) if ids else None
+  )
 
 
-def contrasts(units: Units) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[str]]]:
+def contrasts(units: ExampleScores) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[str]]]:
   """AUC of `CONTRASTS`, the places of its units, which are to score high, and their patients."""
   kinds, patients = np.array(units.groups), np.array(units.patients)
   for metric, (high, low) in CONTRASTS.items():
@@ -132,7 +136,7 @@ def contrasts(units: Units) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[
 
 
 def terms_rows(
-  found: Units | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+  found: ExampleScores | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
 ) -> list[Row]:
   """Rows of `score_terms`, of group "all", by metric and model; none of none.
 

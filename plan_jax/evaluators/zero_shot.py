@@ -1,44 +1,44 @@
-"""Zero-shot classification: is a film nearer to the sentence that a finding is there, or is not?
+"""Zero-shot classification: is an image nearer to the sentence that a finding is there, or is not?
 
 Protocol "zero-shot-v1" (task "zero-shot-SET", for each set of prompts):
 
-- The unit is a film and a finding that its study labels 1 (present) or 0 (absent). Uncertain pairs
-  (-1) are left out, as are films without a label of 1 or 0, findings that all films have or none
+- The unit is an image and a finding that its study labels 1 (present) or 0 (absent). Uncertain pairs
+  (-1) are left out, as are images without a label of 1 or 0, findings that all images have or none
   has, and findings of which the prompts say nothing; all are counted and said.
-- Film and prompts are compared by the cosine of their global embeddings. "ensemble" of a set makes
+- Image and prompts are compared by the cosine of their global embeddings. "ensemble" of a set makes
   one similarity of several prompts: "embeddings" (the mean of the prompts' embeddings, brought to
   unit norm), "similarities" (their mean) or "highest". With negative prompts the score is
   exp(s+) / (exp(s+) + exp(s-)), without a temperature (Tiu et al., "Expert-level detection of
   pathologies from unannotated chest X-ray images via self-supervised learning", Nature Biomedical
   Engineering 2022); without, it is s+ alone.
 - AUC (see `auc`) and average precision (see `classification`) need no threshold. F1, accuracy, MCC,
-  sensitivity and specificity take a film as positive where its score reaches the threshold, that of
+  sensitivity and specificity take an image as positive where its score reaches the threshold, that of
   the highest F1 on the validation split ("threshold" tells it). A finding that is not both present
   and absent there has none of them, and is named. Where the set has no validation split, or is
   itself one, the threshold is .5 of a score from both kinds of prompts, and the metrics are called
   "F1 at .5" and so on; scores of positive prompts alone then have no threshold. A threshold stays
   as it is in the draws of the bootstrap.
 - A finding scores by its own units, `macro` is the plain mean of the findings. "view PA" and so on
-  is the macro AUC among the films of that view, where at least two views have 50 films; over the
+  is the macro AUC among the images of that view, where at least two views have 50 images; over the
   findings that are present and absent in each of these views, so that views can be compared.
 - Floors: `chance` (AUC .5, average precision the share of positives, MCC 0), `constant` (the same
-  answer for all films: F1 of "present", accuracy of the commoner answer).
+  answer for all images: F1 of "present", accuracy of the commoner answer).
 
-Protocol "zero-shot-classes-v1" (task "zero-shot-classes-SET"): films with one finding, as in
-"class-retrieval-v1" (`class_retrieval.single_finding`; classes of one film, and those without
-prompts, are left out and counted), so the whole of a CheXpert-5x200 selection. A film is given the
+Protocol "zero-shot-classes-v1" (task "zero-shot-classes-SET"): images with one finding, as in
+"class-retrieval-v1" (`class_retrieval.single_finding`; classes of one image, and those without
+prompts, are left out and counted), so the whole of a CheXpert-5x200 selection. An image is given the
 class whose positive prompts are most similar; classes within 1e-6 share it. Accuracy ("all"), the
-F1 of each class and their mean. Floors: `chance` (accuracy 1 / classes) and `constant` (every film
+F1 of each class and their mean. Floors: `chance` (accuracy 1 / classes) and `constant` (every image
 is of the commonest class).
 
 With `config.evaluation.compatibility` also two published ways:
 
 - "compat-test-threshold": as "zero-shot-v1", but the threshold is that of the highest F1 on the
-  scored films themselves (as in MedKLIP's code): figures are too high by what that gains.
+  scored images themselves (as in MedKLIP's code): figures are too high by what that gains.
 - "compat-gloria": as "zero-shot-classes-v1", but of five prompts a class, drawn with seed 6, the
   most similar counts, and a class's similarities are brought to mean 0 and deviation 1 over all
-  films. The similarity is the mean of the cosine and the model's own local similarity, without the
-  temperature of its loss (GLoRIA's code; its prompts are its own). The films are looked at again
+  images. The similarity is the mean of the cosine and the model's own local similarity, without the
+  temperature of its loss (GLoRIA's code; its prompts are its own). The images are looked at again
   for it, some at a time. A model without a local similarity has "compat-gloria-global", by the
   cosine alone.
 
@@ -51,17 +51,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline.study import Study
-from plan_jax.evaluators import bootstrap, classification, local_similarity
-from plan_jax.evaluators.bootstrap import MACRO
+from input_pipeline.example import Example
+from plan_jax.evaluators import local_similarity
 from plan_jax.evaluators.class_retrieval import single_finding
-from plan_jax.evaluators.finding_figures import finding_rows, places_by_finding, view_rows
-from plan_jax.evaluators.labelled import Films
+from plan_jax.evaluators.finding_rows import finding_rows, places_by_finding, view_rows
+from plan_jax.evaluators.labelled_images import Images
 from plan_jax.evaluators.prompts import PromptSet
-from plan_jax.evaluators.results import RUN, Row
 from plan_jax.evaluators.retrieval import Embedder
-from plan_jax.evaluators.units import SCORED, Units, unit_id
-from plan_jax.reporting import say
+from plan_jax.metrics import bootstrap, classification
+from plan_jax.metrics.bootstrap import MACRO
+from plan_jax.results.example_scores import SCORED, ExampleScores, example_id
+from plan_jax.results.rows import RUN, Row
+from plan_jax.runtime.logging import log
 
 PROTOCOL = "zero-shot-v1"
 CLASSES_PROTOCOL = "zero-shot-classes-v1"
@@ -72,19 +73,19 @@ _GLORIA_PROMPTS, _GLORIA_SEED = 5, 6
 
 @dataclass(frozen=True)
 class Scores:
-  """What one set of prompts gives on the films of one set.
+  """What one set of prompts gives on the images of one set.
 
   Attributes:
     prompts: the set.
-    units: scores of films and findings, with `units.SCORED` as metrics; None where no finding has
+    units: scores of images and findings, with `units.SCORED` as metrics; None where no finding has
       both kinds and prompts.
     views: [U], of the units.
-    thresholds: finding -> (threshold, validation films behind it); None where .5 takes their place.
-    classes: of the films with one finding, or None.
+    thresholds: finding -> (threshold, validation images behind it); None where .5 takes their place.
+    classes: of the images with one finding, or None.
   """
 
   prompts: PromptSet
-  units: Units | None
+  units: ExampleScores | None
   views: list[str]
   thresholds: dict[str, tuple[float, int]] | None
   classes: "Classes | None"
@@ -92,11 +93,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Classes:
-  """N films of one finding each, and k classes.
+  """N images of one finding each, and k classes.
 
   Attributes:
     names: [k].
-    of: int [N], the class of each film.
+    of: int [N], the class of each image.
     similarities: float64 [N, k], to the positive prompts of each class.
     as_gloria: float64 [N, k], the similarities of protocol "compat-gloria" or, without
       `has_local`, of "compat-gloria-global".
@@ -112,46 +113,46 @@ class Classes:
   patients: list[str]
   has_local: bool
 
-  def units(self) -> Units:
-    """The accuracy of each film: 1, 0, or its share of a tie."""
+  def units(self) -> ExampleScores:
+    """The accuracy of each image: 1, 0, or its share of a tie."""
     given = classification.top(self.similarities)
     right = np.take_along_axis(given, self.of[:, None], axis=1)
-    ids = [unit_id(image_id) for image_id in self.ids]
-    return Units(ids, ["all"] * len(ids), self.patients, ("accuracy",), right)
+    ids = [example_id(image_id) for image_id in self.ids]
+    return ExampleScores(ids, ["all"] * len(ids), self.patients, ("accuracy",), right)
 
 
 def score_zero_shot(
   model: Embedder,
-  films: Films,
+  images: Images,
   prompts: PromptSet,
-  validation: Films | None = None,
+  validation: Images | None = None,
   *,
-  again: Callable[[], Iterable[Study]] | None = None,
-  tell: Callable[[str], None] = say,
+  again: Callable[[], Iterable[Example]] | None = None,
+  tell: Callable[[str], None] = log.info,
 ) -> Scores:
-  """Scores the films by a set of prompts; see the top of this file.
+  """Scores the images by a set of prompts; see the top of this file.
 
   Args:
-    model: that embedded the films; each prompt is embedded once.
-    films: of `embed`.
+    model: that embedded the images; each prompt is embedded once.
+    images: of `embed`.
     prompts: the set.
-    validation: films to choose thresholds on, of other patients; None for .5.
-    again: gives the studies of the films once more, for local similarities; None does without.
+    validation: images to choose thresholds on, of other patients; None for .5.
+    again: gives the studies of the images once more, for local similarities; None does without.
     tell: takes what is left out.
 
   Raises ValueError where an embedding is NaN.
   """
-  findings, classes = films.findings()[0], _classes(films)
+  findings, classes = images.findings()[0], _classes(images)
   asked = {name: prompts.of(name) for name in sorted({*findings, *classes})}
   if silent := [name for name, said in asked.items() if said is None]:
     tell(f"zero-shot, prompts {prompts.name}: nothing is said of {', '.join(silent)}; left out")
   asked = {name: said for name, said in asked.items() if said}
   vectors = _embed_prompts(model, [t for p in asked.values() for t in (*p.positive, *p.negative)])
 
-  def similarity(of: Films, texts: Sequence[str], ensemble: str = prompts.ensemble) -> np.ndarray:
+  def similarity(of: Images, texts: Sequence[str], ensemble: str = prompts.ensemble) -> np.ndarray:
     return similarities(of.vectors, np.stack([vectors[text] for text in texts]), ensemble)
 
-  def score(of: Films, name: str) -> np.ndarray:
+  def score(of: Images, name: str) -> np.ndarray:
     found = similarity(of, asked[name].positive)
     if asked[name].negative:
       found = 1 / (1 + np.exp(similarity(of, asked[name].negative) - found))
@@ -160,13 +161,13 @@ def score_zero_shot(
   ids, groups, patients, views, values = [], [], [], [], []
   findings = [name for name in findings if name in asked]
   for name in findings:
-    places, present = films.labelled(name)
-    ids += [unit_id(films.ids[i], name) for i in places]
+    places, present = images.labelled(name)
+    ids += [example_id(images.ids[i], name) for i in places]
     groups += [name] * len(places)
-    patients += [films.patients[i] for i in places]
-    views += [films.views[i] for i in places]
-    values.append(np.stack([score(films, name)[places], present], axis=1))
-  units = Units(ids, groups, patients, SCORED, np.concatenate(values)) if ids else None
+    patients += [images.patients[i] for i in places]
+    views += [images.views[i] for i in places]
+    values.append(np.stack([score(images, name)[places], present], axis=1))
+  units = ExampleScores(ids, groups, patients, SCORED, np.concatenate(values)) if ids else None
 
   thresholds = None
   if validation is not None:
@@ -186,41 +187,41 @@ def score_zero_shot(
   names = [name for name in classes if name in asked]
   if len(names) < 2:
     return Scores(prompts, units, views, thresholds, None)
-  kept = [i for i, labels in enumerate(films.labels) if single_finding(labels) in names]
-  ids = [films.ids[i] for i in kept]
+  kept = [i for i, labels in enumerate(images.labels) if single_finding(labels) in names]
+  ids = [images.ids[i] for i in kept]
   draw = random.Random(_GLORIA_SEED)
   drawn = [
     draw.sample(texts, min(_GLORIA_PROMPTS, len(texts)))
     for texts in (asked[name].positive for name in names)
   ]
   every = [text for texts in drawn for text in texts]
-  each = (films.vectors[kept] @ np.stack([vectors[text] for text in every]).T).astype(np.float64)
+  each = (images.vectors[kept] @ np.stack([vectors[text] for text in every]).T).astype(np.float64)
   has_local = again is not None and model.has_local_scores
   if has_local:
-    each = (each + local_similarity.of_films(model, again(), ids, every)) / 2
+    each = (each + local_similarity.of_images(model, again(), ids, every)) / 2
   parts = np.split(each, np.cumsum([len(texts) for texts in drawn])[:-1], axis=1)
   found = Classes(
     names,
-    np.array([names.index(single_finding(films.labels[i])) for i in kept]),
-    np.stack([similarity(films, asked[name].positive)[kept] for name in names], axis=1),
+    np.array([names.index(single_finding(images.labels[i])) for i in kept]),
+    np.stack([similarity(images, asked[name].positive)[kept] for name in names], axis=1),
     np.stack([standardised(part.max(1)) for part in parts], axis=1),
     ids,
-    [films.patients[i] for i in kept],
+    [images.patients[i] for i in kept],
     has_local,
   )
-  if left := len(films.ids) - len(kept):
+  if left := len(images.ids) - len(kept):
     tell(
-      f"zero-shot classes, prompts {prompts.name}: {left} of {len(films.ids)} films have no single"
-      " finding with prompts and a second film, and are left out"
+      f"zero-shot classes, prompts {prompts.name}: {left} of {len(images.ids)} images have no single"
+      " finding with prompts and a second image, and are left out"
     )
   return Scores(prompts, units, views, thresholds, found)
 
 
-def similarities(films: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.ndarray:
-  """Of films [N, D] to prompts [P, D] of one finding, unit norm each: float64 [N].
+def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.ndarray:
+  """Of images [N, D] to prompts [P, D] of one finding, unit norm each: float64 [N].
 
   Args:
-    films, prompts: float32.
+    images, prompts: float32.
     ensemble: "embeddings", "similarities" or "highest".
 
   Raises ValueError where one is NaN.
@@ -228,12 +229,12 @@ def similarities(films: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.nd
   if ensemble == "embeddings":
     mean = prompts.astype(np.float64).mean(0)
     norm = np.linalg.norm(mean)
-    found = films @ (mean / norm if norm > 1e-12 else mean)
+    found = images @ (mean / norm if norm > 1e-12 else mean)
   else:
-    each = (films @ prompts.T).astype(np.float64)
+    each = (images @ prompts.T).astype(np.float64)
     found = each.max(1) if ensemble == "highest" else each.mean(1)
   if np.isnan(found).any():
-    raise ValueError("a similarity of film and prompt is NaN")
+    raise ValueError("a similarity of image and prompt is NaN")
   return found
 
 
@@ -255,27 +256,27 @@ def zero_shot_rows(
   draws = {"resamples": resamples, "seed": seed}
   prompts, mark = scores.prompts, f"prompts {scores.prompts.mark}"
   rows = []
-  if scores.units is not None:
+  if scores.example_scores is not None:
     head = (f"zero-shot-{prompts.name}", f"{PROTOCOL}, {mark}", data)
     thresholds, suffix = {}, ""
     if scores.thresholds is not None:
       thresholds = {name: value for name, (value, _) in scores.thresholds.items()}
     elif prompts.has_negatives:
-      thresholds, suffix = dict.fromkeys(scores.units.groups, 0.5), " at .5"
-    rows += finding_rows(head, scores.units, thresholds, draws, suffix=suffix)
+      thresholds, suffix = dict.fromkeys(scores.example_scores.groups, 0.5), " at .5"
+    rows += finding_rows(head, scores.example_scores, thresholds, draws, suffix=suffix)
     rows += [
-      Row(*head, name, "threshold", RUN, value, np.nan, np.nan, films)
-      for name, (value, films) in (scores.thresholds or {}).items()
+      Row(*head, name, "threshold", RUN, value, np.nan, np.nan, images)
+      for name, (value, images) in (scores.thresholds or {}).items()
     ]
-    rows += view_rows(head, scores.units, scores.views, draws)
+    rows += view_rows(head, scores.example_scores, scores.views, draws)
     if compatibility:
-      score, present = scores.units.values.T
+      score, present = scores.example_scores.values.T
       chosen = {
         name: classification.best_threshold(score[places], present[places] == 1)
-        for name, places in places_by_finding(scores.units).items()
+        for name, places in places_by_finding(scores.example_scores).items()
       }
       head = (head[0], f"{TEST_THRESHOLD}, {mark}", data)
-      rows += finding_rows(head, scores.units, chosen, draws, ranked=False)
+      rows += finding_rows(head, scores.example_scores, chosen, draws, ranked=False)
   if scores.classes is not None:
     head = (f"zero-shot-classes-{prompts.name}", f"{CLASSES_PROTOCOL}, {mark}", data)
     rows += _class_rows(head, scores.classes, scores.classes.similarities, draws)
@@ -286,9 +287,9 @@ def zero_shot_rows(
   return rows
 
 
-def _classes(films: Films) -> list[str]:
-  """The findings that at least two films have alone; none where it is one finding only."""
-  each = [single_finding(labels) for labels in films.labels]
+def _classes(images: Images) -> list[str]:
+  """The findings that at least two images have alone; none where it is one finding only."""
+  each = [single_finding(labels) for labels in images.labels]
   names = sorted(name for name in set(each) - {""} if each.count(name) > 1)
   return names if len(names) > 1 else []
 

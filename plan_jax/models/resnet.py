@@ -7,13 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.models.batch_norm import BatchNorm
-from plan_jax.models.convolution import Conv, Conv1x1
-from plan_jax.models.remat import remat
+from plan_jax.models.layers.batch_norm import BatchNorm
+from plan_jax.models.layers.convolution import Conv, Conv1x1
+from plan_jax.models.layers.remat import remat
 
 NORMS = ("batch", "group", "channel")
-# Strided layers pad both sides alike, so a pixel of the feature map is centred on film pixel
-# stride * index: the first one on the film's first, not half a cell in.
+# Strided layers pad both sides alike, so a pixel of the feature map is centred on image pixel
+# stride * index: the first one on the image's first, not half a cell in.
 FIRST_PX = 0.0
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -73,7 +73,7 @@ class ResNet(nn.Module):
     depth: 18, 34 or 50.
     width: multiplies every channel count.
     stages: how many of the four stages run; fewer keep the receptive field of a pixel small.
-    output_stride: film pixels per pixel of the last feature map, 8, 16 or 32; strides that would
+    output_stride: image pixels per pixel of the last feature map, 8, 16 or 32; strides that would
       go beyond it are dropped.
     dilated: whether a dropped stride dilates the later convolutions, so that they see what they
       would have seen (weights trained at stride 32 stay valid); without, the receptive field stays
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
       group) or "channel" (each pixel over its own channels: nothing leaks between pixels).
     projector: width of a 1x1 convolution, norm, ReLU and 1x1 convolution behind the trunk, as
       BioViL has it; 0: none.
-    mean, std: of film pixels, one value, or one a channel: a film is then repeated, as weights of
+    mean, std: of image pixels, one value, or one a channel: an image is then repeated, as weights of
       colour pictures want it.
     freeze: patterns of the paths of parameters that do not learn, for batch norm.
     remat: a name of remat.REMAT.

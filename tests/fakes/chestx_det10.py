@@ -1,8 +1,8 @@
-"""A ChestX-Det10 folder: parallel lists, a patient in both tables, films in nested folders."""
+"""A ChestX-Det10 folder: parallel lists, a patient in both tables, images in nested folders."""
 
 import json
 
-from fakes.films import film
+from fakes.images import image
 
 
 def entry(name, **boxes):
@@ -34,5 +34,5 @@ def write(folder, train=TRAIN, test=TEST, *, size_px=128):
   ):
     (folder / f"{name}.json").write_text(json.dumps(entries))
     for i, one in enumerate(entries):
-      film(folder / place / one["file_name"], size_px, size_px, seed=i)
+      image(folder / place / one["file_name"], size_px, size_px, seed=i)
   return folder

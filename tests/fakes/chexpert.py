@@ -1,6 +1,6 @@
-"""A CheXpert folder: tables as published, films of a few patients, every quirk of the real one."""
+"""A CheXpert folder: tables as published, images of a few patients, every quirk of the real one."""
 
-from fakes.films import film, table
+from fakes.images import image, table
 from input_pipeline.readers.chexpert import LABELS
 
 COLUMNS = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
@@ -26,7 +26,7 @@ def train_rows(prefix="CheXpert-v1.0-small/"):
 
 
 def write(folder, name="CheXpert-v1.0-small", *, plus=False, batches=False):
-  """The folder as unpacked; `batches` leaves the training films in their archives' folders."""
+  """The folder as unpacked; `batches` leaves the training images in their archives' folders."""
   home = folder / ("CheXpert-v1.0 batch 1 (validate & csv)" if batches else name)
   prefix = f"{'CheXpert-v1.0' if batches else name}/"
   train = train_rows(prefix)
@@ -41,7 +41,7 @@ def write(folder, name="CheXpert-v1.0-small", *, plus=False, batches=False):
     place = home / path
     if batches and path.startswith("train/"):
       place = folder / BATCHES[i % 2] / path.removeprefix("train/")
-    film(place, 80, 64 + i, seed=i)
+    image(place, 80, 64 + i, seed=i)
   if plus:
     said = [
       {

@@ -9,7 +9,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 
 
-def film(pixels, *, bits=None, photometric="MONOCHROME2", syntax=ExplicitVRLittleEndian, **more):
+def image(pixels, *, bits=None, photometric="MONOCHROME2", syntax=ExplicitVRLittleEndian, **more):
   """A DICOM file of grey pixels; `more` are further elements."""
   pixels = np.asarray(pixels)
   meta = FileMetaDataset()
@@ -38,10 +38,10 @@ def film(pixels, *, bits=None, photometric="MONOCHROME2", syntax=ExplicitVRLittl
 
 
 def write(path, *, width=64, height=64, seed=0, jpeg=False, **more):
-  """A smooth 8-bit film; `jpeg` compresses it as RSNA's and SIIM's are."""
+  """A smooth 8-bit image; `jpeg` compresses it as RSNA's and SIIM's are."""
   y, x = np.mgrid[:height, :width]
   pixels = (120 + 60 * np.sin((y + 7 * seed) / 9) + 50 * np.cos(x / 7)).astype(np.uint8)
-  data = film(pixels, **more)
+  data = image(pixels, **more)
   if jpeg:
     encoded, parsed = io.BytesIO(), pydicom.dcmread(io.BytesIO(data))
     Image.fromarray(pixels).save(encoded, "JPEG", quality=95)

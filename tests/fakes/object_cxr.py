@@ -1,6 +1,6 @@
-"""An Object-CXR folder: rectangles, ellipses and polygons, clean films, films of several sizes."""
+"""An Object-CXR folder: rectangles, ellipses and polygons, clean images, images of several sizes."""
 
-from fakes.films import film, table
+from fakes.images import image, table
 
 TRAIN = {
   "00001.jpg": "0 10 12 30 40",
@@ -13,10 +13,10 @@ DEV = {"08001.jpg": "0 70 50 90 70; 0 1 1 4 4;", "08002.jpg": ""}
 
 
 def write(folder, train=TRAIN, dev=DEV):
-  """Films of 80 x 64 pixels and more, and their tables."""
+  """Images of 80 x 64 pixels and more, and their tables."""
   for name, rows in (("train", train), ("dev", dev)):
-    cells = [{"image_name": image, "annotation": text} for image, text in rows.items()]
+    cells = [{"image_name": name, "annotation": text} for name, text in rows.items()]
     table(folder / f"{name}.csv", cells)
-    for i, image in enumerate(rows):
-      film(folder / name / image, 80, 64 + i, seed=i)
+    for i, name in enumerate(rows):
+      image(folder / name / name, 80, 64 + i, seed=i)
   return folder

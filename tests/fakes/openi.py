@@ -1,4 +1,4 @@
-"""An OpenI folder: reports as published or archived; films as PNG, DICOM or Kaggle names them."""
+"""An OpenI folder: reports as published or archived; images as PNG, DICOM or Kaggle names them."""
 
 import io
 import tarfile
@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from fakes.films import film, table
+from fakes.images import image, table
 
 REPORTS = {
   1: dict(
@@ -36,14 +36,14 @@ def xml(uid, *, findings, impression, major=(), automatic=(), images=()):
   text = "".join(f'<AbstractText Label="{k}">{v}</AbstractText>\n' for k, v in said.items())
   terms = "".join(f"<major>{term}</major>" for term in major)
   terms += "".join(f"<automatic>{term}</automatic>" for term in automatic)
-  films = "".join(
+  elements = "".join(
     f'<parentImage id="{name}"><caption>Chest</caption><panel type="single"/></parentImage>\n'
     for name in images
   )
   return (
     f'<?xml version="1.0" encoding="utf-8"?>\n<eCitation><meta type="rr"/><uId id="CXR{uid}"/>\n'
     f"<MedlineCitation><Article><Abstract>\n{text}</Abstract></Article></MedlineCitation>\n"
-    f"<MeSH>{terms}</MeSH>\n{films}</eCitation>"
+    f"<MeSH>{terms}</MeSH>\n{elements}</eCitation>"
   ).encode()
 
 
@@ -52,7 +52,7 @@ def short(name):
 
 
 def dicom(path, width, height):
-  """A 12-bit MONOCHROME1 film, as the collection's originals are."""
+  """A 12-bit MONOCHROME1 image, as the collection's originals are."""
   path.parent.mkdir(parents=True, exist_ok=True)
   meta = pydicom.dataset.FileMetaDataset()
   meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
@@ -68,8 +68,8 @@ def dicom(path, width, height):
   data.save_as(path, enforce_file_format=True)
 
 
-def write(folder, *, archive=False, films="png", projections=False, reports=REPORTS):
-  """The folder; `films` is "png", "dcm" or "kaggle"."""
+def write(folder, *, archive=False, images="png", projections=False, reports=REPORTS):
+  """The folder; `images` is "png", "dcm" or "kaggle"."""
   files = {f"ecgen-radiology/{uid}.xml": xml(uid, **report) for uid, report in reports.items()}
   folder.mkdir(parents=True, exist_ok=True)
   if archive:
@@ -84,13 +84,13 @@ def write(folder, *, archive=False, films="png", projections=False, reports=REPO
       (folder / name).write_bytes(data)
   names = [name for report in reports.values() for name in report["images"]]
   for i, name in enumerate(names):
-    if films == "dcm":
+    if images == "dcm":
       uid = short(name).split("_")[0]
       dicom(folder / "NLMCXR_dcm" / uid / f"{short(name)}.dcm", 80, 64 + i)
-    elif films == "kaggle":
-      film(folder / "images" / "images_normalized" / f"{short(name)}.dcm.png", 80, 64 + i, seed=i)
+    elif images == "kaggle":
+      image(folder / "images" / "images_normalized" / f"{short(name)}.dcm.png", 80, 64 + i, seed=i)
     else:
-      film(folder / "NLMCXR_png" / f"{name}.png", 80, 64 + i, seed=i)
+      image(folder / "NLMCXR_png" / f"{name}.png", 80, 64 + i, seed=i)
   if projections:
     rows = [
       {

@@ -1,8 +1,8 @@
 """A tiny PhysioNet download: MIMIC-CXR-JPG, MIMIC-CXR reports, MS-CXR and RadGraph.
 
-Layout and columns are the publishers'; films, reports, labels, boxes and entities are the
+Layout and columns are the publishers'; images, reports, labels, boxes and entities are the
 phantom's, so what is trained on it learns something. Quirks: laterals, a study that the label
-tables lack, a report without headings, an empty report, MS-CXR films of training patients.
+tables lack, a report without headings, an empty report, MS-CXR images of training patients.
 """
 
 import csv
@@ -19,8 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from input_pipeline import phantom, phantom_reports, reports
-from input_pipeline.study import Region, Study
+from input_pipeline.example import Example, Region
+from input_pipeline.phantom import radiograph
+from input_pipeline.phantom import reports as phantom_reports
+from input_pipeline.text import reports
 
 CHEXPERT = (
   "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum",
@@ -52,8 +54,8 @@ WITHOUT_HEADINGS, EMPTY, WITHOUT_LABELS = 2, 5, 3  # numbers of studies
 
 
 @dataclass(frozen=True)
-class Film:
-  """What was written of one film.
+class Image:
+  """What was written of one image.
 
   Attributes:
     dicom_id, subject_id, study_id: as in the tables.
@@ -63,7 +65,7 @@ class Film:
     width, height: of the JPEG.
     truth: the phantom's study; its boxes are in pixels of the JPEG. None for a lateral.
     report: as the text file holds it.
-    ms_cxr: MS-CXR's split, "" where the film is not in it.
+    ms_cxr: MS-CXR's split, "" where the image is not in it.
   """
 
   dicom_id: str
@@ -74,7 +76,7 @@ class Film:
   number: int
   width: int
   height: int
-  truth: Study | None
+  truth: Example | None
   report: str
   ms_cxr: str
 
@@ -93,14 +95,14 @@ def write(
   zipped: bool = False,
   versions: bool = True,
   prefix: str = "",
-) -> list[Film]:
+) -> list[Image]:
   """Writes the download of so many patients (3 or more), two studies each.
 
   Args:
     folder: made where it is not there.
     patients: the last eighth is the test split, the eighth before it "validate".
     seed: of the phantom.
-    size_px: height of the films, 64 to 256; widths differ.
+    size_px: height of the images, 64 to 256; widths differ.
     zipped: reports in mimic-cxr-reports.zip instead of text files.
     versions: whether a version's folder stands between a project and its files.
     prefix: where the projects stand in the folder, such as "physionet.org/files".
@@ -112,14 +114,14 @@ def write(
       ("mimic-cxr-jpg", "2.0.0"), ("mimic-cxr", "2.0.0"), ("ms-cxr", "1.1.0"), ("radgraph", "1.0.0")
     )
   )  # fmt: skip
-  films, labels = [], []
+  images, labels = [], []
   eighth = max(1, patients // 8)
-  for number in range(patients * phantom.FILMS_PER_PATIENT):
-    patient = number // phantom.FILMS_PER_PATIENT
+  for number in range(patients * radiograph.IMAGES_PER_PATIENT):
+    patient = number // radiograph.IMAGES_PER_PATIENT
     split = ("train", "validate", "test")[
       (patient >= patients - 2 * eighth) + (patient >= patients - eighth)
     ]
-    drawn = phantom.study(seed, number, size_px)
+    drawn = radiograph.example(seed, number, size_px)
     truth = _stretched(drawn, size_px + (number % 4) * size_px // 16)
     report = _report(truth, number)
     ids = (str(10_000_032 + 977 * patient), str(50_000_014 + 1013 * number), split)
@@ -127,26 +129,26 @@ def write(
     boxed = any(map(category, truth.regions))
     in_ms_cxr = boxed and (split != "train" or patient % 6 == 0) and number != EMPTY
     ms_split = ("train", "val", "test")[patient % 3] if in_ms_cxr else ""
-    films.append(
-      Film(_dicom_id(seed, number, 0), *ids, truth.view, number, truth.width, truth.height,
+    images.append(
+      Image(_dicom_id(seed, number, 0), *ids, truth.view, number, truth.width, truth.height,
            truth, report, ms_split)
     )  # fmt: skip
-    _write(jpg / films[-1].path, truth.image)
+    _write(jpg / images[-1].path, truth.image)
     if number % 3 == 1:
       dicom_id = _dicom_id(seed, number, 1)
-      films.append(
-        Film(dicom_id, *ids, "LATERAL", number, size_px, size_px, None, report, "")
+      images.append(
+        Image(dicom_id, *ids, "LATERAL", number, size_px, size_px, None, report, "")
       )  # fmt: skip
-      _write(jpg / films[-1].path, _lateral(drawn))
+      _write(jpg / images[-1].path, _lateral(drawn))
     if number != WITHOUT_LABELS:
       labels.append((*ids[:2], truth.labels, bool(truth.regions)))
 
-  _write_tables(jpg, films, labels)
-  _write_reports(text, films, zipped)
-  frontal = [film for film in films if film.truth]
+  _write_tables(jpg, images, labels)
+  _write_reports(text, images, zipped)
+  frontal = [image for image in images if image.truth]
   write_ms_cxr(ms_cxr, frontal)
   _write(radgraph / "MIMIC-CXR_graphs.json", json.dumps(dict(map(graph, frontal))).encode())
-  return films
+  return images
 
 
 def stem(subject_id: str, study_id: str) -> str:
@@ -168,32 +170,32 @@ def table(path: Path, columns, rows) -> None:
   _write(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
-def write_ms_cxr(folder: Path, films, version: str = "1.1.0", scale: int = 1) -> None:
-  """MS-CXR's CSV and JSON; with a scale, as if the films had been that much larger before."""
-  rows, images, annotations = [], [], []
-  for film in films:
-    if not film.ms_cxr:
+def write_ms_cxr(folder: Path, images, version: str = "1.1.0", scale: int = 1) -> None:
+  """MS-CXR's CSV and JSON; with a scale, as if the images had been that much larger before."""
+  rows, entries, annotations = [], [], []
+  for image in images:
+    if not image.ms_cxr:
       continue
-    size = (film.width * scale, film.height * scale)
-    images.append(
-      {"file_name": f"{film.dicom_id}.jpg", "width": size[0], "height": size[1],
-       "num_annotations": 0, "id": len(images) + 1, "path": film.path}
+    size = (image.width * scale, image.height * scale)
+    entries.append(
+      {"file_name": f"{image.dicom_id}.jpg", "width": size[0], "height": size[1],
+       "num_annotations": 0, "id": len(entries) + 1, "path": image.path}
     )  # fmt: skip
-    for region in film.truth.regions:
+    for region in image.truth.regions:
       if not (name := category(region)):
         continue
       for x0, y0, x1, y1 in (region.boxes * scale).astype(int).tolist():
         box = (x0, y0, x1 - x0, y1 - y0)
-        split = [film.ms_cxr] if version >= "1.1" else []
-        rows.append((film.dicom_id, name, region.phrase, film.path, *box, *size, *split))
+        split = [image.ms_cxr] if version >= "1.1" else []
+        rows.append((image.dicom_id, name, region.phrase, image.path, *box, *size, *split))
         annotations.append(
-          {"area": box[2] * box[3], "iscrowd": 0, "image_id": images[-1]["id"], "bbox": box,
+          {"area": box[2] * box[3], "iscrowd": 0, "image_id": entries[-1]["id"], "bbox": box,
            "category_id": CATEGORIES.index(name) + 1, "id": len(annotations) + 1,
            "width": size[0], "height": size[1], "label_text": region.phrase}
         )  # fmt: skip
         if split:
-          annotations[-1]["split"] = film.ms_cxr
-        images[-1]["num_annotations"] += 1
+          annotations[-1]["split"] = image.ms_cxr
+        entries[-1]["num_annotations"] += 1
   columns = MS_CXR if version >= "1.1" else MS_CXR[:-1]
   table(folder / f"MS_CXR_Local_Alignment_v{version}.csv", columns, rows)
   categories = [
@@ -201,7 +203,7 @@ def write_ms_cxr(folder: Path, films, version: str = "1.1.0", scale: int = 1) ->
     for number, name in enumerate(CATEGORIES, 1)
   ]
   content = {"info": {}, "licenses": [], "categories": categories}
-  content |= {"images": images, "annotations": annotations}
+  content |= {"images": entries, "annotations": annotations}
   _write(folder / f"MS_CXR_Local_Alignment_v{version}.json", json.dumps(content).encode())
 
 
@@ -211,12 +213,12 @@ def tokens(report: str) -> list[str]:
   return apart.split()
 
 
-def graph(film: Film) -> tuple[str, dict]:
+def graph(image: Image) -> tuple[str, dict]:
   """RadGraph's key and value of a report: entities in all its sections, "end_ix" inclusive."""
-  text = tokens(film.report)
+  text = tokens(image.report)
   lower = [token.lower() for token in text]
   found, at = [], 0
-  for sentence in film.truth.sentences:
+  for sentence in image.truth.sentences:
     words = tokens(sentence)
     at = _find(lower, [word.lower() for word in words], at)
     if at < 0:
@@ -242,7 +244,7 @@ def graph(film: Film) -> tuple[str, dict]:
     }
     for number, (label, start, end) in enumerate(sorted(found, key=lambda e: e[1]), 1)
   }
-  key = f"{stem(film.subject_id, film.study_id)}.txt"
+  key = f"{stem(image.subject_id, image.study_id)}.txt"
   return key, {"text": " ".join(text), "entities": entities, "data_source": None, "data_split": ""}
 
 
@@ -274,20 +276,20 @@ def _apart(match: re.Match) -> str:
   return match.group(1) or f" {match.group(2)} "
 
 
-def _report(study: Study, number: int) -> str:
+def _report(example: Example, number: int) -> str:
   """The phantom's report in MIMIC's form."""
   if number == EMPTY:
     return "\n"
-  findings, impression = study.sections["findings"], study.sections["impression"]
+  findings, impression = example.sections["findings"], example.sections["impression"]
   title = " " * 33 + "FINAL REPORT\n"
   if number == WITHOUT_HEADINGS:
     body = f" CHEST RADIOGRAPH\n \n{_folded(findings)} \n{_folded(impression)}"
     return title + body
   age = "___ year old woman with cough, SOB // r/o pneumonia"
   parts = {
-    "EXAMINATION": f" CHEST ({'PA AND LAT' if study.view == 'PA' else 'PORTABLE AP'})",
+    "EXAMINATION": f" CHEST ({'PA AND LAT' if example.view == 'PA' else 'PORTABLE AP'})",
     "INDICATION": f" {age}" if number % 2 else " History: ___F with 1.5 weeks' fever // pneumonia?",
-    "COMPARISON": f" {study.sections.get('comparison', 'None.')}",
+    "COMPARISON": f" {example.sections.get('comparison', 'None.')}",
     "TECHNIQUE": " Chest radiograph, single view; film 1/2.",
   }
   heads = "".join(f" {name}: {text}\n \n" for name, text in parts.items())
@@ -307,35 +309,35 @@ def _numbered(text: str) -> str:
   return " \n".join(_folded(f"{i}. {s}") for i, s in enumerate(statements, 1))
 
 
-def _stretched(study: Study, width: int) -> Study:
+def _stretched(example: Example, width: int) -> Example:
   """The study as a JPEG of that width."""
-  pixels = cv2.imdecode(np.frombuffer(study.image, np.uint8), cv2.IMREAD_GRAYSCALE)
-  pixels = cv2.resize(pixels, (width, study.height), interpolation=cv2.INTER_LINEAR)
-  factor = np.array([width / study.width, 1] * 2)
+  pixels = cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  pixels = cv2.resize(pixels, (width, example.height), interpolation=cv2.INTER_LINEAR)
+  factor = np.array([width / example.width, 1] * 2)
   regions = tuple(
     Region(region.phrase, region.label, np.rint(region.boxes * factor).astype(np.float32))
-    for region in study.regions
+    for region in example.regions
   )  # fmt: skip
-  return Study(
-    image=_jpeg(pixels), width=width, height=study.height, image_id=study.image_id,
-    study_id=study.study_id, patient_id=study.patient_id, view=study.view,
-    sections=study.sections, sentences=study.sentences, labels=study.labels, regions=regions,
+  return Example(
+    image=_jpeg(pixels), width=width, height=example.height, image_id=example.image_id,
+    study_id=example.study_id, patient_id=example.patient_id, view=example.view,
+    sections=example.sections, sentences=example.sentences, labels=example.labels, regions=regions,
   )  # fmt: skip
 
 
-def _lateral(study: Study) -> bytes:
-  """A picture that is no frontal film: the left half, squeezed."""
-  pixels = cv2.imdecode(np.frombuffer(study.image, np.uint8), cv2.IMREAD_GRAYSCALE)
-  half = np.ascontiguousarray(pixels[:, : study.width // 2])
-  return _jpeg(cv2.resize(half, (study.width, study.height)))
+def _lateral(example: Example) -> bytes:
+  """A picture that is no frontal image: the left half, squeezed."""
+  pixels = cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  half = np.ascontiguousarray(pixels[:, : example.width // 2])
+  return _jpeg(cv2.resize(half, (example.width, example.height)))
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
   return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
-def _dicom_id(seed: int, number: int, film: int) -> str:
-  digits = hashlib.blake2b(f"{seed} {number} {film}".encode(), digest_size=20).hexdigest()
+def _dicom_id(seed: int, number: int, image: int) -> str:
+  digits = hashlib.blake2b(f"{seed} {number} {image}".encode(), digest_size=20).hexdigest()
   return "-".join(digits[i : i + 8] for i in range(0, 40, 8))
 
 
@@ -344,16 +346,16 @@ def _write(path: Path, data: bytes) -> None:
   path.write_bytes(data)
 
 
-def _write_tables(folder: Path, films: list[Film], labels) -> None:
+def _write_tables(folder: Path, images: list[Image], labels) -> None:
   name = "mimic-cxr-2.0.0"
   meanings = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral"}
   metadata = [
-    (film.dicom_id, film.subject_id, film.study_id, "CHEST (PA AND LAT)", film.view, film.height,
-     film.width, "21800506", "213014.531", "CHEST (PA AND LAT)", meanings[film.view], "Erect")
-    for film in films
+    (image.dicom_id, image.subject_id, image.study_id, "CHEST (PA AND LAT)", image.view, image.height,
+     image.width, "21800506", "213014.531", "CHEST (PA AND LAT)", meanings[image.view], "Erect")
+    for image in images
   ]  # fmt: skip
   table(folder / f"{name}-metadata.csv.gz", METADATA, metadata)
-  split = [(film.dicom_id, film.study_id, film.subject_id, film.split) for film in films]
+  split = [(image.dicom_id, image.study_id, image.subject_id, image.split) for image in images]
   columns = ("dicom_id", "study_id", "subject_id", "split")
   table(folder / f"{name}-split.csv.gz", columns, split)
   for labeler in ("chexpert", "negbio"):
@@ -372,21 +374,21 @@ def _write_tables(folder: Path, films: list[Film], labels) -> None:
     table(folder / f"{name}-{labeler}.csv.gz", ("subject_id", "study_id", *CHEXPERT), rows)
 
 
-def _write_reports(folder: Path, films: list[Film], zipped: bool) -> None:
-  texts = {f"files/{stem(film.subject_id, film.study_id)}.txt": film for film in films}
+def _write_reports(folder: Path, images: list[Image], zipped: bool) -> None:
+  texts = {f"files/{stem(image.subject_id, image.study_id)}.txt": image for image in images}
   if zipped:
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(folder / "mimic-cxr-reports.zip", "w") as archive:
-      for name, film in texts.items():
-        archive.writestr(zipfile.ZipInfo(name), film.report, zipfile.ZIP_DEFLATED)
+      for name, image in texts.items():
+        archive.writestr(zipfile.ZipInfo(name), image.report, zipfile.ZIP_DEFLATED)
   else:
-    for name, film in texts.items():
-      _write(folder / name, film.report.encode())
-  studies = [(film.subject_id, film.study_id, name) for name, film in texts.items()]
-  table(folder / "cxr-study-list.csv.gz", ("subject_id", "study_id", "path"), studies)
+    for name, image in texts.items():
+      _write(folder / name, image.report.encode())
+  examples = [(image.subject_id, image.study_id, name) for name, image in texts.items()]
+  table(folder / "cxr-study-list.csv.gz", ("subject_id", "study_id", "path"), examples)
   records = [
-    (film.subject_id, film.study_id, film.dicom_id, film.path.replace(".jpg", ".dcm"))
-    for film in films
+    (image.subject_id, image.study_id, image.dicom_id, image.path.replace(".jpg", ".dcm"))
+    for image in images
   ]
   columns = ("subject_id", "study_id", "dicom_id", "path")
   table(folder / "cxr-record-list.csv.gz", columns, records)

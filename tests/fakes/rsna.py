@@ -18,14 +18,14 @@ CLASSES = {
 }
 
 
-def write(folder, rows=ROWS, *, classes=True, size_px=128, films=tuple(CLASSES)):
+def write(folder, rows=ROWS, *, classes=True, size_px=128, images=tuple(CLASSES)):
   """The folder; p1's class stands twice, as a row a box does."""
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "stage_2_train_labels.csv").write_text("\n".join([HEADER, *rows]) + "\n")
   if classes:
     lines = ["patientId,class", *(f"{p},{c}" for p, c in CLASSES.items()), "p1,Lung Opacity"]
     (folder / "stage_2_detailed_class_info.csv").write_text("\n".join(lines) + "\n")
-  for i, name in enumerate(films):
+  for i, name in enumerate(images):
     path = folder / "stage_2_train_images" / f"{name}.dcm"
     view = "PA" if i % 2 else "AP"
     dicom.write(path, width=size_px, height=size_px, seed=i, jpeg=True, ViewPosition=view)

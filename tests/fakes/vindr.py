@@ -1,9 +1,9 @@
-"""VinDr-CXR's folder, and VinBigData's: three readers a training film, some JPEG 2000."""
+"""VinDr-CXR's folder, and VinBigData's: three readers a training image, some JPEG 2000."""
 
 from pydicom.uid import JPEG2000Lossless
 
 from fakes import dicom
-from fakes.films import table
+from fakes.images import table
 
 TRAIN = ("image_id", "rad_id", "class_name", "x_min", "y_min", "x_max", "y_max")
 _NONE = {"class_name": "No finding"}
@@ -28,7 +28,7 @@ TEST = [
 
 
 def write(folder, rows=ROWS, *, kaggle=False, labels=True):
-  """The folder of 96 x 100 films; f1 is JPEG 2000, and of 12 bits and MONOCHROME1."""
+  """The folder of 96 x 100 images; f1 is JPEG 2000, and of 12 bits and MONOCHROME1."""
   if kaggle:
     numbers = {"Cardiomegaly": 3, "Nodule/Mass": 8, "No finding": 14}
     rows = [row | {"class_id": numbers[row["class_name"]]} for row in rows]

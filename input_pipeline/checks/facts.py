@@ -1,0 +1,171 @@
+"""What one look at a record keeps: its facts, without the image.
+
+An image seems inverted (dark bones on bright lungs: MONOCHROME1 shown as it is) where its polarity
+is below 0 (ours). Chosen on 1,338 real frontal images, of which one was inverted: it is found, and
+there is no false alarm. The lowest polarity of the others is 0.66, so they are all found when they
+are inverted. The same holds of 967 real images it was not chosen on, lowest 0.37.
+"""
+
+import io
+import re
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from input_pipeline import example as example_lib
+from input_pipeline.checks.duplicates import thumbnail
+from input_pipeline.example import Example, Region
+from input_pipeline.text import reports
+
+MARKS = {
+  "XXXX": re.compile(r"\bX{3,}\b"),
+  "___": re.compile(r"_{3,}"),
+  "[** **]": re.compile(r"\[\*\*.*?\*\*\]", re.DOTALL),
+}
+# What may be wrong with a record that can be read.
+PROBLEMS = _IMAGE, _IMAGE_KIND, _CONTRADICTION, _MASK, _EMPTY_MASK = (
+  "images that cannot be decoded",
+  "images that are not as recorded",
+  "records that contradict themselves",
+  "masks that cannot be decoded or have another size than their image",
+  "masks that are empty",
+)
+
+
+class Place(NamedTuple):
+  """Where a record stands."""
+
+  folder: str
+  split: str
+  number: int
+
+
+class Image(NamedTuple):
+  """What is kept of a record: some 3 KB, no image.
+
+  Attributes:
+    place: where it stands.
+    image_id, study_id, patient_id, view, text_kind: as recorded.
+    labels: (finding, value) each.
+    regions: their labels.
+    text: what training reads, normalised (reports.normalise).
+    marks: how often each of MARKS stands in the texts.
+    letterless: how many sentences have no letter.
+    short_px: the image's shorter side; 0 where it cannot be decoded, as all that follows is empty.
+    picture: a hash of size and pixels.
+    thumbnail: uint8 [SIDE_PX, SIDE_PX] as bytes.
+    deviation: standard deviation of the pixels, in grey levels.
+    polarity: see `polarity`.
+    problems: (what, details) each.
+  """
+
+  place: Place
+  image_id: str
+  study_id: str
+  patient_id: str
+  view: str
+  text_kind: str
+  labels: tuple[tuple[str, int], ...]
+  regions: tuple[str, ...]
+  text: str
+  marks: tuple[int, ...]
+  letterless: int
+  short_px: int
+  picture: bytes
+  thumbnail: bytes
+  deviation: float
+  polarity: float
+  problems: tuple[tuple[str, str], ...] = ()
+
+
+class Unread(NamedTuple):
+  """A record that cannot be read, and why."""
+
+  place: Place
+  reason: str
+
+
+def look(place: Place, example: Example) -> Image:
+  """Looks at one record; never raises for what the record holds."""
+  problems = []
+  try:
+    example_lib.check(example)
+  except ValueError as error:
+    problems.append((_CONTRADICTION, str(error)))
+  short_px, picture, thumb, deviation, upright = 0, b"", b"", 0.0, 0.0
+  try:
+    # Not OpenCV: it fills what a truncated file lacks with grey and says nothing.
+    with PillowImage.open(io.BytesIO(example.image)) as image:
+      kind, decoded = f"{image.mode} {image.format}", np.asarray(image)
+  except MemoryError:
+    raise
+  except Exception as error:  # Pillow raises many kinds
+    problems.append((_IMAGE, str(error)))
+  else:
+    size = decoded.shape[1::-1]
+    if kind not in ("L JPEG", "L PNG"):
+      problems.append((_IMAGE_KIND, f"{kind} for Pillow, not 8-bit grey JPEG or PNG"))
+    else:
+      small = thumbnail(decoded)
+      short_px, thumb, upright = min(size), small.tobytes(), polarity(small)
+      picture = blake2b(decoded, digest_size=16, key=repr(size).encode()).digest()
+      deviation = float(cv2.meanStdDev(decoded)[1][0, 0])
+    if size != (example.width, example.height):
+      recorded = f"recorded as {example.width} x {example.height}"
+      problems.append((_IMAGE_KIND, f"{size[0]} x {size[1]}, {recorded}"))
+  for region in example.regions:
+    problems += _mask_problems(region, (example.height, example.width))
+  texts = " ".join([*example.sections.values(), *(() if example.sections else example.sentences)])
+  return Image(
+    place=place,
+    image_id=example.image_id,
+    study_id=example.study_id,
+    patient_id=example.patient_id,
+    view=example.view,
+    text_kind=example.text_kind,
+    labels=tuple(example.labels.items()),
+    regions=tuple(region.label for region in example.regions),
+    text=reports.normalise(" ".join(example.sentences)),
+    marks=tuple(len(mark.findall(texts)) for mark in MARKS.values()),
+    letterless=sum(not any(map(str.isalpha, sentence)) for sentence in example.sentences),
+    short_px=short_px,
+    picture=picture,
+    thumbnail=thumb,
+    deviation=deviation,
+    polarity=upright,
+    problems=tuple(problems),
+  )
+
+
+def _mask_problems(region: Region, shape: tuple[int, int]) -> Iterable[tuple[str, str]]:
+  if not region.mask:
+    return
+  pixels = cv2.imdecode(np.frombuffer(region.mask, np.uint8), cv2.IMREAD_GRAYSCALE)
+  if pixels is None:
+    yield _MASK, f"{region.label!r}: no readable image"
+  elif pixels.shape != shape:
+    size, recorded = (f"{width} x {height}" for height, width in (pixels.shape, shape))
+    yield _MASK, f"{region.label!r}: {size}, its image is recorded as {recorded}"
+  elif not pixels.any():
+    yield _EMPTY_MASK, f"{region.label!r}"
+
+
+def polarity(thumb: np.ndarray) -> float:
+  """How much a frontal image looks as it should, in standard deviations: below 0, inverted.
+
+  Spine and belly against lungs, and the middle against the upper corners, where air is. Inverting
+  the image changes the sign alone.
+
+  Args:
+    thumb: uint8 [SIDE_PX, SIDE_PX].
+  """
+  grey = thumb.astype(np.float32)
+  grey = (grey - grey.mean()) / max(float(grey.std()), 1e-3)
+  lungs = (grey[6:18, 6:11].mean() + grey[6:18, 21:26].mean()) / 2
+  corners = (grey[:4, :4].mean() + grey[:4, -4:].mean()) / 2
+  spine, belly, middle = grey[6:24, 13:19], grey[24:, 8:24], grey[8:24, 8:24]
+  return float(spine.mean() + belly.mean() - 2 * lungs + middle.mean() - corners)

@@ -1,0 +1,168 @@
+"""The selections of the field, by name: who is in which split of an evaluation.
+
+All but one draw by a hash of seed and name, so that a draw depends neither on the listing's order
+nor on the version of a random generator, and a smaller draw lies within a larger one.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from input_pipeline.example import SPLITS
+from input_pipeline.readers.source import Item
+
+CLASSES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+PER_CLASS = 200
+_NO_PATHOLOGY = ("No Finding",)  # of CheXpert's 14 labels
+_FRONTAL = ("AP", "PA")
+_RSNA_PATIENTS = 26_684
+_RSNA_HELD = 5337  # patients of validation, and of test
+
+Splits = dict[str, Sequence[str]]
+
+
+class SelectionError(UserError):
+  """A selection cannot be made or read; the message says why."""
+
+
+def draw(names: Iterable[str], count: int, seed: int) -> list[str]:
+  """The first `count` of the names in an order that seed and name alone decide."""
+
+  def order(name: str) -> tuple[bytes, str]:
+    return hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=16).digest(), name
+
+  return sorted(set(names), key=order)[:count]
+
+
+def subset(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
+  """A share of the patients, one at least; a smaller share lies within a larger one.
+
+  Raises SelectionError where there are none, or the fraction is not above 0 and at most 1.
+  """
+  patients = set(patients)
+  if not 0 < fraction <= 1:
+    raise SelectionError(f"a share is above 0 and at most 1, not {fraction}")
+  if not patients:
+    raise SelectionError("there are no training patients to draw a share of")
+  return set(draw(patients, max(1, round(fraction * len(patients))), seed))
+
+
+def eligible(items: Sequence[Item]) -> dict[str, list[str]]:
+  """Class -> the images that 5x200 may draw, in the listing's order.
+
+  Frontal training images of which exactly one of the 13 pathologies is 1, one of the five classes,
+  and none is uncertain (after GLoRIA's preprocessing; Huang et al. 2021). Training images, as there:
+  CheXpert's draw does not change with the tables of validation and test beside it. Frontal is a
+  view of AP or PA: stricter than the file's name, by which three more of CheXpert's would count.
+  """
+  found: dict[str, list[str]] = {name: [] for name in CLASSES}
+  for item in items:
+    values = [(name, value) for name, value in item.labels if name not in _NO_PATHOLOGY]
+    present = [name for name, value in values if value == 1]
+    uncertain = any(value == -1 for _, value in values)
+    fits = item.split == "train" and item.view in _FRONTAL
+    if fits and len(present) == 1 and not uncertain and present[0] in found:
+      found[present[0]].append(item.image_id)
+  return found
+
+
+def _five_by_200(items: Sequence[Item], seed: int) -> Splits:
+  images = eligible(items)
+  counts = ", ".join(f"{name} {len(ids)}" for name, ids in images.items())
+  if min(map(len, images.values())) < PER_CLASS:
+    raise SelectionError(f"5x200 needs {PER_CLASS} training images a class; eligible are {counts}")
+  return {"test": [i for ids in images.values() for i in draw(ids, PER_CLASS, seed)]}
+
+
+def _without_5x200(items: Sequence[Item], seed: int) -> Splits:
+  """The reader's splits without the patients of 5x200: to train on, and evaluate on 5x200.
+
+  Where this listing is a part of the one that 5x200 was drawn from, with the same seed, no patient
+  of that draw remains either: what is missing here only lets others in.
+  """
+  held = set(_five_by_200(items, seed)["test"])
+  patients = {item.patient_id for item in items if item.image_id in held}
+  return _by_split(item for item in items if item.patient_id not in patients)
+
+
+def _rsna_detection(items: Sequence[Item], seed: int) -> Splits:
+  ids = _rsna_ids(items)
+  order = draw(ids, len(ids), seed)
+  return _cut(order, _RSNA_HELD, _RSNA_HELD)
+
+
+def _rsna_detection_mgca(items: Sequence[Item], seed: int) -> Splits:
+  """As MGCA draws it: twice scikit-learn's train_test_split with random_state 0, ids sorted.
+
+  That split permutes with NumPy's legacy generator and takes the first as held out.
+  """
+  ids = np.array(sorted(_rsna_ids(items)))
+  first = np.random.RandomState(0).permutation(len(ids))
+  held, train = ids[first[: 2 * _RSNA_HELD]], ids[first[2 * _RSNA_HELD :]]
+  second = np.random.RandomState(0).permutation(len(held))
+  return {
+    "train": train.tolist(),
+    "validation": held[second[:_RSNA_HELD]].tolist(),
+    "test": held[second[_RSNA_HELD:]].tolist(),
+  }
+
+
+def _rsna_ids(items: Sequence[Item]) -> list[str]:
+  """The image ids. One missing would move most others, so there must be all, one a patient."""
+  patients = {item.patient_id for item in items}
+  if not len(items) == len(patients) == _RSNA_PATIENTS:
+    raise SelectionError(
+      f"an RSNA detection split is of {_RSNA_PATIENTS} patients with an image each; the source lists"
+      f" {len(items)} images of {len(patients)} patients"
+    )
+  return [item.image_id for item in items]
+
+
+def _siim_images(items: Sequence[Item], seed: int) -> Splits:
+  """70/15/15 by image: the table has several rows an image, and splits by row leak."""
+  ids = {item.image_id for item in items}
+  held = round(0.15 * len(ids))
+  return _cut(draw(ids, len(ids), seed), held, held)
+
+
+def _cut(order: list[str], validation: int, test: int) -> Splits:
+  return {
+    "validation": order[:validation],
+    "test": order[validation : validation + test],
+    "train": order[validation + test :],
+  }
+
+
+def _all_test(items: Sequence[Item], seed: int) -> Splits:
+  return {"test": [item.image_id for item in items]}
+
+
+def _train_share(fraction: float) -> Callable[[Sequence[Item], int], Splits]:
+  def build(items: Sequence[Item], seed: int) -> Splits:
+    kept = subset((i.patient_id for i in items if i.split == "train"), fraction, seed)
+    return _by_split(item for item in items if item.split != "train" or item.patient_id in kept)
+
+  return build
+
+
+def _by_split(items: Iterable[Item]) -> Splits:
+  """The images in the reader's own splits."""
+  splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+  for item in items:
+    splits[item.split].append(item.image_id)
+  return splits
+
+
+# name -> function of the listing and a seed: split -> image ids.
+SELECTIONS: dict[str, Callable[[Sequence[Item], int], Splits]] = {
+  "5x200": _five_by_200,
+  "without_5x200": _without_5x200,
+  "rsna_detection": _rsna_detection,
+  "rsna_detection_mgca": _rsna_detection_mgca,
+  "siim_images": _siim_images,
+  "all_test": _all_test,
+  "train_1pct": _train_share(0.01),
+  "train_10pct": _train_share(0.1),
+}

@@ -1,0 +1,75 @@
+"""Worker processes: a job over many tasks, results as they are ready."""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import cv2
+
+from input_pipeline.errors import UserError
+
+_M_TOP_PAD = -2  # of malloc.h: how much free memory a process keeps
+
+
+class WorkerError(UserError):
+  """A worker process died."""
+
+
+def in_processes(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+  """Runs the job on every task; results come as they are ready, in any order.
+
+  Args:
+    job: picklable, as tasks and results are.
+    tasks: what it is called with.
+    workers: processes; 0 and 1 stay in this one.
+
+  Raises WorkerError where a process died, and whatever the job raises.
+  """
+  if workers <= 1 or len(tasks) <= 1:
+    yield from map(job, tasks)
+    return
+  context = multiprocessing.get_context("spawn")  # a fork would copy the threads of the libraries
+  pool = concurrent.futures.ProcessPoolExecutor(
+    min(workers, len(tasks)), mp_context=context, initializer=_start
+  )
+  try:
+    # Workers start here and inherit the mask: Ctrl-C ends the parent alone, which ends them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      futures = [pool.submit(job, task) for task in tasks]
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for future in concurrent.futures.as_completed(futures):
+      yield future.result()
+  except BrokenProcessPool:
+    raise WorkerError(
+      "a worker process died: killed for want of memory, or the calling script has no __main__"
+      " guard. What is finished is kept: run the same command again, with fewer workers"
+    ) from None
+  finally:
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def set_up() -> None:
+  """Makes a process a good worker: one thread for OpenCV, and freed memory is kept."""
+  cv2.setNumThreads(1)
+  # glibc would give what an image frees back to the system, to get the same again for the next.
+  with contextlib.suppress(OSError, AttributeError):  # another libc
+    ctypes.CDLL(None).mallopt(_M_TOP_PAD, 2**28)
+
+
+def _start() -> None:
+  set_up()
+  threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)  # a killed parent cannot tell its workers to stop

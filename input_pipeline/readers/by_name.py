@@ -1,0 +1,83 @@
+"""Readers: one module a data set, each turning a raw folder into a list of items and their studies.
+
+A new reader is a module with `open_source(source, **options) -> Source` and its line in `READERS`.
+"""
+
+import argparse
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from input_pipeline.readers import (
+  chestx_det10,
+  chexpert,
+  folder,
+  mimic_cxr,
+  ms_cxr,
+  nih14,
+  object_cxr,
+  openi,
+  padchest_gr,
+  phantom,
+  rsna,
+  siim,
+  vindr,
+)
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.source import Source
+
+READERS: dict[str, Callable[..., Source]] = {
+  "chestx_det10": chestx_det10.open_source,
+  "chexpert": chexpert.open_source,
+  "folder": folder.open_source,
+  "mimic_cxr": mimic_cxr.open_source,
+  "ms_cxr": ms_cxr.open_source,
+  "nih14": nih14.open_source,
+  "object_cxr": object_cxr.open_source,
+  "openi": openi.open_source,
+  "padchest_gr": padchest_gr.open_source,
+  "phantom": phantom.open_source,
+  "rsna": rsna.open_source,
+  "siim": siim.open_source,
+  "vindr": vindr.open_source,
+}
+
+
+def default_options(dataset: str) -> dict[str, Any]:
+  """The keyword arguments of a reader's open_source and their defaults."""
+  parameters = inspect.signature(READERS[dataset]).parameters.values()
+  return {p.name: p.default for p in parameters if p.name != "source"}
+
+
+def open_reader(dataset: str, source: str, options: dict[str, Any]) -> Source:
+  """Opens a source with options given by name.
+
+  Raises SourceError where the reader has no such option, and as the reader does.
+  """
+  known = default_options(dataset)
+  if unknown := [name for name in options if name not in known]:
+    listed = ", ".join(known) or "none"
+    raise SourceError(f"{', '.join(unknown)}: no option of reader {dataset!r}; it has {listed}")
+  return READERS[dataset](source, **options)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the readers' options to a command line; what is not given is not in its namespace.
+
+  An option that several readers share is listed with the first, and names the others' defaults.
+  """
+  shared: dict[str, list[str]] = {}
+  for dataset in READERS:
+    for name in default_options(dataset):
+      shared.setdefault(name, []).append(dataset)
+  for dataset in READERS:
+    group = parser.add_argument_group(f"options of --dataset={dataset}")
+    for name, default in default_options(dataset).items():
+      if shared[name][0] != dataset:
+        continue
+      kind = {"type": str if default is None else type(default)}
+      if isinstance(default, bool):
+        kind = {"action": argparse.BooleanOptionalAction}
+      others = [f"of {other} {default_options(other)[name]}" for other in shared[name][1:]]
+      told = ", ".join([f"default {default}", *others])
+      group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=told, **kind)

@@ -1,0 +1,35 @@
+"""Boxes of the raw tables: clipped to their image, united to regions."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from input_pipeline.example import Region
+
+Corners = tuple[float, float, float, float]  # x0, y0, x1, y1; x1 and y1 exclusive
+
+
+def clip(corners: Corners, width: float, height: float) -> Corners | None:
+  """What of a box lies in [0, width] x [0, height]; None where that has no area."""
+  x0, y0, x1, y1 = corners
+  x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+  # A millionth of the image may round to nothing once it is float32 pixels.
+  return (x0, y0, x1, y1) if x1 - x0 > width * 1e-6 and y1 - y0 > height * 1e-6 else None
+
+
+def by_label(
+  boxes: Iterable[tuple[str, Corners]], scale: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Region, ...]:
+  """One region a label, in the order of first mention; its phrase is the label.
+
+  Args:
+    boxes: label and corners.
+    scale: by which x and y are multiplied.
+  """
+  found: dict[str, list[Corners]] = {}
+  for label, corners in boxes:
+    found.setdefault(label, []).append(corners)
+  return tuple(
+    Region(label, label, (np.array(corners) * (scale * 2)).astype(np.float32))
+    for label, corners in found.items()
+  )

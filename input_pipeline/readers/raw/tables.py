@@ -1,0 +1,165 @@
+"""CSV tables as data sets ship them: plain, gzipped, zipped; complaints name file and row."""
+
+import csv
+import gzip
+import io
+import math
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from input_pipeline.readers.raw.folders import SourceError
+
+_CELL_CHARACTERS = 1 << 24  # the csv module stops at 131,072
+
+
+class Row(dict[str, str]):
+  """The cells of a row by column, stripped of white space.
+
+  Attributes:
+    file: the table.
+    number: the row's line as a spreadsheet counts: the column names are row 1.
+  """
+
+  def __init__(self, cells: dict[str, str], file: Path, number: int):
+    super().__init__(cells)
+    self.file, self.number = file, number
+
+  @property
+  def place(self) -> str:
+    """File and row, for errors."""
+    return f"{self.file.name} row {self.number}"
+
+  def wrong(self, column: str, must: str) -> SourceError:
+    """An error that says what the cell is and what it must be."""
+    return SourceError(
+      f"{self.file}, row {self.number}, column {column!r}: is {self[column]!r}; it must be {must}"
+    )
+
+  def text(self, column: str) -> str:
+    """A cell that must not be empty. Raises SourceError."""
+    if not self[column]:
+      raise self.wrong(column, "filled")
+    return self[column]
+
+  def number_or_none(self, column: str) -> float | None:
+    """A finite number; None for an empty cell or "nan". Raises SourceError."""
+    cell = self[column]
+    if is_blank(cell):
+      return None
+    try:
+      value = float(cell)
+    except ValueError:
+      raise self.wrong(column, "a number") from None
+    if not math.isfinite(value):
+      raise self.wrong(column, "a finite number")
+    return value
+
+  def numbers(self, *columns: str) -> tuple[float, ...] | None:
+    """Finite numbers; None where all cells are blank. Raises SourceError."""
+    values = [self.number_or_none(column) for column in columns]
+    if all(value is None for value in values):
+      return None
+    for column, value in zip(columns, values, strict=True):
+      if value is None:
+        raise self.wrong(column, f"a number where {', '.join(columns)} are not all empty")
+    return tuple(values)
+
+  def one_of(self, column: str, allowed: Sequence[str]) -> str:
+    """A cell that is one of the allowed. Raises SourceError."""
+    if self[column] not in allowed:
+      raise self.wrong(column, f"one of {', '.join(allowed)}")
+    return self[column]
+
+  def label(self, column: str) -> int | None:
+    """1, 0 or -1 as CheXpert's tables write them ("1.0"); None for a blank. Raises SourceError."""
+    value = self.number_or_none(column)
+    if value is None:
+      return None
+    if value not in (1, 0, -1):
+      raise self.wrong(column, "1.0, 0.0, -1.0 or empty")
+    return int(value)
+
+
+def is_blank(cell: str) -> bool:
+  """Whether a cell holds nothing, or what pandas writes for nothing."""
+  return cell.lower() in ("", "nan", "none", "null")
+
+
+def read(
+  path: Path, required: Sequence[str], *, names: Sequence[str] | None = None
+) -> Iterator[Row]:
+  """The rows of a table, blank ones left out.
+
+  Args:
+    path: a .csv, .csv.gz, or a .zip with one table in it.
+    required: columns that must be there.
+    names: the columns' names where the file's own first row cannot be used; that row is then
+      skipped, and cells beyond the names must be empty.
+
+  Raises SourceError: a damaged or truncated file, not UTF-8, a column missing or twice, a row of
+  another length.
+  """
+  csv.field_size_limit(_CELL_CHARACTERS)
+  with _complaints(path), _open(path) as binary:
+    text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+    rows = csv.reader(text, strict=True)
+    first = next(rows, None)
+    columns = [name.strip() for name in names or first or []]
+    missing = [name for name in required if name not in columns]
+    if missing:
+      raise SourceError(
+        f"{path}: no column {', '.join(map(repr, missing))};"
+        f" the first row names {', '.join(map(repr, columns)) or 'nothing'}"
+      )
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+      raise SourceError(f"{path}: the first row names {', '.join(map(repr, twice))} twice")
+    for number, cells in enumerate(rows, start=2):
+      if not any(cells):
+        continue
+      if names and not any(cells[len(columns) :]):
+        cells = cells[: len(columns)]
+      if len(cells) != len(columns):
+        raise SourceError(
+          f"{path}, row {number}: {len(cells)} cells for {len(columns)} columns: cut short, or a"
+          " comma without quotes"
+        )
+      stripped = (cell.strip() for cell in cells)
+      yield Row(dict(zip(columns, stripped, strict=True)), path, number)
+
+
+@contextmanager
+def _complaints(path: Path) -> Iterator[None]:
+  """Turns what the libraries raise into a SourceError that names the file."""
+  try:
+    yield
+  except FileNotFoundError:
+    raise SourceError(f"{path}: there is no such table") from None
+  except UnicodeDecodeError as error:
+    raise SourceError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+  except csv.Error as error:
+    raise SourceError(f"{path}: not a CSV file with commas and double quotes ({error})") from None
+  except (EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile, OSError) as error:
+    raise SourceError(f"{path}: cannot be read to its end ({error}); download it again") from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+  if path.suffix == ".gz":
+    with gzip.open(path, "rb") as file:
+      yield file
+  elif path.suffix == ".zip":
+    with zipfile.ZipFile(path) as archive:
+      tables = [n for n in archive.namelist() if n.endswith(".csv") and "__MACOSX" not in n]
+      if len(tables) != 1:
+        raise SourceError(f"{path}: holds {len(tables)} tables, not one")
+      with archive.open(tables[0]) as file:
+        yield file
+  else:
+    with open(path, "rb") as file:
+      yield file

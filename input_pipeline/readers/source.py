@@ -1,0 +1,81 @@
+"""A data set before conversion: its images as a list, and how each is read."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from input_pipeline.example import Example
+from input_pipeline.readers.raw.folders import SourceError
+
+
+@dataclass(frozen=True)
+class Item:
+  """All that is known of one image before its image is read; small and picklable.
+
+  Attributes:
+    key: path (and row) by which errors and skipped.jsonl name it.
+    split: "train", "validation" or "test".
+    patient_id: the converter refuses a patient that sits in two splits.
+    row: the reader's own; its repr must say all that decides the study.
+    image_id: as in the study; "" where the listing does not know it yet.
+    view: likewise.
+    labels: (name, 1, 0 or -1) that the listing knows; selections choose by them.
+  """
+
+  key: str
+  split: str
+  patient_id: str
+  row: Any
+  image_id: str = ""
+  view: str = ""
+  labels: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+  """A data set before conversion.
+
+  Attributes:
+    name: what its shards' names begin with.
+    items: its images in a fixed order.
+    read: makes the study of an item, picklable. The study's image may be any encoded image that
+      `stored.store_image` takes; the converter brings it to the stored form. Raises
+      UnreadableError for what cannot be read, SourceError where the source contradicts itself.
+    notes: what the user should know of the listing: defaults taken, images left aside on purpose.
+    left_out: (key, reason) of what the listing found broken: rows, boxes, images. The converter adds
+      them to skipped.jsonl, and they count against max_skipped_fraction.
+  """
+
+  name: str
+  items: list[Item]
+  read: Callable[[Item], Example]
+  notes: tuple[str, ...] = ()
+  left_out: tuple[tuple[str, str], ...] = ()
+
+
+def draw(patient_id: str) -> float:
+  """A number in [0, 1) by the patient's name alone, so that adding images moves nobody."""
+  return int.from_bytes(hashlib.blake2b(patient_id.encode(), digest_size=4).digest(), "big") / 2**32
+
+
+def draw_split(patient_id: str) -> str:
+  """A split, 80/10/10, by the patient's name alone."""
+  drawn = draw(patient_id)
+  return "train" if drawn < 0.8 else "validation" if drawn < 0.9 else "test"
+
+
+def check_patients(items: list[Item]) -> None:
+  """Raises SourceError where a patient sits in two splits: evaluation would leak."""
+  first: dict[str, Item] = {}
+  twice = {}
+  for item in items:
+    if first.setdefault(item.patient_id, item).split != item.split:
+      twice.setdefault(item.patient_id, item)
+  if twice:
+    patient, item = next(iter(twice.items()))
+    raise SourceError(
+      f"{len(twice)} patients sit in two splits; the first is {patient!r}:"
+      f" {first[patient].split} by {first[patient].key}, {item.split} by {item.key};"
+      " give each patient one split"
+    )

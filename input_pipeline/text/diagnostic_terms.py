@@ -1,0 +1,128 @@
+"""Diagnostic terms: which words of a sentence name something that its image shows.
+
+A list of words, and a few rules of negation after the manner of NegEx (Chapman et al. 2001): within
+a statement, which ends at a semicolon, a full stop, a "but" or a ", with", a denial such as "no"
+reaches to the end, and one such as "absent" or "not seen" back to the beginning. "No change in" and
+"cannot be excluded" deny nothing.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from input_pipeline.errors import UserError
+from input_pipeline.text import reports
+
+CHEST = Path(__file__).with_name("diagnostic_terms.txt")
+_FORWARD = {"no", "not", "without", "absence", "negative", "neither", "nor", "lacks"}
+_BACKWARD = {"absent", "resolved", "removed", "excluded"}
+# After "not": the denial is the predicate, and what came before is denied.
+_SEEN = {
+  "seen", "present", "identified", "evident", "visible", "visualized", "demonstrated", "noted",
+  "found", "detected", "observed", "appreciated",
+}  # fmt: skip
+# After "no" or "not" and at most two words more: what is spoken of is there, and has not changed.
+_CHANGE = {
+  "change", "changes", "changed", "increase", "decrease", "improvement", "worsening", "progression",
+  "growth",
+}  # fmt: skip
+_NOT_CHANGED = {"increased", "decreased", "improved", "worsened", "progressed"}  # after "not" alone
+_HEDGED = re.compile(r"\b(?:cannot|can not|not|may not) be (?:excluded|ruled out)|\bnot excluded")
+_ENDS = {"but", "however", "except", "although", "though"}
+
+
+class TermsError(UserError):
+  """The list cannot be read; the message names the file, the line and the remedy."""
+
+
+@dataclass(frozen=True)
+class Terms:
+  """A list of terms.
+
+  Attributes:
+    findings: words that name a finding or a device; singular, lower case.
+    anatomy: words that count beside one of those.
+  """
+
+  findings: frozenset[str]
+  anatomy: frozenset[str]
+
+  def named(self, sentence: str) -> list[bool]:
+    """For each span of `reports.words(sentence)`, whether the word names something seen there."""
+    spans = reports.words(sentence)
+    words = [sentence[start:end].lower() for start, end in spans]
+    if not words:
+      return []
+    starts = [0]
+    for i in range(1, len(words)):
+      gap = sentence[spans[i - 1][1] : spans[i][0]]
+      if re.search("[;.]", gap) or words[i] in _ENDS or ("," in gap and words[i] == "with"):
+        starts.append(i)
+    out = []
+    for start, stop in zip(starts, [*starts[1:], len(words)], strict=True):
+      statement = words[start:stop]
+      terms = [_is_in(word, self.findings) for word in statement]
+      text = sentence[spans[start][0] : spans[stop - 1][1]].lower()
+      seen = [True] * len(terms) if _HEDGED.search(text) else _affirmed(statement, terms)
+      finding = [is_term and is_seen for is_term, is_seen in zip(terms, seen, strict=True)]
+      beside = any(finding)
+      out += [
+        named or (beside and is_seen and _is_in(word, self.anatomy))
+        for word, named, is_seen in zip(statement, finding, seen, strict=True)
+      ]
+    return out
+
+
+def load(path: str | Path = "") -> Terms:
+  """The terms of a file, one a line, "~" before anatomy, "#" before a remark; "" is the chest's.
+
+  Raises TermsError, naming `config.text.terms`, where the file cannot be read or holds no finding.
+  """
+  path = Path(path) if path else CHEST
+  findings, anatomy = set(), set()
+  try:
+    lines = path.read_text(encoding="utf-8").splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise TermsError(f"config.text.terms: {path} cannot be read ({error})") from error
+  for number, line in enumerate(lines, 1):
+    word = line.split("#")[0].strip().lower()
+    if not word:
+      continue
+    chosen, word = (anatomy, word[1:].strip()) if word.startswith("~") else (findings, word)
+    if len(reports.words(word)) != 1:
+      raise TermsError(f"config.text.terms: {path}, line {number}: {line!r} is not one word")
+    chosen.add(word)
+  if not findings:
+    raise TermsError(f"config.text.terms: {path} names no finding")
+  return Terms(frozenset(findings), frozenset(anatomy))
+
+
+def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:
+  """Whether each word of a statement stands, or is denied; `terms` marks the findings."""
+  seen = [True] * len(statement)
+  for i, word in enumerate(statement):
+    after = statement[i + 1 : i + 4]
+    if word == "no" and after[:1] == ["longer"]:
+      return [False] * len(statement)
+    if word in _BACKWARD or (word == "not" and _SEEN & set(after[:2])):
+      seen[: i + 1] = [False] * (i + 1)
+    elif _denies(word, after, terms[i + 1 : i + 4]):
+      seen[i:] = [False] * (len(statement) - i)
+  return seen
+
+
+def _denies(word: str, after: list[str], terms: list[bool]) -> bool:
+  """Whether a word denies what follows; not where it is a change that is denied."""
+  if word in ("free", "clear"):
+    return after[:1] in (["of"], ["from"])
+  between = set(after[: terms.index(True)] if True in terms else after)
+  unchanged = between & _CHANGE or (word == "not" and between & _NOT_CHANGED)
+  return word in _FORWARD and not unchanged
+
+
+def _is_in(word: str, terms: frozenset[str]) -> bool:
+  """Whether a word, or its singular, is a term."""
+  singular = [word[:-1]] if word.endswith("s") else []
+  singular += [word[:-2]] if word.endswith("es") else []
+  singular += [f"{word[:-3]}y"] if word.endswith("ies") else []
+  return any(form in terms for form in (word, *singular))

@@ -1,0 +1,120 @@
+"""Radiology text: sections, sentences, words, and when two reports say the same."""
+
+import hashlib
+import re
+
+# At the start of a line or, as in reports that were folded into one, of a sentence.
+_HEADING = re.compile(r"(?:^|(?<=[.:!?])[ \t]+)[ \t]*([A-Z][A-Za-z ]{2,40}):[ \t]*", re.MULTILINE)
+_KNOWN = {
+  "findings": "findings",
+  "finding": "findings",
+  "impression": "impression",
+  "impressions": "impression",
+  "conclusion": "impression",
+  "indication": "indication",
+  "history": "indication",
+  "clinical history": "indication",
+  "clinical information": "indication",
+  "reason for exam": "indication",
+  "reason for examination": "indication",
+  "comparison": "comparison",
+  "comparisons": "comparison",
+  "technique": "technique",
+  "examination": "examination",
+  "exam": "examination",
+  "recommendation": "recommendation",
+  "recommendations": "recommendation",
+}
+# A full stop ends a sentence unless it stands in a number, a list number or an abbreviation.
+_TITLES = ("dr", "mr", "mrs", "ms", "prof")
+_BEFORE_DIGIT = ("no", "fig")
+_BEFORE_LOWER = ("vs", "approx", "e.g", "i.e", "cf", "resp")
+_STOP = re.compile(r"[.!?]+(?=\s|$)|\n\s*\n")
+_LIST_NUMBER = re.compile(r"^\s*\d{1,2}[.)]\s+")
+_WORD = re.compile(r"[^\W_]+(?:[-'/.][^\W_]+)*")
+
+
+def sections(text: str) -> dict[str, str]:
+  """Splits a report at its known headings ("FINDINGS:"); the text before the first is "".
+
+  Returns section name -> text, white space folded; empty sections are left out. A heading that
+  repeats continues its section. Unknown headings stay in the text of the section they stand in.
+  """
+  found: dict[str, list[str]] = {}
+  name, start = "", 0
+  for match in _HEADING.finditer(text):
+    heading = _KNOWN.get(match.group(1).strip().lower())
+    if heading is None:
+      continue
+    found.setdefault(name, []).append(text[start : match.start()])
+    name, start = heading, match.end()
+  found.setdefault(name, []).append(text[start:])
+  joined = {name: "\n".join(part.strip() for part in parts) for name, parts in found.items()}
+  return {name: part.strip() for name, part in joined.items() if part.strip()}
+
+
+def sentences(text: str) -> list[str]:
+  """Splits text into sentences, white space folded, list numbers and empty tokens dropped."""
+  out, start = [], 0
+  for match in _STOP.finditer(text):
+    before = text[start : match.start()]
+    last, following = before.split()[-1:], text[match.end() :].lstrip()[:1]
+    last = last[0].lower() if last else ""
+    if match.group().startswith(".") and (
+      last in _TITLES
+      or (last in _BEFORE_DIGIT and following.isdigit())
+      or (last in _BEFORE_LOWER and following.islower())
+      or re.fullmatch(r"\d{1,2}", before.strip())
+    ):
+      continue
+    out.append(text[start : match.end()])
+    start = match.end()
+  out.append(text[start:])
+  out = [" ".join(_LIST_NUMBER.sub("", sentence).split()) for sentence in out]
+  return [sentence for sentence in out if _WORD.search(sentence)]
+
+
+def report_sentences(parts: dict[str, str]) -> list[str]:
+  """The sentences training reads: findings, then impression.
+
+  Where no section is headed findings, the text before the first heading takes its place; where
+  neither gives a sentence, all sections do. A sentence that stands twice is kept once.
+  """
+  chosen = [parts[name] for name in ("findings", "impression") if name in parts]
+  if "findings" not in parts and "" in parts:
+    chosen = [parts[""], *chosen]
+  if not any(map(sentences, chosen)):
+    chosen = list(parts.values())
+  found = {}
+  for part in chosen:
+    for sentence in sentences(part):
+      found.setdefault(normalise(sentence), sentence)
+  return list(found.values())
+
+
+def words(sentence: str) -> list[tuple[int, int]]:
+  """Character spans of the words; punctuation is no word, "right-sided" and "1.5" are one each."""
+  return [match.span() for match in _WORD.finditer(sentence)]
+
+
+def normalise(text: str) -> str:
+  """Lower case, words only, one blank between: what two reports must share to say the same."""
+  return " ".join(text[start:end] for start, end in words(text)).lower()
+
+
+def key(text: str) -> int:
+  """A 31-bit hash, never 0, of the normalised text; 0 for a text without words."""
+  normal = normalise(text)
+  if not normal:
+    return 0
+  return (
+    int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=4).digest(), "big") % (2**31 - 1)
+    + 1
+  )
+
+
+def identity(name: str) -> int:
+  """A 31-bit hash, never 0, of an id as it stands (studies, patients)."""
+  return (
+    int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") % (2**31 - 1) + 1
+  )

@@ -1,0 +1,194 @@
+"""A WordPiece vocabulary, and reports as arrays in which each token knows its word."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
+from input_pipeline.text import reports
+
+PAD, UNKNOWN, CLASS, SEPARATOR, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class TokenizerError(UserError):
+  """The tokenizer folder is missing something; the message names file and remedy."""
+
+
+class Encoded(NamedTuple):
+  """One report as arrays.
+
+  Attributes:
+    tokens: [L] int32 token ids; each sentence stands as [CLS] tokens [SEP].
+    word_index: [L] int32, the word a token belongs to; -1 for specials, punctuation, padding.
+    sentence_index: [L] int32, which sentence a token stands in; -1 for padding.
+    position: [L] int32, place in the sentence: a sentence reads the same wherever it stands.
+    word_mask: [W] bool.
+    words: the words' text, in the order of word_index.
+    kept: the sentences that found room, by their number.
+    dropped: how many found none.
+  """
+
+  tokens: np.ndarray
+  word_index: np.ndarray
+  sentence_index: np.ndarray
+  position: np.ndarray
+  word_mask: np.ndarray
+  words: tuple[str, ...]
+  kept: tuple[int, ...]
+  dropped: int
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What the model reads, by the name it has in a batch."""
+    names = ("tokens", "word_index", "sentence_index", "position", "word_mask")
+    return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class Tokenizer:
+  """WordPiece tokens with their words; picklable, so that loader workers can hold one."""
+
+  folder: Path
+
+  def __post_init__(self):
+    from transformers import AutoTokenizer
+
+    config = Path(self.folder) / "tokenizer_config.json"
+    if not config.is_file():
+      raise TokenizerError(
+        f"{self.folder} holds no tokenizer_config.json: it is no tokenizer folder"
+      )
+    tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+    if not tokenizer.is_fast:
+      raise TokenizerError(f"{self.folder}: only fast tokenizers tell which word a token is from")
+    self._backend = tokenizer.backend_tokenizer
+    self._backend.no_padding()
+    self._backend.no_truncation()
+    ids = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
+    if None in ids or len(tokenizer) < 10:
+      raise TokenizerError(
+        f"{self.folder}: a BERT-style vocabulary with [CLS], [SEP] and [PAD] is needed,"
+        f" found {len(tokenizer)} entries"
+      )
+    self.class_id, self.separator_id, self.pad_id = ids
+    self.vocabulary_size = len(tokenizer)
+
+  def __reduce__(self):
+    return Tokenizer, (self.folder,)
+
+  def encode(self, sentences: Sequence[str], *, max_tokens: int, max_words: int) -> Encoded:
+    """Encodes sentences in their order; a sentence that does not fit whole is left out and counted.
+
+    A first sentence that is too long by itself is cut, so that a report with words never becomes
+    empty. `[L] = max_tokens`, `[W] = max_words`.
+    """
+    tokens = np.full(max_tokens, self.pad_id, np.int32)
+    word_index = np.full(max_tokens, -1, np.int32)
+    sentence_index = np.full(max_tokens, -1, np.int32)
+    position = np.zeros(max_tokens, np.int32)
+    words: list[str] = []
+    kept: list[int] = []
+    used = dropped = 0
+    for number, sentence in enumerate(sentences):
+      spans = reports.words(sentence)
+      encoding = self._backend.encode(sentence, add_special_tokens=False)
+      ids = [self.class_id, *encoding.ids, self.separator_id]
+      owner = [-1, *_owners(encoding.offsets, spans), -1]
+      if used + len(ids) > max_tokens or len(words) + len(spans) > max_words:
+        if used:
+          dropped += 1
+          continue
+        beyond = (i for i, word in enumerate(owner) if word >= max_words)
+        room = min(next(beyond, len(ids) - 1), max_tokens - 1)
+        ids, owner = [*ids[:room], self.separator_id], [*owner[:room], -1]
+        spans = spans[: max(owner) + 1]
+      here = slice(used, used + len(ids))
+      tokens[here] = ids
+      word_index[here] = [word + len(words) if word >= 0 else -1 for word in owner]
+      sentence_index[here] = number
+      position[here] = np.arange(len(ids))
+      words += [sentence[start:end] for start, end in spans]
+      kept.append(number)
+      used += len(ids)
+    # A word whose every token was cut away has no vector; it is no word then.
+    word_mask = np.isin(np.arange(max_words), word_index)
+    return Encoded(
+      tokens, word_index, sentence_index, position, word_mask, tuple(words), tuple(kept), dropped
+    )
+
+
+def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokenizer:
+  """Trains a lower-case WordPiece vocabulary on the texts and saves it as a Hugging Face folder.
+
+  The same texts give the same vocabulary, bit by bit.
+  """
+  from tokenizers import BertWordPieceTokenizer
+
+  texts = list(texts)
+  trainer = BertWordPieceTokenizer(lowercase=True)
+  letters = {letter for text in texts for letter in trainer.normalize(text) if letter.strip()}
+  # The library numbers the letters inside words in the order of a random hash, and breaks ties by
+  # number. Named as special tokens, they are numbered beforehand; the vocabulary is then put into a
+  # tokenizer to which they are not special.
+  inner = [f"##{letter}" for letter in sorted(letters)]
+  trainer.train_from_iterator(
+    texts,
+    vocab_size=vocabulary_size,
+    min_frequency=2,
+    special_tokens=[*SPECIAL, *inner],
+    show_progress=False,
+  )
+  tokenizer = BertWordPieceTokenizer(vocab=trainer.get_vocab(), lowercase=True)
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  tokenizer.save(str(folder / "tokenizer.json"))
+  names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+  config = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}
+  config |= dict(zip(names, SPECIAL, strict=True))
+  # Written last: its presence says that the folder is whole.
+  replace_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+  return Tokenizer(folder)
+
+
+def copy(source: Path, folder: Path) -> Tokenizer:
+  """Copies a local Hugging Face tokenizer into `folder`, so that a run keeps its own.
+
+  Raises TokenizerError, naming the folder, if it is none that fits.
+  """
+  from transformers import AutoTokenizer
+
+  source = Path(source)
+  if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    raise TokenizerError(
+      f"config.text.tokenizer {source} holds neither tokenizer.json nor vocab.txt: name a local"
+      " Hugging Face folder, or leave the key empty to train one on the training reports"
+    )
+  if (source / "tokenizer_config.json").is_file() or (source / "config.json").is_file():
+    tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+  else:
+    from transformers import BertTokenizerFast
+
+    tokenizer = BertTokenizerFast.from_pretrained(str(source), local_files_only=True)
+  folder = Path(folder)
+  temporary = folder.with_name(folder.name + ".tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
+  tokenizer.save_pretrained(str(temporary))
+  shutil.rmtree(folder, ignore_errors=True)
+  os.replace(temporary, folder)
+  return Tokenizer(folder)
+
+
+def _owners(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+  """For each token the word whose span it starts in, -1 for none."""
+  owners, word = [], 0
+  for start, _ in offsets:
+    while word < len(spans) and spans[word][1] <= start:
+      word += 1
+    owners.append(word if word < len(spans) and spans[word][0] <= start else -1)
+  return owners

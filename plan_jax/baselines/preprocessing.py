@@ -1,0 +1,152 @@
+"""How baselines bring an image to their square, and their grid back to the image.
+
+Images come as they are stored (uint8, short side bounded by `config.data.stored_px`); the steps
+from there on are the baselines' own, pixel by pixel.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class PaddedSquare:
+  """GLoRIA's and MGCA's: the longer side to `side_px`, black to a square, its middle cut out.
+
+  Attributes:
+    side_px, crop_px: of the square and its middle.
+    enlarged_px: the middle is brought to so many pixels, corner pixels on corner pixels (bilinear,
+      torch's align_corners=True); 0: it stays.
+    cell_px: distance of the grid's cells, in pixels of the middle.
+    first_px: where the first one's centre lies (pixel centres are integers).
+  """
+
+  side_px: int = 256
+  crop_px: int = 224
+  enlarged_px: int = 0
+  cell_px: float = 16.0
+  first_px: float = 7.5
+
+  @property
+  def input_px(self) -> int:
+    """Side of what the network sees."""
+    return self.enlarged_px or self.crop_px
+
+  def fit(self, image: np.ndarray) -> np.ndarray:
+    """Uint8 [H, W] -> float32 [input_px, input_px] in [0, 1]."""
+    (rows, columns), (top, left) = self._placed(image.shape)
+    square = np.zeros((self.side_px, self.side_px), np.uint8)
+    square[top : top + rows, left : left + columns] = cv2.resize(
+      image, (columns, rows), interpolation=cv2.INTER_AREA
+    )
+    edge = self._edge
+    middle = square[edge : edge + self.crop_px, edge : edge + self.crop_px].astype(np.float32) / 255
+    if not self.enlarged_px:
+      return middle
+    between = np.linspace(0, self.crop_px - 1, self.enlarged_px)
+    return resample(middle, between, between)
+
+  def to_image(
+    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
+  ) -> np.ndarray:
+    """A map [h, w] on the grid -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
+    places = []
+    for length, size, start in zip(shape, *self._placed(shape), strict=True):
+      places.append((np.arange(length) + 0.5) * size / length - 0.5 + start - self._edge)
+    rows, columns = ((place - self.first_px) / self.cell_px for place in places)
+    image = resample(np.asarray(grid, np.float32), rows, columns, nearest=nearest)
+    for axis, place in enumerate(places):
+      image[(slice(None),) * axis + ((place < -0.5) | (place > self.crop_px - 0.5),)] = np.nan
+    return image
+
+  @property
+  def _edge(self) -> int:
+    """Of the square, that is cut off on each side."""
+    return round((self.side_px - self.crop_px) / 2)
+
+  def _placed(self, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of the image in the square, and how far it lies from top and left."""
+    sizes = [max(1, int(length * (self.side_px / max(shape)))) for length in shape]
+    sizes[int(np.argmax(shape))] = self.side_px
+    return tuple(sizes), tuple((self.side_px - size) // 2 for size in sizes)
+
+
+@dataclass(frozen=True)
+class MiddleOfShortSide:
+  """BioViL's: grey values spread to 0 to 255, the shorter side to `short_px`, the middle cut out.
+
+  The way back is the project's own: the cells tile the square on the image that the middle was, its
+  side and its margin in whole pixels.
+
+  Attributes:
+    crop_px: side of the middle, and of what the network sees.
+    short_px: of the image before.
+  """
+
+  crop_px: int
+  short_px: int = 512
+
+  @property
+  def input_px(self) -> int:
+    """Side of what the network sees."""
+    return self.crop_px
+
+  def fit(self, image: np.ndarray) -> np.ndarray:
+    """Uint8 [H, W] -> float32 [crop_px, crop_px] in [0, 1]; a constant image becomes 0."""
+    grey = image.astype(np.float64) - image.min()
+    grey = (grey / max(grey.max(), 1) * 255).astype(np.uint8)
+    height, width = image.shape
+    if min(image.shape) != self.short_px:
+      height, width = (
+        self.short_px
+        if length == min(image.shape)
+        else int(self.short_px * length / min(image.shape))
+        for length in image.shape
+      )
+      resized = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
+      grey = np.asarray(resized)
+    top, left = (round((length - self.crop_px) / 2) for length in (height, width))
+    middle = grey[top : top + self.crop_px, left : left + self.crop_px]
+    return middle.astype(np.float32) / 255
+
+  def to_image(
+    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
+  ) -> np.ndarray:
+    """A map [h, w] on the grid -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
+    side = int(self.crop_px * min(shape) / self.short_px)
+    places = [
+      # torch's nearest takes the cell that a pixel begins in, else its centre tells.
+      (np.arange(side) * count / side - 0.5 + 1e-9) if nearest
+      else (np.arange(side) + 0.5) * count / side - 0.5
+      for count in grid.shape
+    ]  # fmt: skip
+    image = np.full(shape, np.nan, np.float32)
+    top, left = ((length - side) // 2 for length in shape)
+    image[top : top + side, left : left + side] = resample(
+      np.asarray(grid, np.float32), *places, nearest=nearest
+    )
+    return image
+
+
+def resample(
+  grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, nearest: bool = False
+) -> np.ndarray:
+  """A map float32 [h, w] at places [H] and [W], counted in cells: float32 [H, W].
+
+  Bilinear, or of the nearest cell; beyond the outermost centres it goes on as it is there.
+  """
+  if nearest:
+    i, j = (
+      np.clip(np.floor(places + 0.5).astype(int), 0, count - 1)
+      for places, count in ((rows, grid.shape[0]), (columns, grid.shape[1]))
+    )
+    return grid[i][:, j]
+  return _weights(rows, grid.shape[0]) @ grid @ _weights(columns, grid.shape[1]).T
+
+
+def _weights(places: np.ndarray, count: int) -> np.ndarray:
+  """Float32 [places, count]: the share of each cell in a value between two of them."""
+  places = np.clip(places, 0, count - 1)
+  return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(count))).astype(np.float32)

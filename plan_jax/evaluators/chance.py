@@ -1,0 +1,88 @@
+"""Grounding without looking at the image: what a model must beat before its maps mean anything.
+
+Every map is float32 [H, W] in [0, 1] at the image's stored resolution, scaled as a model's map is,
+and is scored by the same functions.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from input_pipeline.text import reports
+
+
+def to_unit_maximum(values: np.ndarray) -> np.ndarray:
+  """Scales a map of floats >= 0 so that its maximum is 1; a map of zeros stays as it is."""
+  top = np.float32(values.max())
+  return np.minimum(values / top, np.float32(1)).astype(np.float32) if top > 0 else values
+
+
+def random(grid: tuple[int, int], *, image_id: str, phrase: str, seed: int = 0) -> np.ndarray:
+  """Uniform noise on the model's grid, float32 [h, w] of maximum 1.
+
+  It is a function of the seed, the image and the phrase alone.
+  """
+  rng = np.random.default_rng([seed, reports.identity(image_id), reports.key(phrase)])
+  return to_unit_maximum(rng.random(grid, np.float32))
+
+
+@functools.lru_cache(maxsize=16)
+def centre(height: int, width: int) -> np.ndarray:
+  """A round Gaussian about the image's centre; its sigma is a quarter of the short side."""
+  sigma = min(height, width) / 4
+  y = np.arange(height) - (height - 1) / 2
+  x = np.arange(width) - (width - 1) / 2
+  out = np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * sigma**2))
+  out = (out / out.max()).astype(np.float32)
+  out.setflags(write=False)
+  return out
+
+
+@dataclass
+class BoxPrior:
+  """Where findings sit in the training split: the mean of its region masks.
+
+  Each mask is shrunk to a grid x grid map of the share of each cell that it covers, so images of any
+  size and shape add up. `add` the masks, then ask for `mean_box` (all findings in one mean, each
+  region of equal weight) or `mean_box_per_finding` (which knows the finding, so the model must
+  look at the image to beat it).
+  """
+
+  grid: int = 128
+  sums: dict[str, np.ndarray] = field(default_factory=dict)
+  counts: dict[str, int] = field(default_factory=dict)
+  _maps: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)
+
+  def add(self, label: str, mask: np.ndarray) -> None:
+    """Adds one region mask [H, W] bool of a finding."""
+    small = cv2.resize(
+      mask.astype(np.float32), (self.grid, self.grid), interpolation=cv2.INTER_AREA
+    )
+    self.sums[label] = self.sums.get(label, 0) + small.astype(np.float64)
+    self.counts[label] = self.counts.get(label, 0) + 1
+    self._maps.clear()
+
+  def mean_box(self, height: int, width: int) -> np.ndarray:
+    """The mean of all regions, stretched to the image. Raises ValueError where there are none."""
+    return self._stretched(tuple(self.counts), height, width)
+
+  def mean_box_per_finding(self, label: str, height: int, width: int) -> np.ndarray:
+    """The mean of the finding's regions; `mean_box` for a finding that training never saw."""
+    labels = (label,) if label in self.counts else tuple(self.counts)
+    return self._stretched(labels, height, width)
+
+  def _stretched(self, labels: Iterable[str], height: int, width: int) -> np.ndarray:
+    key = (labels, height, width)
+    if key not in self._maps:
+      if not labels:
+        raise ValueError("the training split has no regions to average")
+      total = sum(self.sums[name] for name in labels) / sum(self.counts[name] for name in labels)
+      if len(self._maps) >= 64:  # images of many sizes: keep few maps
+        self._maps.clear()
+      image = cv2.resize(total.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+      # Rounded, so that a plateau of the mean stays one: its pixels tie for the maximum.
+      self._maps[key] = np.round(to_unit_maximum(image), 6)
+    return self._maps[key]

@@ -1,0 +1,169 @@
+"""What a run is evaluated on: a split of its own data, and the data sets that it attaches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from input_pipeline import records
+from input_pipeline.conversion import convert
+from input_pipeline.errors import UserError
+from input_pipeline.example import Example
+from plan_jax.runtime import processes
+from plan_jax.runtime.logging import log
+from plan_jax.runtime.workdir import Workdir
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+  """One split of one folder of records.
+
+  Attributes:
+    name: in rows, files and the page; that of the run's own data is its data set's.
+    dataset: the reader its records come from.
+    folder: of the records.
+    split: "train", "validation" or "test".
+    is_own: whether it is of the run's own data.
+  """
+
+  name: str
+  dataset: str
+  folder: Path
+  split: str
+  is_own: bool
+
+  @property
+  def attached_name(self) -> str:
+    """The folder of its units; "" for the run's own data."""
+    return "" if self.is_own else self.name
+
+  @property
+  def data(self) -> str:
+    """Name of set and split, for rows."""
+    return f"{self.name}/{self.split}"
+
+  def examples(
+    self, where: str | None = None, what: str = "", split: str = ""
+  ) -> Iterator[Example]:
+    """The studies, all or those with `where` ("text", "regions"), of its own or another split.
+
+    With `what`, shows a bar and says how many have not.
+    """
+    split = split or self.split
+    source = records.RecordSource(self.folder, split, where=where)
+    if what and (without := records.splits(self.folder)[split] - len(source)):
+      log.info(f"{what}: {without} of the {split} images have no {where} and are left out")
+    silent = not what or not processes.is_primary()
+    bar = tqdm(range(len(source)), desc=what, unit="image", disable=silent, mininterval=1)
+    return (source[i] for i in bar)
+
+  def has(self, where: str, split: str = "") -> bool:
+    """Whether a study has `where`; False for a split that is not there."""
+    split = split or self.split
+    there = records.splits(self.folder)
+    return bool(there.get(split)) and bool(
+      len(records.RecordSource(self.folder, split, where=where))
+    )
+
+
+def own(config: ConfigDict, folder) -> EvaluationSet:
+  """The run's own data. Raises UserError where the split is not there or holds nothing to score."""
+  return _checked(
+    EvaluationSet(
+      config.data.dataset, config.data.dataset, Path(folder), config.evaluation.split, True
+    ),
+    "config.evaluation.split",
+  )
+
+
+def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
+  """The further sets whose records are there, by `make_attached`. Raises UserError as `own`."""
+  return [
+    _checked(
+      EvaluationSet(name, chosen.dataset, _folder(name, chosen, workdir), chosen.split, False),
+      f"config.evaluation.sets.{name}.split",
+    )
+    for name, chosen in config.evaluation.sets.items()
+    if is_given(chosen)
+  ]
+
+
+def is_given(chosen: ConfigDict) -> bool:
+  """Whether a set of `config.evaluation.sets` has data: a source, or records."""
+  return bool(chosen.source or chosen.records or chosen.dataset == "phantom")
+
+
+def make_attached(config: ConfigDict, workdir: Workdir) -> None:
+  """Converts the attached sets that are not converted yet, and says which are not given.
+
+  Raises UserError where a source or its records are not fit.
+  """
+  for name, chosen in config.evaluation.sets.items():
+    if is_given(chosen):
+      try:
+        make_records(chosen, _folder(name, chosen, workdir), config.data)
+      except UserError as error:
+        key = f"config.evaluation.sets.{name}"
+        raise UserError(f"{key}: {error}\n({key}.source='' does without the set)") from error
+    else:
+      log.info(
+        f"evaluation set {name} is left out: give config.evaluation.sets.{name}.source (or"
+        " .records) to have it"
+      )
+
+
+def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
+  """Sees to it that `folder` holds the shards of a data set: converts the source if it does not.
+
+  Args:
+    chosen: `config.data`, or an entry of `config.evaluation.sets`.
+    folder: of the records.
+    limits: `config.data`, for stored_px, limit and max_skipped_fraction.
+
+  Raises UserError where shards without a source are not whole, or the source is not fit.
+  """
+  if chosen.dataset != "phantom" and not chosen.source:
+    records.splits(folder)  # raises where they are not whole
+    return
+  summary = convert.convert(
+    chosen.dataset,
+    folder,
+    source=chosen.source,
+    image_px=limits.stored_px,
+    selection=chosen.selection,
+    selection_seed=chosen.selection_seed,
+    limit=limits.limit or None,
+    max_skipped_fraction=limits.max_skipped_fraction,
+    # What stopped a conversion may have been repaired since.
+    retry_skipped=not records.is_complete(folder),
+    **chosen.options,
+  )
+  if not summary["already"]:
+    log.info(convert.describe(summary))
+
+
+def fingerprints(sets: Sequence[EvaluationSet]) -> dict[str, str]:
+  """Data -> fingerprint of its records."""
+  return {chosen.data: records.fingerprint(chosen.folder) for chosen in sets}
+
+
+def _folder(name: str, chosen: ConfigDict, workdir: Workdir) -> Path:
+  return Path(chosen.records or workdir.path / f"records_{name}")
+
+
+def _checked(chosen: EvaluationSet, key: str) -> EvaluationSet:
+  there = records.splits(chosen.folder)
+  if not there.get(chosen.split):
+    raise UserError(f"{key} {chosen.split!r} is not in {chosen.folder} (there: {', '.join(there)})")
+  if not (
+    chosen.has("regions")
+    or chosen.has("text")
+    or any(example.labels for example in chosen.examples())
+  ):
+    raise UserError(
+      f"{key} {chosen.split!r} in {chosen.folder} has neither regions nor texts nor labels:"
+      " nothing to score"
+    )
+  return chosen

@@ -1,0 +1,45 @@
+"""True and predicted boxes on disk, so that two detectors can be compared image by image."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from plan_jax.evaluators.detection import Image
+
+_TEXTS = ("image_id", "patient_id")
+_SIZES = ("height", "width")
+_PER_BOX = {"truth": ("truth", "truth_labels"), "found": ("boxes", "scores", "labels")}
+
+
+def write(path: str | os.PathLike, images: Sequence[Image], findings: Sequence[str]) -> None:
+  """Writes images as a compressed .npz, whole or not at all; boxes and scores as float32."""
+  arrays: dict[str, np.ndarray] = {"findings": np.array(findings, str)}
+  for name in _TEXTS + _SIZES:
+    arrays[name] = np.array([getattr(image, name) for image in images])
+  for side, names in _PER_BOX.items():
+    arrays[f"{side}_count"] = np.array([len(getattr(image, names[0])) for image in images])
+    for name in names:
+      kind = np.int32 if name.endswith("labels") else np.float32
+      arrays[name] = np.concatenate([getattr(image, name) for image in images]).astype(kind)
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix(".tmp.npz")
+  np.savez_compressed(temporary, **arrays)
+  os.replace(temporary, path)
+
+
+def read(path: str | os.PathLike) -> tuple[list[Image], list[str]]:
+  """The images and the findings that `write` wrote. Raises ValueError, naming the file, else."""
+  try:
+    with np.load(path) as file:
+      arrays = {name: file[name] for name in file.files}
+    texts = [arrays[name].tolist() for name in _TEXTS + _SIZES]
+    sides = []
+    for side, names in _PER_BOX.items():
+      ends = np.cumsum(arrays[f"{side}_count"])[:-1]
+      sides += [np.split(arrays[name], ends) for name in names]
+    return [Image(*one) for one in zip(*texts, *sides, strict=True)], arrays["findings"].tolist()
+  except (OSError, KeyError, ValueError, EOFError) as error:
+    raise ValueError(f"{path} holds no boxes of a detector: {error}") from error

@@ -1,0 +1,37 @@
+"""Images side by side on one picture."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from plan_jax.results.drawing import boxed, caption
+
+SIDE = 320  # of an image in the picture
+_COLUMNS = 4
+_IMAGES = 12
+
+
+def spread_over(count: int) -> list[int]:
+  """Twelve places, or all, spread evenly over `count`."""
+  return np.unique(np.linspace(0, count - 1, min(_IMAGES, count)).round().astype(int)).tolist()
+
+
+def enlarged(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+  """An image uint8 [H, W] as BGR, small ones enlarged by a whole number, and that number."""
+  scale = max(1, round(SIDE / max(pixels.shape)))
+  size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
+  large = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
+  return cv2.cvtColor(large, cv2.COLOR_GRAY2BGR), scale
+
+
+def sheet(pictures: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+  """BGR pictures of any size side by side, each above its name."""
+  cells = [
+    np.concatenate([boxed(picture, SIDE), caption(name, SIDE + 4)])
+    for picture, name in zip(pictures, names, strict=True)
+  ]
+  cells += [np.full_like(cells[0], 255)] * (-len(cells) % min(_COLUMNS, len(cells)))
+  columns = min(_COLUMNS, len(cells))
+  rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
+  return np.concatenate(rows)

@@ -1,0 +1,139 @@
+"""The folder of a run: what lies where, and whose it is."""
+
+import json
+import shutil
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
+
+# What may differ when a run goes on or is evaluated again: none of it changes what is learned.
+# Where the records lie is free too: their fingerprint tells whether they are the same.
+FREE = (
+  "evaluation", "checkpoint", "mesh", "data.workers", "data.threads", "data.records", "data.source",
+  "data.max_skipped_fraction", "train.log_every_steps",
+)  # fmt: skip
+
+
+class WorkdirError(UserError):
+  """The folder is not fit for this run; the message names key and remedy."""
+
+
+class Workdir:
+  """Paths of a run."""
+
+  def __init__(self, path: str | Path):
+    self.path = Path(path)
+    self.config = self.path / "config.json"
+    self.records = self.path / "records"
+    self.records_note = self.path / "records.txt"  # their fingerprint
+    self.tokenizer = self.path / "tokenizer"
+    self.weights = self.path / "weights.json"  # what the encoders started from, if not at random
+    self.checkpoints = self.path / "checkpoints"
+    self.metrics = self.path / "metrics.jsonl"
+    self.evaluation = self.path / "evaluation.json"
+    self.example_scores = self.path / "example_scores"  # the scores behind it, one file a task
+    self.report = self.path / "report" / "index.html"
+
+  def example_scores_of(self, task: str, name: str = "") -> Path:
+    """Where the scores of a task lie; `name` is that of an attached evaluation set."""
+    return self.example_scores / name / f"{task}.csv"
+
+  def claim(self, config: ConfigDict, *, new: bool = True) -> None:
+    """Writes the config of a new run, or checks that the run here has the same.
+
+    Without `new` there must be a run already.
+
+    Raises WorkdirError if the folder belongs to a run of another config (naming the keys), or holds
+    files of something else.
+    """
+    if "://" in str(self.path) or str(self.path).startswith("gs:/"):
+      raise WorkdirError(
+        f"--workdir={self.path}: must be a folder; a bucket cannot be one (mount a shared disk)"
+      )
+    if not new:
+      self.read_config()
+    if not self.config.exists():
+      if self.path.exists() and any(self.path.iterdir()):
+        raise WorkdirError(
+          f"{self.path} is not empty and holds no config.json: name an empty --workdir"
+        )
+      self.path.mkdir(parents=True, exist_ok=True)
+      replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+      return
+    before, now = flatten(self.read_config()), flatten(json.loads(json.dumps(config.to_dict())))
+    differ = [
+      f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
+      for key in sorted(before.keys() | now.keys())
+      if before.get(key) != now.get(key) and not key.startswith(FREE)
+    ]
+    if differ and not self.begun():
+      # Nothing was learned yet: a config that was mended takes the place of the one that failed.
+      shutil.rmtree(self.tokenizer, ignore_errors=True)
+      self.records_note.unlink(missing_ok=True)
+      replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+    elif differ:
+      raise WorkdirError(
+        f"{self.path} belongs to a run of another config ({'; '.join(differ)}):"
+        " name another --workdir, or delete this one"
+      )
+
+  def refuse_other_baseline(self, config: ConfigDict) -> None:
+    """Raises WorkdirError if a run lies here, or another baseline's evaluation.
+
+    The config of a baseline is a run's without training; `claim` would take the place of both.
+    """
+    if not self.config.exists():
+      return
+    before, now = (
+      self.read_config().get("baseline"),
+      json.loads(json.dumps(config.baseline.to_dict())),
+    )
+    if before is None:
+      raise WorkdirError(f"{self.path} belongs to a run: name another --workdir for the baseline")
+    if before != now and self.evaluation.exists():
+      differ = [
+        f"baseline.{key}: {before.get(key)!r} there, {now[key]!r} now"
+        for key in now
+        if before.get(key) != now[key]
+      ]
+      raise WorkdirError(
+        f"{self.path} holds the evaluation of another baseline ({'; '.join(differ)}): name another"
+        " --workdir, or delete this one"
+      )
+
+  def begun(self) -> bool:
+    """Whether there is a checkpoint."""
+    return self.checkpoints.is_dir() and any(p.name.isdigit() for p in self.checkpoints.iterdir())
+
+  def claim_records(self, folder: Path, fingerprint: str) -> None:
+    """Notes the records of a new run, or checks that the run here has the same.
+
+    Raises WorkdirError, naming both, where it was trained on others.
+    """
+    if not self.begun():
+      replace_text(self.records_note, f"{fingerprint}\n")
+    elif (before := self.records_note.read_text().strip()) != fingerprint:
+      raise WorkdirError(
+        f"{self.path} was trained on records {before}, {folder} holds {fingerprint}: give back"
+        " config.data.records, or name another --workdir"
+      )
+
+  def read_config(self) -> dict:
+    """The config the run was started with."""
+    if not self.config.exists():
+      raise WorkdirError(
+        f"{self.path} holds no run (no config.json): train first, or name another --workdir"
+      )
+    return json.loads(self.config.read_text())
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+  """Nested dict -> {"a.b": value}."""
+  flat = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+  return flat

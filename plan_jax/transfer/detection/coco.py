@@ -1,0 +1,42 @@
+"""True and predicted boxes in COCO's format, for any other tool."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from input_pipeline.files import replace_text
+from plan_jax.evaluators.detection import Image
+
+
+def write_coco(folder: Path, images: Sequence[Image], findings: Sequence[str]) -> None:
+  """Writes truth.json and predictions.json; images and categories are numbered from 1."""
+  truth, found = [], []
+  for number, image in enumerate(images, 1):
+    for box, label in zip(image.truth.tolist(), image.truth_labels.tolist(), strict=True):
+      corner = _corner(box)
+      truth.append(
+        {
+          "id": len(truth) + 1, "image_id": number, "category_id": label + 1, "bbox": corner,
+          "area": corner[2] * corner[3], "iscrowd": 0,
+        }
+      )  # fmt: skip
+    marks = zip(image.boxes.tolist(), image.scores.tolist(), image.labels.tolist(), strict=True)
+    found += [
+      {"image_id": number, "category_id": label + 1, "bbox": _corner(box), "score": score}
+      for box, score, label in marks
+    ]
+  content = {
+    "images": [
+      {"id": number, "file_name": image.image_id, "height": image.height, "width": image.width}
+      for number, image in enumerate(images, 1)
+    ],
+    "categories": [{"id": number, "name": name} for number, name in enumerate(findings, 1)],
+    "annotations": truth,
+  }
+  replace_text(Path(folder) / "truth.json", json.dumps(content) + "\n")
+  replace_text(Path(folder) / "predictions.json", json.dumps(found) + "\n")
+
+
+def _corner(box: list[float]) -> list[float]:
+  """(x0, y0, x1, y1) -> (x0, y0, width, height)."""
+  return [*box[:2], box[2] - box[0], box[3] - box[1]]

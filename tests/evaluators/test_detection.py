@@ -1,0 +1,216 @@
+"""Detection: precision as pycocotools has it, FROC by hand, what counts and what does not."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from plan_jax.evaluators import detection
+from plan_jax.evaluators.detection import METRICS, THRESHOLDS, Image
+from plan_jax.metrics.boxes import iou
+
+NONE = np.zeros((0, 4))
+
+
+def image(i, truth=NONE, boxes=NONE, scores=(), truth_labels=None, labels=None, patient=None):
+  truth, boxes = np.array(truth, float).reshape(-1, 4), np.array(boxes, float).reshape(-1, 4)
+  truth_labels = np.zeros(len(truth), int) if truth_labels is None else np.array(truth_labels, int)
+  labels = np.zeros(len(boxes), int) if labels is None else np.array(labels, int)
+  return Image(
+    f"image{i}", f"p{i}" if patient is None else patient, 60, 80, truth, truth_labels, boxes,
+    np.array(scores, float), labels,
+  )  # fmt: skip
+
+
+def _boxes(rng, count, side=12):
+  corner = rng.integers(0, side, (count, 2))
+  return np.concatenate([corner, corner + rng.integers(2, side, (count, 2))], 1)
+
+
+def _images(seed, count=30, findings=3, digits=9):
+  """Some without truth, some without predictions; predictions near truth, and elsewhere."""
+  rng = np.random.default_rng(seed)
+  images = []
+  for i in range(count):
+    truth, boxes = _boxes(rng, rng.integers(0, 4)), _boxes(rng, rng.integers(0, 6))
+    truth_labels = rng.integers(0, findings, len(truth))
+    seen = rng.random(len(truth)) < 0.8
+    near = truth[seen] + rng.integers(-1, 2, (seen.sum(), 4)) * [0, 0, 1, 1]
+    labels = np.concatenate([rng.integers(0, findings, len(boxes)), truth_labels[seen]])
+    scores = rng.random(len(labels)) + (np.arange(len(labels)) >= len(boxes))
+    boxes = np.concatenate([boxes, near])
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    images.append(
+      image(i, truth, boxes, np.round(scores, digits), truth_labels, labels, patient=f"p{i // 2}")
+    )
+  return images
+
+
+def _column(name):
+  return METRICS.index(name)
+
+
+@pytest.mark.parametrize("digits", [9, 1])  # of the scores: without ties, and with many
+def test_average_precision_is_that_of_pycocotools(digits):
+  for seed in range(5):
+    images = _images(seed, digits=digits)
+    wanted = detection.coco_precision(images, 4)  # the last has no true box
+    found = detection.figures(images, 4, np.ones((1, len(images))))[0]
+    for name, part in detection.PRECISIONS.items():
+      np.testing.assert_allclose(found[:, _column(name)], wanted[:, part].mean(1), atol=1e-12)
+    assert np.isnan(found[3]).all() and 0.1 < np.nanmean(found[:, 0]) < 0.9
+
+
+def test_a_image_that_counts_twice_is_two_images():
+  images = _images(1)
+  weights = np.random.default_rng(0).integers(0, 3, (4, len(images)))
+  found = detection.figures(images, 3, weights)
+  for row, counts in zip(found, weights, strict=True):
+    several = [one for one, count in zip(images, counts, strict=True) for _ in range(count)]
+    wanted = detection.coco_precision(several, 3)
+    for name, part in detection.PRECISIONS.items():
+      np.testing.assert_allclose(row[:, _column(name)], wanted[:, part].mean(1), atol=1e-12)
+    same = detection.figures(several, 3, np.ones((1, len(several))))[0]
+    np.testing.assert_allclose(row, same, atol=1e-12)
+
+
+def test_average_precision_by_hand():
+  box, far = [0, 0, 10, 10], [40, 40, 50, 50]
+  images = [
+    image(0, [box], [box], [0.9]),
+    image(1, [], [far], [0.8]),  # false, on an image without boxes
+    image(2, [box], [[0, 0, 10, 5]], [0.7]),  # IoU .5
+    image(3, [box]),  # missed
+  ]
+  found = detection.figures(images, 1, np.ones((1, 4)))[0, 0]
+  # Recall 1/3 at precision 1, and 2/3 at 2/3: 34 and 33 of the 101 recalls.
+  low, high = (34 + 33 * 2 / 3) / 101, 34 / 101
+  assert found[_column("AP50")] == pytest.approx(low)
+  assert found[_column("mAP .4-.75")] == pytest.approx((3 * low + 5 * high) / 8)
+  assert found[_column("mAP .5-.95")] == pytest.approx((low + 9 * high) / 10)
+
+
+def test_perfect_and_empty():
+  box = [0, 0, 10, 10]
+  perfect = [image(i, [box], [box], [0.5]) for i in range(3)]
+  np.testing.assert_allclose(detection.figures(perfect, 1, np.ones((1, 3))), 1)
+  silent = [image(i, [box]) for i in range(3)]
+  np.testing.assert_array_equal(detection.figures(silent, 1, np.ones((1, 3))), 0)
+  np.testing.assert_array_equal(detection.coco_precision(silent, 1), 0)
+  healthy = [image(i, [], [box], [0.5]) for i in range(3)]
+  assert np.isnan(detection.figures(healthy, 1, np.ones((1, 3)))).all()
+  assert detection.detection_rows(healthy, ["mass"], data="toy/test") == []
+
+
+def _matched(boxes, truth, threshold):
+  """Prediction after prediction, box after box."""
+  taken, right = set(), []
+  for box in boxes:
+    best, chosen = threshold, None
+    for t in range(len(truth)):
+      overlap = iou(box[None], truth[t][None])[0, 0]
+      if t not in taken and overlap >= best:
+        best, chosen = overlap, t
+    taken.add(chosen)
+    right.append(chosen is not None)
+    taken.discard(None)
+  return right
+
+
+def test_matching_takes_each_true_box_once():
+  for seed in range(30):
+    rng = np.random.default_rng(seed)
+    truth, boxes = _boxes(rng, 4, 6).astype(float), _boxes(rng, 8, 6).astype(float)
+    found = detection.match(boxes, truth, THRESHOLDS)
+    for t, threshold in enumerate(THRESHOLDS):
+      assert found[t].tolist() == _matched(boxes, truth, threshold)
+  assert detection.match(NONE, truth, THRESHOLDS).shape == (12, 0)
+  assert not detection.match(boxes, NONE, THRESHOLDS).any()
+
+
+def test_froc_by_hand():
+  box, far = [0, 0, 10, 10], [40, 40, 50, 50]
+  inner, edge = [4, 4, 6, 6], [5, 0, 15, 10]  # centres in the box, and on its right edge
+  images = [
+    image(0, [box], [inner, inner, far], [0.9, 0.8, 0.3]),
+    image(1, [box, far], [edge, far], [0.7, 0.6]),
+    image(2, [], [box], [0.6]),  # false, and tied with a hit
+    image(3, [box], [box], [0.2]),
+  ]
+  found = detection.figures(images, 1, np.ones((1, 4)))[0, 0]
+  at = {name: found[_column(f"sensitivity at {name} FP")] for name in detection.RATES}
+  # False are .7, .6, .3; of 4 images, so 1/4 allows one: up to, not with, the tie at .6.
+  assert at == dict(zip(at, [0.25, 0.25, 0.5, 0.75, 0.75, 0.75, 0.75], strict=True))
+  assert found[_column("FROC")] == pytest.approx(4 / 7)
+
+
+def test_units_are_the_true_boxes_at_the_same_limits():
+  images = _images(2)
+  found = detection.detection_units(images, ["a", "b", "c"])
+  assert found.metrics == detection.SENSITIVITIES and len(found.ids) == sum(
+    len(one.truth) for one in images
+  )
+  wanted = detection.figures(images, 3, np.ones((1, len(images))))[0]
+  for label, name in enumerate("abc"):
+    own = [i for i, group in enumerate(found.groups) if group == name]
+    np.testing.assert_allclose(found.values[own].mean(0), wanted[label, 4:])
+  nothing = {"boxes": NONE, "scores": np.zeros(0), "labels": np.zeros(0, int)}
+  silent = [dataclasses.replace(one, **nothing) for one in images]
+  other = detection.detection_units(silent, ["a", "b", "c"])
+  assert (other.ids, other.groups, other.patients) == (found.ids, found.groups, found.patients)
+  assert not other.values.any()
+
+
+def test_rows(capsys):
+  images = _images(3)
+  boxes, shares = [np.array([0, 0, 0.2, 0.2]), None, None, None], [0.5, 0, 0, 0]
+  floors = {"typical box": detection.with_typical_boxes(images, boxes, shares)}
+  names = ["a", "b", "c", "d"]
+  rows = detection.detection_rows(images, names, data="toy/test", resamples=40, floors=floors)
+  cells = {(row.group, row.metric, row.model): row for row in rows}
+  assert len(cells) == len(rows) == 2 * 4 * len(METRICS) and rows[0].group == "macro"
+  value = detection.figures(images, 3, np.ones((1, len(images))))[0]
+  for m, metric in enumerate(METRICS):
+    macro = cells["macro", metric, "run"]
+    assert macro.value == pytest.approx(value[:, m].mean())
+    assert macro.low <= macro.value <= macro.high and macro.n == sum(len(f.truth) for f in images)
+    assert cells["b", metric, "run"].value == pytest.approx(value[1, m])
+    assert math.isnan(cells["b", metric, "typical box"].low)
+  assert capsys.readouterr().out == (
+    "detection: 1 of 4 findings have no box in toy/test and are left out: d\n"
+  )
+  alone = [dataclasses.replace(one, patient_id="p") for one in images]
+  rows = detection.detection_rows(alone, names, data="toy/test", resamples=40)
+  assert all(math.isnan(row.low) for row in rows)
+
+
+def test_what_the_field_leaves_out(capsys):
+  box, far = [0, 0, 10, 10], [40, 40, 50, 50]
+  images = [
+    image(0, [box], [box, far], [0.9, 0.5]),
+    image(1, [], [far], [0.95]),  # false, but without truth
+    image(2, [box], [box], [0.4]),  # found, but not surely
+    image(3, [box]),
+  ]
+  (macro, one) = detection.compat_rows(images, ["mass"], data="toy/test", resamples=10)
+  assert (macro.protocol, macro.metric, macro.value, macro.n) == (
+    "compat-mgca-detection", "mAP .4-.75", pytest.approx(1), 1,
+  )  # fmt: skip
+  assert one.group == "mass"
+  full = detection.figures(images, 1, np.ones((1, 4)))[0, 0, 0]
+  assert full < 0.5
+  assert capsys.readouterr().out == (
+    "compat-mgca-detection: 3 of 4 images have no box, or no prediction above 0.5, and are left"
+    " out\n"
+  )
+  assert detection.compat_rows(images[1:], ["mass"], data="toy/test") == []
+
+
+def test_typical_box():
+  boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 0.6], [0.5, 0.5, 1, 1]])
+  np.testing.assert_array_equal(detection.typical_box(boxes), boxes[2])
+  assert detection.typical_box(NONE) is None
+  (one,) = detection.with_typical_boxes([image(0)], [None, boxes[2]], [0, 0.3])
+  np.testing.assert_allclose(one.boxes, [[0, 0, 40, 36]])
+  assert one.labels.tolist() == [1] and one.scores.tolist() == [0.3]

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from plan_jax.evaluators.retrieval import Embedded
+from plan_jax.evaluators.retrieval_compat import compat_rows
+
+
+def unit(x):
+  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def embedded(n, seed=0):
+  rng = np.random.default_rng(seed)
+  images = unit(rng.normal(size=(n, 6)))
+  texts = unit(images + 0.7 * unit(rng.normal(size=(n, 6))))
+  names = [f"i{i}" for i in range(n)]
+  return Embedded(images, texts, np.zeros(n, int), names, names, ["report"] * n, [{}] * n)
+
+
+def cells(found, **more):
+  rows = compat_rows(found, data="toy/test", resamples=20, **more)
+  return {(r.protocol, r.metric, r.model): r for r in rows}
+
+
+def own_ranks(queries, candidates):
+  """Zero-based, of each query's own pair among all, though all texts say the same."""
+  scores = queries @ candidates.T
+  return [int((row > row[i] + 1e-6).sum()) for i, row in enumerate(scores)]
+
+
+@pytest.mark.parametrize("direction", ["image-to-text", "text-to-image"])
+def test_by_hand(direction):
+  found = embedded(47)
+  got = cells(found, chunk=20)
+  sides = (found.images, found.texts)[:: 1 if direction == "image-to-text" else -1]
+  whole = own_ranks(*sides)
+  for k in (1, 5, 10):
+    row = got["compat-instance", f"R@{k} {direction}", "run"]
+    assert row.value == pytest.approx(np.mean([r < k for r in whole])) and row.gallery == 47
+  assert got["compat-instance", f"median rank {direction}", "run"].value == np.median(whole) + 1
+  # The last seven pairs fill no gallery.
+  parts = [own_ranks(*(side[i : i + 20] for side in sides)) for i in (0, 20)]
+  for k in (1, 5, 10):
+    row = got["compat-limitr", f"R@{k} {direction}", "run"]
+    assert row.value == pytest.approx(np.mean([[r < k for r in p] for p in parts]))
+    assert (row.gallery, row.n) == (20, 40)
+    assert got["compat-limitr", f"R@{k} {direction}", "chance"].value == k / 20
+  median = np.mean([np.floor(np.median(p)) + 1 for p in parts])
+  assert got["compat-limitr", f"median rank {direction}", "run"].value == median
+
+
+def test_small_and_empty_galleries():
+  assert {protocol for protocol, _, _ in cells(embedded(5))} == {"compat-instance"}
+  assert compat_rows(None, data="x") == []
+  same = embedded(8)
+  images = np.repeat(same.images[:1], 8, axis=0)
+  tied = Embedded(images, images, same.keys, same.ids, same.patients, same.kinds, same.labels)
+  got = cells(tied)
+  assert got["compat-instance", "R@5 image-to-text", "run"].value == pytest.approx(5 / 8)

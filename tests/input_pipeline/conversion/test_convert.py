@@ -1,0 +1,403 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from test_readers_folder import REAL, image, manifest
+
+from input_pipeline import records
+from input_pipeline.conversion import convert as convert_lib
+from input_pipeline.conversion.convert import ConvertError, convert
+from input_pipeline.conversion.workers import WorkerError
+from input_pipeline.phantom import radiograph
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.source import Item, Source
+from paths import ROOT
+
+SMALL = {"train_images": 20, "validation_images": 5, "test_images": 0, "size_px": 64}
+
+
+def small(out, **changes):
+  options = SMALL | {"shard_size": 6, "workers": 1, "progress": False} | changes
+  return convert("phantom", out, **options)
+
+
+def content(directory):
+  return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+
+
+def images(directory, broken=(), count=12):
+  """A folder of images, some cut short."""
+  for i in range(count):
+    image(directory / f"{i}.jpg", 64, 48, seed=i)
+    if i in broken:
+      whole = (directory / f"{i}.jpg").read_bytes()
+      (directory / f"{i}.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+  rows = [{"image": f"{i}.jpg", "text": "Normal.", "split": "train"} for i in range(count)]
+  manifest(directory, rows)
+  return str(directory)
+
+
+@pytest.fixture
+def raw(tmp_path):
+  (tmp_path / "raw").mkdir()
+  return tmp_path / "raw"
+
+
+def test_phantom_arrives_as_it_was_drawn(tmp_path):
+  summary = small(tmp_path / "out")
+  assert summary["images"] == {"train": 20, "validation": 6} == records.splits(tmp_path / "out")
+  assert summary["skipped"] == 0
+  assert any("5 rounded up to 6" in note for note in summary["notes"])
+  source = records.RecordSource(tmp_path / "out", "validation")
+  for i, example in enumerate(source):
+    expected = radiograph.example(0, 20 + i, 64)
+    assert example.image == expected.image
+    assert (example.image_id, example.sentences) == (expected.image_id, expected.sentences)
+  builder = tfds.builder_from_directory(tmp_path / "out")
+  assert builder.info.splits["train"].shard_lengths == [6, 6, 6, 2]
+
+
+def test_phantom_reports_are_wrong_in_training_alone(tmp_path):
+  small(tmp_path / "true")
+  small(tmp_path / "wrong", wrong_sentence_fraction=1.0)
+
+  def texts(name, split):
+    return [example.sentences for example in records.RecordSource(tmp_path / name, split)]
+
+  assert texts("true", "validation") == texts("wrong", "validation")
+  assert sum(a != b for a, b in zip(texts("true", "train"), texts("wrong", "train"))) > 10  # noqa: B905
+
+
+@pytest.mark.parametrize(
+  ("options", "problem"),
+  [
+    ({"train_images": -1}, "train_images is -1"),
+    ({"size_px": 8}, "size_px is 8; it must be 64 to 512"),
+    ({"swapped_side_fraction": 1.5}, "swapped_side_fraction is 1.5"),
+    ({"seed": -1}, "seed is -1"),
+    ({"source": "x"}, "leave out source"),
+  ],
+)
+def test_phantom_options_out_of_range(tmp_path, options, problem):
+  with pytest.raises(SourceError, match=problem):
+    small(tmp_path / "out", **options)
+  assert not (tmp_path / "out").exists()
+
+
+def test_same_bytes_whatever_the_worker_count(tmp_path):
+  one, two = (small(tmp_path / str(n), workers=n) for n in (1, 2))
+  assert content(tmp_path / "1") == content(tmp_path / "2")
+  assert one["fingerprint"] == two["fingerprint"]
+  assert small(tmp_path / "3", seed=1)["fingerprint"] != one["fingerprint"]
+
+
+def _children(pid):
+  return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def _is_alive(pid):
+  try:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+  except (FileNotFoundError, ProcessLookupError):
+    return False
+
+
+def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(tmp_path):
+  out, options = tmp_path / "out", {"train_images": 600, "validation_images": 6, "test_images": 0}
+  flags = [f"--{name}={value}" for name, value in options.items()]
+  process = subprocess.Popen(
+    [
+      sys.executable, "-m", "input_pipeline.conversion.convert", "--dataset=phantom", f"--out={out}",
+      "--size_px=64", "--shard_size=6", "--workers=2", *flags,
+    ],
+    cwd=ROOT, stderr=subprocess.DEVNULL,
+  )  # fmt: skip
+  shards, deadline = [], time.monotonic() + 60
+  while len(shards) < 4:
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+    shards = list(out.glob("*-of-?????"))
+  workers = _children(process.pid)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  while any(_is_alive(pid) for pid in workers):  # no worker outlives its parent
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+  with pytest.raises(records.RecordError, match="conversion has not finished; run"):
+    records.splits(out)
+  finished = {path: path.stat().st_mtime_ns for path in out.glob("*-of-?????")}
+  assert 4 <= len(finished) < 101
+  for path in finished:
+    assert google_crc32c.value(path.read_bytes()) == records.read_index(path)["crc"]
+  (out / "phantom-train.tfrecord-00099-of-00100.tmp-77").write_bytes(b"half")
+
+  options |= {"size_px": 64, "shard_size": 6, "workers": 1, "progress": False}
+  assert convert("phantom", out, **options)["images"] == {"train": 600, "validation": 6}
+  assert {path: path.stat().st_mtime_ns for path in finished} == finished
+  convert("phantom", tmp_path / "whole", **options)
+  assert content(out) == content(tmp_path / "whole")
+
+
+def test_interrupt_ends_with_one_line(tmp_path):
+  command = [sys.executable, "-m", "input_pipeline.conversion.convert", "--dataset=phantom"]
+  process = subprocess.Popen(
+    [*command, f"--out={tmp_path / 'out'}", "--workers=2", "--shard_size=4"],
+    cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+  )  # fmt: skip
+  deadline = time.monotonic() + 60
+  while not list(tmp_path.glob("out/*-of-?????")):
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert errors.rstrip().endswith("stopped; the same command goes on from here")
+  assert "Traceback" not in errors
+  assert not list(tmp_path.glob("out/*.tmp-*"))
+
+
+def test_a_complete_folder_is_left_alone(tmp_path):
+  first = small(tmp_path / "out")
+  before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+  again = small(tmp_path / "out", workers=2)
+  assert (first["already"], again["already"]) == (False, True)
+  assert again["fingerprint"] == first["fingerprint"]
+  assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_other_arguments_name_the_key(tmp_path):
+  small(tmp_path / "out")
+  with pytest.raises(ConvertError, match="begun with seed=0, not 1; give the same arguments"):
+    small(tmp_path / "out", seed=1)
+  with pytest.raises(ConvertError, match="begun with shard_size=6, not 7"):
+    small(tmp_path / "out", shard_size=7)
+
+
+def test_a_shard_that_was_deleted_is_written_again(tmp_path):
+  small(tmp_path / "out")
+  before = content(tmp_path / "out")
+  (tmp_path / "out" / "phantom-train.tfrecord-00001-of-00004").unlink()
+  assert not small(tmp_path / "out")["already"]
+  assert content(tmp_path / "out") == before
+
+
+def test_a_foreign_folder_and_a_second_conversion_are_refused(tmp_path):
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "thesis.txt").write_text("x")
+  with pytest.raises(ConvertError, match="holds other files"):
+    small(tmp_path / "mine")
+  with pytest.raises(ConvertError, match="is a file"):
+    small(tmp_path / "mine" / "thesis.txt")
+  (tmp_path / "out").mkdir()
+  with (
+    convert_lib._lock(tmp_path / "out"),
+    pytest.raises(ConvertError, match="another conversion is writing"),
+  ):
+    small(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+  ("arguments", "problem"),
+  [
+    ({"dataset": "mimik"}, "no data set 'mimik'; known are .*folder, mimic_cxr"),
+    ({"image_format": "gif"}, "image_format is 'gif', not one of keep, jpeg, png"),
+    ({"image_px": 0}, "image_px is 0"),
+    ({"shard_size": 0}, "shard_size is 0"),
+    ({"max_skipped_fraction": 2}, "max_skipped_fraction is 2"),
+    ({"images": 3}, "images: no option of reader 'phantom'; it has train_images"),
+    ({"train_images": 0, "validation_images": 0, "test_images": 0}, "no image to convert"),
+  ],
+)
+def test_wrong_arguments(tmp_path, arguments, problem):
+  arguments = {"dataset": "phantom", "out": tmp_path / "out"} | arguments
+  with pytest.raises(ConvertError, match=problem):
+    convert(**arguments)
+  assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_read_is_skipped_counted_and_listed(tmp_path, raw):
+  source = images(raw, broken=(3,))
+  (raw / "7.jpg").unlink()
+  summary = convert(
+    "folder", tmp_path / "out", source=source, max_skipped_fraction=0.2, shard_size=5, workers=2,
+    progress=False,
+  )  # fmt: skip
+  assert (summary["skipped"], summary["images"]) == (2, {"train": 10})
+  lines = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+  first, second = map(json.loads, lines)
+  assert first["path"] == "3.jpg (manifest.csv row 5)"
+  assert "truncated" in first["reason"]
+  assert second["path"] == "7.jpg (manifest.csv row 9)"
+  assert "No such file" in second["reason"]
+  kept = [example.image_id for example in records.RecordSource(tmp_path / "out", "train")]
+  assert kept == [str(i) for i in range(12) if i not in (3, 7)]
+  info = tfds.builder_from_directory(tmp_path / "out").info
+  assert info.splits["train"].shard_lengths == [4, 4, 2]
+
+
+def test_too_many_unreadable_images_are_an_error_and_repairs_go_in(tmp_path, raw):
+  source, out = images(raw, broken=(3, 4)), tmp_path / "out"
+  options = {"source": source, "shard_size": 3, "workers": 1, "progress": False}
+  with pytest.raises(
+    ConvertError, match=r"2 of 12 images cannot be read.*max_skipped_fraction=0\.1"
+  ):
+    convert("folder", out, max_skipped_fraction=0.1, **options)
+  assert len((out / "skipped.jsonl").read_text().splitlines()) == 2
+  assert not (out / "dataset_info.json").exists()
+  image(raw / "3.jpg", 64, 48, seed=3)
+  kept = (out / "folder-train.tfrecord-00000-of-00004").stat().st_mtime_ns
+  summary = convert("folder", out, max_skipped_fraction=0.1, retry_skipped=True, **options)
+  assert (summary["skipped"], summary["images"]) == (1, {"train": 11})
+  assert (out / "folder-train.tfrecord-00000-of-00004").stat().st_mtime_ns == kept
+  assert len((out / "skipped.jsonl").read_text().splitlines()) == 1
+  image(raw / "4.jpg", 64, 48, seed=4)
+  summary = convert("folder", out, retry_skipped=True, **options)
+  assert (summary["skipped"], summary["images"]) == (0, {"train": 12})
+  whole = tmp_path / "whole"
+  convert("folder", whole, **options)
+  assert content(out) == content(whole)
+
+
+def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path, raw):
+  source = images(raw, broken=range(3), count=3)
+  with pytest.raises(ConvertError, match="no image of split 'train' can be read"):
+    convert("folder", tmp_path / "out", source=source, max_skipped_fraction=1, progress=False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_box_outside_its_image_stops_the_conversion_and_the_cure_goes_on(tmp_path, raw, workers):
+  source, out = images(raw), tmp_path / "out"
+  rows = [{"image": f"{i}.jpg", "text": "", "split": "train", "boxes": ""} for i in range(12)]
+  rows[8]["boxes"] = '[{"label": "nodule", "x": 60, "y": 4, "w": 9, "h": 4}]'
+  manifest(raw, rows)
+  options = {"source": source, "shard_size": 4, "workers": workers, "progress": False}
+  with pytest.raises(SourceError, match=r"row 10 \(8\.jpg\), column 'boxes'.*outside its 64 x 48"):
+    convert("folder", out, **options)
+  with pytest.raises(records.RecordError, match="has not finished"):
+    records.splits(out)
+  assert not list(out.glob("*.tmp-*"))
+  first = out / "folder-train.tfrecord-00000-of-00003"
+  kept = first.stat().st_mtime_ns
+  rows[8]["boxes"] = rows[8]["boxes"].replace("60", "50")
+  manifest(raw, rows)
+  assert convert("folder", out, **options)["images"] == {"train": 12}
+  assert first.stat().st_mtime_ns == kept
+  (example,) = records.RecordSource(out, "train", where="regions")
+  np.testing.assert_array_equal(example.regions[0].boxes, [[50, 4, 59, 8]])
+
+
+def test_a_source_that_changed_leaves_no_old_shards(tmp_path, raw):
+  source, out = images(raw, count=6), tmp_path / "out"
+  options = {"source": source, "shard_size": 2, "workers": 1, "progress": False}
+  convert("folder", out, **options)
+  rows = [{"image": f"{i}.jpg", "text": "Normal.", "split": "train"} for i in range(6)]
+  rows[2]["text"] = "Abnorm."  # as long as before
+  manifest(raw, rows)
+  (out / "dataset_info.json").unlink()
+  convert("folder", out, **options)
+  assert records.RecordSource(out, "train")[2].sentences == ("Abnorm.",)
+  images(raw, count=7)
+  (out / "dataset_info.json").unlink()
+  assert convert("folder", out, **options)["images"] == {"train": 7}
+  convert("folder", tmp_path / "whole", **options)
+  assert content(out) == content(tmp_path / "whole")
+
+
+def test_limit_takes_the_first_of_every_split(tmp_path):
+  assert small(tmp_path / "out", limit=4)["images"] == {"train": 4, "validation": 4}
+
+
+def test_a_patient_in_two_splits_is_an_error(tmp_path, raw):
+  images(raw, count=4)
+  splits = ["train", "test", "train", "train"]
+  manifest(
+    raw,
+    [
+      {"image": f"{i}.jpg", "text": "", "split": split, "patient_id": f"p{i % 2}"}
+      for i, split in enumerate(splits)
+    ],
+  )
+  message = (
+    r"1 patients sit in two splits.*'p1': test by 1\.jpg \(manifest\.csv row 3\), train by 3"
+  )
+  with pytest.raises(SourceError, match=message):
+    convert("folder", tmp_path / "out", source=str(raw), progress=False)
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_runner_may_call_the_job_twice_and_elsewhere(tmp_path):
+  """As clusters do that lose a worker: a shard that is finished stays."""
+  seen = []
+
+  def runner(job, shards):
+    for shard in reversed(shards):
+      first = job(shard)
+      written = shard.path.stat().st_mtime_ns
+      assert pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(shard))) == first
+      assert shard.path.stat().st_mtime_ns == written
+      seen.append(shard.path.name)
+      yield first
+
+  small(tmp_path / "out", runner=runner)
+  assert len(seen) == 5
+  small(tmp_path / "local")
+  assert content(tmp_path / "out") == content(tmp_path / "local")
+
+
+def _die(item):
+  os._exit(9)
+
+
+def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
+  items = [Item(str(i), "train", str(i), i) for i in range(8)]
+  monkeypatch.setitem(
+    convert_lib.READERS, "phantom", lambda source="": Source("phantom", items, _die)
+  )
+  with pytest.raises(WorkerError, match="a worker process died.*with fewer workers"):
+    convert("phantom", tmp_path / "out", shard_size=2, workers=2, progress=False)
+
+
+def _line(*arguments):
+  command = [sys.executable, "-W", "error", "-m", "input_pipeline.conversion.convert", *arguments]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_command_line(tmp_path, raw):
+  help_text = _line("--help").stdout
+  assert "options of --dataset=phantom" in help_text
+  assert "--train_images" in help_text
+  done = _line(
+    "--dataset=folder", f"--source={images(raw, broken=(1,))}", f"--out={tmp_path / 'out'}",
+    "--max_skipped_fraction=0.1", "--shard_size=4", "--workers=2",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert "train 11" in done.stdout
+  assert "skipped 1 images, listed in" in done.stdout
+  assert "12/12" in done.stderr
+  failed = _line("--dataset=folder", "--source=nowhere", f"--out={tmp_path / 'new'}")
+  assert failed.returncode == 1
+  assert failed.stderr == (
+    "error: nowhere: there is no such folder; name the raw folder (--source, config.data.source)\n"
+  )
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not here")
+def test_real_images_convert_whole(tmp_path):
+  summary = convert("folder", tmp_path, source=str(REAL), workers=1, progress=False)
+  assert (summary["images"], summary["skipped"]) == ({"train": 1117, "validation": 221}, 0)
+  source = records.RecordSource(tmp_path, "train")
+  example = source[0]
+  assert example.image == (REAL / "images" / f"{example.image_id}.jpg").read_bytes()
+  assert len(records.RecordSource(tmp_path, "train", where="regions")) == 212

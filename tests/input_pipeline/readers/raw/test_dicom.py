@@ -1,0 +1,291 @@
+import io
+
+import gdcm
+import numpy as np
+import pydicom
+import pytest
+import scipy
+from PIL import Image
+from pydicom.uid import (
+  JPEG2000Lossless,
+  RLELossless,
+)
+
+from fakes.dicom import image
+from input_pipeline.example import UnreadableError
+from input_pipeline.readers.raw import dicom
+
+
+def grey(data):
+  with Image.open(io.BytesIO(dicom.to_pgm(data))) as image:
+    assert (image.format, image.mode) == ("PPM", "L")
+    return np.asarray(image).astype(int)
+
+
+RAMP = np.arange(0, 4096, 16, np.uint16).reshape(8, 32)
+
+
+def test_without_a_window_least_is_black_and_greatest_white():
+  np.testing.assert_array_equal(grey(image(RAMP + 100, bits=13)), np.rint(RAMP * (255 / 4080)))
+
+
+def test_monochrome1_is_inverted():
+  there = grey(image(RAMP, bits=12))
+  np.testing.assert_array_equal(grey(image(RAMP, bits=12, photometric="MONOCHROME1")), 255 - there)
+
+
+def test_a_window_cuts_and_stretches_what_lies_in_it():
+  got = grey(image(RAMP, bits=12, WindowCenter=2048.5, WindowWidth=1025))
+  expected = np.clip((RAMP.astype(float) - 1536) / 1024, 0, 1) * 255
+  np.testing.assert_allclose(got, expected, atol=0.51)
+
+
+def test_several_windows_take_the_first():
+  both = grey(image(RAMP, bits=12, WindowCenter=[2048.5, 100], WindowWidth=[1025, 10]))
+  first = grey(image(RAMP, bits=12, WindowCenter=2048.5, WindowWidth=1025))
+  np.testing.assert_array_equal(both, first)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(2.0, -1000.0), (0.5, 0.0)])
+def test_the_window_counts_in_rescaled_values(slope, intercept):
+  scaled = RAMP * slope + intercept
+  centre, width = float(scaled.mean()), float(np.ptp(scaled) / 2)
+  got = grey(
+    image(
+      RAMP, bits=12, RescaleSlope=slope, RescaleIntercept=intercept,
+      WindowCenter=centre + 0.5, WindowWidth=width + 1,
+    )
+  )  # fmt: skip
+  expected = np.clip((scaled - centre) / width + 0.5, 0, 1) * 255
+  np.testing.assert_allclose(got, expected, atol=0.51)
+
+
+def test_a_negative_slope_turns_the_image():
+  got = grey(image(RAMP, bits=12, RescaleSlope=-1.0, RescaleIntercept=4095.0))
+  np.testing.assert_array_equal(got, np.rint((4080 - RAMP) * (255 / 4080)))
+  windowed = grey(
+    image(
+      RAMP, bits=12, RescaleSlope=-1.0, RescaleIntercept=4095.0,
+      WindowCenter=2048.0, WindowWidth=4096.0,
+    )
+  )  # fmt: skip
+  assert windowed[0, 0] == 255 and windowed[-1, -1] < 2
+
+
+def test_a_voi_table():
+  table = pydicom.Dataset()
+  table.LUTDescriptor = [256, 0, 16]
+  table.LUTData = np.arange(65535, -1, -257, np.uint16)[:256].tobytes()
+  pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+  got = grey(image(pixels, VOILUTSequence=[table]))
+  np.testing.assert_array_equal(got, 255 - pixels.astype(int))
+
+
+def lookup(data, first=0, bits=16, vr="OW", entries=None):
+  """An item of a look-up table sequence."""
+  item = pydicom.Dataset()
+  count = len(data) if entries is None else entries
+  item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [count % 65536, first, bits])
+  item.add_new("LUTData", vr, data.tobytes() if vr == "OW" else data.tolist())
+  return item
+
+
+@pytest.mark.parametrize("vr", ["OW", "US"])
+def test_a_voi_table_clamps_and_wins_over_a_window(vr):
+  # 4,096 levels through a table of 8-bit output: places in it need more bits than its entries.
+  data = (np.arange(3000) ** 2 / 2999**2 * 255).astype(np.uint16)
+  got = grey(
+    image(
+      RAMP, bits=12, VOILUTSequence=[lookup(data, 500, 8, vr)], WindowCenter=9, WindowWidth=2,
+    )
+  )  # fmt: skip
+  expected = [int(data[min(max(int(v) - 500, 0), 2999)]) for v in RAMP.ravel()]
+  np.testing.assert_array_equal(got.ravel(), expected)
+
+
+def test_tables_of_bytes_and_of_65536_entries():
+  data = np.arange(255, -1, -1).astype(np.uint8)
+  pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+  got = grey(image(pixels, VOILUTSequence=[lookup(data, bits=8)]))
+  np.testing.assert_array_equal(got, 255 - pixels.astype(int))
+  whole = np.arange(65536).astype(np.uint16)
+  wide = np.arange(0, 65536, 256).astype(np.uint16).reshape(8, 32)
+  got = grey(image(wide, VOILUTSequence=[lookup(whole)]))  # 65536 is written as 0
+  np.testing.assert_array_equal(got, np.rint(wide * (255 / 65535)))
+  with pytest.raises(UnreadableError, match="table has 256 entries, its header says 300"):
+    dicom.to_pgm(image(wide, VOILUTSequence=[lookup(whole[:256], entries=300)]))
+
+
+def test_a_voi_table_of_negative_values():
+  pixels = np.arange(-128, 128, dtype=np.int16).reshape(8, 32)
+  data = np.arange(0, 65536, 256).astype(np.uint16)
+  got = grey(image(pixels, VOILUTSequence=[lookup(data, -128)]))
+  np.testing.assert_array_equal(got, np.rint(data.reshape(8, 32) * (255 / 65535)))
+
+
+def test_a_modality_table_comes_before_the_window():
+  data = np.arange(4095, -1, -1).astype(np.uint16)
+  table = lookup(data, bits=12)
+  table.ModalityLUTType = "US"
+  got = grey(image(RAMP, bits=12, ModalityLUTSequence=[table], WindowCenter=1000, WindowWidth=2000))
+  expected = np.clip((4095.0 - RAMP - 999.5) / 1999 + 0.5, 0, 1) * 255
+  np.testing.assert_allclose(got, expected, atol=0.51)
+
+
+def window_of_one(value, centre, width, function):
+  """DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3, one pixel, white = 1."""
+  if function == "SIGMOID":
+    return scipy.special.expit(4 * (value - centre) / width)
+  if function == "LINEAR":
+    centre, width = centre - 0.5, width - 1
+  if value <= centre - width / 2:
+    return 0.0
+  if value > centre + width / 2:
+    return 1.0
+  return (value - centre) / width + 0.5
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("centre", "width"), [(2048, 1000), (3000.5, 1), (160, 2), (-50, 300)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_window_functions(function, centre, width, dtype):
+  pixels = RAMP.astype(dtype) - (2048 if dtype == np.int16 else 0)
+  got = grey(
+    image(pixels, bits=12, WindowCenter=centre, WindowWidth=width, VOILUTFunction=function)
+  )
+  expected = [255 * window_of_one(float(v), centre, width, function) for v in pixels.ravel()]
+  np.testing.assert_allclose(got.ravel(), expected, atol=0.51)
+
+
+@pytest.mark.parametrize(
+  "blank",
+  [
+    {"WindowCenter": None, "WindowWidth": None},
+    {"WindowCenter": 2048, "WindowWidth": None},
+    {"WindowCenter": 2048},
+    {"WindowCenter": 2048, "WindowWidth": 0},
+    {"WindowCenter": 2048, "WindowWidth": 0.5},
+    {"WindowCenter": 2048, "WindowWidth": -4},
+    {"VOILUTSequence": []},
+    {"ModalityLUTSequence": [], "RescaleSlope": None, "RescaleIntercept": None},
+    {"PixelPaddingValue": None},
+  ],
+)
+def test_elements_that_say_nothing_change_nothing(blank):
+  np.testing.assert_array_equal(grey(image(RAMP, bits=12, **blank)), grey(image(RAMP, bits=12)))
+
+
+def test_a_window_function_that_dicom_does_not_know():
+  with pytest.raises(UnreadableError, match="VOI LUT function is 'CUBIC'"):
+    dicom.to_pgm(image(RAMP, WindowCenter=9, WindowWidth=9, VOILUTFunction="CUBIC"))
+
+
+@pytest.mark.parametrize("ends", [(4000, 4095), (4095, 4000)])
+def test_a_range_of_padding(ends):
+  got = grey(image(RAMP, bits=12, PixelPaddingValue=ends[0], PixelPaddingRangeLimit=ends[1]))
+  assert not got[RAMP >= 4000].any()
+  np.testing.assert_array_equal(got[RAMP < 4000], np.rint(RAMP[RAMP < 4000] * (255 / 3984)))
+  assert not grey(image(RAMP, PixelPaddingValue=0, PixelPaddingRangeLimit=65535)).any()
+
+
+def test_bits_above_those_stored_do_not_count():
+  overlay = RAMP | np.uint16(0x8000)
+  np.testing.assert_array_equal(grey(image(overlay, bits=12)), grey(image(RAMP, bits=12)))
+
+
+def test_signed_pixels_and_padding():
+  pixels = RAMP.astype(np.int16) - 2000
+  padded = pixels.copy()
+  padded[0] = -32768
+  got = grey(image(padded, PixelPaddingValue=-32768))
+  assert (got[0] == 0).all()
+  rest = pixels[1:].astype(float)
+  np.testing.assert_allclose(got[1:], (rest - rest.min()) / np.ptp(rest) * 255, atol=0.51)
+  inverse = grey(image(padded, PixelPaddingValue=-32768, photometric="MONOCHROME1"))
+  assert (inverse[0] == 0).all() and inverse[-1, -1] == 0 and inverse[1, 0] == 255
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize("low", [0, -2048])
+def test_compressed_pixels(syntax, low):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(low, low + 4096, (64, 48)).astype(np.int16 if low else np.uint16)
+  data = image(pixels, bits=12, syntax=syntax)
+  np.testing.assert_array_equal(grey(data), grey(image(pixels, bits=12)))
+
+
+def test_jpeg_baseline():
+  y, x = np.mgrid[:64, :48]
+  pixels = (100 + 50 * np.sin(y / 9) + 40 * np.cos(x / 7)).astype(np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "JPEG", quality=95)
+  data = pydicom.dcmread(io.BytesIO(image(pixels)))
+  data.PixelData = pydicom.encaps.encapsulate([file.getvalue()])
+  data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+  out = io.BytesIO()
+  data.save_as(out, enforce_file_format=True)
+  difference = grey(out.getvalue()) - grey(image(pixels))
+  assert np.abs(difference).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["JPEGLosslessProcess14_1", "JPEGLSLossless"])
+@pytest.mark.parametrize("low", [0, -2048])
+def test_jpeg_lossless(tmp_path, kind, low):
+  pixels = np.random.default_rng(1).integers(low, low + 4096, (64, 48))
+  pixels = pixels.astype(np.int16 if low else np.uint16)
+  (tmp_path / "a.dcm").write_bytes(image(pixels, bits=12))
+  reader = gdcm.ImageReader()
+  reader.SetFileName(str(tmp_path / "a.dcm"))
+  assert reader.Read()
+  change = gdcm.ImageChangeTransferSyntax()
+  change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
+  change.SetInput(reader.GetImage())
+  assert change.Change()
+  writer = gdcm.ImageWriter()
+  writer.SetFileName(str(tmp_path / "b.dcm"))
+  writer.SetFile(reader.GetFile())
+  writer.SetImage(change.GetOutput())
+  assert writer.Write()
+  data = (tmp_path / "b.dcm").read_bytes()
+  syntax = pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID
+  assert syntax.endswith(("4.70", "4.80"))
+  np.testing.assert_array_equal(grey(data), grey(image(pixels, bits=12)))
+
+
+@pytest.mark.parametrize(
+  ("change", "reason"),
+  [
+    (lambda data: b"", "not a readable DICOM"),
+    (lambda data: b"\x89PNG" + bytes(200), "not a readable DICOM"),
+    (lambda data: data[:-1000], "not a readable DICOM"),
+    (lambda data: data[:200], "DICOM"),
+  ],
+)
+def test_damage(change, reason):
+  with pytest.raises(UnreadableError, match=reason):
+    dicom.to_pgm(change(image(RAMP, bits=12, WindowCenter=1, WindowWidth=2) + b""))
+
+
+def without(name):
+  data = pydicom.dcmread(io.BytesIO(image(RAMP)))
+  delattr(data, name)
+  out = io.BytesIO()
+  data.save_as(out, enforce_file_format=True)
+  return out.getvalue()
+
+
+def test_what_is_no_grey_image():
+  with pytest.raises(UnreadableError, match="no pixel data"):
+    dicom.to_pgm(without("PixelData"))
+  with pytest.raises(UnreadableError, match="missing, not grey"):
+    dicom.to_pgm(without("PhotometricInterpretation"))
+  with pytest.raises(UnreadableError, match="PALETTE COLOR, not grey"):
+    dicom.to_pgm(image(RAMP, photometric="PALETTE COLOR"))
+  with pytest.raises(UnreadableError, match="2 frames, not one image"):
+    dicom.to_pgm(image(RAMP, NumberOfFrames=2))
+  with pytest.raises(UnreadableError, match=r"uint32\(8, 32\), not one image of 8 or 16 bits"):
+    dicom.to_pgm(image(RAMP.astype(np.uint32)))
+
+
+def test_a_constant_image_is_black_and_no_error():
+  assert not grey(image(np.full((4, 5), 7, np.uint16))).any()

@@ -1,0 +1,156 @@
+import gzip
+import zipfile
+
+import pytest
+
+from input_pipeline.example import UnreadableError
+from input_pipeline.readers.raw import folders, tables
+from input_pipeline.readers.raw.folders import SourceError
+
+TEXT = 'a,b\n1, "x, y" \n\n2,\n'.replace(', "x, y" ', ',"x, y"')
+
+
+def written(tmp_path, kind, content=TEXT):
+  data = content.encode() if isinstance(content, str) else content
+  path = tmp_path / f"t{kind}"
+  if kind.endswith(".gz"):
+    path.write_bytes(gzip.compress(data))
+  elif kind.endswith(".zip"):
+    with zipfile.ZipFile(path, "w") as archive:
+      archive.writestr("t.csv", data)
+  else:
+    path.write_bytes(data)
+  return path
+
+
+@pytest.mark.parametrize("kind", [".csv", ".csv.gz", ".csv.zip"])
+def test_rows_with_their_numbers(tmp_path, kind):
+  rows = list(tables.read(written(tmp_path, kind), ("a",)))
+  assert [(dict(row), row.number) for row in rows] == [
+    ({"a": "1", "b": "x, y"}, 2),
+    ({"a": "2", "b": ""}, 4),
+  ]
+  assert rows[1].place == f"t{kind} row 4"
+
+
+def test_names_replace_a_first_row_that_lies(tmp_path):
+  path = written(tmp_path, ".csv", 'Label,"Box [x,y]",,\nn,1,2,,\n')
+  (row,) = tables.read(path, ("x",), names=("label", "x", "y"))
+  assert dict(row) == {"label": "n", "x": "1", "y": "2"}
+  with pytest.raises(SourceError, match="row 2: 4 cells for 3"):
+    list(tables.read(written(tmp_path, ".csv", "L,B\nn,1,2,3\n"), (), names=("label", "x", "y")))
+
+
+@pytest.mark.parametrize(
+  ("kind", "content", "words"),
+  [
+    (".csv", "a\n1\n", "no column 'b'; the first row names 'a'"),
+    (".csv", "", "no column 'a', 'b'; the first row names nothing"),
+    (".csv", "a,b,b\n", "'b' twice"),
+    (".csv", "a,b\n1\n", "row 2: 1 cells for 2 columns"),
+    (".csv", 'a,b\n1,"x\n', "not a CSV file"),
+    (".csv", b"a,b\n1,\xff\n", "not UTF-8"),
+    (".csv.zip", "a\n", "no column 'b'"),
+  ],
+)
+def test_what_is_wrong_is_said(tmp_path, kind, content, words):
+  path = written(tmp_path, kind, content)
+  with pytest.raises(SourceError, match=words) as caught:
+    list(tables.read(path, ("a", "b")))
+  assert str(path) in str(caught.value)
+
+
+def test_truncated_and_foreign_archives(tmp_path):
+  path = written(tmp_path, ".csv.gz", "a,b\n" + "1,2\n" * 9999)
+  path.write_bytes(path.read_bytes()[:-20])
+  with pytest.raises(SourceError, match="to its end .* download it again"):
+    list(tables.read(path, ("a",)))
+  for kind in (".csv.gz", ".csv.zip"):
+    path.with_name(f"x{kind}").write_bytes(b"no archive at all")
+    with pytest.raises(SourceError, match="download it again"):
+      list(tables.read(path.with_name(f"x{kind}"), ("a",)))
+  with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+    archive.writestr("a.csv", "a\n")
+    archive.writestr("b.csv", "a\n")
+  with pytest.raises(SourceError, match="holds 2 tables"):
+    list(tables.read(tmp_path / "two.zip", ("a",)))
+  with pytest.raises(SourceError, match="no such table"):
+    list(tables.read(tmp_path / "none.csv", ("a",)))
+
+
+def row(tmp_path, **cells):
+  content = ",".join(cells) + "\n" + ",".join(cells.values()) + "\n"
+  return next(tables.read(written(tmp_path, ".csv", content), ()))
+
+
+def test_cells(tmp_path):
+  one = row(tmp_path, a="1.50", b="nan", c="-1.0", d="x", e="inf", f="2")
+  assert one.number_or_none("a") == 1.5 and one.number_or_none("b") is None
+  assert one.label("c") == -1 and one.label("b") is None
+  assert one.numbers("a", "f") == (1.5, 2.0) and one.numbers("b", "b") is None
+  assert one.text("d") == "x" and one.one_of("d", ("x", "y")) == "x"
+  for call in (
+    lambda: one.number_or_none("d"),
+    lambda: one.number_or_none("e"),
+    lambda: one.label("f"),
+    lambda: one.numbers("a", "b"),
+    lambda: one.one_of("d", ("y",)),
+  ):
+    with pytest.raises(SourceError, match="t.csv, row 2, column '[a-f]'"):
+      call()
+
+
+def test_finding_files(tmp_path):
+  (tmp_path / "v1").mkdir()
+  (tmp_path / "v1" / "b.csv").touch()
+  assert folders.find(tmp_path, "b.csv", "v1/b.csv") == tmp_path / "v1" / "b.csv"
+  assert folders.find(tmp_path, "v*/b.csv") == tmp_path / "v1" / "b.csv"
+  with pytest.raises(SourceError, match="there is no c.csv or d.csv; get it"):
+    folders.find(tmp_path, "c.csv", "d.csv", what="get it")
+  (tmp_path / "v2").mkdir()
+  (tmp_path / "v2" / "b.csv").touch()
+  with pytest.raises(SourceError, match=r"is there 2 times \(v1/b.csv, v2/b.csv\)"):
+    folders.find(tmp_path, "v*/b.csv")
+  for source in ("", str(tmp_path / "none")):
+    with pytest.raises(SourceError, match="the images"):
+      folders.folder(source, "the images")
+
+
+def test_files_outside_the_folder_are_refused(tmp_path):
+  inside, outside = tmp_path / "in", tmp_path / "out"
+  for folder in (inside, outside):
+    folder.mkdir()
+    (folder / "a").write_bytes(b"a")
+  (inside / "link").symlink_to(outside / "a")
+  (inside / "dead").symlink_to(outside / "none")
+  (inside / "fine").symlink_to(inside / "a")
+  root = folders.folder(inside, "images")
+  assert folders.read_bytes(root, "a") == folders.read_bytes(root, "fine") == b"a"
+  for name in ("link", "dead", "../out/a"):
+    with pytest.raises(UnreadableError, match="leads out of the source folder"):
+      folders.read_bytes(root, name)
+  with pytest.raises(UnreadableError, match="no such file"):
+    folders.read_bytes(root, "b")
+  with pytest.raises(UnreadableError, match="not a file"):
+    folders.read_bytes(root, ".")
+  (tmp_path / "linked").symlink_to(inside)
+  assert folders.read_bytes(folders.folder(tmp_path / "linked", "images"), "a") == b"a"
+
+
+def test_file_names(tmp_path):
+  for name in ("1/a.png", "2/b.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  assert folders.file_names(tmp_path) == {"a.png": "1/a.png", "b.png": "2/b.png"}
+  for name in ("1/.DS_Store", "2/.DS_Store"):  # a desktop leaves one in every folder
+    (tmp_path / name).touch()
+  assert folders.file_names(tmp_path, ".png") == {"a.png": "1/a.png", "b.png": "2/b.png"}
+  folders.file_names.cache_clear()
+  (tmp_path / "2" / "a.png").touch()
+  with pytest.raises(SourceError, match="have the same name"):
+    folders.file_names(tmp_path)
+
+
+def test_report_bytes():
+  assert folders.text("Größe ".encode()) == "Größe "
+  assert folders.text("Größe".encode("latin-1")) == "Größe"

@@ -1,0 +1,137 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from input_pipeline import images, loader
+from input_pipeline.errors import UserError
+from input_pipeline.phantom import radiograph
+from input_pipeline.text import diagnostic_terms
+from input_pipeline.text import tokenizer as tokens
+
+IMAGES = [radiograph.example(0, i, 64) for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def encode(tmp_path_factory):
+  texts = [" ".join(example.sentences) for example in IMAGES]
+  tokenizer = tokens.train(texts, tmp_path_factory.mktemp("tokenizer"), vocabulary_size=300)
+  return loader.Encode(tokenizer, diagnostic_terms.load(), 64, 48, 24, images.Augment())
+
+
+def take(encode, count, source=IMAGES, **options):
+  options = {"batch_size": 4, "seed": 3} | options
+  batches = loader.batches(source, encode, **options)
+  out = list(itertools.islice(batches, count))
+  batches.close()
+  return out
+
+
+def same(a, b):
+  return all((a[name] == b[name]).all() for name in a)
+
+
+def test_shapes_and_types(encode):
+  (batch,) = take(encode, 1)
+  assert {name: (value.shape, str(value.dtype)) for name, value in batch.items()} == {
+    "image": ((4, 64, 64, 1), "float32"),
+    "tokens": ((4, 48), "int32"),
+    "word_index": ((4, 48), "int32"),
+    "sentence_index": ((4, 48), "int32"),
+    "position": ((4, 48), "int32"),
+    "word_mask": ((4, 24), "bool"),
+    "term": ((4, 24), "bool"),
+    "report_key": ((4,), "int32"),
+    "study_key": ((4,), "int32"),
+    "dropped_sentences": ((4,), "int32"),
+  }
+  assert batch["image"].min() >= 0 and batch["image"].max() <= 1
+  assert (batch["report_key"] > 0).all()
+
+
+def test_batch_is_a_function_of_seed_and_step(encode):
+  first, again, other = take(encode, 4), take(encode, 4), take(encode, 4, seed=4)
+  assert all(same(a, b) for a, b in zip(first, again, strict=True))
+  assert not any(same(a, b) for a, b in zip(first, other, strict=True))
+  for step in (1, 3):
+    (resumed,) = take(encode, 1, start_step=step)
+    assert same(resumed, first[step])
+
+
+def test_threads_change_nothing(encode):
+  for a, b in zip(take(encode, 3, threads=1), take(encode, 3, threads=4), strict=True):
+    assert same(a, b)
+
+
+def test_worker_processes_change_nothing(encode):
+  want = take(encode, 3)
+  for a, b in zip(take(encode, 3, workers=2), want, strict=True):
+    assert same(a, b)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_global_batch(encode, hosts):
+  want = take(encode, 3)
+  parts = [take(encode, 3, process_index=host, process_count=hosts) for host in range(hosts)]
+  for step, batch in enumerate(want):
+    joined = {name: np.concatenate([part[step][name] for part in parts]) for name in batch}
+    assert same(joined, batch)
+
+
+def test_hosts_resume_alike(encode):
+  want = take(encode, 3, process_index=1, process_count=2)
+  (resumed,) = take(encode, 1, process_index=1, process_count=2, start_step=2)
+  assert same(resumed, want[2])
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order(encode):
+  epochs = [[int(key) for batch in part for key in batch["study_key"]]
+            for part in (lambda b: (b[:5], b[5:]))(take(encode, 10, batch_size=2))]  # fmt: skip
+  assert sorted(epochs[0]) == sorted(epochs[1]) and len(set(epochs[0])) == len(IMAGES)
+  assert epochs[0] != epochs[1]
+
+
+def test_a_image_is_changed_anew_each_epoch(encode):
+  seen = {}
+  for batch in take(encode, 10, batch_size=2):
+    for key, image in zip(batch["study_key"], batch["image"], strict=True):
+      seen.setdefault(int(key), []).append(image)
+  assert all((a != b).any() for a, b in seen.values())
+
+
+def test_sentences_without_room_are_counted(encode):
+  total = sum(int(batch["dropped_sentences"].sum()) for batch in take(encode, 5, batch_size=2))
+  room = loader.Encode(encode.tokenizer, encode.terms, 64, 256, 128, None)
+  assert total > 0
+  assert all((batch["dropped_sentences"] == 0).all() for batch in take(room, 5, batch_size=2))
+
+
+def test_terms_stand_beside_their_words(encode):
+  """Also where sentences are shuffled and some find no room."""
+  some = 0
+  for seed in range(4):
+    for image in IMAGES:
+      example = encode.random_map(image, np.random.default_rng(seed))
+      rng = np.random.default_rng(seed)
+      encode.augment(images.decode(image.image), 64, rng)  # draws before the sentences do
+      sentences = [image.sentences[i] for i in rng.permutation(len(image.sentences))]
+      text = encode.tokenizer.encode(sentences, max_tokens=48, max_words=24)
+      named = dict.fromkeys(range(24), False)
+      words = iter(range(24))
+      for i in text.kept:
+        for flag, place in zip(encode.terms.named(sentences[i]), words, strict=False):
+          named[place] = flag
+      np.testing.assert_array_equal(example["term"], [named[w] for w in range(24)])
+      assert not (example["term"] & ~example["word_mask"]).any()
+      some += example["term"].sum()
+  assert some > 0
+
+
+def test_nothing_to_train_on(encode):
+  with pytest.raises(UserError, match="no record with text"):
+    take(encode, 1, source=[])
+
+
+def test_batch_that_does_not_divide(encode):
+  with pytest.raises(UserError, match="batch_size 4 does not divide over 3 hosts"):
+    take(encode, 1, process_count=3)

@@ -1,0 +1,79 @@
+"""Per-unit scores: what is written comes back, and what is broken is named."""
+
+import numpy as np
+import pytest
+
+from plan_jax.results import example_scores
+from plan_jax.results.example_scores import ExampleScores, example_id
+
+
+def _units():
+  ids = [example_id("a.png", "small left effusion"), example_id("a.png", 'a "mass", or\r\ntwo\tétés'),
+         example_id("b,c"), example_id("d", "")]  # fmt: skip
+  values = np.array([[0.1, 1 / 3], [np.nan, -1e-17], [2.0, np.nan], [1e300, 0.1 + 0.2]])
+  return ExampleScores(
+    ids, ["effusion", "mass", "all", ""], ["p", "p", "q\nr", "s"], ("m", "R@1, x"), values
+  )
+
+
+def test_units_come_back_as_written(tmp_path):
+  path = tmp_path / "example_scores" / "grounding.csv"
+  example_scores.write(path, _units())
+  got, wanted = example_scores.read(path), _units()
+  for name in ("ids", "groups", "patients", "metrics"):
+    assert getattr(got, name) == getattr(wanted, name)
+  assert got.values.dtype == np.float64
+  assert np.array_equal(got.values, wanted.values, equal_nan=True)  # to the last bit
+  assert list(path.parent.iterdir()) == [path]
+  lines = path.read_text().splitlines()
+  assert lines[0] == 'image_id,phrase,patient_id,group,m,"R@1, x"'
+  assert lines[1] == "a.png,small left effusion,p,effusion,0.1,0.3333333333333333"
+
+
+def test_no_units_are_a_file_too(tmp_path):
+  example_scores.write(tmp_path / "u.csv", ExampleScores([], [], [], ("m",), np.zeros((0, 1))))
+  got = example_scores.read(tmp_path / "u.csv")
+  assert got.ids == [] and got.metrics == ("m",) and got.values.shape == (0, 1)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+  path = tmp_path / "u.csv"
+  example_scores.write(path, _units())
+  with pytest.raises(ValueError, match="u.csv: a figure is infinite"):
+    example_scores.write(path, ExampleScores(["x\t"], ["g"], ["p"], ("m",), np.array([[np.inf]])))
+  assert len(example_scores.read(path).ids) == 4
+
+
+def test_units_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match="2 ids, 2 groups, 1 patients"):
+    ExampleScores(["a\t", "b\t"], ["g", "g"], ["p"], ("m",), np.zeros((2, 1)))
+  with pytest.raises(ValueError, match=r"values \(1, 2\)"):
+    ExampleScores(["a\t"], ["g"], ["p"], ("m",), np.zeros((1, 2)))
+  with pytest.raises(ValueError, match=r"'a\\tx' stands twice"):
+    ExampleScores(["a\tx"] * 2, ["g", "g"], ["p", "p"], ("m",), np.zeros((2, 1)))
+
+
+HEAD = b"image_id,phrase,patient_id,group,m\n"
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"", "line 1: the header is"),
+    (b"image,phrase\n", "line 1: the header is .*'image', 'phrase'"),
+    (HEAD + b"a,x,p,g,1\na,y,p,g\n", "line 3: 4 cells, the header has 5"),
+    (HEAD + b"a,x,p,g,1\n\n", "line 3: 0 cells"),
+    (HEAD + b"a,x,p,g,much\n", "line 2: .*'much'"),
+    (HEAD + b"a,x,p,g,nan\n", "line 2: 'nan' is not a finite number"),
+    (HEAD + b'a,"two\nlines",p,g,1\nb,"x,p,g,1\n', "line [34]: unexpected end"),
+    (HEAD + b"a,\xff,p,g,1\n", "line [12]: 'utf-8' codec"),
+    (HEAD + b"a,x,p,g,1\na,x,p,g,2\n", r"line 3: unit 'a\\tx' stands twice"),
+  ],
+)
+def test_broken_files_are_named(tmp_path, content, message):
+  path = tmp_path / "u.csv"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=f"u.csv, {message}"):
+    example_scores.read(path)
+  with pytest.raises(FileNotFoundError):
+    example_scores.read(tmp_path / "none.csv")
