@@ -1,4 +1,4 @@
-"""How baselines bring an image to their square, and their grid back to the image.
+"""Images brought to the square of a baseline, and its grid back to the image.
 
 Images come as they are stored (uint8, short side bounded by `config.data.stored_px`); the steps
 from there on are the baselines' own, pixel by pixel.
@@ -13,7 +13,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class PaddedSquare:
-  """GLoRIA's and MGCA's: the longer side to `side_px`, black to a square, its middle cut out.
+  """The square of GLoRIA and MGCA: longer side to `side_px`, black margin, middle cut out.
 
   Attributes:
     side_px, crop_px: of the square and its middle.
@@ -31,7 +31,7 @@ class PaddedSquare:
 
   @property
   def input_px(self) -> int:
-    """Side of what the network sees."""
+    """Side of the network's input."""
     return self.enlarged_px or self.crop_px
 
   def fit(self, image: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ class PaddedSquare:
   def to_image(
     self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
   ) -> np.ndarray:
-    """A map [h, w] on the grid -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
+    """A map [h, w] -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
     places = []
     for length, size, start in zip(shape, *self._placed(shape), strict=True):
       places.append((np.arange(length) + 0.5) * size / length - 0.5 + start - self._edge)
@@ -63,7 +63,7 @@ class PaddedSquare:
 
   @property
   def _edge(self) -> int:
-    """Of the square, that is cut off on each side."""
+    """Width of what is cut off the square on each side."""
     return round((self.side_px - self.crop_px) / 2)
 
   def _placed(self, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -75,13 +75,13 @@ class PaddedSquare:
 
 @dataclass(frozen=True)
 class MiddleOfShortSide:
-  """BioViL's: grey values spread to 0 to 255, the shorter side to `short_px`, the middle cut out.
+  """The square of BioViL: the middle of the image, its shorter side brought to `short_px`.
 
-  The way back is the project's own: the cells tile the square on the image that the middle was, its
-  side and its margin in whole pixels.
+  Grey values are spread to 0 to 255 before. The way back is the project's own: the cells tile the
+  square of the image that the middle was, its side and its margin in whole pixels.
 
   Attributes:
-    crop_px: side of the middle, and of what the network sees.
+    crop_px: side of the middle, and of the network's input.
     short_px: of the image before.
   """
 
@@ -90,7 +90,7 @@ class MiddleOfShortSide:
 
   @property
   def input_px(self) -> int:
-    """Side of what the network sees."""
+    """Side of the network's input."""
     return self.crop_px
 
   def fit(self, image: np.ndarray) -> np.ndarray:
@@ -114,14 +114,12 @@ class MiddleOfShortSide:
   def to_image(
     self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
   ) -> np.ndarray:
-    """A map [h, w] on the grid -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
+    """A map [h, w] -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
     side = int(self.crop_px * min(shape) / self.short_px)
-    places = [
-      # torch's nearest takes the cell that a pixel begins in, else its centre tells.
-      (np.arange(side) * count / side - 0.5 + 1e-9) if nearest
-      else (np.arange(side) + 0.5) * count / side - 0.5
-      for count in grid.shape
-    ]  # fmt: skip
+    # torch's nearest takes the cell that a pixel begins in; bilinear goes by the pixel's centre.
+    first = 0.0 if nearest else 0.5
+    shift = 1e-9 if nearest else 0.0
+    places = [(np.arange(side) + first) * count / side - 0.5 + shift for count in grid.shape]
     image = np.full(shape, np.nan, np.float32)
     top, left = ((length - side) // 2 for length in shape)
     image[top : top + side, left : left + side] = resample(
@@ -147,6 +145,6 @@ def resample(
 
 
 def _weights(places: np.ndarray, count: int) -> np.ndarray:
-  """Float32 [places, count]: the share of each cell in a value between two of them."""
+  """Shares of the cells in bilinear values, float32 [places, count]."""
   places = np.clip(places, 0, count - 1)
   return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(count))).astype(np.float32)
