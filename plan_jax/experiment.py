@@ -11,7 +11,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from input_pipeline.text import diagnostic_terms
 from plan_jax import config as config_lib
-from plan_jax.baselines import baseline
+from plan_jax.baselines import load as baselines
 from plan_jax.evaluate import evaluate
 from plan_jax.evaluators import datasets, prompts
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints, make_records
@@ -71,18 +71,17 @@ def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   prompts.load(config.evaluation.prompts)
   diagnostic_terms.load(config.text.terms)
   # Before hours of conversion.
-  loaded = baseline.load(config)
-  model = baseline.on_devices(loaded, config)
+  model, provenance = baselines.load(config)
   workdir.refuse_other_baseline(config)
   folder = _claimed(config, workdir, new=True)
-  note = json.dumps(loaded.provenance, indent=2)
+  note = json.dumps(provenance, indent=2)
   processes.assert_equal("the weights of the baseline", note)
   processes.on_primary(lambda: replace_text(workdir.weights, f"{note}\n"))
   sets = _sets(config, workdir, folder)
-  what = loaded.kind.title
+  what = model.spec.title
   notes = {"model": f"{what}, grid {model.grid[0]} x {model.grid[1]}"}
   notes |= {
-    key: f"{one['source']} ({one['sha256'][:12]})" for key, one in loaded.provenance.items()
+    key: f"{one['source']} ({one['sha256'][:12]})" for key, one in provenance.items()
   }
   evaluate(model, config, workdir, sets, title=f"{config.data.dataset}: {what}", notes=notes)
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax.evaluators.datasets import EvaluationSet
-from plan_jax.inference.load import Grounder
+from plan_jax.inference.predictor import Predictor
 from plan_jax.results import rows as results
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
@@ -34,7 +34,7 @@ _OWN = {"workdir", "records", "out", "encoder", "step", "fraction"}  # not for a
 
 
 def learned(
-  config: ConfigDict, workdir: Workdir, model: Grounder, sets: Sequence[EvaluationSet]
+  config: ConfigDict, workdir: Workdir, model: Predictor, sets: Sequence[EvaluationSet]
 ) -> Iterator[tuple[EvaluationSet, str, list[Row], list[Path]]]:
   """Learns what `config.evaluation.transfer` names, each once for every share of the patients.
 

@@ -14,7 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from plan_jax.inference import load as grounder
+from plan_jax.inference.load import load as load_run
+from plan_jax.inference.predictor import Predictor
 from plan_jax.models.resnet import BLOCKS, ResNet
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.runtime.logging import log
@@ -62,13 +63,13 @@ def encoder_of(
     with quick_draws():
       weights = jax.jit(module.init)(jax.random.key(seed), image)
     return Encoder(module, weights, NO_RUN, "")
-  model = grounder.load(workdir, step=None if step == NO_RUN else step)
+  model = load_run(workdir, step=None if step == NO_RUN else step)
   weights = weights_of(model)
   log.info(f"image encoder of {workdir} at step {model.step}")
   return Encoder(module, weights, model.step, mark_of(weights))
 
 
-def weights_of(model: grounder.Grounder) -> dict:
+def weights_of(model: Predictor) -> dict:
   """{"params", "batch_stats"} of a run's image encoder, on the host, without its projector."""
   parts = jax.device_get(model.variables)
   return {
