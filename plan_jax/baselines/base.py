@@ -7,6 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
@@ -14,26 +15,26 @@ from plan_jax.models.weights import load
 
 
 class ImageEmbeddings(NamedTuple):
-  """Features of images, float32: pixels [B, P, D] in a square grid, image [B, D] of unit norm."""
+  """Features of images, float32: pixels in a square grid, and the image, of unit norm."""
 
-  pixels: jax.Array
-  image: jax.Array
+  pixels: Float[jax.Array, "*B P D"]
+  image: Float[jax.Array, "*B D"]
 
 
 class TextEmbeddings(NamedTuple):
   """Features of texts, float32.
 
   Attributes:
-    words: [B, W, D], at the places that `Reading.owner` counts.
-    mask: [B, W] bool, which are words.
-    significance: [B, W], the weight of each; zero where there is no word.
-    report: [B, D], unit norm.
+    words: at the places that `Reading.owner` counts.
+    mask: true for words.
+    significance: weight of each word; zero for other places.
+    report: unit norm.
   """
 
-  words: jax.Array
-  mask: jax.Array
-  significance: jax.Array
-  report: jax.Array
+  words: Float[jax.Array, "*B W D"]
+  mask: Bool[jax.Array, "*B W"]
+  significance: Float[jax.Array, "*B W"]
+  report: Float[jax.Array, "*B D"]
 
 
 class Baseline(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 
@@ -34,8 +35,8 @@ class PaddedSquare:
     """Side of the network's input."""
     return self.enlarged_px or self.crop_px
 
-  def fit(self, image: np.ndarray) -> np.ndarray:
-    """Uint8 [H, W] -> float32 [input_px, input_px] in [0, 1]."""
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the network's input, in [0, 1]."""
     (rows, columns), (top, left) = self._placed(image.shape)
     square = np.zeros((self.side_px, self.side_px), np.uint8)
     square[top : top + rows, left : left + columns] = cv2.resize(
@@ -49,9 +50,9 @@ class PaddedSquare:
     return resample(middle, between, between)
 
   def to_image(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
-  ) -> np.ndarray:
-    """A map [h, w] -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape; NaN beyond the middle."""
     places = []
     for length, size, start in zip(shape, *self._placed(shape), strict=True):
       places.append((np.arange(length) + 0.5) * size / length - 0.5 + start - self._edge)
@@ -93,8 +94,8 @@ class MiddleOfShortSide:
     """Side of the network's input."""
     return self.crop_px
 
-  def fit(self, image: np.ndarray) -> np.ndarray:
-    """Uint8 [H, W] -> float32 [crop_px, crop_px] in [0, 1]; a constant image becomes 0."""
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the network's input, in [0, 1]; a constant image becomes 0."""
     grey = image.astype(np.float64) - image.min()
     grey = (grey / max(grey.max(), 1) * 255).astype(np.uint8)
     height, width = image.shape
@@ -112,9 +113,9 @@ class MiddleOfShortSide:
     return middle.astype(np.float32) / 255
 
   def to_image(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
-  ) -> np.ndarray:
-    """A map [h, w] -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape; NaN beyond the middle."""
     side = int(self.crop_px * min(shape) / self.short_px)
     # torch's nearest takes the cell that a pixel begins in; bilinear goes by the pixel's centre.
     first = 0.0 if nearest else 0.5
@@ -129,11 +130,15 @@ class MiddleOfShortSide:
 
 
 def resample(
-  grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, nearest: bool = False
-) -> np.ndarray:
-  """A map float32 [h, w] at places [H] and [W], counted in cells: float32 [H, W].
+  grid: Float[np.ndarray, "h w"],
+  rows: Float[np.ndarray, " H"],
+  columns: Float[np.ndarray, " W"],
+  *,
+  nearest: bool = False,
+) -> Float[np.ndarray, "H W"]:
+  """Samples a map at rows and columns, counted in cells.
 
-  Bilinear, or of the nearest cell; beyond the outermost centres it goes on as it is there.
+  Bilinear, or of the nearest cell; beyond the outermost centres their values continue.
   """
   if nearest:
     i, j = (

@@ -104,7 +104,8 @@ class Predictor:
 
   def global_scale(self) -> float | None:
     """Inverse temperature of the global contrast; None where it is not known."""
-    return self.spec.scales(self.variables)[0]
+    scale, _ = self.spec.scales(self.variables)
+    return None if scale is None else float(scale)
 
   def embed_images(self, images: Images) -> Float[np.ndarray, "N D"]:
     """Embeddings of N images, float32, unit norm."""
@@ -245,7 +246,7 @@ class Predictor:
     return lambda images: self._run(similarity, images)
 
   def to_image(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
   ) -> Float[np.ndarray, "H W"]:
     """Brings a map on the grid to an image of that shape; NaN where the model crops it.
 
@@ -254,7 +255,7 @@ class Predictor:
     return self.spec.images.to_image(grid, shape, nearest=nearest)
 
   def on_image(
-    self, grid: np.ndarray, shape: tuple[int, int], side: int = 32
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], side: int = 32
   ) -> Float[np.ndarray, "h w"]:
     """Brings a map on the grid to the image reduced to a longer side of `side`; 0 where cropped."""
     scale = side / max(shape)

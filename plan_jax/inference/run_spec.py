@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from input_pipeline import images
@@ -32,14 +33,14 @@ class Letterbox:
   input_px: int
   first_px: float | None
 
-  def fit(self, image: np.ndarray) -> np.ndarray:
-    """Uint8 [H, W] -> float32 [input_px, input_px] in [0, 1]."""
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the square, in [0, 1]."""
     return images.fit(image, self.input_px)
 
   def to_image(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
-  ) -> np.ndarray:
-    """A map [rows, columns] -> float32 [H, W] of an image of that shape."""
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape."""
     return images.unfit(grid, *shape, self.input_px, first_px=self.first_px, nearest=nearest)
 
 
@@ -109,9 +110,9 @@ def run_spec(model: Plan, tokenizer: Tokenizer, config: ConfigDict) -> ModelSpec
   )
 
 
-def _scales(variables: dict) -> tuple[float, float]:
+def _scales(variables: dict) -> tuple[np.float32, np.float32]:
   log_scale = variables["params"]["log_scale"]
-  return float(np.exp(log_scale[0])), np.exp(log_scale[1])
+  return np.exp(log_scale[0]), np.exp(log_scale[1])
 
 
 def _attend(alignment: Alignment, image, text, stage: Stage):

@@ -5,10 +5,11 @@ A run is one `ModelSpec` (inference/run_spec.py), each baseline another (plan_ja
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.methods import Looked
@@ -16,6 +17,7 @@ from plan_jax.alignment.methods import Looked
 Text = Sequence[str]  # its sentences
 
 
+@runtime_checkable
 class ImagePreprocessing(Protocol):
   """The way of an image to the encoder's square, and of a map back to the image.
 
@@ -25,13 +27,13 @@ class ImagePreprocessing(Protocol):
 
   input_px: int
 
-  def fit(self, image: np.ndarray) -> np.ndarray:
-    """Uint8 [H, W] -> float32 [input_px, input_px] in [0, 1]."""
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the square, in [0, 1]."""
 
   def to_image(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
-  ) -> np.ndarray:
-    """A map [rows, columns] -> float32 [H, W] of an image of that shape, NaN where it was cropped.
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape; NaN where the image was cropped.
 
     Bilinear, or of the nearest cell.
     """
@@ -49,6 +51,7 @@ class EncodedTexts(NamedTuple):
   left_out: int
 
 
+@runtime_checkable
 class TextPreprocessing(Protocol):
   """The way of a text to the encoder's arrays."""
 

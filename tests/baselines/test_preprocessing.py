@@ -53,7 +53,7 @@ def test_a_cell_of_the_square_lies_on_the_image_where_it_was_seen(shape):
     (width, columns, visible.any(0).sum()),
   ):
     assert count == pytest.approx(min(224, whole) * length / whole, abs=1.01)
-  patches = PaddedSquare(cell_px=16, first_px=7.5)
+  patches = PaddedSquare()
   near = patches.to_image(np.arange(196.0).reshape(14, 14), (256, 256), nearest=True)
   assert (near[16:240, 16:240] == np.kron(np.arange(196).reshape(14, 14), np.ones((16, 16)))).all()
   assert np.isnan(near[:16]).all() and np.isnan(near[:, 240:]).all()
