@@ -9,6 +9,7 @@ the cosine, smoothed on the grid by a Gaussian of 1.5 cells where the project sh
 no vectors of words: each word stands for the whole text, and a map by words is that of the phrase.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -39,8 +40,8 @@ class BioVil(nn.Module):
     reduced_dim: channels that BioViL-T reduces the image encoder's to; 0: BioViL, which does not.
   """
 
-  image: dict
-  text: dict
+  image: Mapping
+  text: Mapping
   embed_dim: int
   reduced_dim: int = 0
 

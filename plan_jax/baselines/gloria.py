@@ -10,6 +10,8 @@ zero-shot code is log max_w exp(5 cos), of the words alone; that code also let i
 the text has letters, which is left out here.
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,8 +42,8 @@ class Gloria(nn.Module):
     embed_dim: D, that of the text encoder.
   """
 
-  image: dict
-  text: dict
+  image: Mapping
+  text: Mapping
   embed_dim: int
 
   def setup(self):  # noqa: D102

@@ -10,6 +10,7 @@ here, as no similarity depends on it. Words are compared with the regions of the
 there is no local score of pairs.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -44,8 +45,8 @@ class Mgca(nn.Module):
     hidden, embed_dim: widths of the heads, and of the shared space D.
   """
 
-  image: dict
-  text: dict
+  image: Mapping
+  text: Mapping
   is_vit: bool
   hidden: int
   embed_dim: int
