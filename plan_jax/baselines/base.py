@@ -116,10 +116,10 @@ def vit(shapes: dict) -> dict:
 
 def bert(shapes: dict, settings: dict) -> dict:
   """Arguments of the BERT that `shapes` has under "text_encoder"; `settings` of a config.json."""
-  sizes = {"vocabulary_size": 1} | load.sizes(_under(shapes, "text_encoder"), "bert")
+  arguments = {"vocabulary_size": 1} | load.sizes(_under(shapes, "text_encoder"), "bert")
   if "num_attention_heads" in settings:
-    sizes["num_heads"] = settings["num_attention_heads"]
-  return sizes | {"dropout": 0.0}
+    arguments["num_heads"] = settings["num_attention_heads"]
+  return arguments | {"dropout": 0.0}
 
 
 def _under(shapes: dict, module: str) -> dict:

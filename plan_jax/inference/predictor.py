@@ -74,7 +74,7 @@ class Predictor:
 
   @property
   def has_significance(self) -> bool:
-    """True if words have a significance of their own."""
+    """True if the model weighs its words."""
     return self.spec.has_significance
 
   @property

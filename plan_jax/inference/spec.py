@@ -90,9 +90,9 @@ class ModelSpec:
     stage_at: training step -> stage.
     has_local_scores: stage -> whether all images and texts can be compared by words and pixels.
     local_logits: (pixels [I, P, D], words [J, W, D], significance [J, W], scale, stage) -> [I, J].
-    local_similarity: the same with scale 1, for images and texts that are not of one batch.
-    similarity_divisor: fixed temperature of `local_similarity`.
-    has_significance: whether words have a significance of their own.
+    local_similarity: the same with scale 1, in units of `similarity_divisor`.
+    similarity_divisor: fixed temperature that `local_similarity` contains.
+    has_significance: whether the model weighs its words.
     map_sigma, map_nearest: Gaussian on the grid (in cells) and interpolation of the model's
       published map, see evaluators.grounding_compat.
     matmul_precision: of products; None for the device's default.
