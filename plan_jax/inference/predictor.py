@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import final
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ Images = Sequence[UInt8[np.ndarray, "_ _"]]
 _FEATURE_BYTES = 2**28  # of local features, on each device at a time
 
 
+@final
 class Predictor:
   """A model with its weights.
 
@@ -28,6 +30,7 @@ class Predictor:
 
   Attributes:
     spec: description of the model.
+    grid, local_bytes, has_significance, map_sigma, map_nearest: of `spec`.
     variables: the weights in use, {"params", "batch_stats"}.
     step: of training; 0 of a baseline.
     stage: of the curriculum at that step, as which words are attended; None of a baseline.
@@ -37,7 +40,9 @@ class Predictor:
     self, spec: ModelSpec, variables: dict, mesh: Mesh, *, batch_size: int, step: int = 0
   ):
     """`batch_size`: of images or texts, rounded up to the devices of `mesh`."""
-    self.spec = spec
+    self.spec, self.grid, self.local_bytes = spec, spec.grid, spec.local_bytes
+    self.has_significance = spec.has_significance
+    self.map_sigma, self.map_nearest = spec.map_sigma, spec.map_nearest
     self._mesh, self._batch = mesh, -(-batch_size // mesh.size) * mesh.size
     self._left_out = 0
 
@@ -46,13 +51,10 @@ class Predictor:
 
     self._embed_images, self._embed_texts = jit(spec.embed_images), jit(spec.embed_texts)
     ground_words = partial(ground_pair, spec.attend)
+    pairs = {"attend": spec.attend, "words": ground_words, "phrase": spec.ground_phrase}
     self._pair_functions = {
       name: jit(jax.vmap(function, (0, 0, None)), static_argnums=2)
-      for name, function in (
-        ("attend", spec.attend),
-        ("words", ground_words),
-        ("phrase", spec.ground_phrase),
-      )
+      for name, function in pairs.items()
     }
     if spec.local_logits is not None:
       logits = jax.vmap(spec.local_logits, (0, 0, 0, None, None))
@@ -68,34 +70,9 @@ class Predictor:
     self._set(weights_of(state), int(state.step))
 
   @property
-  def grid(self) -> tuple[int, int]:
-    """Rows and columns of the pixels."""
-    return self.spec.grid
-
-  @property
-  def has_significance(self) -> bool:
-    """True if the model weighs its words."""
-    return self.spec.has_significance
-
-  @property
   def has_local_scores(self) -> bool:
     """True if all images and texts can be compared by words and pixels at this stage."""
     return self.spec.has_local_scores(self.stage)
-
-  @property
-  def local_bytes(self) -> int:
-    """Size of `local_features` of a pair."""
-    return self.spec.local_bytes
-
-  @property
-  def map_sigma(self) -> float:
-    """Gaussian of the published map, in cells; 0 for none."""
-    return self.spec.map_sigma
-
-  @property
-  def map_nearest(self) -> bool:
-    """True if the published map takes the nearest cell; else it is bilinear."""
-    return self.spec.map_nearest
 
   @property
   def note(self) -> str:
@@ -141,7 +118,7 @@ class Predictor:
     """
     maps, similarity = self._ground_pairs(images, phrases, query)
     maps, similarity = (x.reshape(-1, *self.grid) for x in (maps, similarity))
-    if sigma := self.spec.map_sigma:
+    if sigma := self.map_sigma:
       maps = np.maximum(ndimage.gaussian_filter(similarity, (0, sigma, sigma)), 0)
     top = maps.max((1, 2), keepdims=True)
     return maps / np.where(top > 0, top, 1)

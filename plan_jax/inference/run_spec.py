@@ -67,7 +67,7 @@ class RunTexts:
     return [(word, w) for w, word in enumerate(self._encode(text).words)]
 
   def report_words(self, text: Text) -> list[tuple[str, list[int]]]:
-    """The same words, each at its one place."""
+    """The words that fit, each at its one place."""
     return [(word, [w]) for word, w in self.words(text)]
 
   def _encode(self, text: Text) -> Encoded:
