@@ -11,7 +11,7 @@ words are contrasted too, else 0. A tile has I images and J reports.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ IMPLEMENTATIONS = ("full", "chunked", "ring")
 NO_LOGIT = -1e9  # the highest of no logits; finite, so that differences are
 
 
+@runtime_checkable
 class Score(Protocol):
   """Logits of images and reports that do not depend on other images or reports. Hashable."""
 

@@ -3,6 +3,7 @@
 Pixels and words leave with any norm; a method of alignment normalises them if it wants that.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -65,8 +66,8 @@ class TwoTowers(nn.Module):
     dtype: of the encoders' computation; features and parameters are float32.
   """
 
-  image: dict[str, Any]
-  text: dict[str, Any]
+  image: Mapping[str, Any]
+  text: Mapping[str, Any]
   image_name: str = "resnet"
   embed_dim: int = 128
   scale_init: float = 10.0
