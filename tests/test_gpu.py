@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step
+from benchmarks.step_inputs import SMALL
 from configs import base
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
@@ -141,7 +142,7 @@ def test_attention_without_a_mask_is_flash(length):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_whole_step_learns(dtype):
-  size = dataclasses.replace(train_step.SMALL, dtype=dtype)
+  size = dataclasses.replace(SMALL, dtype=dtype)
   step = train_step.ours(size)["whole step"]
   losses = [float(step()[1]["loss"]) for _ in range(8)]
   assert np.isfinite(losses).all()
