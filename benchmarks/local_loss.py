@@ -5,9 +5,9 @@ it fits) with PLAN's score, in one round and in two, and with GLoRIA's, and GLoR
 loop over reports each repeated over the batch, written in torch from the formula (left out where
 torch is not installed). Times are medians of the turns. Memory is XLA's own count of temporaries,
 and how far one step raises the resident memory of a process of its own above what it held before
-(inputs are there then; gradients and temporaries come). Where JAX sees a GPU torch is given the
+(inputs are held by then; gradients and temporaries come). Where JAX sees a GPU torch is given the
 same one, products in float32 are TF32 on both sides, and what grows is the GPU's memory: set
-XLA_PYTHON_CLIENT_PREALLOCATE=false there, so that JAX leaves torch some.
+XLA_PYTHON_CLIENT_PREALLOCATE=false, so that JAX leaves memory to torch.
 
   python -m benchmarks.local_loss --json=out.json                       # all rows
   python -m benchmarks.local_loss --shapes 48,25,361,768 --repeats=5    # B,W,P,D
@@ -73,7 +73,7 @@ def ours(method: str, implementation: str, shape, dtype: str, mib: int):
 
   def loss(pixels, words, word_weights, scale):
     pixels, words = narrow(pixels, dtype), narrow(words, dtype)
-    terms = contrast(pixels, words, word_weights, scale, keys)
+    terms = contrast(pairwise.PairFeatures(pixels, words, word_weights, scale), keys)
     total = losses.info_nce(terms, keys.valid)[0].sum()
     if terms.positive_word.size:
       total += losses.word_info_nce(terms, keys.valid, word_weights).sum()

@@ -112,7 +112,7 @@ def program(shape: Shape):
   batch = shape.devices * shape.batch
 
   def loss(pixels, words, word_weights, scale, keys):
-    terms = ring(score, tile, pixels, words, word_weights, scale, keys)
+    terms = ring(score, tile, pairwise.PairFeatures(pixels, words, word_weights, scale), keys)
     pairs = losses.info_nce(terms, keys.valid)[0].sum()
     return pairs + losses.word_info_nce(terms, keys.valid, word_weights).sum()
 

@@ -16,37 +16,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, ScalarLike
 
 from plan_jax.alignment import pairwise
-from plan_jax.alignment.pairwise import ContrastTerms, Keys, PartialSums, Score, Tile
+from plan_jax.alignment.pairwise import ContrastTerms, Keys, PairFeatures, PartialSums, Score
+
+_FEATURES = PairFeatures(0, 0, 0, -1)  # batch axis of each; -1: none
 
 
-def chunked(
-  score: Score,
-  tile: Tile,
-  pixels: Float[Array, "B P D"],
-  words: Float[Array, "B W D"],
-  word_weights: Float[Array, "B W"],
-  scale: ScalarLike,
-  keys: Keys,
-) -> ContrastTerms:
+def chunked(score: Score, tile: pairwise.Tile, features: PairFeatures, keys: Keys) -> ContrastTerms:
   """Contrasts as `pairwise.full`, tile by tile; B need not be a multiple of the tile.
 
   Memory beyond inputs, outputs and gradients is that of one tile, whatever B.
   """
-  return _contrast(score, tile, None, pixels, words, word_weights, scale, keys)
+  return _contrast(score, tile, None, features, keys)
 
 
-def ring(
-  score: Score,
-  tile: Tile,
-  pixels: Float[Array, "B P D"],
-  words: Float[Array, "B W D"],
-  word_weights: Float[Array, "B W"],
-  scale: ScalarLike,
-  keys: Keys,
-) -> ContrastTerms:
+def ring(score: Score, tile: pairwise.Tile, features: PairFeatures, keys: Keys) -> ContrastTerms:
   """Contrasts as `chunked`, over the mesh in context (`jax.set_mesh`), batch split over its axes.
 
   Each device sends its neighbour one device's reports a step, while it computes. On one device, or
@@ -54,15 +39,16 @@ def ring(
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = None if mesh.empty or mesh.size == 1 else mesh.axis_names
-  return _contrast(score, tile, axes, pixels, words, word_weights, scale, keys)
+  return _contrast(score, tile, axes, features, keys)
 
 
 # --- the contrast and its gradient ------------------------------------------------------------
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _contrast(score, tile, axes, pixels, words, word_weights, scale, keys) -> ContrastTerms:
-  def device(pixels, words, word_weights, scale, keys):
+def _contrast(score, tile, axes, features, keys) -> ContrastTerms:
+  def device(features, keys):
+    pixels, words, word_weights, scale = features
     images = _cut((pixels, keys), tile.images, -1)
     reports = _cut((words, word_weights, keys), tile.reports, -2)
 
@@ -73,47 +59,40 @@ def _contrast(score, tile, axes, pixels, words, word_weights, scale, keys) -> Co
     sums = (_join(image, len(pixels)), *(_join(column, len(words)) for column in columns))
     return pairwise.terms(*sums)
 
-  run = _on_devices(device, axes, (0, 0, 0, None, 0), 1)
-  return run(pixels, words, word_weights, scale, keys)
+  return _on_devices(device, axes, (_FEATURES, 0), 1)(features, keys)
 
 
-def _forward(score, tile, axes, pixels, words, word_weights, scale, keys):
-  terms = _contrast(score, tile, axes, pixels, words, word_weights, scale, keys)
-  return terms, (pixels, words, word_weights, scale, keys, terms)
+def _forward(score, tile, axes, features, keys):
+  terms = _contrast(score, tile, axes, features, keys)
+  return terms, (features, keys, terms)
 
 
 def _backward(score, tile, axes, residuals, gradient: ContrastTerms):
-  def device(pixels, words, word_weights, scale, keys, terms, gradient):
-    by_image = _LogitGradient(
-      terms.image_log_partition, gradient.image_log_partition, gradient.positive
+  def device(features, keys, terms, gradient):
+    pixels, words, word_weights, scale = features
+    none = jnp.zeros_like(gradient.positive)  # counted by image already
+    by_axis = (
+      _LogitGradient(terms.image_log_partition, gradient.image_log_partition, gradient.positive),
+      _LogitGradient(terms.report_log_partition, gradient.report_log_partition, none),
+      _LogitGradient(terms.word_log_partition, gradient.word_log_partition, gradient.positive_word),
     )
-    by_report = _LogitGradient(
-      terms.report_log_partition,
-      gradient.report_log_partition,
-      jnp.zeros_like(gradient.report_log_partition),
-    )
-    by_word = _LogitGradient(
-      terms.word_log_partition, gradient.word_log_partition, gradient.positive_word
-    )
-    rows = jax.tree.map(lambda x: x.swapaxes(0, 1), (by_image, by_report, by_word))
-    images = _cut((pixels, keys, rows[0]), tile.images, -1)
-    reports = _cut((words, word_weights, keys, rows[1:]), tile.reports, -2)
+    by_image, *by_column = jax.tree.map(lambda x: x.swapaxes(0, 1), by_axis)
+    images = _cut((pixels, keys, by_image), tile.images, -1)
+    reports = _cut((words, word_weights, keys, tuple(by_column)), tile.reports, -2)
 
     def visit(reports):
       return _visit_back(score, images, reports, scale)
 
-    of_images, of_reports = _travel(visit, reports, axes, _add_trees, _zero_tree)
-    d_pixels, d_scale = of_images
+    (d_pixels, d_scale), of_reports = _travel(visit, reports, axes, _add_trees, _zero_tree)
     if axes:
       d_scale = jax.lax.psum(d_scale, axes)
-    joined = [
+    joined = (
       d.reshape(-1, *x.shape[1:])[: len(x)].astype(x.dtype)
-      for d, x in zip((d_pixels, *of_reports), (pixels, words, word_weights), strict=True)
-    ]
-    return *joined, d_scale.astype(scale.dtype)
+      for d, x in zip((d_pixels, *of_reports), features[:3], strict=True)
+    )
+    return PairFeatures(*joined, d_scale.astype(scale.dtype))
 
-  run = _on_devices(device, axes, (0, 0, 0, None, 0, 1, 1), (0, 0, 0, None))
-  return *run(*residuals, gradient), None
+  return _on_devices(device, axes, (_FEATURES, 0, 1, 1), _FEATURES)(*residuals, gradient), None
 
 
 _contrast.defvjp(_forward, _backward)
@@ -243,16 +222,16 @@ def _travel(visit: Callable, reports, axes, combine: Callable, start: Callable):
 
 
 def _on_devices(device: Callable, axes, ins, outs) -> Callable:
-  """Runs `device` on each device of the mesh; ins, outs: which axis of an argument is the batch."""
+  """Runs `device` on each device of the mesh; ins, outs: trees of batch axes, -1 for none."""
   if axes is None:
     return device
 
   def spec(axis):
-    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, axes)
+    return PartitionSpec() if axis < 0 else PartitionSpec(*[None] * axis, axes)
 
-  outs = spec(outs) if isinstance(outs, int) else tuple(map(spec, outs))
+  ins, outs = jax.tree.map(spec, (ins, outs))
   # Unchecked: what is replicated is summed by hand, and none of this is differentiated through.
-  return jax.shard_map(device, in_specs=tuple(map(spec, ins)), out_specs=outs, check_vma=False)
+  return jax.shard_map(device, in_specs=ins, out_specs=outs, check_vma=False)
 
 
 # --- trees ------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ class Stage:
     start_fraction: share of training done when the stage begins.
     global_weight: weight of the global loss.
     local_weight: weight of the local loss, one a round; its length is the number of rounds.
-    tau: temperature of the soft region, one a round.
-    gamma: suppressed uniform shares of the soft region, one a round.
+    tau, gamma: of the soft region, one a round, see `regions`.
     term_filter: whether words are weighted by their significance, or all alike.
     cut_below: with the term filter, words whose significance is below this share of the report's
       highest get no weight at all; 0 cuts none.

@@ -42,7 +42,7 @@ class Score(Protocol):
 
 
 class Keys(NamedTuple):
-  """Identities that tell who is whose negative.
+  """Identities of images and reports, which decide the negatives.
 
   Attributes:
     index: >= 0; image and report of the same index are a positive pair.
@@ -55,6 +55,15 @@ class Keys(NamedTuple):
   text: Int[Array, " B"]
   example: Int[Array, " B"]
   valid: Bool[Array, " B"]
+
+
+class PairFeatures(NamedTuple):
+  """Features of B pairs, and the inverse temperature, as a `Score` takes them."""
+
+  pixels: Float[Array, "B P D"]
+  words: Float[Array, "B W D"]
+  word_weights: Float[Array, "B W"]
+  scale: ScalarLike
 
 
 class ContrastTerms(NamedTuple):
@@ -80,26 +89,10 @@ class Tile(NamedTuple):
   reports: int
 
 
-def full(
-  score: Score,
-  pixels: Float[Array, "B P D"],
-  words: Float[Array, "B W D"],
-  word_weights: Float[Array, "B W"],
-  scale: ScalarLike,
-  keys: Keys,
-) -> ContrastTerms:
-  """Contrasts all pairs with every logit and every intermediate held at once.
-
-  Args:
-    score: of pairs.
-    pixels: as `score` takes them.
-    words: as `score` takes them.
-    word_weights: as `score` takes them.
-    scale: inverse temperature, as `score` takes it.
-    keys: of the B pairs.
-  """
-  pairs, singles = score.logits(score.prepare(pixels), words, word_weights, scale)
-  return contrast_terms(pairs, singles, keys)
+def full(score: Score, features: PairFeatures, keys: Keys) -> ContrastTerms:
+  """Contrasts all pairs with every logit and every intermediate held at once."""
+  pixels, *rest = features
+  return contrast_terms(*score.logits(score.prepare(pixels), *rest), keys)
 
 
 def contrast_terms(
@@ -125,10 +118,8 @@ def tile(
 
   Args:
     score: whose memory counts.
-    pixels: (B, P, D) of all devices together.
-    words: (B, W, D) of all devices together.
-    images: given, or 0.
-    reports: given, or 0.
+    pixels, words: (B, P, D) and (B, W, D) of all devices together.
+    images, reports: given, or 0.
     mib: memory for what a tile holds at once.
 
   Raises:
@@ -166,7 +157,7 @@ def tile(
 
 
 def relate(images: Keys, reports: Keys) -> tuple[Bool[Array, "I J"], Bool[Array, "I J"]]:
-  """Tells which pairs are negatives, and which are positive."""
+  """Returns which pairs are negatives, and which are positive."""
 
   def equal(a, b):
     return a[:, None] == b[None]

@@ -44,7 +44,7 @@ class Rounds:
 
   @property
   def needs_gram(self) -> bool:
-    """Whether anything needs the products of the pixels among themselves."""
+    """Need for the products of the pixels among themselves."""
     return len(self.tau) > 1 or self.evidence == "cosine"
 
 

@@ -27,8 +27,7 @@ def product(
   Args:
     formula: as of `jnp.einsum`.
     dtype: "bfloat16" rounds the operands to that first, gradients too; "float32" does nothing.
-    a: left operand.
-    b: right operand.
+    a, b: the operands.
   """
   if dtype == "bfloat16":
     a, b = _round_to_bfloat16(a), _round_to_bfloat16(b)

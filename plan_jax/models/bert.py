@@ -59,10 +59,7 @@ class Bert(nn.Module):
 
   Attributes:
     vocabulary_size: number of tokens known.
-    embed_dim: as in BERT.
-    depth: as in BERT.
-    num_heads: as in BERT.
-    mlp_dim: as in BERT.
+    embed_dim, depth, num_heads, mlp_dim: as in BERT.
     max_position: learned positions; one sentence, or one report where sentences attend to each
       other.
     across_sentences: whether a token may attend to other sentences. Off by default: a filler word

@@ -85,9 +85,8 @@ class ResNet(nn.Module):
       group) or "channel" (each pixel over its own channels: nothing leaks between pixels).
     projector: width of a 1x1 convolution, norm, ReLU and 1x1 convolution behind it all, as BioViL
       has it; 0: none.
-    mean: of image pixels, one value, or one a channel: an image is then repeated, as weights of
+    mean, std: of image pixels, one value, or one a channel: images are then repeated, as weights of
       colour images want it.
-    std: of image pixels, likewise.
     freeze: patterns of the paths of frozen parameters, for batch norm.
     remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.

@@ -60,8 +60,7 @@ class TwoTowers(nn.Module):
     text: keyword arguments of Bert.
     image_name: a name of IMAGE_ENCODERS.
     embed_dim: D, width of the shared space.
-    scale_init: inverse temperatures at the start.
-    scale_max: their upper bound.
+    scale_init, scale_max: inverse temperatures at the start, and their upper bound.
     remat: a name of remat.REMAT.
     dtype: of the encoders' computation; features and parameters are float32.
   """
@@ -83,7 +82,7 @@ class TwoTowers(nn.Module):
     self.pixel_head = nn.Dense(self.embed_dim)
     self.image_head = nn.Dense(self.embed_dim)
     self.word_head = nn.Dense(self.embed_dim)
-    self.text_head = nn.Dense(self.embed_dim)
+    self.text_head = nn.Dense(self.embed_dim, name="report_head")  # names seed the first weights
     # Starts at one half for every word: the contrast decides which gets more.
     self.significance_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
     # Apart from the significance: what a report denies tells it from others, but has no pixels.

@@ -51,16 +51,12 @@ class ViT(nn.Module):
   """Image encoder; its class token takes part in attention.
 
   Attributes:
-    embed_dim: as in ViT.
-    depth: as in ViT.
-    num_heads: as in ViT.
-    mlp_dim: as in ViT.
+    embed_dim, depth, num_heads, mlp_dim: as in ViT.
     patch_px: side of a patch, and the stride of the grid.
     grid: patches a side that the learned positions stand for; on another grid they are
       interpolated.
-    mean: of image pixels, one value, or one a channel: an image is then repeated, as weights of
+    mean, std: of image pixels, one value, or one a channel: images are then repeated, as weights of
       colour images want it.
-    std: of image pixels, likewise.
     remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.
   """
@@ -117,8 +113,8 @@ def patches(x: Float[Array, "B H W C"], side: int) -> Float[Array, "B h w F"]:
 
 
 def interpolate(
-  position: Float[Array, "h w C"], rows: int, columns: int
-) -> Float[Array, "{rows} {columns} C"]:
+  position: Float[ArrayLike, "h w C"], rows: int, columns: int
+) -> Float[ArrayLike, "{rows} {columns} C"]:
   """Resamples positions to another grid.
 
   Bicubic with anti-aliasing (Keys' kernel, a = -0.5), as timm resamples them and as torch's

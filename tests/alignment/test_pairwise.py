@@ -58,7 +58,8 @@ def loss(contrast, score, keys):
   """Returns a function to value, terms of the contrast, and gradients of everything."""
 
   def f(pixels, words, weights, scale):
-    terms = contrast(score, pixels, words, weights, scale, keys)
+    features = pairwise.PairFeatures(pixels, words, weights, scale)
+    terms = contrast(score, features, keys)
     total = losses.info_nce(terms, keys.valid)[0].sum()
     if terms.positive_word.size:
       weights = jax.lax.stop_gradient(weights)

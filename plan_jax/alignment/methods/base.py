@@ -25,8 +25,7 @@ class EmbeddedBatch(NamedTuple):
     attention: share of each word in the text embedding.
     report_key: equal for reports of the same text, 0 for none.
     example_key: equal for images and reports of the same example.
-    global_scale: inverse temperature of the global contrast.
-    local_scale: inverse temperature of the local contrast.
+    global_scale, local_scale: inverse temperatures of the contrasts.
   """
 
   pixels: Float[Array, "B P D"]
@@ -50,17 +49,14 @@ class Alignment:
   Attributes:
     method: a name of by_name.METHODS.
     mask_positives: whether reports that say the same are left out of each other's negatives.
-    sparsifier: of `plan`, see refinement.Rounds.
-    evidence: of `plan`, see refinement.Rounds.
-    eta: of `plan`, see refinement.Rounds.
+    sparsifier, evidence, eta: of `plan`, see refinement.Rounds.
     beta: of `plan`, see similarity.pool_words.
     word_weight: of `plan`, weight of the contrast of single words over the images.
     term_weight: of `plan`, weight of the significance's own loss, towards the diagnostic terms; 0:
       it learns from the other losses alone.
     dtype: of the products of words and pixels, see similarity.product.
     implementation: of the contrast over all pairs, a name of pairwise.IMPLEMENTATIONS.
-    tile_images: how many images are compared at once; 0: as many as fit into `tile_mib`.
-    tile_reports: how many reports are compared at once, likewise.
+    tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.
     tile_mib: memory for a tile.
   """
 
@@ -109,29 +105,17 @@ def choose_tile(
   words: tuple[int, int, int],
 ) -> pairwise.Tile:
   """Returns the tile for pixels (B, P, D) and words (B, W, D); raises ValueError if none fits."""
-  return pairwise.tile(
-    score,
-    pixels,
-    words,
-    images=alignment.tile_images,
-    reports=alignment.tile_reports,
-    mib=alignment.tile_mib,
-  )
+  images, reports, mib = alignment.tile_images, alignment.tile_reports, alignment.tile_mib
+  return pairwise.tile(score, pixels, words, images=images, reports=reports, mib=mib)
 
 
 def contrast_pairs(
-  score: pairwise.Score,
-  alignment: Alignment,
-  pixels: Float[Array, "B P D"],
-  words: Float[Array, "B W D"],
-  word_weights: Float[Array, "B W"],
-  scale: ScalarLike,
-  keys: pairwise.Keys,
+  score: pairwise.Score, alignment: Alignment, x: pairwise.PairFeatures, keys: pairwise.Keys
 ) -> pairwise.ContrastTerms:
   """Contrasts all images with all reports, by the implementation that `alignment` names."""
-  pixels, words = narrow(pixels, alignment.dtype), narrow(words, alignment.dtype)
+  pixels, words = narrow(x.pixels, alignment.dtype), narrow(x.words, alignment.dtype)
+  x = x._replace(pixels=pixels, words=words)
   if alignment.implementation == "full":
-    return pairwise.full(score, pixels, words, word_weights, scale, keys)
+    return pairwise.full(score, x, keys)
   contrast = {"chunked": blockwise.chunked, "ring": blockwise.ring}[alignment.implementation]
-  tile = choose_tile(score, alignment, pixels.shape, words.shape)
-  return contrast(score, tile, pixels, words, word_weights, scale, keys)
+  return contrast(score, choose_tile(score, alignment, pixels.shape, words.shape), x, keys)

@@ -9,14 +9,9 @@ from jaxtyping import Array, Bool, Float, ScalarLike
 
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.losses import info_nce
-from plan_jax.alignment.methods.base import (
-  Alignment,
-  EmbeddedBatch,
-  Method,
-  WordAttention,
-  contrast_pairs,
-)
-from plan_jax.alignment.pairwise import Keys, tile_bytes
+from plan_jax.alignment.methods import base
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
+from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
 from plan_jax.alignment.similarity import TINY, ImageKeys, prepare, product
 
 
@@ -79,9 +74,8 @@ def pair_score(alignment: Alignment, stage: Stage) -> GloriaScore:
 
 def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> list:
   """Computes (loss, accuracy) of the contrast of pairs."""
-  weights, scale = x.mask.astype(jnp.float32), jnp.float32(1)
-  score = pair_score(alignment, stage)
-  terms = contrast_pairs(score, alignment, x.pixels, x.words, weights, scale, keys)
+  features = PairFeatures(x.pixels, x.words, x.mask.astype(jnp.float32), jnp.float32(1))
+  terms = base.contrast_pairs(pair_score(alignment, stage), alignment, features, keys)
   return list(zip(*info_nce(terms, keys.valid), strict=True))
 
 
@@ -91,4 +85,4 @@ def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   return WordAttention(jax.nn.relu(similarity), similarity)
 
 
-METHOD = Method(losses, attend, pair_score)
+METHOD = base.Method(losses, attend, pair_score)

@@ -8,14 +8,9 @@ from jaxtyping import Array, Float, ScalarLike
 
 from plan_jax.alignment.curriculum import Stage, word_weights
 from plan_jax.alignment.losses import info_nce, word_info_nce
-from plan_jax.alignment.methods.base import (
-  Alignment,
-  EmbeddedBatch,
-  Method,
-  WordAttention,
-  contrast_pairs,
-)
-from plan_jax.alignment.pairwise import Keys, tile_bytes
+from plan_jax.alignment.methods import base
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
+from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
 from plan_jax.alignment.refinement import Rounds, refine
 from plan_jax.alignment.similarity import ImageKeys, l2_normalize, pool_words, prepare
 
@@ -60,14 +55,8 @@ class PlanScore:
 
 def rounds(alignment: Alignment, stage: Stage) -> Rounds:
   """Returns the refinement rounds of a stage."""
-  return Rounds(
-    stage.tau,
-    stage.gamma,
-    alignment.eta,
-    alignment.sparsifier,
-    alignment.evidence,
-    alignment.dtype,
-  )
+  a = alignment
+  return Rounds(stage.tau, stage.gamma, a.eta, a.sparsifier, a.evidence, a.dtype)
 
 
 def pair_score(alignment: Alignment, stage: Stage) -> PlanScore | None:
@@ -80,15 +69,8 @@ def pair_score(alignment: Alignment, stage: Stage) -> PlanScore | None:
 def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> list:
   """Computes (loss, accuracy) of each round: the contrast of pairs, and of single words."""
   weights = word_weights(stage, x.significance, x.mask)
-  terms = contrast_pairs(
-    pair_score(alignment, stage),
-    alignment,
-    l2_normalize(x.pixels),
-    l2_normalize(x.words),
-    weights,
-    x.local_scale,
-    keys,
-  )
+  features = PairFeatures(l2_normalize(x.pixels), l2_normalize(x.words), weights, x.local_scale)
+  terms = base.contrast_pairs(pair_score(alignment, stage), alignment, features, keys)
   loss, accuracy = info_nce(terms, keys.valid)
   if alignment.word_weight:
     weights = jax.lax.stop_gradient(weights)
@@ -105,4 +87,4 @@ def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   return WordAttention(last.weight[0, :, 0], last.similarity[0, :, 0])
 
 
-METHOD = Method(losses, attend, pair_score)
+METHOD = base.Method(losses, attend, pair_score)

@@ -18,9 +18,7 @@ def attend(
   """Computes softmax(query key' / sqrt(C)) value.
 
   Args:
-    query: of the same dtype as key and value.
-    key: see query.
-    value: see query.
+    query, key, value: of one dtype.
     mask: True where a query may attend, for all heads (h = 1) or each; None: everywhere.
   """
   flash = mask is None and flash_fits(query.dtype, query.shape[-1], jax.devices()[0])

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from plan_jax.models.freezing import is_frozen
@@ -51,7 +52,7 @@ class BatchNorm(nn.Module):
 
 @jax.custom_vjp
 def batch_normalize(
-  x: Float[Array, "*n C"], scale: Float[Array, " C"], bias: Float[Array, " C"]
+  x: Float[Array, "*n C"], scale: Float[ArrayLike, " C"], bias: Float[ArrayLike, " C"]
 ) -> tuple[Float[Array, "*n C"], Float[Array, " C"], Float[Array, " C"]]:
   """Norms over all axes but the last, in x's dtype; returns mean and variance too, in float32.
 

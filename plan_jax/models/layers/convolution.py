@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from plan_jax.models.layers.dense import matrix, product
@@ -56,7 +57,7 @@ class Conv(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
-  x: Float[Array, "B H W C"], kernel: Float[Array, "K K C F"], stride: int, dilation: int
+  x: Float[Array, "B H W C"], kernel: Float[ArrayLike, "K K C F"], stride: int, dilation: int
 ) -> Float[Array, "B h w F"]:
   """Convolves to ceil(H / stride) rows and ceil(W / stride) columns; K is odd."""
   by_compiler = partial(_convolve, stride=stride, dilation=dilation)

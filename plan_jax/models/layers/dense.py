@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from plan_jax.models.layers.remat import PRODUCT
 
 
-def product(x: Float[Array, "*n C"], kernel: Float[Array, "C F"]) -> Float[Array, "*n F"]:
+def product(x: Float[Array, "*n C"], kernel: Float[ArrayLike, "C F"]) -> Float[Array, "*n F"]:
   """Contracts the last axis with the first of the kernel.
 
   A product of matrices on CPUs, where XLA copies for the gradients if there are more axes. Plain

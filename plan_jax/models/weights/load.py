@@ -35,8 +35,7 @@ class LoadedEncoder(NamedTuple):
   """Weights of an encoder, as numpy float32, and their source.
 
   Attributes:
-    params: tree like the encoder's own.
-    batch_stats: tree like the encoder's own.
+    params, batch_stats: trees like the encoder's own.
     provenance: {"source": layout and file, "sha256": of the file, "left_aside": names not ours}.
   """
 

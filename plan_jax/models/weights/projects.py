@@ -107,7 +107,7 @@ def _ours(encoder: str, first: str) -> tuple[Row, ...]:
 
 # --- one encoder of a checkpoint --------------------------------------------------------------
 
-_OUR_HEADS = (r"(pixel|image|word|text|significance|attention)_(norm|head)\..+", "log_scale")
+_OUR_HEADS = (r"(pixel|image|word|report|significance|attention)_(norm|head)\..+", "log_scale")
 _GLORIA_HEADS = (r"gloria\.img_encoder\.(global|local)_embedder\..+",)
 _MGCA_ATTENTION = (r"prototype_layer\..+", r"(patch|word)_local_atten_layer\..+")
 _MGCA_HEADS = (r"(img|text)_encoder_q\.(global|local)_embed\..+", *_MGCA_ATTENTION)
@@ -234,7 +234,7 @@ def _mgca(name: str, trunk: tuple[Row, ...]) -> Layout:
     *_mgca_head(r"img_encoder_q\.global_embed", "image_head", "dense"),
     *_mgca_head(r"img_encoder_q\.local_embed", "pixel_head", "convolution_1d"),
     *into("text_encoder", under(r"text_encoder_q\.model\.", BERT)),
-    *_mgca_head(r"text_encoder_q\.global_embed", "text_head", "dense"),
+    *_mgca_head(r"text_encoder_q\.global_embed", "report_head", "dense"),
     *_mgca_head(r"text_encoder_q\.local_embed", "word_head", "convolution_1d"),
   )
   aside = (*_not_bert(r"text_encoder_q\.model\."), *_MGCA_ATTENTION)
