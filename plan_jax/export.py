@@ -28,9 +28,9 @@ from safetensors import numpy as safetensors
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from input_pipeline.text.tokenizer import Tokenizer
-from plan_jax.alignment.methods import Alignment
+from plan_jax.alignment.methods.base import Alignment
 from plan_jax.inference import load as grounder
-from plan_jax.models.two_towers import Plan, build
+from plan_jax.models.two_towers import TwoTowers, build
 from plan_jax.models.weights.files import WeightsError, read
 from plan_jax.results import model_card
 from plan_jax.runtime.logging import log
@@ -158,7 +158,7 @@ def _inputs(config: ConfigDict) -> dict[str, dict]:
 
 
 def _export(
-  plan: Plan, model: grounder.Grounder, config: ConfigDict, weights: dict, inputs: dict
+  plan: TwoTowers, model: grounder.Grounder, config: ConfigDict, weights: dict, inputs: dict
 ) -> jax_export.Exported:
   # Half precision would tie it to the devices that have it.
   plan = plan.clone(dtype=jnp.float32)

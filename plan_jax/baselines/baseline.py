@@ -91,7 +91,7 @@ def load(config: ConfigDict) -> Loaded:
   vocabulary = text.Vocabulary(baseline.tokenizer or baseline.text, key)
   batch = text.arrays([text.Reading([0, 0], [0, 1], [], False)], 2, 0)
   blank = np.zeros((1, kind.preprocessing.input_px, kind.preprocessing.input_px, 1), np.float32)
-  read = partial(pretrained.load_baseline, build=kind.build)
+  read = partial(pretrained.load_baseline, build=kind.build, key="config.baseline.weights")
   if baseline.name in _TWO_FILES:
     network, image = read(baseline.weights, baseline.name, inputs=(blank,), method="embed_images")
     half, words = read(

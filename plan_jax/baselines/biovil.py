@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import spec
 from plan_jax.baselines.heads import hidden_states
 from plan_jax.baselines.preprocessing import MiddleOfShortSide
@@ -58,17 +58,17 @@ class BioVil(nn.Module):
       x = self.reduced(x)
       x = jnp.concatenate([x, jnp.broadcast_to(self.no_previous, x.shape)], -1)
     x = self.projector_out(nn.relu(self.projector_norm(self.projector_in(x))))
-    return Images(unit(x), unit(x.mean(1)))
+    return Images(l2_normalize(x), l2_normalize(x.mean(1)))
 
   def embed_texts(self, batch: dict) -> Texts:
     """Arrays of `text.arrays`; there are no words."""
-    report = unit(hidden_states(self.text_encoder, batch)[:, 0])
+    report = l2_normalize(hidden_states(self.text_encoder, batch)[:, 0])
     none = jnp.zeros((len(report), 1))
     return Texts(none[..., None], none > 0, none, report)
 
 
 def _phrase(image: Images, text: Texts) -> jax.Array:
-  return image.pixels @ text.report
+  return image.pixels @ text.embedding
 
 
 def _build(shapes: dict, settings: dict) -> BioVil:

@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import METHODS
-from plan_jax.alignment.similarity import GloriaScore
+from plan_jax.alignment.methods.by_name import METHODS
+from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import spec
 from plan_jax.baselines.heads import hidden_states, sums
 from plan_jax.baselines.preprocessing import PaddedSquare
@@ -58,13 +58,13 @@ class Gloria(nn.Module):
     """[B, 299, 299, 1] float32 in [0, 1]."""
     last, third = self.image_encoder(image, tapped=3)
     pixels = third.reshape(third.shape[0], -1, third.shape[-1])
-    return Images(self.pixel_head(pixels), unit(self.image_head(last.mean((1, 2)))))
+    return Images(self.pixel_head(pixels), l2_normalize(self.image_head(last.mean((1, 2)))))
 
   def embed_texts(self, batch: dict) -> Texts:
     """Arrays of `text.arrays`."""
     words = sums(hidden_states(self.text_encoder, batch), batch["word_index"])
     mask = batch["word_mask"]
-    return Texts(words, mask, mask.astype(jnp.float32), unit(words.mean(1)))
+    return Texts(words, mask, mask.astype(jnp.float32), l2_normalize(words.mean(1)))
 
 
 def logits(pixels: jax.Array, words: jax.Array, say: jax.Array) -> jax.Array:
@@ -90,11 +90,11 @@ def _say(texts: Texts) -> jax.Array:
 
 
 def _look(image: Images, text: Texts):
-  return METHODS["gloria"].look(image, text, None, None), text.significance
+  return METHODS["gloria"].attend(image, text, None, None), text.significance
 
 
 def _phrase(image: Images, text: Texts) -> jax.Array:
-  return unit(image.pixels) @ text.report
+  return l2_normalize(image.pixels) @ text.embedding
 
 
 def _build(shapes: dict, settings: dict) -> Gloria:

@@ -16,8 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import METHODS
+from plan_jax.alignment.methods.by_name import METHODS
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import spec
 from plan_jax.baselines.gloria import ENLARGED
 from plan_jax.baselines.heads import Mlp, hidden_states, sums
@@ -74,14 +74,14 @@ class Mgca(nn.Module):
       last, grid = self.image_encoder(image, tapped=3)
       pooled = last.mean((1, 2))
     pixels = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-    return Images(unit(self.pixel_head(pixels)), unit(self.image_head(pooled)))
+    return Images(l2_normalize(self.pixel_head(pixels)), l2_normalize(self.image_head(pooled)))
 
   def embed_texts(self, batch: dict) -> Texts:
     """Arrays of `text.arrays`; all words have the same say, see `embed_texts`."""
     words = sums(hidden_states(self.text_encoder, batch), batch["word_index"])
     mask = batch["word_mask"]
-    report = unit(self.report_head(words[:, 0]))
-    return Texts(unit(self.word_head(words)), mask, mask.astype(jnp.float32), report)
+    report = l2_normalize(self.report_head(words[:, 0]))
+    return Texts(l2_normalize(self.word_head(words)), mask, mask.astype(jnp.float32), report)
 
 
 def embed_texts(network: Mgca, variables: dict, batch: dict) -> Texts:
@@ -95,11 +95,11 @@ def embed_texts(network: Mgca, variables: dict, batch: dict) -> Texts:
 
 
 def _look(image: Images, text: Texts):
-  return METHODS["mgca"].look(image, text, None, None), text.significance
+  return METHODS["mgca"].attend(image, text, None, None), text.significance
 
 
 def _phrase(image: Images, text: Texts) -> jax.Array:
-  return image.pixels @ text.report
+  return image.pixels @ text.embedding
 
 
 def _build(shapes: dict, settings: dict, *, is_vit: bool) -> Mgca:

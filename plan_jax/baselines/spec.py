@@ -6,17 +6,17 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from plan_jax.alignment.methods import Looked
+from plan_jax.alignment.methods.base import WordAttention
 from plan_jax.baselines.preprocessing import MiddleOfShortSide, PaddedSquare
 from plan_jax.baselines.tokenization import Reader, Vocabulary
-from plan_jax.models.weights import load
+from plan_jax.models.weights.sizes import sizes
 
 
 class Images(NamedTuple):
-  """Features of images, float32: pixels [B, P, D] in a square grid, image [B, D] of unit norm."""
+  """Features of images, float32: pixels [B, P, D] in a square grid, embedding [B, D] of unit norm."""
 
   pixels: jax.Array
-  image: jax.Array
+  embedding: jax.Array
 
 
 class Texts(NamedTuple):
@@ -26,13 +26,13 @@ class Texts(NamedTuple):
     words: [B, W, D], where `text.arrays` numbers them; W is 1 where the baseline has none.
     mask: [B, W] bool, which are words.
     significance: [B, W], the say of each; zero where there is no word.
-    report: [B, D], unit norm.
+    embedding: [B, D], unit norm.
   """
 
   words: jax.Array
   mask: jax.Array
   significance: jax.Array
-  report: jax.Array
+  embedding: jax.Array
 
 
 class Kind(NamedTuple):
@@ -61,7 +61,7 @@ class Kind(NamedTuple):
   preprocessing: PaddedSquare | MiddleOfShortSide
   reader: Callable[[Vocabulary, int], Reader]
   phrase: Callable[[Images, Texts], jax.Array]
-  look: Callable[[Images, Texts], tuple[Looked, jax.Array]] | None = None
+  look: Callable[[Images, Texts], tuple[WordAttention, jax.Array]] | None = None
   embed_texts: Callable[[nn.Module, dict, dict], Texts] | None = None
   global_scale: float | None = None
   logits: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
@@ -74,17 +74,17 @@ class Kind(NamedTuple):
 
 def resnet(shapes: dict) -> dict:
   """Arguments of the ResNet that `shapes` has under "image_encoder"."""
-  return load.sizes(_under(shapes, "image_encoder"), "resnet")
+  return sizes(_under(shapes, "image_encoder"), "resnet")
 
 
 def vit(shapes: dict) -> dict:
   """Arguments of the ViT that `shapes` has under "image_encoder"."""
-  return load.sizes(_under(shapes, "image_encoder"), "vit")
+  return sizes(_under(shapes, "image_encoder"), "vit")
 
 
 def bert(shapes: dict, settings: dict) -> dict:
   """Arguments of the BERT that `shapes` has under "text_encoder"; `settings` of a config.json."""
-  found = {"vocabulary_size": 1} | load.sizes(_under(shapes, "text_encoder"), "bert")
+  found = {"vocabulary_size": 1} | sizes(_under(shapes, "text_encoder"), "bert")
   if "num_attention_heads" in settings:
     found["num_heads"] = settings["num_attention_heads"]
   return found | {"dropout": 0.0}

@@ -10,11 +10,13 @@ from ml_collections import ConfigDict
 
 from input_pipeline import images
 from input_pipeline.text.tokenizer import Tokenizer
-from plan_jax.alignment import curriculum, similarity
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import METHODS, Alignment, pair_score
+from plan_jax.alignment import curriculum
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import METHODS, pair_score
+from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.inference.predictor import TwoTowers, jit_on
-from plan_jax.models.two_towers import Plan, image_encoder
+from plan_jax.models import two_towers
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training.assembly import Assembly, assemble
@@ -25,7 +27,8 @@ class Grounder(TwoTowers):
   """The model of a run; see `TwoTowers` for what it can be asked."""
 
   def __init__(
-    self, model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict, mesh: Mesh
+    self, model: two_towers.TwoTowers, state: TrainState, tokenizer: Tokenizer, config: ConfigDict,
+    mesh: Mesh,
   ):
     """`state`: of training, see `take`; `config`: of the run; `mesh`: where the work is done."""
     super().__init__(mesh, config.evaluation.batch_size)
@@ -37,7 +40,7 @@ class Grounder(TwoTowers):
     }
     self._stages, self._steps = curriculum.stages(config.curriculum), config.train.steps
     self._alignment = Alignment(**config.alignment)
-    encoder = image_encoder(config.model.image)
+    encoder = two_towers.image_encoder(config.model.image)
     side = -(-self._image_px // encoder.output_stride)
     self.grid = (side, side)
     self._first_px = encoder.first_px
@@ -139,7 +142,7 @@ class Grounder(TwoTowers):
   def _similar(self, pixels, words, say):
     found = self._match_one(pixels, words, say, 1, self._stage, self._alignment)
     # GLoRIA's published score has its temperature in it.
-    return found / similarity.GloriaScore.scale if self._alignment.method == "gloria" else found
+    return found / GloriaScore.scale if self._alignment.method == "gloria" else found
 
 
 def load(workdir, config: ConfigDict | None = None, *, step: int | None = None) -> Grounder:
@@ -181,8 +184,8 @@ def of_state(parts: Assembly, state: TrainState, tokenizer: Tokenizer) -> Ground
 def _look(image, text, stage: curriculum.Stage, alignment: Alignment):
   """One image and one text -> what the words see, and their say."""
   # Trained on the global contrast alone, only the global vectors know anything.
-  look = METHODS[alignment.method if stage.local_weight else "none"].look
-  say = curriculum.say(stage, text.significance[None], text.mask[None])[0]
+  look = METHODS[alignment.method if stage.local_weight else "none"].attend
+  say = curriculum.word_weights(stage, text.significance[None], text.mask[None])[0]
   return look(image, text, stage, alignment), say
 
 
@@ -200,7 +203,7 @@ def ground_pair(image, text, stage: curriculum.Stage, alignment: Alignment):
 
 def _ground_phrase(image, text, stage: curriculum.Stage, alignment: Alignment):
   """The same of the phrase's own vector."""
-  looked = METHODS["none"].look(image, text, stage, alignment)  # alike for all words
+  looked = METHODS["none"].attend(image, text, stage, alignment)  # alike for all words
   return looked.weight[0], looked.similarity[0]
 
 
@@ -209,8 +212,8 @@ def _match(pixels, words, significance, scale, stage: curriculum.Stage, alignmen
   score = pair_score(alignment, stage)
   pixels, words = pixels.astype(jnp.float32), words.astype(jnp.float32)
   if alignment.method == "plan":
-    pixels, words = unit(pixels), unit(words)
-    say = curriculum.say(stage, significance, significance > 0)
+    pixels, words = l2_normalize(pixels), l2_normalize(words)
+    say = curriculum.word_weights(stage, significance, significance > 0)
   else:
     say, scale = (significance > 0).astype(jnp.float32), jnp.float32(1)
   return score.logits(score.prepare(pixels), words, say, scale)[0][-1]

@@ -69,17 +69,17 @@ class TwoTowers:
     raise NotImplementedError
 
   def _image_encoder(self, images: jax.Array):
-    """Of a batch: something with `pixels` [B, P, D] and `image` [B, D], unit norm."""
+    """Of a batch: something with `pixels` [B, P, D] and `embedding` [B, D], unit norm."""
     raise NotImplementedError
 
   def _text_encoder(self, arrays: dict):
-    """Of a batch: with `words` [B, W, D], `mask`, `significance` [B, W], `report` [B, D]."""
+    """Of a batch: with `words` [B, W, D], `mask`, `significance` [B, W], `embedding` [B, D]."""
     raise NotImplementedError
 
   def _paired(self, kind: str, image, text):
     """Each image of a batch with the text at its place.
 
-    By kind: "words" or "phrase": map [B, P] of any scale, similarity [B, P]; "look": `Looked` of
+    By kind: "words" or "phrase": map [B, P] of any scale, similarity [B, P]; "look": `WordAttention` of
     the words, and their say [B, W].
     """
     raise NotImplementedError
@@ -118,11 +118,11 @@ class TwoTowers:
 
   def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """N images -> [N, D] float32, unit norm."""
-    return self._run(lambda some: self._seen(some).image, images)
+    return self._run(lambda some: self._seen(some).embedding, images)
 
   def embed_texts(self, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
     """N texts, each of sentences -> [N, D] float32, unit norm."""
-    return self._run(lambda some: self._read(some).report, self._encoded(texts))
+    return self._run(lambda some: self._read(some).embedding, self._encoded(texts))
 
   def ground(
     self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"

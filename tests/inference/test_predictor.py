@@ -7,8 +7,9 @@ from input_pipeline.phantom import radiograph
 from input_pipeline.text import reports
 from input_pipeline.text import tokenizer as tokens
 from plan_jax.alignment import curriculum
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import Alignment, pair_score
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import pair_score
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.inference import load as grounder
 from plan_jax.training.assembly import assemble
 from tiny_runs import tiny
@@ -142,8 +143,8 @@ def test_local_logits_are_those_of_training(model, method, tmp_path):
   pixels, words = (np.asarray(x, np.float32) for x in features[:2])
   say = (features[2] > 0).astype(np.float32)
   if method == "plan":
-    pixels, words = unit(pixels), unit(words)
-    say = curriculum.say(stage, features[2], features[2] > 0)
+    pixels, words = l2_normalize(pixels), l2_normalize(words)
+    say = curriculum.word_weights(stage, features[2], features[2] > 0)
   wanted = score.logits(score.prepare(pixels), words, say, config.model.scale_init)[0][-1]
   np.testing.assert_allclose(got, wanted, atol=1e-4)
   pairs = np.array([[0, 3], [4, 1], [2, 2], [1, 0]])
