@@ -11,7 +11,8 @@ from input_pipeline.example import SPLITS
 from input_pipeline.readers.by_name import READERS, default_options
 from input_pipeline.text import diagnostic_terms
 from plan_jax.alignment import curriculum, pairwise
-from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import METHODS, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.similarity import EVIDENCE
 from plan_jax.evaluators import datasets, prompts
@@ -217,7 +218,10 @@ def check(config: ConfigDict) -> None:
       )
   _check(config, "train.layer_decay", lambda value: 0 < value <= 1, "must lie in (0, 1]")
   if config.train.freeze:
-    freezing.check(abstract_params(config), config.train.freeze)
+    try:
+      freezing.check(abstract_params(config), config.train.freeze)
+    except ValueError as error:
+      raise ConfigError(f"config.train.freeze: {error}") from error
   diagnostic_terms.load(config.text.terms)
   prompts.load(config.evaluation.prompts)
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():

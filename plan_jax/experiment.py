@@ -16,12 +16,12 @@ from plan_jax.evaluate import evaluate
 from plan_jax.evaluators import datasets, prompts
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints, make_records
 from plan_jax.inference.load import load
-from plan_jax.models.weights import load as pretrained
 from plan_jax.results import rows as results
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import train
+from plan_jax.training import pretrained
 
 
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:

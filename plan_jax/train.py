@@ -16,14 +16,14 @@ from input_pipeline.files import replace_text
 from input_pipeline.text import diagnostic_terms
 from input_pipeline.text import tokenizer as tokens
 from plan_jax.alignment import curriculum
-from plan_jax.alignment.methods import Alignment
+from plan_jax.alignment.methods.base import Alignment
 from plan_jax.evaluate import validation_scalars
 from plan_jax.inference import load as grounder
-from plan_jax.models.weights import load
 from plan_jax.runtime import mesh, preemption, processes
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import Progress, Scalars, duration, log
 from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import pretrained
 from plan_jax.training.assembly import Assembly, assemble
 from plan_jax.training.state import TrainState, make_step
 
@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: Workdir, folder) -> None:
 def _first_state(parts: Assembly, workdir: Workdir) -> TrainState:
   """The state before the first step; encoders from foreign weights are noted in weights.json."""
   state = parts.initial_state()
-  encoders = load.load_encoders(parts.config.model, parts.model.text["vocabulary_size"])
+  encoders = pretrained.load_encoders(parts.config.model, parts.model.text["vocabulary_size"])
   if not encoders:
     return state
   note = json.dumps({name: encoder.provenance for name, encoder in encoders.items()}, indent=2)
@@ -98,7 +98,7 @@ def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> tokens.Token
   """The run's own vocabulary: trained on the training reports, or copied from a folder."""
 
   def make():
-    if folder := load.tokenizer_folder(config):
+    if folder := pretrained.tokenizer_folder(config):
       tokens.copy(folder, workdir.tokenizer)
     else:
       some = range(0, len(source), max(1, len(source) // _TOKENIZER_TEXTS))

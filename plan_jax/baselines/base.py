@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float
 
 from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
-from plan_jax.models.weights import load
+from plan_jax.models.weights.sizes import sizes
 
 
 class ImageEmbeddings(NamedTuple):
-  """Features of images, float32: pixels in a square grid, and the image, of unit norm."""
+  """Features of images, float32: pixels in a square grid, and an embedding of unit norm."""
 
   pixels: Float[jax.Array, "*B P D"]
-  image: Float[jax.Array, "*B D"]
+  embedding: Float[jax.Array, "*B D"]
 
 
 class TextEmbeddings(NamedTuple):
@@ -28,13 +28,13 @@ class TextEmbeddings(NamedTuple):
     words: at the places that `Reading.owner` counts.
     mask: true for words.
     significance: weight of each word; zero for other places.
-    report: unit norm.
+    embedding: unit norm.
   """
 
   words: Float[jax.Array, "*B W D"]
   mask: Bool[jax.Array, "*B W"]
   significance: Float[jax.Array, "*B W"]
-  report: Float[jax.Array, "*B D"]
+  embedding: Float[jax.Array, "*B D"]
 
 
 class Baseline(NamedTuple):
@@ -106,17 +106,17 @@ def baseline_spec(
 
 def resnet(shapes: dict) -> dict:
   """Arguments of the ResNet that `shapes` has under "image_encoder"."""
-  return load.sizes(_under(shapes, "image_encoder"), "resnet")
+  return sizes(_under(shapes, "image_encoder"), "resnet")
 
 
 def vit(shapes: dict) -> dict:
   """Arguments of the ViT that `shapes` has under "image_encoder"."""
-  return load.sizes(_under(shapes, "image_encoder"), "vit")
+  return sizes(_under(shapes, "image_encoder"), "vit")
 
 
 def bert(shapes: dict, settings: dict) -> dict:
   """Arguments of the BERT that `shapes` has under "text_encoder"; `settings` of a config.json."""
-  arguments = {"vocabulary_size": 1} | load.sizes(_under(shapes, "text_encoder"), "bert")
+  arguments = {"vocabulary_size": 1} | sizes(_under(shapes, "text_encoder"), "bert")
   if "num_attention_heads" in settings:
     arguments["num_heads"] = settings["num_attention_heads"]
   return arguments | {"dropout": 0.0}

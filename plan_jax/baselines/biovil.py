@@ -16,8 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import Looked
+from plan_jax.alignment.methods.base import WordAttention
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
 from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
 from plan_jax.baselines.heads import hidden_states
@@ -63,23 +63,23 @@ class BioVil(nn.Module):
       x = self.reduced(x)
       x = jnp.concatenate([x, jnp.broadcast_to(self.no_previous, x.shape)], -1)
     x = self.projector_out(nn.relu(self.projector_norm(self.projector_in(x))))
-    return ImageEmbeddings(unit(x), unit(x.mean(1)))
+    return ImageEmbeddings(l2_normalize(x), l2_normalize(x.mean(1)))
 
   def embed_texts(self, batch: dict) -> TextEmbeddings:
     """Embeds arrays of `BaselineTexts`; there are no words."""
-    report = unit(hidden_states(self.text_encoder, batch)[:, 0])
-    none = jnp.zeros((len(report), 1))
-    return TextEmbeddings(none[..., None], none > 0, none, report)
+    embedding = l2_normalize(hidden_states(self.text_encoder, batch)[:, 0])
+    none = jnp.zeros((len(embedding), 1))
+    return TextEmbeddings(none[..., None], none > 0, none, embedding)
 
 
 def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
-  return image.pixels @ text.report
+  return image.pixels @ text.embedding
 
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
   """One region, for the text as a whole."""
   similarity = _phrase_similarity(image, text)[None]
-  return Looked(jax.nn.relu(similarity), similarity), jnp.ones(1)
+  return WordAttention(jax.nn.relu(similarity), similarity), jnp.ones(1)
 
 
 def _build(shapes: dict, settings: dict) -> BioVil:

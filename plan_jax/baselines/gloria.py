@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import METHODS
-from plan_jax.alignment.similarity import GloriaScore
+from plan_jax.alignment.methods.by_name import METHODS
+from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
 from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
 from plan_jax.baselines.heads import hidden_states, sums
@@ -61,13 +61,15 @@ class Gloria(nn.Module):
     """Embeds [B, 299, 299, 1] float32 in [0, 1]."""
     last, third = self.image_encoder(image, tapped=3)
     pixels = third.reshape(third.shape[0], -1, third.shape[-1])
-    return ImageEmbeddings(self.pixel_head(pixels), unit(self.image_head(last.mean((1, 2)))))
+    return ImageEmbeddings(
+      self.pixel_head(pixels), l2_normalize(self.image_head(last.mean((1, 2))))
+    )
 
   def embed_texts(self, batch: dict) -> TextEmbeddings:
     """Embeds arrays of `BaselineTexts`."""
     words = sums(hidden_states(self.text_encoder, batch), batch["word_index"])
     mask = batch["word_mask"]
-    return TextEmbeddings(words, mask, mask.astype(jnp.float32), unit(words.mean(1)))
+    return TextEmbeddings(words, mask, mask.astype(jnp.float32), l2_normalize(words.mean(1)))
 
 
 def local_logits(pixels, words, significance, scale, stage) -> jax.Array:
@@ -87,11 +89,11 @@ def local_similarity(pixels, words, significance, scale, stage) -> jax.Array:
 
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
-  return METHODS["gloria"].look(image, text, stage, None), text.significance
+  return METHODS["gloria"].attend(image, text, stage, None), text.significance
 
 
 def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
-  return unit(image.pixels) @ text.report
+  return l2_normalize(image.pixels) @ text.embedding
 
 
 def _build(shapes: dict, settings: dict) -> Gloria:

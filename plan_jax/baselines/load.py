@@ -104,7 +104,7 @@ def _network(config: ConfigDict):
   image = np.zeros((1, side, side, 1), np.float32)
   empty = tokenization.Reading([0, 0], [0, 1], [], False)
   text = {name: x[None] for name, x in tokenization.to_arrays(empty, 2, 0).items()}
-  read = partial(load_baseline, build=baseline.build)
+  read = partial(load_baseline, build=baseline.build, key="config.baseline.weights")
   if not baseline.separate_text:
     network, weights = read(given.weights, given.name, inputs=(image, text))
     return network, {"weights": weights}

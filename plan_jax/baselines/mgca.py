@@ -17,8 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import METHODS
+from plan_jax.alignment.methods.by_name import METHODS
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
 from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
 from plan_jax.baselines.gloria import ENLARGED
@@ -72,14 +72,18 @@ class Mgca(nn.Module):
       last, grid = self.image_encoder(image, tapped=3)
       pooled = last.mean((1, 2))
     pixels = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-    return ImageEmbeddings(unit(self.pixel_head(pixels)), unit(self.image_head(pooled)))
+    return ImageEmbeddings(
+      l2_normalize(self.pixel_head(pixels)), l2_normalize(self.image_head(pooled))
+    )
 
   def embed_texts(self, batch: dict) -> TextEmbeddings:
     """Embeds arrays of `BaselineTexts`; all words weigh alike, see `weighted_texts`."""
     words = sums(hidden_states(self.text_encoder, batch), batch["word_index"])
     mask = batch["word_mask"]
-    report = unit(self.report_head(words[:, 0]))
-    return TextEmbeddings(unit(self.word_head(words)), mask, mask.astype(jnp.float32), report)
+    embedding = l2_normalize(self.report_head(words[:, 0]))
+    return TextEmbeddings(
+      l2_normalize(self.word_head(words)), mask, mask.astype(jnp.float32), embedding
+    )
 
 
 def weighted_texts(network: Mgca, variables: dict, batch: dict) -> TextEmbeddings:
@@ -94,11 +98,11 @@ def weighted_texts(network: Mgca, variables: dict, batch: dict) -> TextEmbedding
 
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
-  return METHODS["mgca"].look(image, text, stage, None), text.significance
+  return METHODS["mgca"].attend(image, text, stage, None), text.significance
 
 
 def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
-  return image.pixels @ text.report
+  return image.pixels @ text.embedding
 
 
 def _build(shapes: dict, settings: dict, *, is_vit: bool) -> Mgca:

@@ -86,11 +86,11 @@ class Predictor:
 
   def embed_images(self, images: Images) -> Float[np.ndarray, "N D"]:
     """Embeddings of N images, float32, unit norm."""
-    return self._run(lambda batch: self._image_features(batch).image, images)
+    return self._run(lambda batch: self._image_features(batch).embedding, images)
 
   def embed_texts(self, texts: Sequence[Text]) -> Float[np.ndarray, "N D"]:
     """Embeddings of N texts, float32, unit norm."""
-    return self._run(lambda batch: self._text_features(batch).report, self._encode(texts))
+    return self._run(lambda batch: self._text_features(batch).embedding, self._encode(texts))
 
   def ground(
     self, images: Images, phrases: Sequence[str], query: str = "words"

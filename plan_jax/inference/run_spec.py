@@ -14,11 +14,12 @@ from input_pipeline import images
 from input_pipeline.text.tokenizer import Encoded, Tokenizer
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import METHODS, Alignment, pair_score
-from plan_jax.alignment.similarity import GloriaScore
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import METHODS, pair_score
+from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.inference.spec import EncodedTexts, ModelSpec, Text
-from plan_jax.models.two_towers import Plan, image_encoder
+from plan_jax.models.two_towers import TwoTowers, image_encoder
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class RunTexts:
     return self.tokenizer.encode(text, max_tokens=self.max_tokens, max_words=self.max_words)
 
 
-def run_spec(model: Plan, tokenizer: Tokenizer, config: ConfigDict) -> ModelSpec:
+def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> ModelSpec:
   """Describes the model of a run, at every point of its training.
 
   Args:
@@ -118,12 +119,12 @@ def _scales(variables: dict) -> tuple[np.float32, np.float32]:
 def _attend(alignment: Alignment, image, text, stage: Stage):
   # Trained on the global contrast alone, only the global embeddings know anything.
   method = METHODS[alignment.method if stage.local_weight else "none"]
-  weights = curriculum.say(stage, text.significance[None], text.mask[None])[0]
-  return method.look(image, text, stage, alignment), weights
+  weights = curriculum.word_weights(stage, text.significance[None], text.mask[None])[0]
+  return method.attend(image, text, stage, alignment), weights
 
 
 def _ground_phrase(alignment: Alignment, image, text, stage: Stage):
-  attention = METHODS["none"].look(image, text, stage, alignment)  # alike for all words
+  attention = METHODS["none"].attend(image, text, stage, alignment)  # alike for all words
   return attention.weight[0], attention.similarity[0]
 
 
@@ -134,8 +135,8 @@ def _local_logits(
   score = pair_score(alignment, stage)
   pixels, words = pixels.astype(jnp.float32), words.astype(jnp.float32)
   if alignment.method == "plan":
-    pixels, words = unit(pixels), unit(words)
-    weights = curriculum.say(stage, significance, significance > 0)
+    pixels, words = l2_normalize(pixels), l2_normalize(words)
+    weights = curriculum.word_weights(stage, significance, significance > 0)
   else:
     weights, scale = (significance > 0).astype(jnp.float32), jnp.float32(1)
   return score.logits(score.prepare(pixels), words, weights, scale)[0][-1]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.methods import Looked
+from plan_jax.alignment.methods.base import WordAttention
 
 Text = Sequence[str]  # its sentences
 
@@ -77,10 +77,10 @@ class ModelSpec:
     title: name of the model; empty for a run.
     images, texts: preprocessing on the host.
     grid: rows and columns of the pixels.
-    embed_images: (variables, float32 [B, S, S, 1]) -> `pixels` [B, P, D] and `image` [B, D], of
+    embed_images: (variables, float32 [B, S, S, 1]) -> `pixels` [B, P, D] and `embedding` [B, D], of
       unit norm.
     embed_texts: (variables, arrays [B, ...]) -> `words` [B, W, D], `mask` and `significance`
-      [B, W], and `report` [B, D], of unit norm.
+      [B, W], and `embedding` [B, D], of unit norm.
     attend: (image, text, stage) -> the regions of the words, and the weight of each [W].
     ground_phrase: (image, text, stage) -> map [P] >= 0 of any scale and signed similarity [P] of
       the phrase's own embedding.
@@ -104,7 +104,7 @@ class ModelSpec:
   grid: tuple[int, int]
   embed_images: Callable
   embed_texts: Callable
-  attend: Callable[..., tuple[Looked, jax.Array]]
+  attend: Callable[..., tuple[WordAttention, jax.Array]]
   ground_phrase: Callable[..., tuple[jax.Array, jax.Array]]
   local_bytes: int
   note: str

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.methods import Alignment, Embedded
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
 from plan_jax.alignment.objective import objective
 from plan_jax.models import freezing
-from plan_jax.models.two_towers import Plan, bounded
+from plan_jax.models.two_towers import TwoTowers, bounded
 from plan_jax.training.gradient_cache import value_and_gradient
 
 
@@ -72,7 +72,7 @@ def make_optimizer(config, steps: int) -> tuple[optax.GradientTransformation, op
   return optimizer, schedule
 
 
-def initial_state(model: Plan, optimizer, batch: dict, *, seed: int, ema: bool) -> TrainState:
+def initial_state(model: TwoTowers, optimizer, batch: dict, *, seed: int, ema: bool) -> TrainState:
   """Fresh state; `batch` gives shapes only. A pure function: jit it with the shardings wanted."""
   variables = model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)
   params = variables["params"]
@@ -86,7 +86,7 @@ def initial_state(model: Plan, optimizer, batch: dict, *, seed: int, ema: bool) 
 
 
 def make_step(
-  model: Plan,
+  model: TwoTowers,
   optimizer,
   schedule: optax.Schedule,
   stage: Stage,
@@ -121,15 +121,19 @@ def make_step(
       mutable=["batch_stats"],
     )
     features = dict(
-      pixels=image.pixels, image=image.image, words=text.words, report=text.report,
-      significance=text.significance, attention=text.attention,
-    )  # fmt: skip
+      pixels=image.pixels,
+      image_embedding=image.embedding,
+      words=text.words,
+      text_embedding=text.embedding,
+      significance=text.significance,
+      attention=text.attention,
+    )
     return features, mutated.get("batch_stats", {})
 
   def loss(features, params, batch):
     params = freezing.without_gradient(params, freeze)
     scales = model.apply({"params": params}, method="scales")
-    embedded = Embedded(
+    embedded = EmbeddedBatch(
       **features,
       mask=batch["word_mask"],
       term=batch["term"],

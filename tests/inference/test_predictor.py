@@ -9,8 +9,9 @@ from input_pipeline.phantom import radiograph
 from input_pipeline.text import reports
 from input_pipeline.text import tokenizer as tokens
 from plan_jax.alignment import curriculum
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import Alignment, pair_score
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import pair_score
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.inference.load import of_state
 from plan_jax.training.assembly import assemble
 from tiny_runs import tiny
@@ -120,8 +121,8 @@ def test_local_logits_are_those_of_training(method, tmp_path):
   pixels, words = (np.asarray(x, np.float32) for x in features[:2])
   weights = (features[2] > 0).astype(np.float32)
   if method == "plan":
-    pixels, words = unit(pixels), unit(words)
-    weights = curriculum.say(stage, features[2], features[2] > 0)
+    pixels, words = l2_normalize(pixels), l2_normalize(words)
+    weights = curriculum.word_weights(stage, features[2], features[2] > 0)
   want = score.logits(score.prepare(pixels), words, weights, config.model.scale_init)[0][-1]
   np.testing.assert_allclose(logits, want, atol=1e-4)
   similarity = model.local_similarities(texts[:3])(IMAGES)
