@@ -7,7 +7,7 @@ def get_config() -> ConfigDict:
   """The full-size configuration."""
   config = ConfigDict()
   config.seed = 0
-  config.runlocal = False  # a few images, steps and parameters: does the whole way work?
+  config.runlocal = False  # tries the whole way: few images, steps, parameters (configs/local.py)
 
   config.data = ConfigDict()
   config.data.dataset = "folder"  # a reader of input_pipeline/readers
@@ -17,9 +17,8 @@ def get_config() -> ConfigDict:
   config.data.limit = 0  # images of each split; 0: all
   config.data.max_skipped_fraction = 0.01  # more unreadable images than this stop the conversion
   config.data.options = ConfigDict()  # the reader's own
-  config.data.selection = (
-    ""  # of images: a name of input_pipeline/conversion/selections.py, or a .json file
-  )
+  # Of images: a name of input_pipeline/conversion/selections.py, or a .json file.
+  config.data.selection = ""
   config.data.selection_seed = 0
   config.data.augment = True
   config.data.workers = 0  # decoding processes; 0: threads only
@@ -28,9 +27,8 @@ def get_config() -> ConfigDict:
   config.text = ConfigDict()
   config.text.tokenizer = ""  # a local Hugging Face folder; empty: trained on the training reports
   config.text.vocabulary_size = 8192  # of a trained tokenizer
-  config.text.terms = (
-    ""  # a list of diagnostic terms; empty: input_pipeline/text/diagnostic_terms.txt
-  )
+  # A list of diagnostic terms; empty: input_pipeline/text/diagnostic_terms.txt.
+  config.text.terms = ""
   config.text.max_tokens = 192
   config.text.max_words = 96
 
@@ -45,20 +43,34 @@ def get_config() -> ConfigDict:
     dict(
       name="resnet",  # or "vit", of the keys below
       weights="",  # a file or folder to start from, see docs/weights.md; empty: at random
-      mean=(0.5,), std=(0.25,),  # of image pixels in [0, 1]; three values: as of a colour picture
-      depth=50, width=1.0, stages=4, output_stride=16, dilated=True, norm="batch", projector=0,
+      mean=(0.5,),  # of image pixels in [0, 1]; three values: as of a colour picture
+      std=(0.25,),
+      depth=50,
+      width=1.0,
+      stages=4,
+      output_stride=16,
+      dilated=True,
+      norm="batch",
+      projector=0,
     )
-  )  # fmt: skip
+  )
   config.model.image.vit = ConfigDict(
     dict(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_px=16, grid=14)
   )
   config.model.text = ConfigDict(
     dict(
       weights="",  # as above
-      embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, max_position=512, across_sentences=False,
-      dropout=0.1, last_layers=1, projector=0,
+      embed_dim=768,
+      depth=12,
+      num_heads=12,
+      mlp_dim=3072,
+      max_position=512,
+      across_sentences=False,
+      dropout=0.1,
+      last_layers=1,
+      projector=0,
     )
-  )  # fmt: skip
+  )
 
   config.alignment = ConfigDict()
   config.alignment.method = "plan"  # or a baseline: none, gloria, sparc, mgca
@@ -79,16 +91,26 @@ def get_config() -> ConfigDict:
   config.curriculum = ConfigDict()
   config.curriculum.words = ConfigDict(
     dict(
-      start_fraction=0.0, global_weight=1.0, local_weight=(1.0,), tau=(0.2,), gamma=(0.0,),
-      term_filter=True, cut_below=0.0,
+      start_fraction=0.0,
+      global_weight=1.0,
+      local_weight=(1.0,),
+      tau=(0.2,),
+      gamma=(0.0,),
+      term_filter=True,
+      cut_below=0.0,
     )
-  )  # fmt: skip
+  )
   config.curriculum.refine = ConfigDict(
     dict(
-      start_fraction=0.6, global_weight=1.0, local_weight=(1.0,), tau=(0.2,), gamma=(1.0,),
-      term_filter=True, cut_below=0.0,
+      start_fraction=0.6,
+      global_weight=1.0,
+      local_weight=(1.0,),
+      tau=(0.2,),
+      gamma=(1.0,),
+      term_filter=True,
+      cut_below=0.0,
     )
-  )  # fmt: skip
+  )
 
   config.train = ConfigDict()
   config.train.steps = 50_000
@@ -120,30 +142,34 @@ def get_config() -> ConfigDict:
   config.evaluation.max_tokens = 384  # a whole report
   config.evaluation.max_words = 256
   config.evaluation.rerank_top = 32  # retrieved candidates that local scores re-order; 0: none
-  config.evaluation.prompts = (
-    "ours",
-  )  # for zero-shot: of plan_jax/evaluators/prompt_sets, or .json files
+  # For zero-shot: of plan_jax/evaluators/prompt_sets, or .json files.
+  config.evaluation.prompts = ("ours",)
   config.evaluation.compatibility = False  # also by the published protocols of others
   config.evaluation.resamples = 1000  # of the bootstrap
   config.evaluation.report_images = 12  # of each set
   config.evaluation.sets = ConfigDict()  # further data to evaluate on: name -> evaluation_set(...)
-  config.evaluation.transfer = ConfigDict()  # learned on the encoder: name -> downstream(...)
+  config.evaluation.transfer = ConfigDict()  # learned on the encoder: name -> transfer_task(...)
 
   config.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return config
 
 
-def downstream(
-  task: str, *, of: str = "", fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
-  encoders: tuple[str, ...] = ("run",), **flags,
-) -> ConfigDict:  # fmt: skip
+def transfer_task(
+  task: str,
+  *,
+  of: str = "",
+  fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
+  encoders: tuple[str, ...] = ("run",),
+  **flags,
+) -> ConfigDict:
   """A task that evaluation learns on the run's image encoder, once for each share of the labels.
 
   Args:
-    task: "detect", "segment", "classify" or "probe": the commands `python -m plan_jax.TASK`.
+    task: "detection", "segmentation", "classification" or "linear_probe", the tasks of
+      `python -m plan_jax.transfer --task=TASK`.
     of: the evaluation set to learn from and score on; empty: the run's own data.
     fractions: of the training patients; none: the task is left out.
-    encoders: "run" and what it is to be compared with, as --encoder of the command has it.
+    encoders: "run" and those to compare it with, as --encoder of the command has it.
     **flags: of the command.
   """
   return ConfigDict(
@@ -160,7 +186,12 @@ def evaluation_set(
   """
   return ConfigDict(
     dict(
-      dataset=dataset, source="", records="", split=split, selection=selection, selection_seed=0,
+      dataset=dataset,
+      source="",
+      records="",
+      split=split,
+      selection=selection,
+      selection_seed=0,
       options=options,
     )
-  )  # fmt: skip
+  )

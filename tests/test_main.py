@@ -24,8 +24,11 @@ from tiny_runs import flags, tiny
 def command(*arguments):
   return subprocess.run(
     [sys.executable, "-m", "plan_jax.main", *map(str, arguments)],
-    capture_output=True, text=True, timeout=300, cwd=ROOT,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    timeout=300,
+    cwd=ROOT,
+  )
 
 
 def test_importing_needs_neither_tensorflow_nor_torch():
@@ -147,8 +150,14 @@ def make_folder(path, images=12):
     cv2.imwrite(str(path / f"{i}.jpg"), pixels)
     x0, y0, x1, y1 = example.regions[0].boxes[0].tolist() if example.regions else (1, 2, 9, 12)
     box = {"label": "finding", "x": x0, "y": y0, "w": x1 - x0, "h": y1 - y0}
-    rows.append({"image": f"{i}.jpg", "text": " ".join(example.sentences), "boxes": json.dumps([box]),
-                 "split": "validation" if i % 3 == 0 else "train"})  # fmt: skip
+    rows.append(
+      {
+        "image": f"{i}.jpg",
+        "text": " ".join(example.sentences),
+        "boxes": json.dumps([box]),
+        "split": "validation" if i % 3 == 0 else "train",
+      }
+    )
   write(path, rows)
   return rows
 
@@ -166,8 +175,11 @@ def test_a_folder_of_images_end_to_end(tmp_path):
   experiment.run(folder_config(tmp_path / "images", **{"train.steps": 2}), run, "all")
   rows = results.read(run.evaluation).rows
   assert {row.task for row in rows} == {
-    "grounding", "grounding-by-phrase", "retrieval", "reranked-retrieval"
-  }  # fmt: skip
+    "grounding",
+    "grounding-by-phrase",
+    "retrieval",
+    "reranked-retrieval",
+  }
   assert {row.data for row in rows} == {"folder/validation"}
   assert run.report.exists()
 

@@ -29,9 +29,11 @@ def job(config, *flags):
 @pytest.mark.parametrize("variant", [pytest.param("", marks=pytest.mark.slow), ":vit"])
 def test_the_main_job(source, tmp_path, variant):
   done = job(
-    f"configs/mimic.py{variant}", f"--config.data.source={source}", "--config.runlocal=True",
+    f"configs/mimic.py{variant}",
+    f"--config.data.source={source}",
+    "--config.runlocal=True",
     f"--workdir={tmp_path / 'run'}",
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   found = rows.read(tmp_path / "run" / "evaluation.json")
   assert found.step == 4
@@ -50,9 +52,11 @@ def test_without_ms_cxr_the_key_and_the_way_out_are_told(tmp_path):
   physionet.write(tmp_path / "raw")
   shutil.rmtree(tmp_path / "raw" / "ms-cxr")
   done = job(
-    "configs/mimic.py", f"--config.data.source={tmp_path / 'raw'}", "--config.runlocal=True",
+    "configs/mimic.py",
+    f"--config.data.source={tmp_path / 'raw'}",
+    "--config.runlocal=True",
     f"--workdir={tmp_path / 'run'}",
-  )  # fmt: skip
+  )
   assert done.returncode == 1 and "step" not in done.stdout
   assert "config.evaluation.sets.ms_cxr.source='' does without the set" in done.stderr
 

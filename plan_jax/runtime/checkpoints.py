@@ -85,7 +85,7 @@ class Checkpoints:
       return
     if metrics is not None and self._best_metric not in metrics:
       metrics = None
-    # Forced: whether to save is decided already, and asking would disturb plan_jax.runtime.preemption.
+    # Forced: that it saves is decided already, and to ask would disturb runtime/preemption.py.
     self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
   def restore(self, abstract, step: int | None = None):

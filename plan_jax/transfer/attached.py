@@ -25,10 +25,10 @@ from plan_jax.transfer.encoder import mark_of, weights_of
 
 # Name -> the module of its command, and what it does.
 TASKS = {
-  "detect": (detect, detect.detect),
-  "segment": (segment, segment.segment),
-  "classify": (classify, classify.classify),
-  "probe": (linear_probe, linear_probe.probe),
+  "detection": (detect, detect.detect),
+  "segmentation": (segment, segment.segment),
+  "classification": (classify, classify.classify),
+  "linear_probe": (linear_probe, linear_probe.probe),
 }
 _OWN = {"workdir", "records", "out", "encoder", "step", "fraction"}  # not for a config to set
 

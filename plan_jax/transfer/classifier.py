@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline import images, loader
 from input_pipeline.example import Example
+from plan_jax.training.state import TrainState
 from plan_jax.transfer.encoder import pooled
-from plan_jax.transfer.learner import Learner, LearnerState
+from plan_jax.transfer.learner import Learner
 
 _UNKNOWN = -1
 
@@ -60,9 +61,9 @@ class Classifier:
       encoder, weights, Head(len(findings)), settings, mesh,
       read=pooled, loss=loss, tell=lambda raw: (jax.nn.sigmoid(raw),),
     )  # fmt: skip
-    self._state: LearnerState | None = None
+    self._state: TrainState | None = None
 
-  def take(self, state: LearnerState) -> None:
+  def take(self, state: TrainState) -> None:
     """Takes the state that `embed_images` is of."""
     self._state = state
 

@@ -50,18 +50,28 @@ def start():
     environment = dict(os.environ, JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=str(ROOT))
     for index in range(count):
       command = [
-        sys.executable, "-m", "plan_jax.main", f"--config={ROOT}/configs/phantom.py",
-        f"--workdir={where}", *arguments, *flags(**SETTINGS, **more),
-      ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "plan_jax.main",
+        f"--config={ROOT}/configs/phantom.py",
+        f"--workdir={where}",
+        *arguments,
+        *flags(**SETTINGS, **more),
+      ]
       if count > 1:
         command += ["--distributed", f"--coordinator_address={address}"]
         command += [f"--num_processes={count}", f"--process_id={index}"]
       running.append(
         subprocess.Popen(
-          command, env=environment, cwd=cwds[index] if cwds else ROOT, text=True,
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+          command,
+          env=environment,
+          cwd=cwds[index] if cwds else ROOT,
+          text=True,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          start_new_session=True,
         )
-      )  # fmt: skip
+      )
     return running[-count:]
 
   yield begin
@@ -215,11 +225,18 @@ def test_an_error_of_the_first_ends_both_with_one_line(start, tmp_path):
 def test_impossible_places_are_one_line(arguments, message, tmp_path):
   done = subprocess.run(
     [
-      sys.executable, "-m", "plan_jax.main", "--config=configs/phantom.py",
-      f"--workdir={tmp_path / 'run'}", *arguments,
+      sys.executable,
+      "-m",
+      "plan_jax.main",
+      "--config=configs/phantom.py",
+      f"--workdir={tmp_path / 'run'}",
+      *arguments,
     ],
-    capture_output=True, text=True, timeout=120, cwd=ROOT,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    timeout=120,
+    cwd=ROOT,
+  )
   assert done.returncode == 1
   assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
   assert "Traceback" not in done.stderr
@@ -274,8 +291,13 @@ def test_a_notice_ends_a_process_that_waits_for_another(tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     code = code.format(port=free.getsockname()[1])
-  process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                             cwd=ROOT, env=dict(os.environ, JAX_PLATFORMS="cpu"))  # fmt: skip
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env=dict(os.environ, JAX_PLATFORMS="cpu"),
+  )
   assert process.stdout.readline() == "ready\n"
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=60) == preemption.EXIT_CODE

@@ -18,10 +18,11 @@ from plan_jax.evaluators import detection
 from plan_jax.evaluators.detection import Image
 from plan_jax.metrics import boxes
 from plan_jax.results import rows
+from plan_jax.training.state import TrainState
 from plan_jax.transfer.detection import yolo
 from plan_jax.transfer.encoder import pyramid
 from plan_jax.transfer.examples import in_batches
-from plan_jax.transfer.learner import Learner, LearnerState
+from plan_jax.transfer.learner import Learner
 
 FOLLOWED = "mAP .4-.75"
 BEST = rows.scalar_name(detection.TASK, FOLLOWED)
@@ -62,7 +63,7 @@ class Detector:
     )  # fmt: skip
 
   def predict(
-    self, state: LearnerState, images: Sequence[np.ndarray]
+    self, state: TrainState, images: Sequence[np.ndarray]
   ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Of images uint8 [H, W]: boxes [D, 4] in image pixels, scores [D], findings' places [D].
 
@@ -75,7 +76,7 @@ class Detector:
       out.append((boxes.to_image(corners[kept], *image.shape, side), scores[kept], labels[kept]))
     return out
 
-  def images(self, state: LearnerState, examples: Iterable[Example]) -> list[Image]:
+  def images(self, state: TrainState, examples: Iterable[Example]) -> list[Image]:
     """True and predicted boxes of the studies."""
     out = []
     for some in in_batches(examples, self.learner.settings.batch_size):
@@ -103,7 +104,7 @@ class Detector:
     return corners[best], scores, label[best]
 
 
-def measure(detector: Detector, state: LearnerState, examples: Iterable[Example]) -> float:
+def measure(detector: Detector, state: TrainState, examples: Iterable[Example]) -> float:
   """Macro mAP .4-.75, without intervals; NaN where no image has a box."""
   images = detector.images(state, examples)
   figures = detection.figures(images, len(detector.findings), np.ones((1, len(images))))[0]

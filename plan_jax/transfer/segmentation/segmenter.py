@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from input_pipeline import images
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from plan_jax.training.state import TrainState
 from plan_jax.transfer.encoder import pyramid
 from plan_jax.transfer.examples import in_batches
-from plan_jax.transfer.learner import Learner, LearnerState
+from plan_jax.transfer.learner import Learner
 from plan_jax.transfer.segmentation import decoder
 
 
@@ -53,7 +54,7 @@ class Segmenter:
     )  # fmt: skip
 
   def maps(
-    self, state: LearnerState, examples: Iterable[Example]
+    self, state: TrainState, examples: Iterable[Example]
   ) -> Iterator[tuple[Example, np.ndarray]]:
     """The studies with the maps of the findings, float32 [K, H, W] in [0, 1]."""
     side = self.learner.settings.image_px
