@@ -127,20 +127,21 @@ def get_config() -> ConfigDict:
   config.evaluation.resamples = 1000  # of the bootstrap
   config.evaluation.report_images = 12  # of each set
   config.evaluation.sets = ConfigDict()  # further data to evaluate on: name -> evaluation_set(...)
-  config.evaluation.transfer = ConfigDict()  # learned on the encoder: name -> downstream(...)
+  config.evaluation.transfer = ConfigDict()  # learned on the encoder: name -> transfer_task(...)
 
   config.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return config
 
 
-def downstream(
+def transfer_task(
   task: str, *, of: str = "", fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
   encoders: tuple[str, ...] = ("run",), **flags,
 ) -> ConfigDict:  # fmt: skip
   """A task that evaluation learns on the run's image encoder, once for each share of the labels.
 
   Args:
-    task: "detect", "segment", "classify" or "probe": the commands `python -m plan_jax.TASK`.
+    task: "detection", "segmentation", "classification" or "linear_probe", the tasks of
+      `python -m plan_jax.transfer --task=TASK`.
     of: the evaluation set to learn from and score on; empty: the run's own data.
     fractions: of the training patients; none: the task is left out.
     encoders: "run" and what it is to be compared with, as --encoder of the command has it.

@@ -60,7 +60,9 @@ def attach_others(config: ConfigDict) -> None:
   sets.object_cxr = base.evaluation_set("object_cxr")
   sets.chestx_det10 = base.evaluation_set("chestx_det10")
   learned = config.evaluation.transfer
-  learned.rsna_detection = base.downstream("detect", of="rsna", compatibility=True)
-  learned.object_cxr_detection = base.downstream("detect", of="object_cxr", compatibility=True)
-  learned.siim_segmentation = base.downstream("segment", of="siim")
-  learned.nih14_probe = base.downstream("probe", of="nih14")
+  learned.rsna_detection = base.transfer_task("detection", of="rsna", compatibility=True)
+  learned.object_cxr_detection = base.transfer_task(
+    "detection", of="object_cxr", compatibility=True
+  )
+  learned.siim_segmentation = base.transfer_task("segmentation", of="siim")
+  learned.nih14_probe = base.transfer_task("linear_probe", of="nih14")

@@ -56,11 +56,13 @@ def _attach_tasks(config: ConfigDict) -> None:
   learned = config.evaluation.transfer
   all_encoders = ("run", "random", "supervised")
   small = dict(image_px=128, steps=1200, validate_every_steps=300, patience=3)
-  learned.detection = base.downstream(
-    "detect", encoders=all_encoders, channels=32, compatibility=True, **small
+  learned.detection = base.transfer_task(
+    "detection", encoders=all_encoders, channels=32, compatibility=True, **small
   )
-  learned.segmentation = base.downstream("segment", encoders=all_encoders, channels=32, **small)
-  learned.classification = base.downstream(
-    "classify", encoders=("run", "supervised"), learning_rate=5e-4, **small
+  learned.segmentation = base.transfer_task(
+    "segmentation", encoders=all_encoders, channels=32, **small
   )
-  learned.probe = base.downstream("probe", encoders=("run", "random"))
+  learned.classification = base.transfer_task(
+    "classification", encoders=("run", "supervised"), learning_rate=5e-4, **small
+  )
+  learned.probe = base.transfer_task("linear_probe", encoders=("run", "random"))

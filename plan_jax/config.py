@@ -22,7 +22,8 @@ from plan_jax.models.two_towers import IMAGE_ENCODERS, image_encoder
 from plan_jax.results.rows import FOLLOWED, scalar_name
 from plan_jax.runtime.mesh import make_mesh
 from plan_jax.training.assembly import abstract_params
-from plan_jax.transfer import attached
+from plan_jax.transfer.entries import entries, flags_of
+from plan_jax.transfer.settings import SETTINGS
 
 # What `config.runlocal` changes, beside the encoders' sizes.
 _LOCAL = {
@@ -84,7 +85,7 @@ def localised(config: ConfigDict) -> ConfigDict:
   for chosen in (config.data, *config.evaluation.sets.values()):
     chosen.selection = ""
   for entry in config.evaluation.transfer.values():
-    known = attached.known_flags(entry.task) if entry.task in attached.TASKS else ()
+    known = flags_of(entry.task) if entry.task in SETTINGS else ()
     entry.flags.update({key: value for key, value in _LOCAL_FLAGS.items() if key in known})
     entry.fractions = entry.fractions[-1:]
   return config
@@ -140,7 +141,10 @@ def check(config: ConfigDict) -> None:
   _check(config, "model.scale_init", lambda value: 1 <= value <= highest, f"must be 1 to {highest}")
   names = tuple(scalar_name(task, metric) for task, _, metric in FOLLOWED)
   _one_of(config, "checkpoint.best_metric", ("", *names))
-  _check_downstream(config)
+  try:
+    entries(config)
+  except UserError as error:
+    raise ConfigError(f"config.{error}") from error
   _check(config, "train.batch_size", lambda value: value > 1, "a contrast needs at least two pairs")
   least = 2 ** (1 + config.model.image.stages)  # the stride that these stages can reach
   _check(
@@ -248,39 +252,6 @@ def check_sets(config: ConfigDict) -> None:
       lambda value, options=options: set(value) <= set(options),
       f"its keys must be options of the reader: {', '.join(options) or 'it has none'}",
     )  # fmt: skip
-
-
-def _check_downstream(config: ConfigDict) -> None:
-  for name, entry in config.evaluation.transfer.items():
-    key = f"evaluation.transfer.{name}"
-    _one_of(config, f"{key}.task", tuple(attached.TASKS))
-    _one_of(config, f"{key}.of", ("", *config.evaluation.sets))
-    module, _ = attached.TASKS[entry.task]
-    known = attached.known_flags(entry.task)
-    _check(
-      config, f"{key}.flags", lambda value, known=known: set(value) <= known,
-      f"its keys must be flags of plan_jax.{entry.task}: {', '.join(sorted(known))}",
-    )  # fmt: skip
-    _check(
-      config, f"{key}.fractions", lambda value: all(0 < share <= 1 for share in value),
-      "must be shares above 0, and 1 at most",
-    )  # fmt: skip
-    _check(
-      config, f"{key}.encoders",
-      lambda value, known=module.ENCODERS: value[:1] == ("run",) and set(value) <= set(known),
-      f"must begin with 'run'; there are {', '.join(module.ENCODERS)}",
-    )  # fmt: skip
-    of = f"evaluation.sets.{entry.of}.split" if entry.of else "evaluation.split"
-    if entry.fractions:
-      _check(
-        config, of, lambda value: value == "test", f"config.{key} is scored on the test split"
-      )  # fmt: skip
-    for encoder in entry.encoders:
-      flags = attached.flags_of(config, entry, encoder, 1.0)
-      try:
-        attached.parsed(entry.task, flags | {"workdir": "x", "records": "x", "out": "x"})
-      except UserError as error:
-        raise ConfigError(f"config.{key}.flags: {error}") from error
 
 
 def check_devices(config: ConfigDict) -> None:
