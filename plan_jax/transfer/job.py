@@ -27,7 +27,7 @@ _FREE = {"workdir", "records", "out", "step", "resamples", "compatibility"}
 
 @dataclass(frozen=True)
 class Job:
-  """What a task works with.
+  """The inputs of a task.
 
   Attributes:
     settings: of the task; its image side is settled.
@@ -53,7 +53,7 @@ class Job:
   def has_validation(
     self, findings_in: Callable[[str], set[str]], required: str, otherwise: str
   ) -> bool:
-    """Tells if there are validation images to choose by, and logs what is done without.
+    """Returns True where there are validation images to choose by; logs what is done without.
 
     Args:
       findings_in: split -> the findings that its images can be scored for.
