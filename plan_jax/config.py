@@ -32,7 +32,7 @@ from plan_jax.results.rows import FOLLOWED, scalar_name
 from plan_jax.runtime.mesh import MeshError, make_mesh
 from plan_jax.training.assembly import abstract_params
 from plan_jax.training.config import CheckpointConfig, TrainConfig
-from plan_jax.transfer import attached
+from plan_jax.transfer.entries import entries
 
 
 class ConfigError(UserError):
@@ -221,46 +221,10 @@ def _check_curriculum(run: RunConfig) -> None:
 
 def _check_transfer(config: ConfigDict) -> None:
   """Checks the tasks that evaluation learns."""
-  sets = ("", *config.evaluation.sets)
-  for name, entry in config.evaluation.transfer.items():
-    key = f"evaluation.transfer.{name}"
-    tasks = attached.TASKS
-    _require(
-      f"{key}.task",
-      entry.task in tasks,
-      f"is {entry.task!r}; must be one of {', '.join(tasks)}",
-    )
-    _require(f"{key}.of", entry.of in sets, f"is {entry.of!r}; must be one of {', '.join(sets)}")
-    known = attached.known_flags(entry.task)
-    flags = entry.flags.to_dict()
-    _require(
-      f"{key}.flags",
-      set(flags) <= known,
-      f"is {flags!r}; its keys must be flags of {entry.task}: {', '.join(sorted(known))}",
-    )
-    _require(
-      f"{key}.fractions",
-      all(0 < share <= 1 for share in entry.fractions),
-      f"is {entry.fractions!r}; must be shares above 0, and 1 at most",
-    )
-    encoders = attached.TASKS[entry.task][0].ENCODERS
-    _require(
-      f"{key}.encoders",
-      entry.encoders[:1] == ("run",) and set(entry.encoders) <= set(encoders),
-      f"is {entry.encoders!r}; must begin with 'run'; there are {', '.join(encoders)}",
-    )
-    split = config.evaluation.sets[entry.of].split if entry.of else config.evaluation.split
-    _require(
-      f"evaluation.sets.{entry.of}.split" if entry.of else "evaluation.split",
-      split == "test" or not entry.fractions,
-      f"is {split!r}; config.{key} is scored on the test split",
-    )
-    for encoder in entry.encoders:
-      values = attached.flags_of(config, entry, encoder, 1.0)
-      try:
-        attached.parsed(entry.task, values | {"workdir": "x", "records": "x", "out": "x"})
-      except UserError as error:
-        raise ConfigError(f"config.{key}.flags: {error}") from error
+  try:
+    entries(config)
+  except UserError as error:
+    raise ConfigError(f"config.{error}") from error
 
 
 def _require(key: str, holds: bool, text: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from configs import chexpert, mimic, openi
+from configs.local import localised
 from fakes import physionet
 from paths import ROOT
 from plan_jax import config as config_lib
@@ -71,7 +72,7 @@ def test_full_size_configs_are_possible(config):
   config_lib.check(config)
   assert all(one.source in ("", "somewhere") for one in config.evaluation.sets.values())
   config.runlocal = True
-  config_lib.check(config_lib.localised(config))
+  config_lib.check(localised(config))
 
 
 def test_boxes_are_detected_at_the_size_of_the_variant():
