@@ -37,25 +37,25 @@ ROOT = Path(__file__).resolve().parents[1]
 # --- how things are invoked ------------------------------------------------------------------
 
 _PHANTOM = {
-  "data.options.size_px": 64, "data.options.train_films": 48, "data.options.validation_films": 24,
-  "data.options.test_films": 24, "text.vocabulary_size": 200, "text.max_tokens": 32,
-  "text.max_words": 16, "model.image_px": 64, "model.size": 8, "model.image.width": 0.125,
-  "model.image.stages": 2, "model.text.size": 16, "model.text.heads": 2, "model.text.mlp_size": 16,
-  "model.text.layers": 1, "model.text.dropout": 0.1,
+  "data.options.size_px": 64, "data.options.train_images": 48, "data.options.validation_images": 24,
+  "data.options.test_images": 24, "text.vocabulary_size": 200, "text.max_tokens": 32,
+  "text.max_words": 16, "model.image_px": 64, "model.embed_dim": 8, "model.image.width": 0.125,
+  "model.image.stages": 2, "model.text.embed_dim": 16, "model.text.num_heads": 2, "model.text.mlp_dim": 16,
+  "model.text.depth": 1, "model.text.dropout": 0.1,
   "curriculum.refine.local_weight": "(0.5,1.0)",  # two rounds of refinement
   "curriculum.refine.tau": "(0.25,0.2)", "curriculum.refine.gamma": "(0.0,0.5)",
   "train.steps": 8, "train.batch_size": 8, "train.log_every_steps": 1, "checkpoint.every_steps": 4,
-  "evaluation.every_steps": 4, "evaluation.during_films": 8, "evaluation.batch_size": 8,
-  "evaluation.resamples": 20, "evaluation.report_films": 2, "evaluation.compatibility": True,
+  "evaluation.every_steps": 4, "evaluation.during_images": 8, "evaluation.batch_size": 8,
+  "evaluation.resamples": 20, "evaluation.report_images": 2, "evaluation.compatibility": True,
   # Of the attached tasks only the cheap one; the others have parts of their own.
-  "evaluation.downstream.detection.fractions": "()",
-  "evaluation.downstream.segmentation.fractions": "()",
-  "evaluation.downstream.classification.fractions": "()",
-  "evaluation.downstream.probe.fractions": "(1.0,)",
+  "evaluation.transfer.detection.fractions": "()",
+  "evaluation.transfer.segmentation.fractions": "()",
+  "evaluation.transfer.classification.fractions": "()",
+  "evaluation.transfer.probe.fractions": "(1.0,)",
 }  # fmt: skip
-_PEER = {
+_BASELINE = {
   **{key: value for key, value in _PHANTOM.items() if key.startswith("data.")},
-  "evaluation.batch_size": 8, "evaluation.resamples": 20, "evaluation.report_films": 2,
+  "evaluation.batch_size": 8, "evaluation.resamples": 20, "evaluation.report_images": 2,
   "evaluation.prompts": "('gloria',)",
 }  # fmt: skip
 _TASK = ["--workdir={work}/phantom", "--records={work}/phantom/records", "--resamples=20"]
@@ -79,25 +79,25 @@ HOW = {
      "--config.data.source={work}/physionet", "--config.runlocal=True"],
   ],
   "detect": [
-    [*_PYTHON, "plan_jax.detect", *_LEARN, "--channels=4", "--image_px=64", "--compatibility=True",
+    [*_PYTHON, "plan_jax.transfer.detect", *_LEARN, "--channels=4", "--image_px=64", "--compatibility=True",
      "--out={work}/detect"]
   ],
   "segment": [
-    [*_PYTHON, "plan_jax.segment", *_LEARN, "--channels=4", "--image_px=64",
+    [*_PYTHON, "plan_jax.transfer.segment", *_LEARN, "--channels=4", "--image_px=64",
      "--out={work}/segment"]
   ],
-  "classify": [[*_PYTHON, "plan_jax.classify", *_LEARN, "--out={work}/classify"]],
-  "probe": [[*_PYTHON, "plan_jax.probe", *_TASK, "--out={work}/probe"]],
+  "classify": [[*_PYTHON, "plan_jax.transfer.classify", *_LEARN, "--out={work}/classify"]],
+  "probe": [[*_PYTHON, "plan_jax.transfer.linear_probe", *_TASK, "--out={work}/probe"]],
   "export": [[*_PYTHON, "plan_jax.export", "--workdir={work}/phantom", "--out={work}/export"]],
-  "peer": [
+  "baseline": [
     [sys.executable, "-c",
-     "import sys, test_peers; from pathlib import Path; from transformers import AutoTokenizer;"
+     "import sys, test_baselines; from pathlib import Path; from transformers import AutoTokenizer;"
      "words = AutoTokenizer.from_pretrained('{work}/phantom/tokenizer', local_files_only=True);"
-     "test_peers.mgca(Path('{work}'), words, 'mgca_vit')"],
-    [*_PYTHON, "plan_jax.main", "--mode=evaluate", "--config=configs/peers.py:mgca_vit,phantom",
-     "--workdir={work}/peer", "--config.data.records={work}/phantom/records",
-     "--config.peer.weights={work}/mgca_vit.ckpt",
-     "--config.peer.tokenizer={work}/phantom/tokenizer", *_config(_PEER)],
+     "test_baselines.mgca(Path('{work}'), words, 'mgca_vit')"],
+    [*_PYTHON, "plan_jax.main", "--mode=evaluate", "--config=configs/baselines.py:mgca_vit,phantom",
+     "--workdir={work}/baseline", "--config.data.records={work}/phantom/records",
+     "--config.baseline.weights={work}/mgca_vit.ckpt",
+     "--config.baseline.tokenizer={work}/phantom/tokenizer", *_config(_BASELINE)],
   ],
 }  # fmt: skip
 LAYOUT = {
@@ -105,7 +105,7 @@ LAYOUT = {
   "optimizer": "opt_state",  # the part of it whose names do not count
   "records": "records",  # how the names of folders of shards begin
   "tokenizer": "tokenizer",
-  "units": "units",  # a folder of CSV files
+  "units": "example_scores",  # a folder of CSV files
   "rows": ("evaluation.json",),
   "metrics": ("metrics.jsonl",),
   "settings": ("config.json", "convert.json"),
@@ -116,10 +116,27 @@ LAYOUT = {
 # --- names that changed: old -> new ----------------------------------------------------------
 
 # A whole path or whole components of it, such as {"image_encoder/stem": "film_tower/stem"}.
-RENAMED_PARAMETERS = {}  # in checkpoints and in the exported tensors, "/" between
+RENAMED_PARAMETERS = {"film_head": "image_head"}  # in checkpoints and in the exported tensors, "/" between
 RENAMED_METRICS = {}  # names in metrics.jsonl, e.g. {"train/loss_term": "train/terms"}
-RENAMED_FILES = {}  # below the folder of a part, e.g. {"units": "scores"}
-RENAMED_CONFIG = {}  # keys of config.json and convert.json, "/" between
+RENAMED_FILES = {"units": "example_scores"}  # below the folder of a part, e.g. {"units": "scores"}
+RENAMED_CONFIG = {
+  "train_films": "train_images",
+  "validation_films": "validation_images",
+  "test_films": "test_images",
+  "model/size": "model/embed_dim",
+  "text/size": "text/embed_dim",
+  "text/layers": "text/depth",
+  "text/heads": "text/num_heads",
+  "vit/size": "vit/embed_dim",
+  "vit/layers": "vit/depth",
+  "vit/heads": "vit/num_heads",
+  "mlp_size": "mlp_dim",
+  "alignment/evaluation": "alignment/implementation",
+  "evaluation/downstream": "evaluation/transfer",
+  "during_films": "during_images",
+  "report_films": "report_images",
+  "peer": "baseline",
+}  # keys of config.json and convert.json, "/" between
 RENAMED_FIELDS = {}  # of rows of evaluation.json, e.g. {"model": "predictor"}
 RENAMED_ROWS = {}  # new name of the field -> {old value: new}, e.g. {"task": {"terms": "words"}}
 RENAMED_COLUMNS = {}  # of the files of units
@@ -135,7 +152,7 @@ NOT_HASHED = (  # named only
   "*.html",  # holds times, and is not content to preserve to the byte
   "README.md",  # the model card; the same
   "grounding.jax",  # holds names and lines of the source; what it computes is recorded
-  "weights.json",  # of the peer: the hash of a file that torch writes
+  "weights.json",  # of the baseline: the hash of a file that torch writes
   "model.safetensors",  # its tensors are recorded
 )
 LEFT_OUT_SETTINGS = ("run_weights",)  # a hash of parameters, which are recorded
@@ -156,7 +173,7 @@ ENVIRONMENT = {
   "OMP_NUM_THREADS": "1",  # sums do not depend on the number of cores
   "OPENBLAS_NUM_THREADS": "1",
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # else plan_jax.main starts itself once more
-  "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+  "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "baselines"))),
   "PYTHONHASHSEED": "0",
   "HF_HUB_OFFLINE": "1",
 }
