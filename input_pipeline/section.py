@@ -74,7 +74,7 @@ class Section:
     for field in fields(cls):
       if field.name in given:
         given[field.name] = _read(kinds[field.name], given[field.name], field.name)
-      elif field.default is MISSING:
+      elif field.default is MISSING and field.default_factory is MISSING:
         raise SectionError(f"{field.name}: is missing")
     return cls(**given)
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline.config import DataConfig, TextConfig
 from input_pipeline.errors import UserError
+from input_pipeline.readers.config import DataConfig
 from input_pipeline.section import (
   Count,
   FiniteFloat,
@@ -31,7 +31,7 @@ from plan_jax.models.config import ModelConfig
 from plan_jax.results.rows import FOLLOWED, scalar_name
 from plan_jax.runtime.mesh import MeshError, make_mesh
 from plan_jax.training.assembly import abstract_params
-from plan_jax.training.config import CheckpointConfig, TrainConfig
+from plan_jax.training.config import CheckpointConfig, TextConfig, TrainConfig
 from plan_jax.transfer.entries import entries
 
 

@@ -124,7 +124,7 @@ def test_unknown_keys_of_a_config_file_are_named():
     ("model.image.std", (0.2, 0.2, 0.2), r"config\.model\.image\.std.*1 positive values"),
     ("model.image.vit.num_heads", 5, r"config\.model\.image\.vit\.embed_dim.*multiple of 5 heads"),
     ("model.text.last_layers", 2, r"config\.model\.text\.last_layers.*1 layers"),
-    ("train.freeze", ("report_encoder",), r"train\.freeze: 'report_encoder' is in no parameter's path"),
+    ("train.freeze", ("tower",), r"train\.freeze: 'tower' is in no parameter's path"),
     ("train.freeze", ("(",), r"train\.freeze: '\(' is no regular expression"),
     ("train.freeze", ("^", "image"), r"train\.freeze: leaves nothing to learn"),
     ("train.layer_decay", 1.2, r"train\.layer_decay.*\(0, 1\]"),

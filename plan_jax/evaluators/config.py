@@ -1,11 +1,12 @@
 """The section of a config about evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from input_pipeline.config import EvaluationSetConfig, TokenCount
 from input_pipeline.example import SPLITS
+from input_pipeline.readers.config import EvaluationSetConfig
 from input_pipeline.section import Count, PositiveInt, Section, one_of
+from plan_jax.training.config import TokenCount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,7 @@ class EvaluationConfig(Section):
   rerank_top: Count
   prompts: tuple[str, ...]
   compatibility: bool
+  evaluators: dict[str, Any] = field(default_factory=dict)
   resamples: Count
   report_images: Count
   sets: dict[str, EvaluationSetConfig]

@@ -1,4 +1,4 @@
-"""The sections of a config that training goes by."""
+"""The sections of a config about text, training and checkpoints."""
 
 import math
 from dataclasses import dataclass
@@ -16,10 +16,25 @@ from input_pipeline.section import (
   one_of,
 )
 
+TokenCount = Annotated[
+  PositiveInt, Rule(lambda value: value > 2, "must have room for a token and its two marks")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Section):
+  """The vocabulary, and how long a report in training may be."""
+
+  tokenizer: str
+  vocabulary_size: PositiveInt
+  terms: str
+  max_tokens: TokenCount
+  max_words: PositiveInt
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-  """What `make_optimizer` goes by.
+  """The optimizer.
 
   Attributes:
     learning_rate: the highest, at the end of the warm-up.
@@ -66,7 +81,7 @@ class TrainConfig(OptimizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Section):
-  """What is kept of training.
+  """The checkpoints that are kept.
 
   Attributes:
     every_steps: how often the state is saved; 0: at the end alone.

@@ -91,7 +91,7 @@ class Loop:
         curves.flush_if_due()
         curves.add(metrics)
         now = step + 1
-        preempted = notice.came(now - done)
+        preempted = notice.received(now - done)
         # 4. Evaluation, before the checkpoint, so that the checkpoint knows its metrics.
         evaluates = self._is_due(now, self.evaluate_every_steps) or (
           bool(self.evaluate_every_steps) and now == self.steps
@@ -111,7 +111,7 @@ class Loop:
           break
       checkpoints.wait()
       # The last evaluation and its checkpoint take their time.
-      preempted = preempted or notice.came(now - done + 1)
+      preempted = preempted or notice.received(now - done + 1)
     if preempted:
       log.info(f"preempted: step {now} is saved")
       raise preemption.Preempted

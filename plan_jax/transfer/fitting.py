@@ -33,7 +33,7 @@ class EarlyStopping:
 
 
 def settled(history: list[tuple[int, float]], patience: int) -> bool:
-  """Whether the last `patience` measurements were no better than one before them."""
+  """Tells whether the last `patience` measurements were no better than one before them."""
   values = [-math.inf if math.isnan(value) else value for _, value in history]
   return bool(values) and len(values) - 1 - int(np.argmax(values)) >= patience
 

@@ -302,8 +302,3 @@ def test_a_notice_ends_a_process_that_waits_for_another(tmp_path):
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=60) == preemption.EXIT_CODE
   process.communicate()
-
-
-def test_a_bucket_is_no_workdir(tmp_path):
-  with pytest.raises(workdir.WorkdirError, match="gs:.*must be a folder"):
-    workdir.Workdir("gs://bucket/run").claim(tiny())

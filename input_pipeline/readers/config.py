@@ -1,15 +1,11 @@
-"""The sections of a config about data and text."""
+"""The sections of a config about data."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from input_pipeline.example import SPLITS
 from input_pipeline.readers.by_name import READERS, default_options
-from input_pipeline.section import Count, PositiveInt, Rule, Section, Share, one_of
-
-TokenCount = Annotated[
-  PositiveInt, Rule(lambda value: value > 2, "must have room for a token and its two marks")
-]
+from input_pipeline.section import Count, PositiveInt, Section, Share, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +47,3 @@ class EvaluationSetConfig(DataSourceConfig):
       set(self.options) <= set(known),
       f"its keys must be options of the reader: {', '.join(known) or 'it has none'}",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig(Section):
-  """The vocabulary, and how long a report in training may be."""
-
-  tokenizer: str
-  vocabulary_size: PositiveInt
-  terms: str
-  max_tokens: TokenCount
-  max_words: PositiveInt
