@@ -17,7 +17,7 @@ def test_a_bucket_is_no_workdir():
 
 
 def test_a_config_that_failed_before_training_can_be_mended(tmp_path):
-  """Until there is a checkpoint; then a key that differs is named, unless nothing is learned by it."""
+  """Until there is a checkpoint; then a key that differs is named, unless it is free."""
   run = Workdir(tmp_path / "run")
   run.claim(tiny())
   run.tokenizer.mkdir()
