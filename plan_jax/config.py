@@ -21,7 +21,8 @@ from input_pipeline.section import (
 )
 from input_pipeline.text import diagnostic_terms
 from plan_jax.alignment import curriculum, pairwise
-from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import METHODS, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.similarity import EVIDENCE
 from plan_jax.evaluators import datasets, prompts
@@ -95,7 +96,10 @@ def check(config: ConfigDict) -> None:
   _check_curriculum(run)
   _check_transfer(config)
   if config.train.freeze:
-    freezing.check(abstract_params(config), config.train.freeze)
+    try:
+      freezing.check(abstract_params(config), config.train.freeze)
+    except ValueError as error:
+      raise ConfigError(f"config.train.freeze: {error}") from error
   diagnostic_terms.load(run.text.terms)
   prompts.load(run.evaluation.prompts)
   folder = run.text.tokenizer

@@ -26,7 +26,7 @@ from plan_jax.evaluators import (
   zero_shot,
 )
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints
-from plan_jax.inference.predictor import TwoTowers
+from plan_jax.inference.predictor import Predictor
 from plan_jax.results import example_scores, report
 from plan_jax.results import rows as results
 from plan_jax.runtime import logging as reporting
@@ -37,7 +37,7 @@ from plan_jax.transfer import attached
 
 
 def evaluate(
-  model: TwoTowers,
+  model: Predictor,
   config: ConfigDict,
   workdir: Workdir,
   sets: Sequence[EvaluationSet],
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def _score(
-  model: TwoTowers, config: ConfigDict, chosen: EvaluationSet
+  model: Predictor, config: ConfigDict, chosen: EvaluationSet
 ) -> tuple[list[results.Row], dict[str, example_scores.ExampleScores]]:
   """Rows of all tasks that the set allows, and the scores of their units."""
   common = {"data": chosen.data, "resamples": config.evaluation.resamples, "seed": config.seed}
@@ -181,7 +181,7 @@ def _score(
 
 
 def _zero_shot(
-  model: TwoTowers, config: ConfigDict, chosen: EvaluationSet
+  model: Predictor, config: ConfigDict, chosen: EvaluationSet
 ) -> Iterator[zero_shot.Scores]:
   """Scores of every set of prompts; images are embedded once, thresholds are of validation images."""
   asked = prompts.load(config.evaluation.prompts)
@@ -212,7 +212,7 @@ def _word_kinds(chosen: EvaluationSet) -> Callable[[Example, int], list[str]] | 
   return terms.entity_kinds if count else None
 
 
-def validation_scalars(model: TwoTowers, folder, config: ConfigDict) -> dict[str, float]:
+def validation_scalars(model: Predictor, folder, config: ConfigDict) -> dict[str, float]:
   """`results.FOLLOWED` on the first images of the validation split, by name, for the curves.
 
   No bootstrap: the last table has the intervals.
@@ -241,7 +241,7 @@ def validation_scalars(model: TwoTowers, folder, config: ConfigDict) -> dict[str
   }
 
 
-def image_views(model: TwoTowers, chosen: EvaluationSet, count: int) -> list[report.ImageView]:
+def image_views(model: Predictor, chosen: EvaluationSet, count: int) -> list[report.ImageView]:
   """Images with regions spread over the set (else any with text), looked at by the model."""
   where = "regions" if chosen.has("regions") else "text"
   source = records.RecordSource(chosen.folder, chosen.split, where=where)
@@ -249,13 +249,13 @@ def image_views(model: TwoTowers, chosen: EvaluationSet, count: int) -> list[rep
   return [_view(model, source[int(i)]) for i in numbers]
 
 
-def _view(model: TwoTowers, example: Example) -> report.ImageView:
+def _view(model: Predictor, example: Example) -> report.ImageView:
   image = images.decode(example.image)
   phrases = grounding.units(example)
   words = []
   if example.sentences:
     # One sentence at a time, so that each knows its words.
-    looks = model.look([image] * len(example.sentences), [(s,) for s in example.sentences])
+    looks = model.attend([image] * len(example.sentences), [(s,) for s in example.sentences])
     words = [
       [report.Word(word, say, model.on_image(region, image.shape)) for word, say, region in look]
       for look in looks
@@ -273,7 +273,7 @@ def _view(model: TwoTowers, example: Example) -> report.ImageView:
 
 
 def _notes(
-  model: TwoTowers,
+  model: Predictor,
   config: ConfigDict,
   sets: Sequence[EvaluationSet],
   of_model: dict[str, str] | None,
@@ -289,7 +289,7 @@ def _notes(
   return notes
 
 
-def _of_run(model: TwoTowers, config: ConfigDict) -> dict[str, str]:
+def _of_run(model: Predictor, config: ConfigDict) -> dict[str, str]:
   image = config.model.image
   name = f"ResNet-{image.depth} x {image.width:g}"
   if image.name == "vit":

@@ -58,13 +58,13 @@ class Grounder(Protocol):
   """What the protocols need of a model.
 
   Attributes:
-    own_sigma: of the Gaussian on the grid, in cells, that belongs to the map as the project that
+    map_sigma: of the Gaussian on the grid, in cells, that belongs to the map as the project that
       the model is from makes it; 0: none.
-    own_nearest: whether that project takes the nearest cell; else bilinear.
+    map_nearest: whether that project takes the nearest cell; else bilinear.
   """
 
-  own_sigma: float
-  own_nearest: bool
+  map_sigma: float
+  map_nearest: bool
 
   def similarities(self, images: list[np.ndarray], phrases: list[str], of: str) -> np.ndarray:
     """[N, rows, columns] float32, signed, of the phrase's vector with `of` "phrase"."""
@@ -189,9 +189,9 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _vios_s(model: Grounder, grid: np.ndarray, unit: Unit) -> list[float]:
-  if model.own_sigma:
-    grid = ndimage.gaussian_filter(grid, model.own_sigma)
-  heat = model.to_image(np.maximum(grid, 0), unit.mask.shape, nearest=model.own_nearest)
+  if model.map_sigma:
+    grid = ndimage.gaussian_filter(grid, model.map_sigma)
+  heat = model.to_image(np.maximum(grid, 0), unit.mask.shape, nearest=model.map_nearest)
   seen = ~np.isnan(heat)
   boxes = [box for box in unit.boxes if (box & seen).any()]
   if not boxes:

@@ -16,9 +16,9 @@ H, W, GRID = 40, 56, (5, 7)
 class Model:
   """A map that it is given; eight image pixels a cell, `crop` of (x0, y0, x1, y1) alone seen."""
 
-  def __init__(self, grid, crop=(0, 0, W, H), own_sigma=0, own_nearest=False):
+  def __init__(self, grid, crop=(0, 0, W, H), map_sigma=0, map_nearest=False):
     self.grid, self.crop = np.asarray(grid, np.float32), crop
-    self.own_sigma, self.own_nearest = own_sigma, own_nearest
+    self.map_sigma, self.map_nearest = map_sigma, map_nearest
 
   def similarities(self, images, phrases, of):
     assert of == "phrase"
@@ -100,7 +100,7 @@ def test_vios_s():
 def test_vios_s_of_a_model_that_crops(capsys):
   """By its own map; a box that is lost is dropped, with its phrase if there is no other."""
   grid, crop = random_grid(7) + 0.3, (12, 8, 38, 36)
-  own = dict(own_sigma=1.5, own_nearest=True)
+  own = dict(map_sigma=1.5, map_nearest=True)
   lost = region("left opacity", "opacity", (0, 0, 12, 40))
   one = example(lost, *EXAMPLE.regions)
   values, _ = figures("compat-vios-s", grid, one, crop=crop, **own)
