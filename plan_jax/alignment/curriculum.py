@@ -1,6 +1,5 @@
 """Curriculum: which losses, refinement rounds and term filter hold from which step on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -50,8 +49,8 @@ class Stage:
       raise ValueError(f"{where}: every loss weight is zero, nothing would be learned")
 
 
-def stages(config: Mapping[str, Mapping]) -> tuple[Stage, ...]:
-  """Reads stages, by name, into the order of their start.
+def stages(config) -> tuple[Stage, ...]:
+  """Reads a mapping of names to fields, and orders the stages by their start.
 
   Raises ValueError, naming stage and field, where they contradict themselves or one another.
   """
