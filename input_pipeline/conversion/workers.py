@@ -1,4 +1,4 @@
-"""Worker processes: a job over many tasks, results as they are ready."""
+"""Worker processes that run a job over many tasks and return results as they are ready."""
 
 import concurrent.futures
 import contextlib
@@ -27,7 +27,7 @@ def in_processes(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) 
 
   Args:
     job: picklable, as tasks and results are.
-    tasks: what it is called with.
+    tasks: its arguments, one a call.
     workers: processes; 0 and 1 stay in this one.
 
   Raises WorkerError where a process died, and whatever the job raises.
@@ -51,7 +51,7 @@ def in_processes(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) 
   except BrokenProcessPool:
     raise WorkerError(
       "a worker process died: killed for want of memory, or the calling script has no __main__"
-      " guard. What is finished is kept: run the same command again, with fewer workers"
+      " guard. Finished work is kept: run the same command again, with fewer workers"
     ) from None
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
