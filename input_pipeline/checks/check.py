@@ -5,14 +5,12 @@ import functools
 import json
 import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tqdm
 from tabulate import tabulate
 
 from input_pipeline import records
@@ -20,7 +18,7 @@ from input_pipeline.checks import counts, facts, soundness
 from input_pipeline.checks.counts import Table
 from input_pipeline.checks.facts import ImageFacts, Place, UnreadableRecord
 from input_pipeline.checks.soundness import Finding
-from input_pipeline.conversion.workers import in_processes
+from input_pipeline.conversion.workers import in_processes, progress_bar
 from input_pipeline.errors import UserError
 from input_pipeline.records import RecordSource
 from input_pipeline.shards import RecordError
@@ -127,15 +125,9 @@ def _read(
     for split, length in records.splits(folder).items()
     for start in range(0, len(_source(folder, split)) and length, _CHUNK)
   ]
-  bar = tqdm.tqdm(
-    total=sum(stop - start for *_, start, stop in chunks),
-    unit="image",
-    desc="check",
-    disable=not progress,
-    mininterval=0.5 if sys.stderr.isatty() else 30,
-    dynamic_ncols=True,
-  )
+  total = sum(stop - start for *_, start, stop in chunks)
   examined = {}
+  bar = progress_bar("check", total, show=progress)
   with bar, contextlib.closing(in_processes(_examine, chunks, workers)) as results:
     for chunk, entries in results:
       examined[chunk] = entries

@@ -61,17 +61,12 @@ def findings(
   out = [_unreadable(unreadable, len(images) + len(unreadable))]
   for name in PROBLEMS:
     wrong = [image for image in images if any(problem == name for problem, _ in image.problems)]
-    lines = [
-      f"{_name(image)}: {details}"
-      for image in wrong
-      for problem, details in image.problems
-      if problem == name
-    ]
-    out.append(_finding("error", name, len(wrong), len(images), lines, _each(wrong)))
+    lines = [f"{_name(i)}: {t}" for i in wrong for problem, t in i.problems if problem == name]
+    groups = [[image] for image in wrong]
+    out.append(_finding("error", name, len(images), lines, groups, count=len(wrong)))
   ids = _group(images, lambda image: image.image_id)
-  twice = [group for group in ids.values() if len(group) > 1]
-  lines = [" = ".join(map(_name, group)) for group in twice]
-  out.append(_finding("error", "image ids that occur twice", len(twice), len(ids), lines))
+  lines = [" = ".join(map(_name, group)) for group in ids.values() if len(group) > 1]
+  out.append(_finding("error", "image ids that occur twice", len(ids), lines))
   out += _shared(images, _split, "in two splits", ("patient", "study"))
   out += duplicates.findings("error", "in two splits", _split, crossing=True)
   out += duplicates.findings("warning", "within a split", _split, crossing=False)
@@ -106,7 +101,7 @@ def leaks(
     leaked += itertools.islice(pairs, 1)
   lines = [f"{_name(a, True)} = {_name(b, True)}: {_quote(a.text)}" for a, b in leaked]
   name = "reports in the training split of one folder and an evaluation split of the other"
-  out.append(_finding("warning", name, len(leaked), len(texts), lines))
+  out.append(_finding("warning", name, len(texts), lines))
   return [finding for finding in out if finding.count]
 
 
@@ -136,8 +131,7 @@ class _Duplicates:
     out = []
     for kind, groups in (("identical", same), ("nearly identical", near)):
       lines = [" = ".join(_name(image, with_folder) for image in group) for group in groups]
-      name, total = f"{kind} images {where}", len(self.same)
-      out.append(_finding(level, name, len(groups), total, lines, groups))
+      out.append(_finding(level, f"{kind} images {where}", len(self.same), lines, groups))
     return out
 
 
@@ -154,87 +148,96 @@ def _shared(
     for key, group in shared.items():
       places = (_name(image, side is _folder) for image in _first_of_each(side, group))
       lines.append(f"{key!r}: {', '.join(places)}")
-    out.append(_finding("error", f"{plural[kind]} {where}", len(shared), len(groups), lines))
+    out.append(_finding("error", f"{plural[kind]} {where}", len(groups), lines))
   return out
 
 
 def _studies_of_two(images: Sequence[ImageFacts]) -> Finding:
   studies = _group(images, lambda image: image.study_id)
-  mixed = {}
+  lines = []
   for study, group in studies.items():
     patients = dict.fromkeys(image.patient_id for image in group)
     if len(patients) > 1:
-      mixed[study] = patients
-  lines = [f"{study!r}: {', '.join(map(repr, patients))}" for study, patients in mixed.items()]
-  return _finding("warning", "studies of two patients", len(mixed), len(studies), lines)
+      lines.append(f"{study!r}: {', '.join(map(repr, patients))}")
+  return _finding("warning", "studies of two patients", len(studies), lines)
 
 
 def _text_findings(images: Sequence[ImageFacts]) -> list[Finding]:
   empty = [image for image in images if not image.text]
-  out = [_finding("warning", "images without text", len(empty), len(images), map(_name, empty))]
   texts = _group(images, _report)
   written = sum(map(len, texts.values()))
   repeated = sorted((g for g in texts.values() if len(g) > 1), key=len, reverse=True)
   lines = [f"{len(group)} times: {_quote(group[0].text)}" for group in repeated]
   count = sum(map(len, repeated))
-  out.append(_finding("warning", "reports that repeat another", count, written, lines))
+  out = [
+    _flagged("images without text", images, empty),
+    _finding("warning", "reports that repeat another", written, lines, count=count),
+  ]
   across = [group for group in repeated if len(set(map(_split, group))) > 1]
   lines = []
   for group in across:
     counts = Counter(map(_split, group)).items()
     lines.append(f"{', '.join(f'{split} {n}' for split, n in counts)}: {_quote(group[0].text)}")
-  count = sum(map(len, across))
-  out.append(_finding("warning", "reports that repeat one of another split", count, written, lines))
+  name, count = "reports that repeat one of another split", sum(map(len, across))
+  out.append(_finding("warning", name, written, lines, count=count))
   for i, placeholder in enumerate(PLACEHOLDERS):
-    marked = [image for image in images if image.placeholders[i]]
-    lines = [f"{_name(image)}: {image.placeholders[i]} times" for image in marked]
     name = f"texts with de-identification placeholders {placeholder}"
-    out.append(_finding("warning", name, len(marked), len(images), lines))
+    marked = [image for image in images if image.placeholders[i]]
+    out.append(_flagged(name, images, marked, lambda image, i=i: f"{image.placeholders[i]} times"))
   bare = [image for image in images if image.letterless]
-  name = "texts with sentences that have no letter"
-  out.append(_finding("warning", name, len(bare), len(images), map(_name, bare)))
-  return out
+  return [*out, _flagged("texts with sentences that have no letter", images, bare)]
 
 
 def _image_findings(images: Sequence[ImageFacts]) -> list[Finding]:
   flat = [image for image in images if image.deviation < CONSTANT]
-  lines = [f"{_name(image)}: grey levels deviate by {image.deviation:.1f}" for image in flat]
-  name = "images that are constant or nearly so"
-  out = [_finding("warning", name, len(flat), len(images), lines, _each(flat))]
   # Lateral images ("LATERAL", "LL") are not judged: there were none to measure the rule on.
   frontal = [image for image in images if not image.view.upper().startswith("L")]
   judged = [image for image in frontal if image.deviation >= CONSTANT]
   inverted = [image for image in judged if image.polarity < 0]
-  lines = [f"{_name(image)}: polarity {image.polarity:.2f}" for image in inverted]
-  name = "images that seem inverted"
-  out.append(_finding("warning", name, len(inverted), len(judged), lines, _each(inverted)))
   short = [image for image in images if image.short_px < SHORT_PX]
-  lines = [f"{_name(image)}: {image.short_px} px" for image in short]
-  name = f"images whose shorter side is below {SHORT_PX} px"
-  out.append(_finding("warning", name, len(short), len(images), lines, _each(short)))
-  return out
+  cases = (
+    ("are constant or nearly so", images, flat, "grey levels deviate by {0.deviation:.1f}"),
+    ("seem inverted", judged, inverted, "polarity {0.polarity:.2f}"),
+    (f"have a side below {SHORT_PX} px", images, short, "{0.short_px} px"),
+  )
+  return [
+    _flagged(f"images that {name}", candidates, flagged, text.format, show=True)
+    for name, candidates, flagged, text in cases
+  ]
 
 
 def _unreadable(unreadable: Sequence[UnreadableRecord], total: int) -> Finding:
   lines = [record.reason for record in unreadable]
-  return _finding("error", "records that cannot be read", len(unreadable), total, lines)
+  return _finding("error", "records that cannot be read", total, lines)
+
+
+def _flagged(
+  name: str,
+  images: Sequence[ImageFacts],
+  flagged: Sequence[ImageFacts],
+  describe: Callable[[ImageFacts], str] | None = None,
+  *,
+  show: bool = False,
+) -> Finding:
+  """Makes a warning of the flagged ones of `images`, each described, and shown on the page."""
+  lines = [_name(image) + (f": {describe(image)}" if describe else "") for image in flagged]
+  groups = [[image] for image in flagged] if show else ()
+  return _finding("warning", name, len(images), lines, groups)
 
 
 def _finding(
   level: str,
   name: str,
-  count: int,
   total: int,
-  lines: Iterable[str],
+  lines: Sequence[str],
   images: Sequence[Sequence[ImageFacts]] = (),
+  *,
+  count: int | None = None,
 ) -> Finding:
-  lines = tuple(lines)
+  """Makes a finding that counts its lines, or `count`."""
+  count = len(lines) if count is None else count
   first = tuple(map(tuple, images[:EXAMPLES]))
-  return Finding(level, name, count, total, lines[:EXAMPLES], len(lines) > EXAMPLES, first)
-
-
-def _each(images: Iterable[ImageFacts]) -> list[list[ImageFacts]]:
-  return [[image] for image in images]
+  return Finding(level, name, count, total, tuple(lines[:EXAMPLES]), len(lines) > EXAMPLES, first)
 
 
 def _group(

@@ -11,20 +11,17 @@ import functools
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import tqdm
 
 from input_pipeline import records
 from input_pipeline.conversion import selections
 from input_pipeline.conversion import settings as settings_lib
 from input_pipeline.conversion.job import Job, Runner, Shard, Skipped, plan
 from input_pipeline.conversion.settings import ConvertError, Settings
-from input_pipeline.conversion.workers import in_processes
+from input_pipeline.conversion.workers import in_processes, progress_bar
 from input_pipeline.files import replace_text
 from input_pipeline.readers.by_name import READERS
 from input_pipeline.readers.source import Source, check_patients
@@ -93,14 +90,12 @@ def convert(
       count = os.cpu_count() or 1 if workers is None else workers
       runner = functools.partial(in_processes, workers=count)
     left_out = [{"path": path, "reason": reason} for path, reason in source.left_out]
-    total = len(left_out) + _images(shards)
-    skips = _Skips(out, total, max_skipped_fraction, list(left_out))
+    total = _images(shards)
+    skips = _Skips(out, len(left_out) + total, max_skipped_fraction, list(left_out))
     pending = _pending(shards, skips, retry_skipped)
     job = Job(source.read, settings.image_px, settings.image_format)
-    with (
-      _bar(_images(shards), _images(pending), progress) as bar,
-      contextlib.closing(runner(job, pending)) as results,
-    ):
+    bar = progress_bar("convert", total, initial=total - _images(pending), show=progress)
+    with bar, contextlib.closing(runner(job, pending)) as results:
       for shard, unreadable in results:
         bar.update(len(shard.items))
         skips.add(unreadable)
@@ -190,18 +185,6 @@ def _pending(shards: Sequence[Shard], skips: _Skips, retry: bool) -> list[Shard]
 
 def _images(shards: Sequence[Shard]) -> int:
   return sum(len(shard.items) for shard in shards)
-
-
-def _bar(total: int, pending: int, show: bool) -> tqdm.tqdm:
-  return tqdm.tqdm(
-    total=total,
-    initial=total - pending,
-    unit="image",
-    desc="convert",
-    disable=not show,
-    mininterval=0.5 if sys.stderr.isatty() else 30,
-    dynamic_ncols=True,
-  )
 
 
 def _finish(out: Path, name: str, shards: Sequence[Shard], left_out: Skipped) -> int:

@@ -1,4 +1,4 @@
-"""Worker processes that run a job over many tasks and return results as they are ready."""
+"""Worker processes that run a job over many tasks, and the bar that shows their progress."""
 
 import concurrent.futures
 import contextlib
@@ -6,12 +6,14 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import cv2
+import tqdm
 
 from input_pipeline.errors import UserError
 
@@ -55,6 +57,13 @@ def in_processes(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) 
     ) from None
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
+
+
+def progress_bar(name: str, total: int, *, initial: int = 0, show: bool = True) -> tqdm.tqdm:
+  """Returns a bar of images on stderr, which a log file gets every 30 seconds."""
+  interval = 0.5 if sys.stderr.isatty() else 30
+  options = {"disable": not show, "mininterval": interval, "dynamic_ncols": True}
+  return tqdm.tqdm(total=total, initial=initial, unit="image", desc=name, **options)
 
 
 def set_up() -> None:

@@ -19,20 +19,10 @@ from input_pipeline.phantom import anatomy
 from input_pipeline.phantom import findings as phantom_findings
 from input_pipeline.phantom import reports as phantom_reports
 from input_pipeline.phantom.anatomy import Frame
-from input_pipeline.phantom.findings import FINDINGS, Finding
+from input_pipeline.phantom.findings import Finding
 from input_pipeline.text import reports
 
-__all__ = [
-  "IMAGES_PER_PATIENT",
-  "FINDINGS",
-  "SIZES_PX",
-  "Plan",
-  "patient",
-  "plan",
-  "render",
-  "example",
-]
-
+FINDINGS = phantom_findings.FINDINGS
 IMAGES_PER_PATIENT = 2
 SIZES_PX = (64, 512)  # smallest and largest image
 

@@ -189,7 +189,7 @@ FINDINGS = {
   "short": (
     {"image": png(pixels(example(0))[::2, ::2]), "width": 64, "height": 64},
     {},
-    {"images whose shorter side is below 128 px": "warning"},
+    {"images that have a side below 128 px": "warning"},
   ),
   "no text": ({"sentences": (), "sections": {}}, {}, {"images without text": "warning"}),
   "mark XXXX": (
