@@ -127,8 +127,7 @@ def _batches(config, tokenizer, source, start_step) -> Iterator[dict[str, np.nda
     start_step=start_step,
     workers=config.data.workers,
     threads=config.data.threads,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process=(jax.process_index(), jax.process_count()),
   )
 
 
