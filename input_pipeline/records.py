@@ -138,7 +138,10 @@ class _File:
 
 
 class RecordSource:
-  """The records of one split, by number; each read checks the record's CRC.
+  """Examples of one split, by number; each read checks the record's CRC.
+
+    source = RecordSource("data/records", "train", where="text")
+    source[0].sentences
 
   Safe to share between threads and to fork (reads are positional), and to pickle (open files stay
   behind). Records keep the order they were converted in.

@@ -81,6 +81,8 @@ def check(
 ) -> Check:
   """Checks a folder of records, and what it shares with another.
 
+    check("data/pretraining", "data/evaluation").is_sound()
+
   Args:
     folder: of records, complete.
     against: another one; its own soundness is not judged.
