@@ -10,6 +10,7 @@ from fakes import padchest_gr as fake
 from fakes.images import batch, converted, image, table
 from input_pipeline.example import UnreadableError
 from input_pipeline.readers import padchest_gr
+from input_pipeline.readers.raw import folders
 from input_pipeline.readers.raw.folders import SourceError
 
 
@@ -85,7 +86,7 @@ def test_images_without_their_folder(tmp_path):
   with pytest.raises(SourceError, match="have the same name"):  # beside those of prior studies
     padchest_gr.open_source(str(tmp_path))
   (tmp_path / "PadChest_GR_progression_prior_studies" / "a_1.png").unlink()
-  padchest_gr.raw.file_names.cache_clear()
+  folders.file_names.cache_clear()
   source = padchest_gr.open_source(str(tmp_path))
   assert source.items[0].row.file == "images/a_1.png"
 
