@@ -194,10 +194,10 @@ def test_masks_that_do_not_fit(tmp_path):
   ("cells", "problem"),
   [
     ({"image": ""}, "column 'image': is empty"),
-    ({"split": "val"}, "column 'split': is 'val'; it must be train, validation or test"),
+    ({"split": "val"}, "column 'split': is 'val'; it must be one of train, validation, test"),
     ({"split": ""}, "column 'split': is ''"),
     ({"patient_id": ""}, "column 'patient_id': is empty"),
-    ({"text_kind": "fake"}, "column 'text_kind': is 'fake'; it must be report, labels or none"),
+    ({"text_kind": "fake"}, "column 'text_kind': is 'fake'; it must be one of report, labels, none"),
     ({"text_kind": "none", "text": "Words."}, "column 'text': must be empty"),
     ({"labels": "a|b=2"}, "column 'labels': 'b=2' must be"),
     ({"labels": "a|a=0"}, "column 'labels': 'a' has two values"),
@@ -257,9 +257,9 @@ def test_a_manifest_that_is_no_manifest(tmp_path, content, problem):
 def test_missing_folder_and_manifest(tmp_path):
   with pytest.raises(SourceError, match="nowhere: there is no such folder"):
     folder.open_source(str(tmp_path / "nowhere"))
-  with pytest.raises(SourceError, match=r"manifest\.csv: there is no manifest; it needs"):
+  with pytest.raises(SourceError, match=r"there is no manifest\.csv; it needs"):
     folder.open_source(str(tmp_path))
-  with pytest.raises(SourceError, match="needs a source"):
+  with pytest.raises(SourceError, match="a source is needed"):
     folder.open_source("")
 
 

@@ -339,9 +339,9 @@ def test_a_damaged_report_in_a_zip(tmp_path, part):
 @pytest.mark.parametrize(
   ("options", "problem"),
   [
-    ({"views": "lateral"}, "views is 'lateral'; it must be frontal or all"),
-    ({"labels": "both"}, "labels is 'both'; it must be chexpert or negbio"),
-    ({"ms_cxr": "no"}, "ms_cxr is 'no'; it must be exclude or keep"),
+    ({"views": "lateral"}, "views is 'lateral'; it must be one of frontal, all"),
+    ({"labels": "both"}, "labels is 'both'; it must be one of chexpert, negbio"),
+    ({"ms_cxr": "no"}, "ms_cxr is 'no'; it must be one of exclude, keep"),
   ],
 )
 def test_options(download, options, problem):

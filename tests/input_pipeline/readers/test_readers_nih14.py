@@ -64,7 +64,7 @@ def test_what_boxes_are_left_out_or_dropped(tmp_path):
     "00000004_000.png (BBox_List_2017.csv row 5)",
     "00000004_000.png (BBox_List_2017.csv row 6)",
   ]
-  assert "w 0, h 64 is empty or outside" in source.left_out[0][1]
+  assert "width 0, height 64 is empty or outside" in source.left_out[0][1]
   assert "boxes given twice, dropped: 1" in source.notes
   assert "boxes of images that are not listed, left aside: 1" in source.notes
   (tmp_path / "BBox_List_2017.csv").unlink()

@@ -11,6 +11,7 @@ from fakes import openi as fake
 from fakes.images import batch, converted
 from input_pipeline.example import UnreadableError
 from input_pipeline.readers import openi
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import check_patients
 
@@ -142,7 +143,7 @@ def test_the_real_reports(tmp_path):
   reports = {item.patient_id: dict(item.row.sections) for item in source.items}
   assert len(reports) == 3955 - 104
   # All 3,955, with the 104 that have no image: 3,425 have findings, 3,921 an impression.
-  found = [report for _, report in openi._reports(tmp_path, [])]
+  found = [report for _, report in openi._reports(tmp_path, Listing())]
   names = [{name for name, _ in report.sections} for report in found]
   assert sum("findings" in each for each in names) == 3425
   assert sum("impression" in each for each in names) == 3921

@@ -9,6 +9,7 @@ import pytest
 from fakes import vindr as fake
 from fakes.images import batch, converted
 from input_pipeline.readers import vindr
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw.folders import SourceError
 
 WHEEL = importlib.util.find_spec("torchxrayvision")
@@ -141,7 +142,7 @@ def test_the_real_table(tmp_path):
   assert (tmp_path / "train.csv").read_text().count("\n") == 67914 + 1
   source = vindr.open_source(str(tmp_path))
   assert len(source.items) == 15000 and not source.left_out
-  read_by, _, _ = vindr._images(tmp_path / "train.csv", tmp_path, "train")
+  read_by = vindr._read_images(tmp_path / "train.csv", tmp_path, "train", Listing())
   assert {len(image.readers) for image in read_by.values()} == {3}
   kept = sum(len(item.row.boxes) for item in source.items)
   assert kept == 36096 - 7924  # 7,924 boxes are of findings that one reader alone names

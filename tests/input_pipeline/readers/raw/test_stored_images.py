@@ -112,7 +112,7 @@ def test_a_truncated_image_is_unreadable(form):
 
 
 def test_an_image_of_another_size_than_its_example_is_an_error():
-  with pytest.raises(ValueError, match="the image is 60 x 40, the study says 61 x 40"):
+  with pytest.raises(ValueError, match="the image is 60 x 40, the example says 61 x 40"):
     store_image(example_of(encoded(grey(60, 40)), 61, 40), 512)
 
 

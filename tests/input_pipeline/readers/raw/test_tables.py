@@ -106,7 +106,7 @@ def test_finding_files(tmp_path):
   assert folders.find(tmp_path, "b.csv", "v1/b.csv") == tmp_path / "v1" / "b.csv"
   assert folders.find(tmp_path, "v*/b.csv") == tmp_path / "v1" / "b.csv"
   with pytest.raises(SourceError, match="there is no c.csv or d.csv; get it"):
-    folders.find(tmp_path, "c.csv", "d.csv", what="get it")
+    folders.find(tmp_path, "c.csv", "d.csv", hint="get it")
   (tmp_path / "v2").mkdir()
   (tmp_path / "v2" / "b.csv").touch()
   with pytest.raises(SourceError, match=r"is there 2 times \(v1/b.csv, v2/b.csv\)"):
