@@ -194,7 +194,7 @@ def _open(
   dataset: str, source: str, options: dict[str, Any], selection: str, seed: int
 ) -> tuple[Source, selections.Selection | None]:
   """The data set, cut to the selection where there is one; no patient sits in two splits."""
-  opened, chosen = READERS[dataset](source, **options), None
+  opened, chosen = readers.open_reader(dataset, source, options), None
   if selection:
     chosen = selections.make(selection, opened.items, seed)
     items = selections.select(opened.items, chosen)
