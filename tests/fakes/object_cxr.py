@@ -1,4 +1,4 @@
-"""An Object-CXR folder: rectangles, ellipses and polygons, clean images, images of several sizes."""
+"""An Object-CXR folder: rectangles, ellipses, polygons, clean images, images of several sizes."""
 
 from fakes.images import image, table
 

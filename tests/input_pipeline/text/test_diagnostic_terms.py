@@ -1,4 +1,4 @@
-"""Which words name something seen: the list, and what a denial reaches."""
+"""Words that name something seen: the list, and the reach of denials."""
 
 import pytest
 
