@@ -11,8 +11,8 @@ import google_crc32c
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from test_readers_folder import REAL, image, manifest
 
+from fakes.images import image, manifest
 from input_pipeline import records
 from input_pipeline.conversion import convert as convert_lib
 from input_pipeline.conversion.convert import ConvertError, convert
@@ -20,7 +20,7 @@ from input_pipeline.conversion.workers import WorkerError
 from input_pipeline.phantom import radiograph
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, Source
-from paths import ROOT
+from paths import REAL, ROOT
 
 SMALL = {"train_images": 20, "validation_images": 5, "test_images": 0, "size_px": 64}
 
@@ -389,7 +389,7 @@ def test_command_line(tmp_path, raw):
   failed = _line("--dataset=folder", "--source=nowhere", f"--out={tmp_path / 'new'}")
   assert failed.returncode == 1
   assert failed.stderr == (
-    "error: nowhere: there is no such folder; name the raw folder (--source, config.data.source)\n"
+    "error: nowhere: there is no such folder; it should hold manifest.csv\n"
   )
 
 
