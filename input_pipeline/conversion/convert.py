@@ -23,7 +23,7 @@ from input_pipeline.conversion.job import Job, Runner, Shard, Skipped, plan
 from input_pipeline.conversion.settings import ConvertError, Settings
 from input_pipeline.conversion.workers import in_processes, progress_bar
 from input_pipeline.files import replace_text
-from input_pipeline.readers.by_name import READERS
+from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.source import Source, check_patients
 from input_pipeline.shards import index_path, read_index
 
@@ -106,7 +106,8 @@ def convert(
 
 def _open(settings: Settings) -> tuple[Source, selections.Selection | None]:
   """Opens the data set, cut to the selection if one is named; no patient sits in two splits."""
-  source, selection = READERS[settings.dataset](settings.source, **settings.reader_options), None
+  source = readers.open_reader(settings.dataset, settings.source, settings.reader_options)
+  selection = None
   if settings.selection:
     selection = selections.make(settings.selection, source.items, settings.selection_seed)
     items = selections.select(source.items, selection)

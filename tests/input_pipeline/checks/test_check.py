@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 from test_convert import images as folder_of_images
-from test_readers_folder import REAL
 from test_records import write
 
 from input_pipeline import example as example_lib
@@ -24,7 +23,7 @@ from input_pipeline.conversion.convert import convert
 from input_pipeline.errors import UserError
 from input_pipeline.example import Region
 from input_pipeline.phantom import radiograph
-from paths import ROOT
+from paths import REAL, ROOT
 
 EVIL = '<script>alert(1)</script> & "quotes" <!--BODY-->'
 

@@ -3,7 +3,6 @@ import re
 import cv2
 import numpy as np
 import pytest
-from test_readers_folder import REAL
 
 from input_pipeline import images
 from input_pipeline.checks import duplicates
@@ -15,6 +14,7 @@ from input_pipeline.checks.duplicates import (
   thumbnail,
 )
 from input_pipeline.phantom import radiograph
+from paths import REAL
 
 
 def close(hashes):

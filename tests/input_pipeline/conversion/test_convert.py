@@ -11,17 +11,18 @@ import google_crc32c
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from test_readers_folder import REAL, image, manifest
 
+from fakes.images import image, manifest
 from input_pipeline import records, shards
 from input_pipeline.conversion import __main__ as command
 from input_pipeline.conversion import convert as convert_lib
 from input_pipeline.conversion.convert import ConvertError, convert
 from input_pipeline.conversion.workers import WorkerError
 from input_pipeline.phantom import radiograph
+from input_pipeline.readers.by_name import READERS
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, Source
-from paths import ROOT
+from paths import REAL, ROOT
 
 COMMAND = [sys.executable, "-m", "input_pipeline.conversion"]
 SMALL = {"train_images": 20, "validation_images": 5, "test_images": 0, "size_px": 64}
@@ -354,9 +355,7 @@ def _die(item):
 
 def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
   items = [Item(str(i), "train", str(i), i) for i in range(8)]
-  monkeypatch.setitem(
-    convert_lib.READERS, "phantom", lambda source="": Source("phantom", items, _die)
-  )
+  monkeypatch.setitem(READERS, "phantom", lambda source="": Source("phantom", items, _die))
   with pytest.raises(WorkerError, match="a worker process died.*with fewer workers"):
     convert("phantom", tmp_path / "out", shard_size=2, workers=2, progress=False)
 
@@ -383,7 +382,7 @@ def test_command_line_tells_its_options_and_errors(tmp_path, monkeypatch, capsys
   text = capsys.readouterr().out
   assert "options of --dataset=phantom" in text and "--train_images" in text
   error = run("--dataset=folder", "--source=nowhere", f"--out={tmp_path / 'new'}")
-  assert error.startswith("error: nowhere: there is no such folder; name the raw folder")
+  assert error.startswith("error: nowhere: there is no such folder; it should hold manifest.csv")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not here")

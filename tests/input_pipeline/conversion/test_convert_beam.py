@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from test_convert import SMALL, content, images
-from test_readers_folder import manifest
 
+from fakes.images import manifest
 from input_pipeline import records
 from input_pipeline.conversion.convert import convert
 from paths import ROOT

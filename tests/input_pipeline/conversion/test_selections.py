@@ -11,9 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_readers_folder import image, manifest
 
 from fakes import physionet
+from fakes.images import image, manifest
 from input_pipeline import records
 from input_pipeline.conversion import convert, selections
 from input_pipeline.conversion.selection_builders import CLASSES, SELECTIONS, draw, eligible, subset
