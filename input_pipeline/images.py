@@ -21,23 +21,24 @@ def decode(image: bytes) -> np.ndarray:
   return pixels
 
 
+def decode_example(example: Example) -> np.ndarray:
+  """Decodes the image of an example. Raises ValueError, naming it, where it is unreadable."""
+  try:
+    return decode(example.image)
+  except ValueError as error:
+    raise ValueError(f"{example.image_id}: {error}") from error
+
+
 def decode_batches(
   examples: Iterable[Example], batch: int
 ) -> Iterator[tuple[list[Example], list[np.ndarray]]]:
   """Yields the examples, `batch` at a time, each list with its decoded images, uint8 [H, W].
 
-  One batch is held at a time. Raises ValueError, naming the image, where one is unreadable.
+  One batch is held at a time. Raises ValueError as `decode_example` does.
   """
   examples = iter(examples)
   while group := list(itertools.islice(examples, batch)):
-    yield group, [_decode_named(example) for example in group]
-
-
-def _decode_named(example: Example) -> np.ndarray:
-  try:
-    return decode(example.image)
-  except ValueError as error:
-    raise ValueError(f"{example.image_id}: {error}") from error
+    yield group, [decode_example(example) for example in group]
 
 
 def fit_matrix(height: int, width: int, size_px: int) -> np.ndarray:
