@@ -52,13 +52,13 @@ class Check:
   seconds: float
   images_per_second: float
 
-  def of_level(self, level: str) -> list[Finding]:
+  def all_findings(self, level: str) -> list[Finding]:
     """Returns the findings and leaks that are an "error", or a "warning"."""
     return [finding for finding in self.findings + self.leaks if finding.level == level]
 
   def is_sound(self, *, strict: bool = False) -> bool:
     """Tells whether there is no error and, if `strict`, no warning either."""
-    return not (self.of_level("error") or (strict and self.of_level("warning")))
+    return not (self.all_findings("error") or (strict and self.all_findings("warning")))
 
   def verdict(self, *, strict: bool = False) -> str:
     """Returns "sound" or "not sound"."""
@@ -184,7 +184,7 @@ def describe(result: Check, *, strict: bool = False) -> str:
   for table in result.tables:
     lines += ["", _aligned(table)]
   for level in ("error", "warning"):
-    findings = result.of_level(level)
+    findings = result.all_findings(level)
     lines += ["", f"{level}s: {len(findings) or 'none'}"]
     for finding in findings:
       lines.append(f"  {finding.name}: {finding.counted()}")

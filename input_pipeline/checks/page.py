@@ -40,7 +40,7 @@ def write(path: str | os.PathLike, result: Check, *, strict: bool = False) -> No
   text = template.render(
     title=f"{result.verdict(strict=strict).capitalize()}: {Path(result.records).name}",
     notes=result.notes(),
-    findings={level: result.of_level(level) for level in ("error", "warning")},
+    findings={level: result.all_findings(level) for level in ("error", "warning")},
     tables=result.tables,
     samples={split: [[image] for image in _samples(part)] for split, part in by_split.items()},
     gallery=_gallery,

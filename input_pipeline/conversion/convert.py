@@ -18,7 +18,6 @@ from typing import Any
 
 from input_pipeline import records
 from input_pipeline.conversion import selections
-from input_pipeline.conversion import settings as settings_lib
 from input_pipeline.conversion.job import Job, Runner, Shard, Skipped, plan
 from input_pipeline.conversion.settings import ConvertError, Settings
 from input_pipeline.conversion.workers import in_processes, progress_bar
@@ -68,11 +67,10 @@ def convert(
     WorkerError: a worker process died; finished shards are kept.
   """
   start, out = time.monotonic(), Path(out)
-  settings = Settings.of(dataset, **options)
-  content = settings.content()
+  settings = Settings.from_options(dataset, **options)
   if not 0 <= max_skipped_fraction <= 1:
     raise ConvertError(f"max_skipped_fraction is {max_skipped_fraction}; it must be 0 to 1")
-  settings_lib.compare(out, content)
+  settings.compare(out)
   if records.is_complete(out) and not retry_skipped:
     skipped = (out / _SKIPPED).read_text(encoding="utf-8").splitlines()
     return _summary(out, start, len(skipped), converted=0, notes=(), already=True)
@@ -82,7 +80,7 @@ def convert(
   out.mkdir(parents=True, exist_ok=True)
   with _lock(out):
     (out / "dataset_info.json").unlink(missing_ok=True)  # incomplete from here on
-    settings_lib.write(out, content)
+    settings.write(out)
     if selection:
       replace_text(out / _SELECTION, selection.to_json())
     _tidy(out, shards)

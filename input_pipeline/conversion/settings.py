@@ -66,7 +66,7 @@ class Settings:
       raise ConvertError(f"{names}: no option of reader {self.dataset!r}; it has {listed}")
 
   @classmethod
-  def of(cls, dataset: str, **options: Any) -> "Settings":
+  def from_options(cls, dataset: str, **options: Any) -> "Settings":
     """Makes settings of options by name; those that are no field go to the reader."""
     fields = {field.name for field in dataclasses.fields(cls)} - {"dataset", "reader_options"}
     own = {name: value for name, value in options.items() if name in fields}
@@ -89,25 +89,24 @@ class Settings:
     }
     return {"version": _RECORDS_VERSION} | content | options
 
+  def write(self, out: Path) -> None:
+    """Writes the settings into the folder of a conversion."""
+    replace_text(out / _FILE, json.dumps(self.content(), indent=1, sort_keys=True) + "\n")
 
-def write(out: Path, content: dict[str, Any]) -> None:
-  """Writes the settings' content into the folder of a conversion."""
-  replace_text(out / _FILE, json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def compare(out: Path, content: dict[str, Any]) -> None:
-  """Raises ConvertError unless `out` is free or was begun with the same content."""
-  if out.exists() and not out.is_dir():
-    raise ConvertError(f"{out} is a file; --out names a folder")
-  try:
-    before = json.loads((out / _FILE).read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    if out.exists() and any(out.iterdir()):
-      raise ConvertError(f"{out} holds other files; name a new or empty folder") from None
-    return
-  for name in sorted(before.keys() | content.keys()):
-    if before.get(name) != content.get(name):
-      raise ConvertError(
-        f"{out} was begun with {name}={before.get(name)!r}, not {content.get(name)!r};"
-        " give the same arguments to go on, or name a new folder"
-      )
+  def compare(self, out: Path) -> None:
+    """Raises ConvertError unless `out` is free or was begun with the same settings."""
+    if out.exists() and not out.is_dir():
+      raise ConvertError(f"{out} is a file; --out names a folder")
+    content = self.content()
+    try:
+      before = json.loads((out / _FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+      if out.exists() and any(out.iterdir()):
+        raise ConvertError(f"{out} holds other files; name a new or empty folder") from None
+      return
+    for name in sorted(before.keys() | content.keys()):
+      if before.get(name) != content.get(name):
+        raise ConvertError(
+          f"{out} was begun with {name}={before.get(name)!r}, not {content.get(name)!r};"
+          " give the same arguments to go on, or name a new folder"
+        )
