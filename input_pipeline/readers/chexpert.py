@@ -69,7 +69,7 @@ _Sections = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class _Row:
-  """The image's path from "train/", "valid/" or "test/" on, its study, its report's sections."""
+  """Path of an image, from "train/", "valid/" or "test/" on, its study, its report's sections."""
 
   file: str
   study_id: str

@@ -59,7 +59,7 @@ class _Mask:
 
 @dataclass(frozen=True)
 class _Row:
-  """A checked row of the manifest; `number` counts as a spreadsheet does, column names first."""
+  """Checked row of the manifest; `number` counts as a spreadsheet does, column names first."""
 
   number: int
   image: str
@@ -71,7 +71,7 @@ class _Row:
 
 
 class _CellError(Exception):
-  """A cell holds something it must not: column and problem; file and row are added later."""
+  """Wrong cell: column and problem; file and row are added later."""
 
 
 def open_source(source: str) -> Source:

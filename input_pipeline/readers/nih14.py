@@ -57,7 +57,7 @@ _BOXES = "BBox_List_2017.csv"
 
 @dataclass(frozen=True)
 class BoxedImage:
-  """The row of an image of NIH's, in this and in other data sets.
+  """Row of an NIH image, in this and in other data sets.
 
   Attributes:
     file: relative to the folder.

@@ -54,7 +54,7 @@ class _Row:
 
 @dataclass
 class _Image:
-  """The rows of the table for an image."""
+  """Content of the table for an image."""
 
   place: str
   study_id: str

@@ -57,7 +57,7 @@ class _Row:
 
 @dataclass
 class _Image:
-  """The readings of one image."""
+  """Readings of one image."""
 
   place: str
   readers_of: dict[str, set[str]] = field(default_factory=dict)  # finding -> who names it
