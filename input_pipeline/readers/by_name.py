@@ -67,7 +67,7 @@ def open_reader(dataset: str, source: str, options: dict[str, Any]) -> Source:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-  """Adds the readers' options to a command line; what is not given is not in its namespace.
+  """Adds the readers' options to a command line; its namespace holds only those that are given.
 
   An option that several readers share is listed with the first, and names the others' defaults.
   """

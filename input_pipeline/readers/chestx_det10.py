@@ -60,14 +60,13 @@ def open_source(source: str) -> Source:
   ]
   listing.items = {item.key: item for item in (*kept, *test)}
   listing.note(f"validation is a tenth of train.json, drawn by patient ({listing.shares()})")
-  aside = len(train) - len(kept)
   listing.note(
-    f"images of train.json whose patient is in test.json, left aside: {aside} of {len(train)}",
-    aside,
+    "images of train.json whose patient is in test.json, left aside: {} of {}",
+    len(train) - len(kept),
+    len(train),
   )
   listing.note_repeated("entries")
-  repeated = listing.counts["boxes"]
-  listing.note(f"boxes given twice on an image, dropped: {repeated}", repeated)
+  listing.note("boxes given twice on an image, dropped: {}", listing.counts["boxes"])
   return listing.source("chestx_det10", functools.partial(nih14.read_boxed, root=root))
 
 

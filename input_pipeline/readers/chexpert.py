@@ -69,7 +69,7 @@ _Sections = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class _Row:
-  """The image's path from "train/", "valid/" or "test/" on, its study, its report's sections."""
+  """Path of an image, from "train/", "valid/" or "test/" on, its study, its report's sections."""
 
   file: str
   study_id: str
@@ -99,12 +99,13 @@ def open_source(source: str, *, views: str = "frontal") -> Source:
       else:
         listing.add(item.image_id, item)
   for split in SPLITS:
-    listing.note(f"no {' or '.join(_TABLES[split])}: no {split} images", split not in table_of)
-  aside = listing.counts["lateral"]
-  listing.note(f"lateral views left aside: {aside} of {listing.counts['rows']}", aside)
+    if split not in table_of:
+      listing.note(f"no {' or '.join(_TABLES[split])}: no {split} images")
+  counts, items = listing.counts, listing.items.values()
+  listing.note("lateral views left aside: {} of {}", counts["lateral"], counts["rows"])
   listing.note_repeated()
-  without = sum(not item.row.sections for item in listing.items.values())
-  listing.note(f"images without a report: {without} of {len(listing.items)}", without)
+  without = sum(not item.row.sections for item in items)
+  listing.note("images without a report: {} of {}", without, len(items))
   batches = tuple(path.name for path in sorted(root.glob(_BATCHES)))
   return listing.source("chexpert", functools.partial(_read, root=root, home=home, batches=batches))
 

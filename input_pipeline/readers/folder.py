@@ -59,7 +59,7 @@ class _Mask:
 
 @dataclass(frozen=True)
 class _Row:
-  """A checked row of the manifest; `number` counts as a spreadsheet does, column names first."""
+  """Checked row of the manifest; `number` counts as a spreadsheet does, column names first."""
 
   number: int
   image: str
@@ -71,7 +71,7 @@ class _Row:
 
 
 class _CellError(Exception):
-  """A cell holds something it must not: column and problem; file and row are added later."""
+  """Wrong cell: column and problem; file and row are added later."""
 
 
 def open_source(source: str) -> Source:
@@ -94,14 +94,13 @@ def open_source(source: str) -> Source:
   if not listing.items:
     raise SourceError(f"{manifest}: there is no row below the column names")
   extra = [name for name in columns if name not in _REQUIRED + _OPTIONAL]
-  listing.note(f"columns left aside: {', '.join(extra)}", extra)
-  listing.note(
-    "no column patient_id: every image counts as a patient of its own",
-    "patient_id" not in columns,
-  )
-  listing.note(f"no column split: drawn by patient_id ({listing.shares()})", "split" not in columns)
+  listing.note("columns left aside: {}", ", ".join(extra))
+  if "patient_id" not in columns:
+    listing.note("no column patient_id: every image counts as a patient of its own")
+  if "split" not in columns:
+    listing.note(f"no column split: drawn by patient_id ({listing.shares()})")
   without = sum(not item.row.text for item in listing.items.values())
-  listing.note(f"rows without text: {without} of {len(listing.items)}", without)
+  listing.note("rows without text: {} of {}", without, len(listing.items))
   return listing.source("folder", functools.partial(_read, root=root))
 
 

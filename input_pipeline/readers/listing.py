@@ -41,15 +41,15 @@ class Listing:
     """Lists a row, a box or an image that is broken."""
     self.left_out.append((key, reason))
 
-  def note(self, text: str, when: object = True) -> None:
-    """Adds a note where `when`, such as the number that it gives, is not 0."""
-    if when:
-      self.notes.append(text)
+  def note(self, text: str, *values: object) -> None:
+    """Adds a note. Values fill its {}; where the first, such as a count, is 0, there is no note."""
+    if not values or values[0]:
+      self.notes.append(text.format(*values) if values else text)
 
   def note_repeated(self, noun: str = "rows") -> None:
     """Notes how many rows (or other nouns) were dropped as repeated."""
-    repeated = self.counts["repeated"]
-    self.note(f"{noun} that say the same as an earlier one, dropped: {repeated}", repeated)
+    text = f"{noun} that say the same as an earlier one, dropped: {{}}"
+    self.note(text, self.counts["repeated"])
 
   def shares(self) -> str:
     """Formats how many images each split has: "train 8, validation 1, test 1"."""

@@ -101,16 +101,16 @@ def open_source(
   graphs = _add_graphs(root, listing)
   studies = {(item.patient_id, item.row.study_id) for item in listing.items.values()}
   listed = ", ".join(f"{view} {count}" for view, count in aside.most_common())
-  listing.note(f"views left aside: {aside.total()} of {len(rows)} images ({listed})", aside)
-  listing.note(
-    f"left out of train, for MS-CXR has images of theirs: {in_ms_cxr.total()} images of"
-    f" {len(in_ms_cxr)} patients (ms_cxr=keep keeps them)",
-    excluded,
-  )
+  listing.note("views left aside: {} of {} images ({})", aside.total(), len(rows), listed)
+  if excluded:
+    listing.note(
+      f"left out of train, for MS-CXR has images of theirs: {in_ms_cxr.total()} images of"
+      f" {len(in_ms_cxr)} patients (ms_cxr=keep keeps them)"
+    )
   unlabelled = len(studies - labels_of.keys())
-  listing.note(f"studies that {labels} does not label: {unlabelled} of {len(studies)}", unlabelled)
+  listing.note(f"studies that {labels} does not label: {{}} of {{}}", unlabelled, len(studies))
   unknown = len(splits.keys() - rows.keys())
-  listing.note(f"images in the table of splits that the metadata lacks: {unknown}", unknown)
+  listing.note("images in the table of splits that the metadata lacks: {}", unknown)
   read = functools.partial(_read, images=images, texts=texts, graphs=graphs)
   return listing.source("mimic_cxr", read)
 

@@ -118,11 +118,9 @@ def open_source(source: str) -> Source:
   listing.note(
     f"{pairs} phrases on {len(listing.items)} images; sentences are the phrases, not the report"
   )
-  listing.note(
-    "MS-CXR's table has no splits (1.0.0 has none): every image is test", not rows[0].split
-  )
-  repeated = listing.counts["repeated"]
-  listing.note(f"boxes that stand twice, taken once: {repeated}", repeated)
+  if not rows[0].split:
+    listing.note("MS-CXR's table has no splits (1.0.0 has none): every image is test")
+  listing.note("boxes that stand twice, taken once: {}", listing.counts["repeated"])
   return listing.source("ms_cxr", functools.partial(_read, images=images))
 
 

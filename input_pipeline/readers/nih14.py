@@ -57,7 +57,7 @@ _BOXES = "BBox_List_2017.csv"
 
 @dataclass(frozen=True)
 class BoxedImage:
-  """The row of an image of NIH's, in this and in other data sets.
+  """Row of an NIH image, in this and in other data sets.
 
   Attributes:
     file: relative to the folder.
@@ -101,7 +101,7 @@ def open_source(source: str) -> Source:
   )
   listing.note_repeated()
   lost = sum(len(labelled) for name, labelled in boxes_of.items() if name not in listing.items)
-  listing.note(f"boxes of images that are not listed, left aside: {lost}", lost)
+  listing.note("boxes of images that are not listed, left aside: {}", lost)
   return listing.source("nih14", functools.partial(read_boxed, root=root))
 
 
@@ -169,7 +169,7 @@ def _boxes(root: Path, listing: Listing) -> dict[str, tuple[boxes.Labelled, ...]
       continue
     repeated += (label, corners) in boxes_of.setdefault(name, {})
     boxes_of[name][label, corners] = None
-  listing.note(f"boxes given twice, dropped: {repeated}", repeated)
+  listing.note("boxes given twice, dropped: {}", repeated)
   return {name: tuple(labelled) for name, labelled in boxes_of.items()}
 
 

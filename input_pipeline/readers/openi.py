@@ -107,13 +107,12 @@ def _add_notes(listing: Listing, *, views_known: bool) -> None:
     ("without findings and impression", "; their images have no text"),
     ("with XXXX in them", ""),
   ):
-    listing.note(f"reports {name}: {counts[name]} of {counts['reports']}{remark}", counts[name])
+    listing.note(f"reports {name}: {{}} of {{}}{remark}", counts[name], counts["reports"])
   aside = counts["not frontal"]
   total = aside + len(listing.items)
-  listing.note(f"views left aside that are not frontal: {aside} of {total}", aside)
-  listing.note(
-    f"no {_PROJECTIONS}: views are unknown, laterals are among the images", not views_known
-  )
+  listing.note("views left aside that are not frontal: {} of {}", aside, total)
+  if not views_known:
+    listing.note(f"no {_PROJECTIONS}: views are unknown, laterals are among the images")
 
 
 def _short(image_id: str) -> str:

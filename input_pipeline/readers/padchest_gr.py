@@ -54,7 +54,7 @@ class _Row:
 
 @dataclass
 class _Image:
-  """The rows of the table for an image."""
+  """Content of the table for an image."""
 
   place: str
   study_id: str
@@ -104,9 +104,9 @@ def open_source(source: str, *, language: str = "en") -> Source:
     "findings without a sentence and boxes, left aside",
     "extra boxes left aside",
   ):
-    listing.note(f"{text}: {listing.counts[text]}", listing.counts[text])
+    listing.note(f"{text}: {{}}", listing.counts[text])
   lost = sum(name not in first for name in images)
-  listing.note(f"images of {_TABLE} without a report, left aside: {lost}", lost)
+  listing.note(f"images of {_TABLE} without a report, left aside: {{}}", lost)
   return listing.source("padchest_gr", functools.partial(_read, root=root))
 
 

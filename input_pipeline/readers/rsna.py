@@ -102,5 +102,5 @@ def _read_classes(root: Path, targets: dict[str, tables.Row], listing: Listing) 
       target = labelled["Target"]
       raise row.wrong("class", f"one that fits Target {target} of {patient} in {labelled.place}")
   missing = len(targets.keys() - class_of.keys())
-  listing.note(f"images without a class in {_CLASSES}: {missing}", missing)
+  listing.note(f"images without a class in {_CLASSES}: {{}}", missing)
   return class_of

@@ -72,7 +72,7 @@ def open_source(source: str) -> Source:
   listing.note("no patients and no official split: drawn by ImageId (80/10/10); see the selections")
   listing.note_repeated()
   aside = sum(Path(file).stem not in first for file in files)
-  listing.note(f"images without a row, left aside: {aside}", aside)
+  listing.note("images without a row, left aside: {}", aside)
   return listing.source("siim", functools.partial(_read, root=root))
 
 

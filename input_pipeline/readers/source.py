@@ -12,7 +12,7 @@ from input_pipeline.readers.raw.stored_images import image_size
 
 @dataclass(frozen=True)
 class Item:
-  """All that is known of one image before its image is read; small and picklable.
+  """Image before it is read, with all that the listing knows; small and picklable.
 
   Attributes:
     key: path (and row) by which errors and skipped.jsonl name it.
@@ -35,7 +35,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-  """A data set before conversion.
+  """Data set before conversion.
 
   Attributes:
     name: prefix of its shards' names.
@@ -44,8 +44,8 @@ class Source:
       `stored_images.store_image` takes; the converter brings it to the stored form. Raises
       UnreadableError for what cannot be read, SourceError where the source contradicts itself.
     notes: facts of the listing for the user: defaults taken, images left aside on purpose.
-    left_out: (key, reason) of what the listing met broken: rows, boxes, images. The converter adds
-      them to skipped.jsonl, and they count against max_skipped_fraction.
+    left_out: (key, reason) of broken rows, boxes and images. The converter adds them to
+      skipped.jsonl, and they count against max_skipped_fraction.
   """
 
   name: str

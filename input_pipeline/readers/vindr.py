@@ -57,7 +57,7 @@ class _Row:
 
 @dataclass
 class _Image:
-  """The readings of one image."""
+  """Readings of one image."""
 
   place: str
   readers_of: dict[str, set[str]] = field(default_factory=dict)  # finding -> who names it
@@ -116,7 +116,7 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
         labels=tuple(labels.items()),
       )
   aside = listing.counts["uncertain"]
-  listing.note(f"boxes of findings that one reader alone names, left aside: {aside}", aside)
+  listing.note("boxes of findings that one reader alone names, left aside: {}", aside)
   drawn = "splits" if kaggle else "validation"
   listing.note(f"{drawn} drawn by image_id ({listing.shares()})")
   return listing.source("vindr", functools.partial(_read, root=root))
@@ -144,12 +144,12 @@ def _read_images(table: Path, root: Path, part: str, listing: Listing) -> dict[s
     box = (name, reader, numbers)
     repeated += box in image.boxes
     image.boxes[box] = None
-  listing.note(f"{table.name}: boxes given twice by a reader, dropped: {repeated}", repeated)
+  listing.note(f"{table.name}: boxes given twice by a reader, dropped: {{}}", repeated)
   labels = root / "annotations" / f"image_labels_{part}.csv"
   if labels.exists():
     _add_labels(labels, images, part)
   doubts = sum(image.settle_doubts() for image in images.values())
-  listing.note(f"{table.name}: readers who name a finding and {NO_FINDING!r}: {doubts}", doubts)
+  listing.note(f"{table.name}: readers who name a finding and {NO_FINDING!r}: {{}}", doubts)
   return images
 
 

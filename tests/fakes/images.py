@@ -62,6 +62,12 @@ def by_id(examples):
   return {example.image_id: example for split in examples.values() for example in split}
 
 
+def noted(source, words):
+  """Finds the one note that holds the words."""
+  (note,) = [note for note in source.notes if words in note]
+  return note
+
+
 def batch(examples, folder):
   """Makes one training batch of the examples."""
   texts = [" ".join(example.sentences) for example in examples]

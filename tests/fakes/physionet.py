@@ -273,7 +273,7 @@ def _stretched(example: Example, width: int) -> Example:
 
 
 def _lateral(example: Example) -> bytes:
-  """A picture that is no frontal image: the left half, squeezed."""
+  """Draws an image that is no frontal one: the left half, squeezed."""
   pixels = cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_GRAYSCALE)
   half = np.ascontiguousarray(pixels[:, : example.width // 2])
   return _jpeg(cv2.resize(half, (example.width, example.height)))

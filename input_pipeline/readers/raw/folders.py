@@ -10,7 +10,7 @@ from input_pipeline.example import UnreadableError
 
 
 class SourceError(UserError):
-  """A source is missing or contradicts itself; the message names file, row and column."""
+  """Error of a source that is missing or contradicts itself; names file, row and column."""
 
 
 def check_option(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ class Place:
 def places(path: Path, wanted: set[str]) -> dict[str, Place]:
   """Finds the places of the wanted reports' entries; those that the file lacks are left out.
 
-  Raises SourceError where the file is not what it should be.
+  Raises SourceError where the file is no JSON object or is cut off.
   """
   return {key: place for key, place in _scan(path) if key in wanted}
 

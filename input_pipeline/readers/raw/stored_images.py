@@ -109,7 +109,7 @@ def _shown_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Decoded:
-  """An image, or a reduced version of it.
+  """Image, or a reduced version of it.
 
   Attributes:
     pixels: grey, uint8 or float32 in 0 to 255.

@@ -19,7 +19,7 @@ _CELL_CHARACTERS = 1 << 24  # the csv module stops at 131,072
 
 
 class Row(dict[str, str]):
-  """The cells of a row by column, stripped of white space.
+  """Cells of a row by column, stripped of white space.
 
   Attributes:
     file: the table.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fakes import physionet, radgraph
+from fakes.images import noted
 from input_pipeline import records
 from input_pipeline.conversion.convert import convert
 from input_pipeline.example import UnreadableError
@@ -19,20 +20,6 @@ from input_pipeline.readers.source import check_patients
 JPG, TEXT = Path("mimic-cxr-jpg/2.0.0"), Path("mimic-cxr/2.0.0")
 GRAPHS = Path("radgraph/1.0.0")
 SPLIT = {"train": "train", "validate": "validation", "test": "test"}
-
-
-@pytest.fixture(scope="module")
-def download(tmp_path_factory):
-  """A download that tests only read, and the images written there."""
-  folder = tmp_path_factory.mktemp("physionet")
-  return folder, physionet.write(folder, size_px=64)
-
-
-@pytest.fixture
-def own(download, tmp_path):
-  """A copy that a test may spoil."""
-  shutil.copytree(download[0], tmp_path / "raw")
-  return tmp_path / "raw"
 
 
 def rows_of(path):
@@ -53,11 +40,6 @@ def table(root, name):
 
 def mimic(root, **options):
   return mimic_cxr.open_source(str(root), **options)
-
-
-def noted(source, words):
-  (note,) = [note for note in source.notes if words in note]
-  return note
 
 
 def unreadable(source, key):

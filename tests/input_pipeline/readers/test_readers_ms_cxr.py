@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fakes import physionet
+from fakes.images import noted
 from input_pipeline import records
 from input_pipeline.conversion.convert import convert
 from input_pipeline.example import UnreadableError, check
@@ -17,27 +18,8 @@ from input_pipeline.readers.raw.folders import SourceError
 JPG, BOXES = Path("mimic-cxr-jpg/2.0.0"), Path("ms-cxr/1.1.0")
 
 
-@pytest.fixture(scope="module")
-def download(tmp_path_factory):
-  """A download that tests only read, and the images written there."""
-  folder = tmp_path_factory.mktemp("physionet")
-  return folder, physionet.write(folder, size_px=64)
-
-
-@pytest.fixture
-def own(download, tmp_path):
-  """A copy that a test may spoil."""
-  shutil.copytree(download[0], tmp_path / "raw")
-  return tmp_path / "raw"
-
-
 def boxes(root):
   return root / BOXES / "MS_CXR_Local_Alignment_v1.1.0.csv"
-
-
-def noted(source, words):
-  (note,) = [note for note in source.notes if words in note]
-  return note
 
 
 def examples_of(root):

@@ -16,8 +16,8 @@ from input_pipeline.readers.raw.folders import SourceError
 
 def single(folder, *findings, **options):
   """Opens a folder with one study: source and item."""
-  examples = [("a_1", "p1", "train", list(findings))]
-  source = padchest_gr.open_source(str(fake.write(folder, examples)), **options)
+  studies = [("a_1", "p1", "train", list(findings))]
+  source = padchest_gr.open_source(str(fake.write(folder, studies)), **options)
   return source, source.items[0]
 
 
@@ -115,7 +115,7 @@ def test_what_is_left_out(tmp_path):
 def test_reports_and_table_that_do_not_match(tmp_path):
   fake.write(tmp_path)
   other = ("e_5", "p5", "test", [fake.CARDIOMEGALY])
-  table(tmp_path / "master_table.csv", fake.rows([*fake.EXAMPLES[1:], other]))
+  table(tmp_path / "master_table.csv", fake.rows([*fake.STUDIES[1:], other]))
   source = padchest_gr.open_source(str(tmp_path))
   assert len(source.items) == 3
   assert source.left_out == (
@@ -124,15 +124,15 @@ def test_reports_and_table_that_do_not_match(tmp_path):
   assert "images of master_table.csv without a report, left aside: 1" in source.notes
 
 
-def test_examples_twice(tmp_path):
+def test_studies_twice(tmp_path):
   source = padchest_gr.open_source(
-    str(fake.write(tmp_path / "a", [*fake.EXAMPLES, fake.EXAMPLES[0]]))
+    str(fake.write(tmp_path / "a", [*fake.STUDIES, fake.STUDIES[0]]))
   )
   assert len(source.items) == 4
   assert "studies given twice, dropped: 1" in source.notes
-  other = (*fake.EXAMPLES[0][:3], [fake.NO_EFFUSION])
+  other = (*fake.STUDIES[0][:3], [fake.NO_EFFUSION])
   with pytest.raises(SourceError, match="a_1.png .* study 4.* contradicts a_1.png .* study 0"):
-    padchest_gr.open_source(str(fake.write(tmp_path / "b", [*fake.EXAMPLES, other])))
+    padchest_gr.open_source(str(fake.write(tmp_path / "b", [*fake.STUDIES, other])))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_examples_twice(tmp_path):
 )
 def test_wrong_cells_of_the_table(tmp_path, change, words):
   fake.write(tmp_path)
-  first, *others = fake.rows(fake.EXAMPLES)
+  first, *others = fake.rows(fake.STUDIES)
   table(tmp_path / "master_table.csv", [first | change, *others])
   with pytest.raises(SourceError, match=words):
     padchest_gr.open_source(str(tmp_path))
