@@ -124,8 +124,7 @@ def make_batches(
     start_step=start_step,
     workers=config.data.workers,
     threads=config.data.threads,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process=(jax.process_index(), jax.process_count()),
   )
 
 
