@@ -42,7 +42,9 @@ from plan_jax.models.resnet import ResNet
 from plan_jax.models.two_towers import build
 from plan_jax.models.vit import ViT
 from plan_jax.runtime.mesh import quick_draws
-from plan_jax.training.state import initial_state, make_optimizer, make_step
+from plan_jax.training.optimizer import make_optimizer
+from plan_jax.training.state import initial_state
+from plan_jax.training.step import make_step
 
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _SETTLE_SECONDS = 0.3  # the previous contender's threads may spin for a while
@@ -102,7 +104,7 @@ def ours(size: Size) -> dict:
   def whole(model):
     stage = curriculum.stages(made.curriculum)[0]
     step = make_step(
-      model, optimizer, schedule, stage, Alignment(**made.alignment), seed=0, ema_decay=0.0
+      model, optimizer, schedule, stage, Alignment(**made.alignment), made.train, seed=0
     )
     return _Step(jax.jit(step, donate_argnums=0), copied, batch, keep=True)
 

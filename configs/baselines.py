@@ -12,7 +12,7 @@ the very records of a run, so that `plan_jax.compare` can compare the two.
 
 from ml_collections import ConfigDict
 
-from configs import base, mimic, phantom
+from configs import base, mimic, phantom, variants
 
 BASELINES = ("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t")
 _DATA = {"": base.get_config, "mimic": mimic.get_config, "phantom": phantom.get_config}
@@ -21,16 +21,11 @@ _TRAINING_KEYS = ("every_steps", "during_images", "max_tokens", "max_words", "tr
 
 
 def get_config(variant: str = "") -> ConfigDict:
-  """Returns the configuration of a variant: the name of a baseline, or that, "," and the data."""
-  name, _, data = variant.partition(",")
-  if name not in BASELINES or data not in _DATA:
-    raise ValueError(
-      f"no variant {variant!r} of baselines.py; there are {', '.join(BASELINES)}, each also with"
-      " ',mimic' or ',phantom'"
-    )
-  whole = _DATA[data]()
-  config = ConfigDict({key: whole[key] for key in _SECTIONS})
-  config.text = ConfigDict(dict(terms=whole.text.terms))
+  """The configuration of a variant: a baseline's name, or that, "," and the data."""
+  name, data = variants.parse("baselines.py", variant, BASELINES, tuple(_DATA), required=1)
+  run = _DATA[data]()
+  config = ConfigDict({key: run[key] for key in _SECTIONS})
+  config.text = ConfigDict(dict(terms=run.text.terms))
   config.evaluation.compatibility = True
   if data != "mimic":
     mimic.attach(config)

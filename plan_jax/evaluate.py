@@ -89,7 +89,7 @@ def evaluate(
 
   if config.evaluation.get("transfer"):
     processes.on_primary(lambda: write(False))  # what comes now may take hours, and be stopped
-  for chosen, task, found, files in attached.learned(config, workdir, model, sets):
+  for chosen, task, found, files in attached.learn(config, workdir, model, sets):
     rows += found
     learned += [(chosen, task, file) for file in files]
   # Who leaves before is thought lost after a while, and all are ended.

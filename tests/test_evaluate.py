@@ -158,7 +158,7 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
 def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, monkeypatch):
   config, model, there, before = run
   config = copy.deepcopy(config).unlock()
-  config.evaluation.transfer.boxes = base.downstream("detect")
+  config.evaluation.transfer.boxes = base.transfer_task("detection")
   workdir = Workdir(tmp_path / "run")
   files = [tmp_path / "detection.csv", tmp_path / "detection.npz"]
   for file in files:
@@ -172,7 +172,7 @@ def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, m
     assert not kept.complete and len(kept.rows) == len(before)
     yield arguments[3][0], "boxes-0.1", [row], files
 
-  monkeypatch.setattr(evaluate.attached, "learned", learned)
+  monkeypatch.setattr(evaluate.attached, "learn", learned)
   sets = [datasets.own(config, there.records)]
   rows = evaluate.evaluate(model, config, workdir, sets)
   assert results.read(workdir.evaluation).complete
