@@ -42,7 +42,7 @@ class Fakes:
     self.env = {
       "PATH": f"{self.bin}" if alone else f"{self.bin}:{os.environ['PATH']}",
       "SEEN": str(self.seen), "HOME": str(self.home), "TMPDIR": str(path),
-    }  # fmt: skip
+    }
 
   def add(self, name: str, script: str = "", *, folder: Path | None = None) -> Path:
     """A tool that notes its arguments, then does what the script says."""
@@ -63,7 +63,7 @@ class Fakes:
     return subprocess.run(
       list(map(str, command)), env=self.env | more, cwd=ROOT, capture_output=True, text=True,
       timeout=60,
-    )  # fmt: skip
+    )
 
   def start(self, *command, stdout=None) -> subprocess.Popen:
     """Starts it in a session of its own; its output goes to `log`."""
@@ -71,7 +71,7 @@ class Fakes:
       process = subprocess.Popen(
         list(map(str, command)), env=self.env, cwd=ROOT, stdin=subprocess.DEVNULL,
         stdout=stdout or log, stderr=log, start_new_session=True,
-      )  # fmt: skip
+      )
     self.started.append(process)
     return process
 
@@ -187,7 +187,7 @@ def test_slurm_submits_a_process_for_each_gpu(fakes):
   job, step = call[: call.index("srun")], call[call.index("srun") :]
   for option in ("--nodes=4", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=6",
                  "--requeue", "--open-mode=append", "--signal=TERM@300", "--partition=gpu", "-t",
-                 "--job-name=a b", f"--output={logs}/slurm-%j.log"):  # fmt: skip
+                 "--job-name=a b", f"--output={logs}/slurm-%j.log"):
     assert option in job
   assert job[-2:] == [str(ROOT / "launch/slurm_job.sh"), "1"]
   for option in ("--kill-on-bad-exit=0", "--wait=0", "--gpu-bind=none", "--cpus-per-task=6"):
@@ -265,7 +265,7 @@ def gpu_host(fakes, main, *more, check="exit 0"):
   fakes.add("python", f"[[ $1 != -c ]] || {{ {check}; }}\n{main}", folder=venv / "bin")
   return (
     ROOT / "launch/gpu_host.sh", CONFIG, "--workdir=a b", f"--venv={venv}", *more, "--", *TRICKY,
-  )  # fmt: skip
+  )
 
 
 def mains(fakes):
@@ -334,7 +334,7 @@ def test_it_installs_jax_for_the_driver(fakes, driver, flag, extra):
   assert fakes.calls("py") == [["py", "-m", "venv", str(fakes.home / "a venv")]]
   (pip,) = [call for call in fakes.calls("python") if "pip" in call]
   assert pip[1:] == ["-m", "pip", "install", "--quiet", "--editable", str(ROOT),
-                     extra or "jax[cuda12]"]  # fmt: skip
+                     extra or "jax[cuda12]"]
   assert len(mains(fakes)) == 1
   # What it prints, done by hand, is the same again.
   before = [call for call in fakes.calls("py", "python") if call[1] != "-c"]
@@ -401,7 +401,7 @@ def tpu_pod(fakes, main, *more):
   return (
     ROOT / "launch/tpu_pod.sh", CONFIG, f"--workdir={fakes.home}/a b", "--name=n", "--zone=z",
     f"--setup={setup}", *more, "--", *TRICKY,
-  )  # fmt: skip
+  )
 
 
 def actions(fakes):
@@ -551,12 +551,12 @@ def test_a_host_without_the_shared_folder(fakes):
 
 JOBSET = [
   "--name=plan", "--image=registry/plan:1", CONFIG, "--workdir=/mnt/shared/a b", "--claim=disk",
-]  # fmt: skip
+]
 GPUS = [*JOBSET, "--hosts=3", "--gpus=8", "--crashes=2"]
 TPUS = [
   *JOBSET, "--hosts=4", "--tpus=4", "--node-selector=cloud.google.com/gke-tpu-topology=4x4",
   "--node-selector=cloud.google.com/gke-tpu-accelerator=tpu-v6e-slice",
-]  # fmt: skip
+]
 
 
 def rendered(capsys, *arguments):
@@ -607,7 +607,7 @@ def test_a_jobset_on_gpus(capsys):
   assert command == [
     "python", "-m", "plan_jax.main", "--distributed", CONFIG, "--workdir=/mnt/shared/a b", *TRICKY,
     "--coordinator_address=plan-workers-0-0.plan:8476", "--num_processes=3", "--process_id=2",
-  ]  # fmt: skip
+  ]
   assert pod["initContainers"][0]["args"] == [f"plan-workers-0-{i}.plan" for i in range(3)]
   assert content["spec"]["network"]["publishNotReadyAddresses"] is True
 

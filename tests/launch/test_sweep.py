@@ -143,7 +143,7 @@ VALUES = [
     "data.source": "a folder/with 'quotes' $and more", "train.learning_rate": 1,
     "alignment.eta": 0.1 + 0.2, "seed": 7,
   },
-]  # fmt: skip
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*load_module")
@@ -196,7 +196,7 @@ def row(column, value, model="run", **more):
   return results.Row(
     task=task, group=group, metric=metric, model=model, value=value, low=math.nan, high=math.nan,
     **fields,
-  )  # fmt: skip
+  )
 
 
 IOU, POINTING = results.HEADLINES[1], results.HEADLINES[2]
@@ -228,7 +228,7 @@ def test_the_best_checkpoint_may_be_an_earlier_one(tmp_path):
   best = {
     "checkpoint.evaluate": "best", "checkpoint.best_metric": "validation/grounding/mIoU",
     "evaluation.every_steps": 2,
-  }  # fmt: skip
+  }
   (run,) = load(tmp_path, [best])
   write_run(run, [row(IOU, 0.5)], step=2)
   assert not run.complete()
@@ -397,7 +397,7 @@ def start_sweep(tmp_path, wait):
      f"--out={tmp_path / 'out'}", "--mode=run", "--parallel=2"],
     cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-  )  # fmt: skip
+  )
 
 
 def wait_for(test, seconds=60.0):
@@ -480,7 +480,7 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
   sweep.main(
     [f"--config={file}", f"--out={out}", "--mode=slurm", "--parallel=2",
      "--sbatch=-p gpu --gres gpu:1 --time=4:00:00"]
-  )  # fmt: skip
+  )
   assert (tmp_path / "seen").read_text().strip() == str(out / "sweep.sbatch")
   output = capsys.readouterr().out
   assert "Submitted batch job 7" in output and f"{out / 'sweep.sbatch'}: 3 of 4 runs" in output
@@ -496,7 +496,7 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
   done = subprocess.run(
     ["bash", str(out / "sweep.sbatch")], env=os.environ | {"SLURM_ARRAY_TASK_ID": "1"},
     capture_output=True, text=True, timeout=30, cwd=tmp_path,
-  )  # fmt: skip
+  )
   assert done.returncode == 0 and done.stdout == "it is 42\n"
   # What is preempted is requeued; tests/launch/test_launch.py has more of that.
   for tool, said in {"squeue": "RUNNING", "scontrol": "$@"}.items():
@@ -507,7 +507,7 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
   done = subprocess.run(
     ["bash", str(out / "sweep.sbatch")], env=os.environ | task, capture_output=True, text=True,
     timeout=30, cwd=tmp_path,
-  )  # fmt: skip
+  )
   assert done.returncode == 75 and done.stdout == "requeue 7_1\n"
 
 
@@ -555,7 +555,7 @@ def retrieval(recall):
 
 def macro(values):
   return np.mean([np.nanmean([v for v, g in zip(values, GROUPS, strict=True) if g == name])
-                  for name in "ab"])  # fmt: skip
+                  for name in "ab"])
 
 
 def score(run, iou, recall, auc, ids=range(6), data="phantom/test"):
@@ -564,7 +564,7 @@ def score(run, iou, recall, auc, ids=range(6), data="phantom/test"):
     row(IOU, macro(iou), data=data), row(POINTING, macro(1 - iou), data=data),
     row(RECALL, recall.mean(), data=data, gallery=6), row(AUC, auc, data=data),
     row(IOU, 0.1 + run.config.seed / 10, "random", data=data), row(RECALL, 5 / 6, "chance"),
-  ]  # fmt: skip
+  ]
   write_run(run, rows, {"grounding": grounding(iou, ids), "retrieval": retrieval(recall)})
 
 
@@ -576,7 +576,7 @@ def scored(tmp_path):
     tmp_path,
     [*seeds(3), *({**method, **s} for s in seeds(3)), noisy, noisy | method,
      noisy | {"alignment.eta": 0.3, "data.options.seed": 2}],
-  )  # fmt: skip
+  )
   rng = np.random.default_rng(0)
   iou, recall, auc = rng.random((9, 6)), rng.integers(0, 2, (9, 6)).astype(float), rng.random(9)
   for i, run in enumerate(runs):
@@ -598,7 +598,7 @@ def drawn(values, groups):
 
   def mean(of_seed, chosen):
     kept = [(g, v) for i in chosen for g, v, p in zip(groups, of_seed, PATIENTS, strict=True)
-            if p == names[i]]  # fmt: skip
+            if p == names[i]]
     return np.mean([np.mean([v for g, v in kept if g == name]) for name in {g for g, _ in kept}])
 
   members = np.random.default_rng(0).integers(0, len(names), (count, len(names)))
@@ -616,7 +616,7 @@ def test_means_over_seeds_and_their_intervals(scored, tmp_path):
   assert [r["row"] for r in content["rows"]] == [
     "(base)", "alignment.eta=0.1", "data.options.seed=1", "data.options.seed=1,alignment.eta=0.1",
     "data.options.seed=2,alignment.eta=0.3",
-  ]  # fmt: skip
+  ]
   for label, at in (("(base)", [0, 1, 2]), ("alignment.eta=0.1", [3, 5])):
     figures = rows[label]["figures"]
     assert len(rows[label]["seeds"]) == len(at)
@@ -685,7 +685,7 @@ def test_another_reference(scored, tmp_path):
   found = {d["row"]: d["against"] for d in content["differences"]}
   assert found == {
     "(base)": "alignment.eta=0.1", "data.options.seed=1": "data.options.seed=1,alignment.eta=0.1",
-  }  # fmt: skip
+  }
 
 
 def test_other_training_data_but_the_same_test_units_are_compared(tmp_path):
@@ -706,7 +706,7 @@ def test_a_method_is_compared_with_the_reference_of_its_training_data(tmp_path):
   label = "data.options.wrong_sentence_fraction=0.5"
   assert [(d["row"], d["against"]) for d in content["differences"]] == [
     (label, "(base)"), (f"{label},alignment.eta=0.1", label),
-  ]  # fmt: skip
+  ]
 
 
 def test_without_units_the_interval_is_of_the_seeds(tmp_path):
@@ -774,7 +774,7 @@ def test_a_study_from_records_to_tables(tmp_path):
   command = [
     sys.executable, "-m", "launch.sweep", f"--config={file}", f"--out={tmp_path / 'out'}",
     "--mode=run", "--parallel=2", "--against=train.steps=2", "--", "--config.train.batch_size=4",
-  ]  # fmt: skip
+  ]
   env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
   done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=env)
   assert done.returncode == 0, done.stdout + done.stderr
