@@ -41,7 +41,9 @@ class Fakes:
         (self.bin / name).symlink_to(shutil.which(name))
     self.env = {
       "PATH": f"{self.bin}" if alone else f"{self.bin}:{os.environ['PATH']}",
-      "SEEN": str(self.seen), "HOME": str(self.home), "TMPDIR": str(path),
+      "SEEN": str(self.seen),
+      "HOME": str(self.home),
+      "TMPDIR": str(path),
     }
 
   def add(self, name: str, script: str = "", *, folder: Path | None = None) -> Path:
@@ -61,7 +63,11 @@ class Fakes:
 
   def run(self, *command, **more) -> subprocess.CompletedProcess:
     return subprocess.run(
-      list(map(str, command)), env=self.env | more, cwd=ROOT, capture_output=True, text=True,
+      list(map(str, command)),
+      env=self.env | more,
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
       timeout=60,
     )
 
@@ -69,8 +75,13 @@ class Fakes:
     """Starts it in a session of its own; its output goes to `log`."""
     with self.log.open("ab") as log:
       process = subprocess.Popen(
-        list(map(str, command)), env=self.env, cwd=ROOT, stdin=subprocess.DEVNULL,
-        stdout=stdout or log, stderr=log, start_new_session=True,
+        list(map(str, command)),
+        env=self.env,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout or log,
+        stderr=log,
+        start_new_session=True,
       )
     self.started.append(process)
     return process
@@ -185,9 +196,19 @@ def test_slurm_submits_a_process_for_each_gpu(fakes):
   assert logs.is_dir()
   (call,) = fakes.calls()
   job, step = call[: call.index("srun")], call[call.index("srun") :]
-  for option in ("--nodes=4", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=6",
-                 "--requeue", "--open-mode=append", "--signal=TERM@300", "--partition=gpu", "-t",
-                 "--job-name=a b", f"--output={logs}/slurm-%j.log"):
+  for option in (
+    "--nodes=4",
+    "--ntasks-per-node=2",
+    "--gpus-per-node=2",
+    "--cpus-per-task=6",
+    "--requeue",
+    "--open-mode=append",
+    "--signal=TERM@300",
+    "--partition=gpu",
+    "-t",
+    "--job-name=a b",
+    f"--output={logs}/slurm-%j.log",
+  ):
     assert option in job
   assert job[-2:] == [str(ROOT / "launch/slurm_job.sh"), "1"]
   for option in ("--kill-on-bad-exit=0", "--wait=0", "--gpu-bind=none", "--cpus-per-task=6"):
@@ -264,7 +285,13 @@ def gpu_host(fakes, main, *more, check="exit 0"):
   venv = fakes.home / "a venv"
   fakes.add("python", f"[[ $1 != -c ]] || {{ {check}; }}\n{main}", folder=venv / "bin")
   return (
-    ROOT / "launch/gpu_host.sh", CONFIG, "--workdir=a b", f"--venv={venv}", *more, "--", *TRICKY,
+    ROOT / "launch/gpu_host.sh",
+    CONFIG,
+    "--workdir=a b",
+    f"--venv={venv}",
+    *more,
+    "--",
+    *TRICKY,
   )
 
 
@@ -333,8 +360,15 @@ def test_it_installs_jax_for_the_driver(fakes, driver, flag, extra):
   assert fakes.run(*command).returncode == 0
   assert fakes.calls("py") == [["py", "-m", "venv", str(fakes.home / "a venv")]]
   (pip,) = [call for call in fakes.calls("python") if "pip" in call]
-  assert pip[1:] == ["-m", "pip", "install", "--quiet", "--editable", str(ROOT),
-                     extra or "jax[cuda12]"]
+  assert pip[1:] == [
+    "-m",
+    "pip",
+    "install",
+    "--quiet",
+    "--editable",
+    str(ROOT),
+    extra or "jax[cuda12]",
+  ]
   assert len(mains(fakes)) == 1
   # What it prints, done by hand, is the same again.
   before = [call for call in fakes.calls("py", "python") if call[1] != "-c"]
@@ -399,8 +433,15 @@ def tpu_pod(fakes, main, *more):
   setup = 'mkdir -p ~/.local/bin && cp "$(command -v the-uv)" ~/.local/bin/uv && touch "it is so"'
   fakes.add("the-uv", uv)
   return (
-    ROOT / "launch/tpu_pod.sh", CONFIG, f"--workdir={fakes.home}/a b", "--name=n", "--zone=z",
-    f"--setup={setup}", *more, "--", *TRICKY,
+    ROOT / "launch/tpu_pod.sh",
+    CONFIG,
+    f"--workdir={fakes.home}/a b",
+    "--name=n",
+    "--zone=z",
+    f"--setup={setup}",
+    *more,
+    "--",
+    *TRICKY,
   )
 
 
@@ -550,11 +591,18 @@ def test_a_host_without_the_shared_folder(fakes):
 # Kubernetes
 
 JOBSET = [
-  "--name=plan", "--image=registry/plan:1", CONFIG, "--workdir=/mnt/shared/a b", "--claim=disk",
+  "--name=plan",
+  "--image=registry/plan:1",
+  CONFIG,
+  "--workdir=/mnt/shared/a b",
+  "--claim=disk",
 ]
 GPUS = [*JOBSET, "--hosts=3", "--gpus=8", "--crashes=2"]
 TPUS = [
-  *JOBSET, "--hosts=4", "--tpus=4", "--node-selector=cloud.google.com/gke-tpu-topology=4x4",
+  *JOBSET,
+  "--hosts=4",
+  "--tpus=4",
+  "--node-selector=cloud.google.com/gke-tpu-topology=4x4",
   "--node-selector=cloud.google.com/gke-tpu-accelerator=tpu-v6e-slice",
 ]
 
@@ -605,8 +653,16 @@ def test_a_jobset_on_gpus(capsys):
   assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "disk"
   command = command_of(content, {"JOB_COMPLETION_INDEX": "2"})
   assert command == [
-    "python", "-m", "plan_jax.main", "--distributed", CONFIG, "--workdir=/mnt/shared/a b", *TRICKY,
-    "--coordinator_address=plan-workers-0-0.plan:8476", "--num_processes=3", "--process_id=2",
+    "python",
+    "-m",
+    "plan_jax.main",
+    "--distributed",
+    CONFIG,
+    "--workdir=/mnt/shared/a b",
+    *TRICKY,
+    "--coordinator_address=plan-workers-0-0.plan:8476",
+    "--num_processes=3",
+    "--process_id=2",
   ]
   assert pod["initContainers"][0]["args"] == [f"plan-workers-0-{i}.plan" for i in range(3)]
   assert content["spec"]["network"]["publishNotReadyAddresses"] is True
