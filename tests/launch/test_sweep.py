@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -78,25 +79,13 @@ def test_flags_that_fit_no_study(tmp_path, capsys):
     assert message in error_of(capsys, *argv)
 
 
+ROUND = ("local_weight", "tau", "gamma")
 VALUES = [
   {},
-  {
-    "curriculum.refine.local_weight": (1.0,),
-    "curriculum.refine.tau": (0.25,),
-    "curriculum.refine.gamma": (0,),
-  },
-  {
-    "curriculum.words.local_weight": (),
-    "curriculum.words.tau": (),
-    "curriculum.words.gamma": (),
-    "data.augment": False,
-  },
-  {
-    "data.source": "a folder/with 'quotes' $and more",
-    "train.learning_rate": 1,
-    "alignment.eta": 0.1 + 0.2,
-    "seed": 7,
-  },
+  {f"curriculum.refine.{key}": (value,) for key, value in zip(ROUND, (1.0, 0.25, 0), strict=True)},
+  {f"curriculum.words.{key}": () for key in ROUND} | {"data.augment": False},
+  {"data.source": "a folder/with 'quotes' $and more", "alignment.eta": 0.1 + 0.2, "seed": 7},
+  {"train.learning_rate": 1},
 ]
 
 
@@ -106,7 +95,7 @@ def test_a_printed_command_is_the_config(tmp_path, capsys):
   extra = ["--config.train.steps=20", "--config.mesh.fsdp=2"]
   sweep.main([f"--config={file}", f"--out={out}", "--", *extra])
   *lines, last = capsys.readouterr().out.splitlines()
-  assert last == "# 0 of 4 runs are complete"
+  assert last == "# 0 of 5 runs are complete"
   assert not out.exists()
   runs = study.load(file, str(out), extra)
   for line, overrides, run in zip(lines, VALUES, runs, strict=True):
@@ -255,44 +244,31 @@ def test_two_at_a_time(tmp_path, monkeypatch):
   assert times[1][0] < times[0][1]
 
 
-DRIVER = """
-import sys
-from launch import study, sweep
-study.Run.command = lambda run, python=sys.executable: [
-  python, "-c", {fake!r}, str(run.workdir.path), "60", ""]
-sweep.make_records = lambda runs: None
-sweep.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_sweep_ends_its_runs(tmp_path, number):
-  process = subprocess.Popen(
-    [
-      *(sys.executable, "-c", DRIVER.format(fake=FAKE), "--mode=run", "--parallel=2"),
-      *(f"--config={write_study(tmp_path, seeds(3))}", f"--out={tmp_path / 'out'}"),
-    ],
-    cwd=ROOT,
-    env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    deadline = time.monotonic() + 60
-    while len(files := list((tmp_path / "out").glob("seed=*/pids"))) < 2:
-      assert time.monotonic() < deadline
+def test_a_stopped_sweep_ends_its_runs(tmp_path, monkeypatch, number):
+  fake(monkeypatch, wait=60)
+  runs = load(tmp_path, seeds(3))
+  files = [run.workdir.path / "pids" for run in runs]
+
+  def stop():
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
       time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-  finally:
-    process.kill()
-  assert process.returncode == 1
-  assert errors.strip() == "stopped; the same command goes on from here"
-  for file in files:
+      if all(file.exists() and file.read_text() for file in files[:2]):
+        return os.kill(os.getpid(), number)
+
+  threading.Thread(target=stop).start()
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run_all(runs, 2)
+  for file in files[:2]:
     with pytest.raises(ProcessLookupError):
       os.kill(int(file.read_text()), 0)
-  assert not (tmp_path / "out" / "seed=2").exists()
+  assert not files[2].exists()
+
+
+def execute(command, **env):
+  env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | env
+  return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=env)
 
 
 def tool(folder, name, text):
@@ -322,14 +298,7 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
   tool(tmp_path / "bin", "squeue", "echo RUNNING")
   tool(tmp_path / "bin", "scontrol", 'echo "$@"')
   task = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
-  done = subprocess.run(
-    ["bash", str(out / "sweep.sbatch")],
-    env=os.environ | task,
-    capture_output=True,
-    text=True,
-    timeout=30,
-    cwd=tmp_path,
-  )
+  done = execute(["bash", str(out / "sweep.sbatch")], **task)
   assert done.stdout == "it is 42\nrequeue 7_1\n" and done.returncode == 75
   tool(tmp_path / "bin", "sbatch", "echo 'invalid partition' >&2; exit 1")
   with pytest.raises(UserError, match="sbatch .*sweep.sbatch: invalid partition"):
@@ -341,19 +310,15 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_study_from_records_to_tables(tmp_path):
-  file = write_study(tmp_path, [{"train.steps": 2}, {"train.steps": 2, "alignment.eta": 0.25}])
-  command = [
-    *(sys.executable, "-m", "launch.sweep", f"--config={file}", f"--out={tmp_path / 'out'}"),
-    *("--mode=run", "--parallel=2", "--against=train.steps=2", "--"),
-    "--config.train.batch_size=4",
-  ]
-  env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-  done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=env)
+  runs = load(tmp_path, [{"train.steps": 2}, {"train.steps": 2, "alignment.eta": 0.25}])
+  out, against = tmp_path / "out", "--against=train.steps=2"
+  command = [sys.executable, "-m", "launch.sweep", "--mode=run", "--parallel=2", against]
+  command += [f"--config={tmp_path / 'study.py'}", f"--out={out}"]
+  extra = ["--", "--config.train.batch_size=4"]
+  done = execute(command + extra)
   assert done.returncode == 0, done.stdout + done.stderr
   assert "2 done, 0 failed, 0 left" in done.stdout
-  out = tmp_path / "out"
   assert sorted(p.name for p in (out / "records").iterdir()) == ["base"]
-  runs = study.load(file, str(out), ["--config.train.batch_size=4"])
   assert all(run.workdir.read_config()["train"]["batch_size"] == 4 for run in runs)
   content = json.loads((out / "table.json").read_text())
   (difference,) = content["differences"]
@@ -362,5 +327,4 @@ def test_a_study_from_records_to_tables(tmp_path):
     cells = {(r.task, r.group, r.metric): r for r in run.evaluation().rows if r.model == rows.RUN}
     for column, value in content["rows"][i]["values"].items():
       assert value["value"] == pytest.approx(cells[tuple(column.split("/", 2))].value)
-  again = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT, env=env)
-  assert again.returncode == 0 and "2 complete, 0 to run" in again.stdout
+  assert "2 complete, 0 to run" in execute(command + extra).stdout
