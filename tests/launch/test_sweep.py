@@ -25,30 +25,18 @@ from tiny_runs import tiny
 STEPS = 6  # of tiny
 
 
-@pytest.mark.parametrize(
-  ("overrides", "name"),
-  [
-    ({}, "base"),
-    ({"seed": 3, "alignment.eta": 0.25}, "alignment.eta=0.25,seed=3"),
-    ({"b": 1e-05, "a": True}, "b=1e-05,a=True"),
-    ({"t": (0.25, 0.2), "u": ()}, "t=0.25_0.2,u=none"),
-    ({"s": "validation/grounding/R@5 x"}, "s=validation_grounding_R_5_x"),
-  ],
-)
-def test_names(overrides, name):
-  assert study.name(overrides) == name
+def test_names():
+  assert study.name({}) == "base"
+  assert study.name({"seed": 3, "alignment.eta": 0.25}) == "alignment.eta=0.25,seed=3"
+  assert study.name({"t": (0.25, 1e-05), "u": (), "s": "R@5 x"}) == "t=0.25_1e-05,u=none,s=R_5_x"
 
 
 @pytest.mark.parametrize(
   ("runs", "message"),
   [
     ([{"alignment.etta": 0.1}], r"run alignment\.etta=0\.1: .*etta.*eta"),
-    ([{"train.steps": "many"}], r"run train\.steps=many: .*train\.steps.*many"),
     ([{"train.steps": 3.0}], r"train\.steps"),
-    ([{"alignment.sparsifier": 3}], r"sparsifier.* must be one of"),
     ([{"data.records": 7}], r"config\.data\.records is 7 \(int\).*'7' \(str\)"),
-    ([{"data.augment": 1}], r"config\.data\.augment is 1 \(int\).*True \(bool\)"),
-    ([{"curriculum.words.tau": [0.1]}], r"\[0\.1\] \(list\).*\(tuple\)"),
     ([{"alignment.eta": 2.0}], r"alignment\.eta: is 2\.0; must lie in \[0, 1\]"),
     ([{}, {"seed": 0}], r"names the run seed=0 twice \(also as base\)"),
     ([{"data.source": "a/b"}, {"data.source": "a_b", "seed": 1}], r"both be called"),
@@ -69,7 +57,6 @@ def test_flags_that_fit_no_study(tmp_path, capsys):
   out, config = f"--out={tmp_path / 'o'}", f"--config={write_study(tmp_path, [{}])}"
   for argv, message in (
     (["--config=configs/phantom.py", out], "configs/phantom.py has no function sweep()"),
-    (["--config=nowhere.py", out], "nowhere.py"),
     ([config, out, "--", "--mode=train"], "'--mode=train' after --: only --config.KEY=VALUE"),
     ([config, out, "--", "--config.train.stepz=3"], "stepz"),
     ([config, out, "--metrics=mIoU"], "--metrics: 'mIoU' is not"),
