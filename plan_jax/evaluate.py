@@ -1,5 +1,6 @@
 """All evaluators over a trained run, and the page that shows what they found."""
 
+import inspect
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -27,13 +28,19 @@ from plan_jax.evaluators import (
 )
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints
 from plan_jax.inference.predictor import TwoTowers
-from plan_jax.results import example_scores, report
+from plan_jax.results import example_scores, report, tables
 from plan_jax.results import rows as results
 from plan_jax.runtime import logging as reporting
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.transfer import attached
+
+# Name and version -> definition, for the report.
+PROTOCOLS = {
+  module.PROTOCOL: inspect.cleandoc(module.__doc__)
+  for module in (grounding, retrieval, presence, terms)
+}
 
 
 def evaluate(
@@ -64,7 +71,7 @@ def evaluate(
     views += image_views(model, chosen, config.evaluation.report_images)
   if model.note:
     log.info(model.note)
-  log.info(results.table(rows))
+  log.info(tables.table(rows))
 
   def write(complete: bool) -> None:
     shutil.rmtree(workdir.example_scores, ignore_errors=True)  # those of an earlier evaluation
@@ -84,6 +91,7 @@ def evaluate(
       curves=reporting.curves(workdir.metrics),
       images=views,
       notes=_notes(model, config, sets, notes),
+      protocols=PROTOCOLS,
     )
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
 
@@ -94,7 +102,7 @@ def evaluate(
     learned += [(chosen, task, file) for file in files]
   # Who leaves before is thought lost after a while, and all are ended.
   processes.on_primary(lambda: write(True))
-  log.info(f"\n{results.headline(rows)}\n\nreport: {workdir.report}")
+  log.info(f"\n{tables.headline(rows)}\n\nreport: {workdir.report}")
   return rows
 
 

@@ -18,6 +18,7 @@ from plan_jax.evaluators.datasets import EvaluationSet, fingerprints, make_recor
 from plan_jax.inference.load import load
 from plan_jax.models.weights import load as pretrained
 from plan_jax.results import rows as results
+from plan_jax.results import tables
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
@@ -59,7 +60,7 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     evaluate(model, config, workdir, sets)
     return
   log.info("evaluation is complete too (--mode=evaluate does it again)\n")
-  log.info(f"{results.headline(rows)}\n\nreport: {workdir.report}")
+  log.info(f"{tables.headline(rows)}\n\nreport: {workdir.report}")
 
 
 def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:

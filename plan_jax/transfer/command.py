@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax.metrics import bootstrap
-from plan_jax.results import example_scores
+from plan_jax.results import example_scores, tables
 from plan_jax.results import rows as results
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.runtime import preemption
@@ -209,7 +209,7 @@ def finish(
   task: str,
 ) -> None:
   """Prints the table, writes example_scores/ and, last of all, evaluation.json: it says that all is done."""
-  log.info(results.table(rows))
+  log.info(tables.table(rows))
   example_scores.write(out.example_scores_of(task), found)
   fingerprint = records.fingerprint(arguments.records)
   results.write(out.evaluation, results.Evaluation(step, rows, {rows[0].data: fingerprint}))
