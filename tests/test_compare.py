@@ -10,6 +10,7 @@ from input_pipeline.errors import UserError
 from plan_jax import compare
 from plan_jax.evaluators import detection, terms
 from plan_jax.metrics import auc
+from plan_jax.metrics.detection import METRICS, Image, detection_metrics
 from plan_jax.results import boxes, example_scores, rows
 from plan_jax.results.example_scores import SCORED, ExampleScores, example_id
 from plan_jax.results.rows import Evaluation, Row
@@ -100,7 +101,7 @@ def test_ranked_examples_are_compared_by_area(tmp_path):
   drawn = []
   from plan_jax.metrics import bootstrap
 
-  for weights in bootstrap.unit_weights(PATIENTS, resamples=1000, seed=0):
+  for weights in bootstrap.example_weights(PATIENTS, resamples=1000, seed=0):
     drawn.append(auc.auc(strong, positive, weights) - auc.auc(weak, positive, weights))
   np.testing.assert_allclose(
     (difference.change.low, difference.change.high), bootstrap.interval(np.concatenate(drawn))
@@ -205,7 +206,7 @@ def test_command_line(tmp_path):
 
 
 def detector(path, images, findings):
-  run(path, {"detection": detection.detection_units(images, findings)})
+  run(path, {"detection": detection.detection_scores(images, findings)})
   boxes.write(path / "example_scores" / "detection.npz", images, findings)
   return path
 
@@ -219,13 +220,13 @@ def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
     predicted, scores = truth + rng.integers(-2, 3, truth.shape), rng.random(len(truth))
     labels = np.arange(len(truth))
     place = (f"image{i}", f"p{i // 2}", 60, 80, truth, labels)
-    images.append(detection.Image(*place, predicted, scores, labels))
-    worse.append(detection.Image(*place, predicted + 6, scores, labels))
+    images.append(Image(*place, predicted, scores, labels))
+    worse.append(Image(*place, predicted + 6, scores, labels))
   a, b = detector(tmp_path / "a", worse, findings), detector(tmp_path / "b", images, findings)
   differences = by_name(compare.compare(a, b, resamples=100)[0])
   ones = np.ones((1, 40))
-  sides = [detection.figures(some, 2, ones)[0] for some in (worse, images)]
-  for m, metric in enumerate(detection.METRICS):
+  sides = [detection_metrics(some, 2, ones)[0] for some in (worse, images)]
+  for m, metric in enumerate(METRICS):
     difference = differences["detection", "macro", metric]
     assert (difference.a, difference.b) == tuple(pytest.approx(side[:, m].mean()) for side in sides)
     assert differences["detection", "tube", metric].change.value == pytest.approx(

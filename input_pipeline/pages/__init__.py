@@ -8,14 +8,13 @@ import jinja2
 def environment(folder: Path) -> jinja2.Environment:
   """Returns an environment that finds the templates of a folder, and `base.html`.
 
-  In templates `.html` all values are escaped, unless they are marked as `markupsafe.Markup`. A name
-  that a template does not get is an error.
+  All values are escaped, unless they are marked as `markupsafe.Markup`; a name that a template does
+  not get is an error.
   """
   return jinja2.Environment(
     loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
-    autoescape=jinja2.select_autoescape(),
+    autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    keep_trailing_newline=True,
   )

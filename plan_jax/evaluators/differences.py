@@ -3,19 +3,21 @@
 The draws of patients are the same for both models, see `bootstrap`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
-from plan_jax.evaluators import detection, terms
+from plan_jax.evaluators import terms
 from plan_jax.metrics import auc, bootstrap, classification
 from plan_jax.metrics.bootstrap import MACRO, Summary
 from plan_jax.metrics.classification import THRESHOLDED
+from plan_jax.metrics.detection import METRICS, Image, detection_metrics
 from plan_jax.results.example_scores import ExampleScores
 
 Change = tuple[str, str, float, float, Summary]  # group, metric, value of a, of b, b minus a
 Draws = Mapping[str, int]  # "resamples" and "seed"
+Detections = tuple[Sequence[Image], Sequence[str]]  # images, findings
 
 
 def mean_changes(a: ExampleScores, b: ExampleScores, draws: Draws) -> Iterator[Change]:
@@ -61,7 +63,7 @@ def ranked_changes(
     return values
 
   def summarize(metric: Callable[..., np.ndarray], **draws: int) -> dict[str, list[Summary]]:
-    return bootstrap.grouped_figures(metric, len(metrics), a.groups, a.patients, **draws)
+    return bootstrap.grouped_metrics(metric, len(metrics), a.groups, a.patients, **draws)
 
   alone = [summarize(partial(measure, side), resamples=0) for side in (0, 1)]
   change = summarize(lambda *drawn: measure(1, *drawn) - measure(0, *drawn), **draws)
@@ -81,8 +83,8 @@ def word_changes(a: ExampleScores, b: ExampleScores, draws: Draws) -> Iterator[C
     yield "all", metric, *(side.value for side in sides), change
 
 
-def detector_changes(a: tuple, b: tuple, draws: Draws) -> Iterator[Change]:
-  """Compares two detectors, each (images, findings); all metrics are taken anew in every draw."""
+def detector_changes(a: Detections, b: Detections, draws: Draws) -> Iterator[Change]:
+  """Compares two detectors; all metrics are taken anew in every draw."""
   images, names = a
   patients = [image.patient_id for image in images]
   # A finding that one of them learned besides has no true box, for the examples are the same.
@@ -90,13 +92,13 @@ def detector_changes(a: tuple, b: tuple, draws: Draws) -> Iterator[Change]:
 
   def measure(weights: np.ndarray) -> list[np.ndarray]:
     return [
-      detection.figures(images, len(names), weights)[:, [names.index(name) for name in findings]]
+      detection_metrics(images, len(names), weights)[:, [names.index(name) for name in findings]]
       for images, names in (a, b)
     ]
 
   sides = [values[0] for values in measure(np.ones((1, len(patients))))]
   drawn = [np.zeros((0, *sides[0].shape))]
-  for weights in bootstrap.unit_weights(patients, **draws):
+  for weights in bootstrap.example_weights(patients, **draws):
     before, after = measure(weights)
     drawn.append(after - before)
   drawn = np.concatenate(drawn)
@@ -109,7 +111,7 @@ def detector_changes(a: tuple, b: tuple, draws: Draws) -> Iterator[Change]:
   groups += [(findings[k], [k], n) for k, n in zip(known, counts, strict=True)]
   for group, places, n in groups:
     changes = bootstrap.nanmean(drawn[:, places].swapaxes(1, 2))
-    for m, metric in enumerate(detection.METRICS):
+    for m, metric in enumerate(METRICS):
       before, after = (float(side[places, m].mean()) for side in sides)
       change = Summary(after - before, *bootstrap.interval(changes[:, m]), n)
       yield group, metric, before, after, change
