@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,45 +11,11 @@ from plan_jax.results.rows import RUN, Row
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 312, 8, 142  # of a curve, in its 320 x 160
 
 
-class RangePlot(NamedTuple):
-  """A run beside its chance baselines, by x in a plot of 120.
-
-  Attributes:
-    zero: x of zero.
-    ticks: (x, label, width) of each chance baseline; the best is wide.
-    interval: ends of the run's interval; None without one.
-    value: x of the run; None without it.
-  """
-
-  zero: float
-  ticks: list[tuple[float, str, int]]
-  interval: tuple[float, float] | None
-  value: float | None
-
-
-class Curve(NamedTuple):
-  """A curve with its axes, in a plot of 320 x 160.
-
-  Attributes:
-    name: of the curve.
-    last: the last value and what is left out, in words.
-    x_ticks, y_ticks: (place, label) each.
-    lines: (points of an SVG polyline, colour, width) each.
-    dots: points, where there are few.
-  """
-
-  name: str
-  last: str
-  x_ticks: list[tuple[float, str]]
-  y_ticks: list[tuple[float, str]]
-  lines: list[tuple[str, str, float]]
-  dots: list[tuple[float, float]]
-
-
-def range_plot(cells: dict[str, Row], together: Sequence[Row]) -> RangePlot | None:
+def range_plot(cells: dict[str, Row], together: Sequence[Row]) -> dict | None:
   """Places a run and its chance baselines on the scale of the rows `together` and zero.
 
-  Returns None where they leave no range.
+  Returns x of zero, of the run and of its interval in a plot of 120, and (x, label, width) of each
+  baseline, the best one wide; None where the rows leave no range.
   """
   values = [x for row in together for x in (row.value, row.low, row.high)]
   values = [0.0] + [x for x in values if math.isfinite(x)]
@@ -72,17 +37,21 @@ def range_plot(cells: dict[str, Row], together: Sequence[Row]) -> RangePlot | No
     value = x(run.value)
     if math.isfinite(run.low) and math.isfinite(run.high):
       interval = x(run.low), x(run.high)
-  return RangePlot(x(0), ticks, interval, value)
+  return {"zero": x(0), "ticks": ticks, "interval": interval, "value": value}
 
 
-def curve(name: str, points: Sequence[tuple[int, float]]) -> Curve:
-  """Draws the raw (step, value) points and, where there are many, their smoothed course."""
+def curve(name: str, points: Sequence[tuple[int, float]]) -> dict:
+  """Draws the raw (step, value) points and, where there are many, their smoothed course.
+
+  Returns, in a plot of 320 x 160, ticks (place, label), lines (points of an SVG polyline, colour,
+  width) and, of few points, dots; and the last value with the number of those left out, in words.
+  """
   known = [(float(step), float(value)) for step, value in points if math.isfinite(value)]
   last = f"{known[-1][1]:.4g} at {known[-1][0]:.0f}" if known else "no finite value"
   if dropped := len(points) - len(known):
     last += f", {dropped} not finite"
   if not known:
-    return Curve(name, last, [], [], [], [])
+    return {"name": name, "last": last, "lines": []}
   steps, values = np.array(known).T
   ticks_x, ticks_y = _ticks(steps.min(), steps.max(), 4), _ticks(values.min(), values.max(), 4)
   x0, x1 = min(ticks_x[0], steps.min()), max(steps.max(), ticks_x[0] + 1)
@@ -104,7 +73,8 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> Curve:
   x_ticks = [(round(x(tick), 1), _short(tick)) for tick in ticks_x if x(tick) <= _RIGHT + 1]
   y_ticks = [(round(y(tick), 1), f"{tick:g}") for tick in ticks_y]
   dots = list(zip(x(steps).round(1), y(values).round(1), strict=True)) if few else []
-  return Curve(name, last, x_ticks, y_ticks, lines, dots)
+  axes = {"x_ticks": x_ticks, "y_ticks": y_ticks}
+  return {"name": name, "last": last, "lines": lines, "dots": dots} | axes
 
 
 def _points(x: np.ndarray, y: np.ndarray) -> str:
