@@ -159,8 +159,29 @@ def _evaluation() -> dict:
     compatibility=False,  # also by the published protocols of others
     resamples=1000,  # of the bootstrap
     report_images=12,  # of each set
+    evaluators=_evaluators(),
     sets={},  # further data to evaluate on: name -> evaluation_set(...)
     transfer={},  # learned on the encoder: name -> transfer_task(...)
+  )
+
+
+def _evaluators() -> dict:
+  """Evaluators and their protocols; one without is left out.
+
+  Those of others (compat-...) need `evaluation.compatibility`.
+  """
+  grounding = ("compat-vios-s", "compat-aep", "compat-mgvla", "compat-g2g", "compat-radzero")
+  zero_shot = ("zero-shot-v1", "zero-shot-classes-v1", "compat-test-threshold", "compat-gloria")
+  return dict(
+    grounding=dict(protocols=("grounding-v1",)),
+    grounding_compat=dict(protocols=grounding),
+    retrieval=dict(protocols=("retrieval-v1",)),
+    retrieval_compat=dict(protocols=("compat-instance", "compat-limitr")),
+    class_retrieval=dict(protocols=("class-retrieval-v1",)),
+    reranking=dict(protocols=("reranked-retrieval-v1", "reranked-class-retrieval-v1")),
+    presence=dict(protocols=("presence-v1",)),
+    zero_shot=dict(protocols=zero_shot),
+    terms=dict(protocols=("terms-v1",)),
   )
 
 

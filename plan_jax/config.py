@@ -19,13 +19,13 @@ from input_pipeline.section import (
   Weight,
   one_of,
 )
-from input_pipeline.text import diagnostic_terms
 from plan_jax.alignment import curriculum, pairwise
 from plan_jax.alignment.methods.base import Alignment
 from plan_jax.alignment.methods.by_name import METHODS, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.similarity import EVIDENCE
-from plan_jax.evaluators import datasets, prompts
+from plan_jax.evaluators import datasets
+from plan_jax.evaluators.by_name import configured
 from plan_jax.evaluators.config import EvaluationConfig, RunEvaluationConfig
 from plan_jax.models import freezing
 from plan_jax.models.config import ModelConfig
@@ -100,8 +100,7 @@ def check(config: ConfigDict) -> None:
       freezing.check(abstract_params(config), config.train.freeze)
     except ValueError as error:
       raise ConfigError(f"config.train.freeze: {error}") from error
-  diagnostic_terms.load(run.text.terms)
-  prompts.load(run.evaluation.prompts)
+  configured(config)
   folder = run.text.tokenizer
   _require("text.tokenizer", not folder or Path(folder).is_dir(), f"there is no folder {folder}")
 
@@ -110,8 +109,7 @@ def check_baseline(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key of a config of a baseline."""
   _with_key(BaselineConfig.read, config.to_dict())
   _check_data(config)
-  diagnostic_terms.load(config.text.terms)
-  prompts.load(config.evaluation.prompts)
+  configured(config)
 
 
 def check_devices(config: ConfigDict) -> None:

@@ -15,12 +15,14 @@ from plan_jax.evaluate import evaluate, validation_scalars
 from plan_jax.evaluators import datasets
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints, make_records
 from plan_jax.inference.load import load, of_state
-from plan_jax.results import rows
+from plan_jax.inference.predictor import Predictor
+from plan_jax.results import rows, tables
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import Validate, train
 from plan_jax.training.pretrained import load_encoders, tokenizer_folder
+from plan_jax.transfer import attached
 
 
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
@@ -41,7 +43,7 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     load_encoders(config.model)
   folder = _claim(config, workdir, new=mode != "evaluate")
   if mode == "evaluate":
-    evaluate(load(workdir, config), config, workdir, _make_sets(config, workdir, folder))
+    _evaluate(load(workdir, config), config, workdir, _make_sets(config, workdir, folder))
     return
   if mode == "all":
     sets = _make_sets(config, workdir, folder)
@@ -53,10 +55,18 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   status = "none" if evaluated is None else "complete"
   processes.assert_equal(f"the evaluation in {workdir.path}", status)
   if evaluated is None:
-    evaluate(model, config, workdir, sets)
+    _evaluate(model, config, workdir, sets)
     return
   log.info("evaluation is complete too (--mode=evaluate does it again)\n")
-  log.info(f"{rows.headline(evaluated)}\n\nreport: {workdir.report}")
+  log.info(f"{tables.headline(evaluated)}\n\nreport: {workdir.report}")
+
+
+def _evaluate(
+  model: Predictor, config: ConfigDict, workdir: Workdir, sets: list[EvaluationSet]
+) -> None:
+  """Evaluates a run, and then the tasks that are learned on its encoder."""
+  learned = attached.learn(config, workdir, model, sets)
+  evaluate(model, config, workdir, sets, learned=learned)
 
 
 def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:

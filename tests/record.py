@@ -116,7 +116,9 @@ LAYOUT = {
 # --- names that changed: old -> new ----------------------------------------------------------
 
 # A whole path or whole components of it, such as {"image_encoder/stem": "film_tower/stem"}.
-RENAMED_PARAMETERS = {"film_head": "image_head"}  # in checkpoints and in the exported tensors, "/" between
+RENAMED_PARAMETERS = {
+  "film_head": "image_head"
+}  # in checkpoints and in the exported tensors, "/" between
 RENAMED_METRICS = {}  # names in metrics.jsonl, e.g. {"train/loss_term": "train/terms"}
 RENAMED_FILES = {"units": "example_scores"}  # below the folder of a part, e.g. {"units": "scores"}
 RENAMED_CONFIG = {
@@ -173,7 +175,9 @@ ENVIRONMENT = {
   "OMP_NUM_THREADS": "1",  # sums do not depend on the number of cores
   "OPENBLAS_NUM_THREADS": "1",
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # else plan_jax.main starts itself once more
-  "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "baselines"))),
+  "PYTHONPATH": os.pathsep.join(
+    (str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "baselines"))
+  ),
   "PYTHONHASHSEED": "0",
   "HF_HUB_OFFLINE": "1",
 }

@@ -1,6 +1,6 @@
 """The section of a config about evaluation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from input_pipeline.example import SPLITS
@@ -18,7 +18,7 @@ class EvaluationConfig(Section):
   rerank_top: Count
   prompts: tuple[str, ...]
   compatibility: bool
-  evaluators: dict[str, Any] = field(default_factory=dict)
+  evaluators: dict[str, Any]
   resamples: Count
   report_images: Count
   sets: dict[str, EvaluationSetConfig]

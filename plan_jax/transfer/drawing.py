@@ -8,9 +8,9 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.example import Example
+from input_pipeline.regions import finding_masks
 from plan_jax.evaluators import detection
 from plan_jax.evaluators.detection import Image
-from plan_jax.evaluators.segmentation import true_masks
 from plan_jax.results.contact_sheet import SIDE, enlarged, sheet, spread_over
 from plan_jax.runtime.logging import log
 
@@ -89,7 +89,7 @@ def write_outlines(
   """
   overlays = {}
   for example, probabilities in maps:
-    canvas, masks = Canvas(images.decode(example.image)), true_masks(example, findings)
+    canvas, masks = Canvas(images.decode(example.image)), finding_masks(example, findings)
     for k, name in enumerate(findings):
       predicted = probabilities[k] >= np.float32(thresholds.get(name, 0.5))
       for mask, color in ((masks.get(k), _TRUE), (predicted, _PREDICTED)):

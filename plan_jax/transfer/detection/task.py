@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from input_pipeline import boxes
 from input_pipeline.example import Example
 from input_pipeline.images import decode_batches
+from input_pipeline.regions import example_boxes
 from plan_jax.evaluators import detection
 from plan_jax.evaluators.detection import Image
-from plan_jax.metrics import boxes
 from plan_jax.results import boxes as boxes_file
 from plan_jax.results.rows import scalar_name
 from plan_jax.runtime.logging import log
@@ -99,7 +100,7 @@ class Detection(HeadTask):
     out = []
     for batch, pixels in decode_batches(examples, self.job.settings.batch_size):
       for example, predicted in zip(batch, self.predict(state, pixels), strict=True):
-        truth = boxes.of_example(example, self.findings)
+        truth = example_boxes(example, self.findings)
         shape = example.height, example.width
         out.append(Image(example.image_id, example.patient_id, *shape, *truth, *predicted))
     return out
