@@ -5,7 +5,7 @@ The folder holds train.json and test.json, and the images (PNG) in any folder be
   {"file_name": "00000042_006.png", "syms": ["Fibrosis", ...], "boxes": [[x1, y1, x2, y2], ...]}
 
 with one box a finding, in pixels of the 1024 x 1024 images (on images of another size they are
-scaled along), and empty lists on an image without any. All ten findings were looked for: a finding
+scaled along), and empty lists on an image without any. All ten findings were sought: a finding
 that is not named is absent (0). There are no reports.
 
 The newer tables call the images as NIH does, so their first eight digits name the patient; the
