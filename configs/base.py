@@ -126,6 +126,30 @@ def get_config() -> ConfigDict:
   config.evaluation.compatibility = False  # also by the published protocols of others
   config.evaluation.resamples = 1000  # of the bootstrap
   config.evaluation.report_images = 12  # of each set
+  # Evaluators and their protocols; one without protocols is left out. Those of others (compat-...)
+  # need `compatibility`.
+  config.evaluation.evaluators = ConfigDict(
+    dict(
+      grounding=dict(protocols=("grounding-v1",)),
+      grounding_compat=dict(
+        protocols=("compat-vios-s", "compat-aep", "compat-mgvla", "compat-g2g", "compat-radzero")
+      ),
+      retrieval=dict(protocols=("retrieval-v1",)),
+      retrieval_compat=dict(protocols=("compat-instance", "compat-limitr")),
+      class_retrieval=dict(protocols=("class-retrieval-v1",)),
+      reranking=dict(protocols=("reranked-retrieval-v1", "reranked-class-retrieval-v1")),
+      presence=dict(protocols=("presence-v1",)),
+      zero_shot=dict(
+        protocols=(
+          "zero-shot-v1",
+          "zero-shot-classes-v1",
+          "compat-test-threshold",
+          "compat-gloria",
+        )
+      ),
+      terms=dict(protocols=("terms-v1",)),
+    )
+  )
   config.evaluation.sets = ConfigDict()  # further data to evaluate on: name -> evaluation_set(...)
   config.evaluation.transfer = ConfigDict()  # learned on the encoder: name -> downstream(...)
 

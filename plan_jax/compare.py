@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import UserError
-from plan_jax.evaluators import detection, terms
+from plan_jax.evaluators import terms
 from plan_jax.metrics import auc, bootstrap, classification
 from plan_jax.metrics.bootstrap import Summary
 from plan_jax.metrics.classification import THRESHOLDED
+from plan_jax.metrics.detection import METRICS, detection_metrics
 from plan_jax.results import boxes
 from plan_jax.results import example_scores as unit_scores
 from plan_jax.results import rows as results
@@ -232,7 +233,7 @@ def _ranked_differences(
     return found
 
   def figures(of: Callable[..., np.ndarray], draws: int) -> dict[str, list[Summary]]:
-    return bootstrap.grouped_figures(of, len(metrics), groups, patients, resamples=draws, seed=seed)
+    return bootstrap.grouped_metrics(of, len(metrics), groups, patients, resamples=draws, seed=seed)
 
   a, b = (figures(partial(measure, side), 0) for side in (0, 1))
   change = figures(lambda *some: measure(1, *some) - measure(0, *some), resamples)
@@ -267,13 +268,13 @@ def _box_differences(
 
   def figures(weights: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(
-      detection.figures(images, len(names), weights)[:, [names.index(name) for name in findings]]
+      detection_metrics(images, len(names), weights)[:, [names.index(name) for name in findings]]
       for images, names in (a, b)
     )
 
   one, other = (some[0] for some in figures(ones))
   drawn = [np.zeros((0, *one.shape))]
-  for weights in bootstrap.unit_weights(patients, resamples=resamples, seed=seed):
+  for weights in bootstrap.example_weights(patients, resamples=resamples, seed=seed):
     first, second = figures(weights)
     drawn.append(second - first)
   drawn = np.concatenate(drawn)
@@ -286,7 +287,7 @@ def _box_differences(
   groups += [(findings[k], [k], n) for k, n in zip(known, counts, strict=True)]
   for group, places, n in groups:
     draws = bootstrap.nanmean(drawn[:, places].swapaxes(1, 2))
-    for m, metric in enumerate(detection.METRICS):
+    for m, metric in enumerate(METRICS):
       sides = [float(side[places, m].mean()) for side in (one, other)]
       change = Summary(sides[1] - sides[0], *bootstrap.interval(draws[:, m]), n)
       yield Difference(name, group, metric, *sides, change)

@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.example import SPLITS
 from input_pipeline.readers.by_name import READERS, default_options
-from input_pipeline.text import diagnostic_terms
 from plan_jax.alignment import curriculum, pairwise
 from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.similarity import EVIDENCE
-from plan_jax.evaluators import datasets, prompts
+from plan_jax.evaluators import datasets
+from plan_jax.evaluators.by_name import configured
 from plan_jax.models import freezing
 from plan_jax.models.layers.remat import REMAT
 from plan_jax.models.resnet import BLOCKS, NORMS
@@ -218,8 +218,7 @@ def check(config: ConfigDict) -> None:
   _check(config, "train.layer_decay", lambda value: 0 < value <= 1, "must lie in (0, 1]")
   if config.train.freeze:
     freezing.check(abstract_params(config), config.train.freeze)
-  diagnostic_terms.load(config.text.terms)
-  prompts.load(config.evaluation.prompts)
+  configured(config)
   if config.text.tokenizer and not Path(config.text.tokenizer).is_dir():
     raise ConfigError(f"config.text.tokenizer: there is no folder {config.text.tokenizer}")
 

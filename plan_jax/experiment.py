@@ -9,19 +9,20 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from input_pipeline.text import diagnostic_terms
 from plan_jax import config as config_lib
 from plan_jax.baselines import baseline
 from plan_jax.evaluate import evaluate
-from plan_jax.evaluators import datasets, prompts
+from plan_jax.evaluators import datasets
+from plan_jax.evaluators.by_name import configured
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints, make_records
-from plan_jax.inference.load import load
+from plan_jax.inference.load import Grounder, load
 from plan_jax.models.weights import load as pretrained
 from plan_jax.results import rows as results
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import train
+from plan_jax.transfer import attached
 
 
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
@@ -43,7 +44,7 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     pretrained.load_encoders(config.model)
   folder = _claimed(config, workdir, new=mode != "evaluate")
   if mode == "evaluate":
-    evaluate(load(workdir, config), config, workdir, _sets(config, workdir, folder))
+    _evaluate(load(workdir, config), config, workdir, _sets(config, workdir, folder))
     return
   if mode == "all":
     sets = _sets(config, workdir, folder)
@@ -56,10 +57,18 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     f"the evaluation in {workdir.path}", "none" if rows is None else "complete"
   )
   if rows is None:
-    evaluate(model, config, workdir, sets)
+    _evaluate(model, config, workdir, sets)
     return
   log.info("evaluation is complete too (--mode=evaluate does it again)\n")
   log.info(f"{results.headline(rows)}\n\nreport: {workdir.report}")
+
+
+def _evaluate(
+  model: Grounder, config: ConfigDict, workdir: Workdir, sets: list[EvaluationSet]
+) -> None:
+  """Evaluates a run, and then what is learned on its encoder."""
+  learned = attached.learned(config, workdir, model, sets)
+  evaluate(model, config, workdir, sets, learned=learned)
 
 
 def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
@@ -68,8 +77,7 @@ def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     raise UserError("--mode=train: a baseline is not trained, only evaluated (--mode=evaluate)")
   config = _without_own(config)
   config_lib.check_sets(config)
-  prompts.load(config.evaluation.prompts)
-  diagnostic_terms.load(config.text.terms)
+  configured(config)
   # Before hours of conversion.
   loaded = baseline.load(config)
   model = baseline.on_devices(loaded, config)

@@ -10,6 +10,7 @@ from input_pipeline.errors import UserError
 from plan_jax import compare
 from plan_jax.evaluators import detection, terms
 from plan_jax.metrics import auc
+from plan_jax.metrics.detection import METRICS, Image, detection_metrics
 from plan_jax.results import boxes as detected
 from plan_jax.results import example_scores
 from plan_jax.results import rows as results
@@ -98,7 +99,7 @@ def test_ranked_units_are_compared_by_area(tmp_path):
   drawn = []
   from plan_jax.metrics import bootstrap
 
-  for weights in bootstrap.unit_weights(PATIENTS, resamples=1000, seed=0):
+  for weights in bootstrap.example_weights(PATIENTS, resamples=1000, seed=0):
     drawn.append(auc.auc(strong, positive, weights) - auc.auc(weak, positive, weights))
   np.testing.assert_allclose(
     (one.change.low, one.change.high), bootstrap.interval(np.concatenate(drawn))
@@ -203,7 +204,7 @@ def test_command_line(tmp_path):
 
 
 def detector(path, images, findings):
-  run(path, {"detection": detection.detection_units(images, findings)})
+  run(path, {"detection": detection.detection_scores(images, findings)})
   detected.write(path / "example_scores" / "detection.npz", images, findings)
   return path
 
@@ -217,13 +218,13 @@ def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
     boxes, scores = truth + rng.integers(-2, 3, truth.shape), rng.random(len(truth))
     labels = np.arange(len(truth))
     place = (f"image{i}", f"p{i // 2}", 60, 80, truth, labels)
-    images.append(detection.Image(*place, boxes, scores, labels))
-    worse.append(detection.Image(*place, boxes + 6, scores, labels))
+    images.append(Image(*place, boxes, scores, labels))
+    worse.append(Image(*place, boxes + 6, scores, labels))
   a, b = detector(tmp_path / "a", worse, findings), detector(tmp_path / "b", images, findings)
   found = by_name(compare.compare(a, b, resamples=100)[0])
   ones = np.ones((1, 40))
-  sides = [detection.figures(some, 2, ones)[0] for some in (worse, images)]
-  for m, metric in enumerate(detection.METRICS):
+  sides = [detection_metrics(some, 2, ones)[0] for some in (worse, images)]
+  for m, metric in enumerate(METRICS):
     one = found["detection", "macro", metric]
     assert (one.a, one.b) == tuple(pytest.approx(side[:, m].mean()) for side in sides)
     assert found["detection", "tube", metric].change.value == pytest.approx(

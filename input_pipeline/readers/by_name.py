@@ -10,8 +10,10 @@ broken parts; `source.build_example` makes the example of an item.
 import argparse
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from input_pipeline.phantom import reports as phantom_reports
 from input_pipeline.readers import (
   chestx_det10,
   chexpert,
@@ -44,6 +46,25 @@ READERS: dict[str, Callable[..., Source]] = {
   "rsna": rsna.open_source,
   "siim": siim.open_source,
   "vindr": vindr.open_source,
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+  """Facts of a data set that its records do not tell.
+
+  Attributes:
+    synthetic: made by a program, without a source; its metrics say nothing about patients.
+    word_kinds: sentence -> the kind of each of its words, "finding", "attribute" or "other"; None
+      where only annotations tell.
+  """
+
+  synthetic: bool = False
+  word_kinds: Callable[[str], list[str]] | None = None
+
+
+FACTS: dict[str, Facts] = {name: Facts() for name in READERS} | {
+  "phantom": Facts(synthetic=True, word_kinds=phantom_reports.word_kinds)
 }
 
 

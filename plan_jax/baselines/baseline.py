@@ -17,7 +17,7 @@ from input_pipeline.text import reports
 from plan_jax.baselines import biovil, gloria, mgca
 from plan_jax.baselines import tokenization as text
 from plan_jax.baselines.spec import Kind
-from plan_jax.inference.predictor import TwoTowers, jit_on, to_maximum_1
+from plan_jax.inference.predictor import Predictor, jit_on, to_maximum_1
 from plan_jax.models.weights import load as pretrained
 from plan_jax.runtime.mesh import everywhere, make_mesh
 
@@ -121,8 +121,8 @@ def load(config: ConfigDict) -> Loaded:
   return Loaded(kind, network, variables, reader, {k: x.provenance for k, x in parts.items()})
 
 
-class Baseline(TwoTowers):
-  """A baseline's model; see `TwoTowers` for what it can be asked."""
+class Baseline(Predictor):
+  """A baseline's model; see `Predictor` for what it can be asked."""
 
   step = 0
 
@@ -131,7 +131,7 @@ class Baseline(TwoTowers):
     super().__init__(mesh, batch_size)
     kind, network = loaded.kind, loaded.network
     self._kind, self._reader, self._preprocessing = kind, loaded.reader, kind.preprocessing
-    self.own_sigma, self.own_nearest = kind.sigma, kind.nearest
+    self.map_sigma, self.map_nearest = kind.sigma, kind.nearest
     self.has_significance, self.has_local_scores = kind.has_significance, kind.logits is not None
     self._variables = jax.device_put(loaded.variables, everywhere(mesh))
     self.cut_texts = 0
@@ -183,11 +183,11 @@ class Baseline(TwoTowers):
   def ground_on_grid(
     self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
   ) -> np.ndarray:
-    """[N, rows, columns] float32, maximum 1; as in `TwoTowers`, smoothed where the project does."""
-    if not self.own_sigma:
+    """[N, rows, columns] float32, maximum 1; as in `Predictor`, smoothed where the project does."""
+    if not self.map_sigma:
       return super().ground_on_grid(images, phrases, of)
     maps = self.similarities(images, phrases, of)
-    smooth = ndimage.gaussian_filter(maps, (0, self.own_sigma, self.own_sigma))
+    smooth = ndimage.gaussian_filter(maps, (0, self.map_sigma, self.map_sigma))
     return to_maximum_1(np.maximum(smooth, 0))
 
   def significances(self, texts: Sequence[tuple[str, ...]]) -> list[list[tuple[str, float]]]:
@@ -198,12 +198,12 @@ class Baseline(TwoTowers):
       for text, weights in zip(texts, found, strict=True)
     ]
 
-  def look(
+  def attend(
     self, images: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
   ) -> list[list[tuple[str, float, np.ndarray]]]:
     """The words of each text, as the baseline reads them: (word, its say, region [rows, columns])."""
     if self._kind.look is not None:
-      return super().look(images, texts)
+      return super().attend(images, texts)
     maps, _ = self._pairs("phrase", images, texts)
     return [
       [(word.text, 1.0, region.reshape(self.grid)) for word in self._reader.read(text).words]

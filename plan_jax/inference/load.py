@@ -13,7 +13,7 @@ from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.alignment import curriculum, similarity
 from plan_jax.alignment.l2_normalize import unit
 from plan_jax.alignment.methods import METHODS, Alignment, pair_score
-from plan_jax.inference.predictor import TwoTowers, jit_on
+from plan_jax.inference.predictor import Predictor, jit_on
 from plan_jax.models.two_towers import Plan, image_encoder
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.workdir import Workdir
@@ -21,8 +21,8 @@ from plan_jax.training.assembly import Assembly, assemble
 from plan_jax.training.state import TrainState
 
 
-class Grounder(TwoTowers):
-  """The model of a run; see `TwoTowers` for what it can be asked."""
+class Grounder(Predictor):
+  """The model of a run; see `Predictor` for what it can be asked."""
 
   def __init__(
     self, model: Plan, state: TrainState, tokenizer: Tokenizer, config: ConfigDict, mesh: Mesh

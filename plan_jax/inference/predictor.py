@@ -1,6 +1,6 @@
 """What evaluators call: images and texts embedded, phrases grounded, words looked at, in batches.
 
-A model of two towers is a class below `TwoTowers` that says how its images and texts become arrays,
+A model of two towers is a class below `Predictor` that says how its images and texts become arrays,
 and what its encoders make of them.
 """
 
@@ -16,7 +16,7 @@ from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
 _MATCHED_BYTES = 2**28  # of features, on each device at a time
 
 
-class TwoTowers:
+class Predictor:
   """A model with its weights and vocabulary.
 
   Images are uint8 [H, W] of any size; texts are tuples of sentences; phrases are strings. Work is
@@ -28,13 +28,13 @@ class TwoTowers:
   Attributes:
     grid: rows and columns of the pixels.
     step: of training.
-    own_sigma, own_nearest: of its maps, see evaluators.grounding_compat.
+    map_sigma, map_nearest: of its maps, see evaluators.grounding_compat.
     has_significance: whether its words have a significance.
     has_local_scores: whether all images and texts can be compared by words and pixels.
     local_bytes: of `local_features` of a pair.
   """
 
-  own_sigma, own_nearest = 0.0, False
+  map_sigma, map_nearest = 0.0, False
   has_significance = True
   has_local_scores: bool
   local_bytes: int
@@ -173,7 +173,7 @@ class TwoTowers:
       for i, text in enumerate(texts)
     ]
 
-  def look(
+  def attend(
     self, images: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
   ) -> list[list[tuple[str, float, np.ndarray]]]:
     """The words of each text in order: (word, its say, region [rows, columns])."""

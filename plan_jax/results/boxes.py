@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plan_jax.evaluators.detection import Image
+from plan_jax.metrics.detection import Image
 
 _TEXTS = ("image_id", "patient_id")
 _SIZES = ("height", "width")

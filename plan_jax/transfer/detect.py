@@ -83,11 +83,11 @@ def detect(arguments: argparse.Namespace) -> list[results.Row]:
   data = data_name(arguments.records, "test")
   common = {"data": data, "resamples": arguments.resamples, "seed": seed}
   rows = detection.detection_rows(
-    images, detector.findings, floors={detection.TYPICAL: floor}, **common
+    images, detector.findings, baselines={detection.TYPICAL: floor}, **common
   )
   if arguments.compatibility:
     rows += detection.compat_rows(images, detector.findings, **common)
-  found = detection.detection_units(images, detector.findings)
+  found = detection.detection_scores(images, detector.findings)
   boxes.write(out.example_scores_of(detection.TASK).with_suffix(".npz"), images, detector.findings)
   write_coco(out.path, images, detector.findings)
   path = out.path / "overlays.png"

@@ -9,8 +9,7 @@ from input_pipeline import records
 from input_pipeline.conversion.selection_builders import subset
 from input_pipeline.errors import UserError
 from plan_jax.evaluators import labelled_images
-from plan_jax.evaluators.labelled_images import Images
-from plan_jax.evaluators.retrieval import ImageEmbedder
+from plan_jax.evaluators.labelled_images import ImageEmbedder, Images
 from plan_jax.runtime.logging import log
 from plan_jax.transfer.examples import iter_of
 

@@ -249,7 +249,7 @@ def compare_gloria(model, mine, tokenizer):
   cosine = torch.nn.functional.cosine_similarity(region, report[:, None, None], dim=0)
   same(mine.similarities(IMAGES[1:2], phrase, "phrase")[0], cosine)
   assert mine.peaks(IMAGES[1:2], phrase)[0] == pytest.approx(each.mean(0).max().item(), rel=1e-4)
-  looked = mine.look(IMAGES[1:2], TEXTS[:1])[0]
+  looked = mine.attend(IMAGES[1:2], TEXTS[:1])[0]
   assert [word for word, _, _ in looked] == names[1 : len(names) - 1]
   for (_, say, seen), want in zip(looked, each, strict=True):
     assert say == 1
@@ -288,7 +288,7 @@ def compare_mgca(model, mine, tokenizer):
   phrase = [" ".join(TEXTS[0])]
   cosine = (words[:-1] @ patches.T).reshape(-1, *mine.grid)  # without [SEP]
   share = attention[:-1] / attention[:-1].sum()
-  looked = mine.look(IMAGES[2:], TEXTS[:1])[0]
+  looked = mine.attend(IMAGES[2:], TEXTS[:1])[0]
   assert [word for word, _, _ in looked] == names[:-1]
   for (_, say, seen), want, weight in zip(looked, cosine, share, strict=True):
     assert say == pytest.approx(weight.item(), abs=1e-5)
@@ -364,7 +364,7 @@ def compare_biovil(model, words, mine, tokenizer):
     np.testing.assert_allclose(found, want, atol=1e-4)
     assert np.isnan(found).any()
   assert mine.peaks(IMAGES[1:2], phrase)[0] == pytest.approx(cosine.max().item(), rel=1e-4)
-  looked = mine.look(IMAGES[1:2], [TEXTS[1]])[0]
+  looked = mine.attend(IMAGES[1:2], [TEXTS[1]])[0]
   assert [word for word, _, _ in looked][:4] == ["1", "No", "pneumothorax", "2"]
   assert all((region == looked[0][2]).all() and say == 1 for _, say, region in looked)
   small = mine.on_image(looked[0][2], IMAGES[1].shape)
@@ -379,7 +379,7 @@ def test_biovil(tmp_path, vocabulary, tokenizer, name, side):
   mine = started(name, weights=weights, text=folder, tokenizer=vocabulary)
   compare_biovil(model, words, mine, tokenizer)
   assert mine.grid == (side, side) and not mine.has_local_scores and not mine.has_significance
-  assert (mine.own_sigma, mine.own_nearest) == (1.5, True)
+  assert (mine.map_sigma, mine.map_nearest) == (1.5, True)
 
 
 def test_gloria(tmp_path, vocabulary, tokenizer):

@@ -54,7 +54,7 @@ def test_maps_have_the_image_s_shape_and_a_maximum_of_one(model, shape):
 
 def test_phrase_map_is_the_words_regions_by_significance(model):
   phrase = "small left effusion"
-  ((*words,),) = model.look(IMAGES[:1], [(phrase,)])
+  ((*words,),) = model.attend(IMAGES[:1], [(phrase,)])
   assert [word for word, _, _ in words] == phrase.split()
   mixed = sum(significance * region for _, significance, region in words)
   np.testing.assert_allclose(
@@ -64,7 +64,7 @@ def test_phrase_map_is_the_words_regions_by_significance(model):
 
 def test_look_gives_every_word_a_region(model):
   texts = [example.sentences for example in EXAMPLES[:2]]
-  for text, words in zip(texts, model.look(IMAGES[:2], texts), strict=True):
+  for text, words in zip(texts, model.attend(IMAGES[:2], texts), strict=True):
     assert [w for w, _, _ in words] == [s[a:b] for s in text for a, b in reports.words(s)]
     for _, significance, region in words:
       assert 0 <= significance <= 1 and region.shape == model.grid

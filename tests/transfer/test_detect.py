@@ -13,7 +13,7 @@ from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.phantom import radiograph
 from plan_jax import compare
-from plan_jax.evaluators.detection import METRICS
+from plan_jax.metrics.detection import METRICS
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
 from plan_jax.results import rows as results

@@ -7,16 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from input_pipeline.boxes import area, iou
+
 IOU = 0.55  # two boxes that overlap so much mean the same
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Computes intersection over union of boxes [N, 4] with boxes [M, 4]: [N, M]."""
-  low = np.maximum(a[:, None, :2], b[None, :, :2])
-  high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-  common = np.clip(high - low, 0, None).prod(-1)
-  union = _area(a)[:, None] + _area(b)[None, :] - common
-  return common / np.where(union > 0, union, 1)
 
 
 def weighted(boxes: np.ndarray, readers: np.ndarray) -> np.ndarray:
@@ -42,7 +35,7 @@ def weighted(boxes: np.ndarray, readers: np.ndarray) -> np.ndarray:
 def largest(boxes: np.ndarray, readers: np.ndarray) -> np.ndarray:
   """Keeps the larger of boxes that overlap with an IoU of .55 or more; in their order."""
   kept: list[int] = []
-  for i in np.argsort(-_area(boxes), kind="stable"):
+  for i in np.argsort(-area(boxes), kind="stable"):
     if not kept or iou(boxes[i : i + 1], boxes[kept])[0].max() < IOU:
       kept.append(int(i))
   return boxes[sorted(kept)]
@@ -58,7 +51,3 @@ FUSIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
   "largest": largest,
   "every": every,
 }
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-  return (boxes[:, 2:] - boxes[:, :2]).prod(1)

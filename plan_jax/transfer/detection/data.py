@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline import images, loader, records
+from input_pipeline import boxes, images, loader, records
 from input_pipeline.conversion.selection_builders import subset
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from input_pipeline.regions import example_boxes, region_boxes
 from plan_jax.evaluators.detection import typical_box
-from plan_jax.metrics import boxes
 from plan_jax.runtime.logging import log
 from plan_jax.transfer.examples import iter_of
 
@@ -40,7 +40,7 @@ def marks(source: Sequence[Example]) -> list[Marked]:
   ):
     of: dict[str, list[np.ndarray]] = {}
     for region in example.regions:
-      of.setdefault(region.label, []).append(boxes.of_region(region))
+      of.setdefault(region.label, []).append(region_boxes(region))
     joined = {label: np.concatenate(some) for label, some in of.items()}
     found.append(Marked(example.patient_id, example.height, example.width, joined))
   return found
@@ -150,7 +150,7 @@ class Encode(loader.RandomMap):
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Nothing here is random: the field's protocol does not augment."""
     pixels = images.decode(example.image)
-    found, kinds = boxes.of_example(example, self.findings)
+    found, kinds = example_boxes(example, self.findings)
     corners, labels = np.zeros((self.most, 4), np.float32), np.zeros(self.most, np.int32)
     corners[: len(found)] = boxes.to_square(found, *pixels.shape, self.image_px)
     labels[: len(found)] = kinds

@@ -11,14 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline import images
+from input_pipeline import boxes, images
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from input_pipeline.regions import example_boxes
 from plan_jax.evaluators import detection
-from plan_jax.evaluators.detection import Image
-from plan_jax.metrics import boxes
+from plan_jax.metrics.detection import METRICS, MOST, Image, detection_metrics
 from plan_jax.results import rows
 from plan_jax.transfer.detection import yolo
+from plan_jax.transfer.detection.suppression import suppress
 from plan_jax.transfer.encoder import pyramid
 from plan_jax.transfer.examples import in_batches
 from plan_jax.transfer.learner import Learner, LearnerState
@@ -81,7 +82,7 @@ class Detector:
     for some in in_batches(examples, self.learner.settings.batch_size):
       found = self.predict(state, [images.decode(example.image) for example in some])
       for example, predicted in zip(some, found, strict=True):
-        truth = boxes.of_example(example, self.findings)
+        truth = example_boxes(example, self.findings)
         shape = example.height, example.width
         out.append(Image(example.image_id, example.patient_id, *shape, *truth, *predicted))
     return out
@@ -98,15 +99,15 @@ class Detector:
     scores, place = jax.lax.top_k(scores, min(_CANDIDATES, scores.size))
     slot, label = place // len(self.findings), place % len(self.findings)
     corners = yolo.decode(raw, self._slots)[slot]
-    stays = boxes.suppress(corners, scores, label, _OVERLAP)
-    scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(detection.MOST, scores.size))
+    stays = suppress(corners, scores, label, _OVERLAP)
+    scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(MOST, scores.size))
     return corners[best], scores, label[best]
 
 
 def measure(detector: Detector, state: LearnerState, examples: Iterable[Example]) -> float:
   """Macro mAP .4-.75, without intervals; NaN where no image has a box."""
   images = detector.images(state, examples)
-  figures = detection.figures(images, len(detector.findings), np.ones((1, len(images))))[0]
-  figures = figures[:, detection.METRICS.index(FOLLOWED)]
+  figures = detection_metrics(images, len(detector.findings), np.ones((1, len(images))))[0]
+  figures = figures[:, METRICS.index(FOLLOWED)]
   known = figures[~np.isnan(figures)]
   return float(known.mean()) if len(known) else math.nan

@@ -8,11 +8,10 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.example import Example
-from plan_jax.evaluators import detection
-from plan_jax.evaluators.detection import Image
+from plan_jax.metrics.detection import RATES, Image, score_limits
 from plan_jax.results.contact_sheet import SIDE, enlarged, sheet, spread_over
 
-_PICTURED = "1/8"  # of detection.RATES: predictions above its limit are drawn
+_PICTURED = "1/8"  # of RATES: predictions above its limit are drawn
 _TRUTH, _FOUND = (242, 215, 38), (60, 140, 255)  # blue, green, red
 
 
@@ -56,9 +55,7 @@ def write(
     findings: names.
     source: of the same detected, in their order.
   """
-  limits = detection.score_limits(detected, len(findings))[
-    :, list(detection.RATES).index(_PICTURED)
-  ]
+  limits = score_limits(detected, len(findings))[:, list(RATES).index(_PICTURED)]
   chosen = spread_over(len(detected))
   drawn = [
     overlay(images.decode(source[i].image), detected[i], findings, limits) for i in chosen

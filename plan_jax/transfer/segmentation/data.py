@@ -10,8 +10,8 @@ from input_pipeline import images, loader, records
 from input_pipeline.conversion.selection_builders import subset
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from input_pipeline.regions import finding_masks
 from plan_jax.evaluators.chance import BoxPrior
-from plan_jax.evaluators.segmentation import true_masks
 from plan_jax.runtime.logging import log
 from plan_jax.transfer.examples import Chosen, iter_of
 
@@ -70,7 +70,7 @@ def training(
   )
   prior = BoxPrior()
   for i in marked:
-    for place, mask in true_masks(source[i], findings).items():
+    for place, mask in finding_masks(source[i], findings).items():
       prior.add(findings[place], mask)
   return Training(Chosen(source, tuple(chosen)), findings, prior)
 
@@ -94,7 +94,7 @@ class Encode(loader.RandomMap):
     side = self.image_px
     masks = np.zeros((side, side, len(self.findings)), bool)
     known = np.full(len(self.findings), self.keep_empty)
-    for place, mask in true_masks(example, self.findings).items():
+    for place, mask in finding_masks(example, self.findings).items():
       masks[..., place] = images.fit(mask.astype(np.uint8) * 255, side) >= 0.5
       known[place] = True
     image = images.fit(images.decode(example.image), side)[..., None]

@@ -8,7 +8,7 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.example import Example
-from plan_jax.evaluators.segmentation import true_masks
+from input_pipeline.regions import finding_masks
 from plan_jax.results.contact_sheet import SIDE, enlarged, sheet
 
 _TRUTH, _FOUND = (242, 215, 38), (60, 140, 255)  # blue, green, red
@@ -28,7 +28,7 @@ def overlay(
   out, scale = enlarged(images.decode(example.image))
   size = out.shape[1::-1]
   width = max(1, max(size) // SIDE)
-  masks = true_masks(example, findings)
+  masks = finding_masks(example, findings)
   for k, name in enumerate(findings):
     found = heats[k] >= np.float32(thresholds.get(name, 0.5))
     for mask, colour in ((masks.get(k), _TRUTH), (found, _FOUND)):
