@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
 from plan_jax.evaluators.retrieval import PairScores
@@ -39,15 +40,12 @@ OWN = ("with own", "without own")
 Scores = tuple[ExampleScores, ExampleScores]  # of the run, and of chance on the same queries
 
 
-@dataclass(frozen=True)
-class ClassRetrieval:
+@dataclass(frozen=True, kw_only=True)
+class ClassRetrieval(Evaluator):
   """Evaluator of "class-retrieval-v1"."""
 
+  needs = "text"
   protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def applies(self, dataset: EvaluationSet) -> bool:
-    """Tells whether the data set has texts."""
-    return dataset.has("text")
 
   def score(
     self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings

@@ -43,6 +43,7 @@ import numpy as np
 
 from input_pipeline.example import Example
 from plan_jax.evaluators import chance
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.evaluators.phrases import CroppedCounts, Phrase, phrase_batches, phrases
@@ -59,16 +60,13 @@ _KEPT_MAPS = 64  # of the chance baselines
 Scores = dict[str, ExampleScores]  # by model: "run" first, then the chance baselines
 
 
-@dataclass(frozen=True)
-class Grounding:
+@dataclass(frozen=True, kw_only=True)
+class Grounding(Evaluator):
   """Evaluator of "grounding-v1"; `seed` is that of the random baseline."""
 
+  needs = "regions"
   protocols: tuple[str, ...] = (PROTOCOL,)
   seed: int = 0
-
-  def applies(self, dataset: EvaluationSet) -> bool:
-    """Tells whether the data set has regions."""
-    return dataset.has("regions")
 
   def score(
     self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings

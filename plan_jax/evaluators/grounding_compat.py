@@ -43,6 +43,7 @@ from scipy import ndimage
 
 from input_pipeline.example import Example
 from input_pipeline.regions import box_mask, region_mask
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.evaluators.phrases import Phrase, phrase_batches
@@ -167,15 +168,12 @@ PROTOCOLS = {
 }
 
 
-@dataclass(frozen=True)
-class PublishedGrounding:
+@dataclass(frozen=True, kw_only=True)
+class PublishedGrounding(Evaluator):
   """Evaluator of the emulated protocols; they have no chance baselines."""
 
+  needs = "regions"
   protocols: tuple[str, ...] = tuple(PROTOCOLS)
-
-  def applies(self, dataset: EvaluationSet) -> bool:
-    """Tells whether the data set has regions."""
-    return dataset.has("regions")
 
   def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> Scores:
     """Scores every phrase under each protocol."""
@@ -184,10 +182,6 @@ class PublishedGrounding:
   def rows(self, scores: Scores, **common) -> list[Row]:
     """Makes the rows of all protocols."""
     return compat_rows(scores, **common)
-
-  def example_scores(self, scores: Scores) -> dict[str, ExampleScores]:
-    """Keeps none."""
-    return {}
 
 
 def score_compat(

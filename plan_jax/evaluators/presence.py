@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_pipeline.example import Example
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.decoding import decode
 from plan_jax.evaluators.embeddings import Embeddings
@@ -40,15 +41,11 @@ PROTOCOL = "presence-v1"
 METRICS = ("AUC", "mean peak present", "mean peak absent")
 
 
-@dataclass(frozen=True)
-class Presence:
+@dataclass(frozen=True, kw_only=True)
+class Presence(Evaluator):
   """Evaluator of "presence-v1"."""
 
   protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def applies(self, dataset: EvaluationSet) -> bool:
-    """Any data set may have labels; only its examples tell."""
-    return True
 
   def score(
     self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings

@@ -20,6 +20,7 @@ import numpy as np
 from input_pipeline.example import Example
 from input_pipeline.text import reports
 from plan_jax.evaluators import class_retrieval, retrieval
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.decoding import decoded_batches
 from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
@@ -45,16 +46,13 @@ class Scores:
   classes: class_retrieval.Scores | None = None
 
 
-@dataclass(frozen=True)
-class Reranking:
+@dataclass(frozen=True, kw_only=True)
+class Reranking(Evaluator):
   """Evaluator of both protocols; `top` is how many candidates are ordered anew, 0 for none."""
 
+  needs = "text"
   protocols: tuple[str, ...] = (PROTOCOL, CLASS_PROTOCOL)
   top: int = 32
-
-  def applies(self, dataset: EvaluationSet) -> bool:
-    """Tells whether the data set has texts."""
-    return dataset.has("text")
 
   def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> Scores:
     """Scores the galleries that the model has local scores for."""

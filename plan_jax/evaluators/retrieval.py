@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
 from plan_jax.inference.predictor import Predictor
@@ -57,15 +58,12 @@ class Gallery:
   median: float
 
 
-@dataclass(frozen=True)
-class Retrieval:
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Evaluator):
   """Evaluator of "retrieval-v1"."""
 
+  needs = "text"
   protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def applies(self, dataset: EvaluationSet) -> bool:
-    """Tells whether the data set has texts."""
-    return dataset.has("text")
 
   def score(
     self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
 from plan_jax.evaluators.retrieval import AT
 from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.ranking import rank_embeddings
-from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
 
@@ -30,15 +30,12 @@ INSTANCE, LIMITR = "compat-instance", "compat-limitr"
 CHUNK = 1000
 
 
-@dataclass(frozen=True)
-class PublishedRetrieval:
+@dataclass(frozen=True, kw_only=True)
+class PublishedRetrieval(Evaluator):
   """Evaluator of the emulated protocols; its scores are the pairs themselves."""
 
+  needs = "text"
   protocols: tuple[str, ...] = (INSTANCE, LIMITR)
-
-  def applies(self, dataset: EvaluationSet) -> bool:
-    """Tells whether the data set has texts."""
-    return dataset.has("text")
 
   def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> Pairs | None:
     """Takes the pairs; ranks are cheap and made with the rows."""
@@ -47,10 +44,6 @@ class PublishedRetrieval:
   def rows(self, scores: Pairs | None, **common) -> list[Row]:
     """Makes the rows of both protocols."""
     return compat_rows(scores, self.protocols, **common)
-
-  def example_scores(self, scores: Pairs | None) -> dict[str, ExampleScores]:
-    """Keeps none."""
-    return {}
 
 
 def compat_rows(

@@ -29,6 +29,7 @@ import numpy as np
 from input_pipeline.example import Example
 from input_pipeline.readers.by_name import FACTS
 from input_pipeline.text import reports
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.inference.predictor import Predictor
@@ -51,16 +52,13 @@ _ENTITIES = {"finding": ("OBS-DP", "OBS-U"), "attribute": ("ANAT-DP",)}
 WordKinds = Callable[[Example, int], list[str]]  # of a sentence, by its number
 
 
-@dataclass(frozen=True)
-class Terms:
+@dataclass(frozen=True, kw_only=True)
+class Terms(Evaluator):
   """Evaluator of "terms-v1"; `listed` tells which words of a sentence the term list names."""
 
+  needs = "text"
   listed: Callable[[str], list[bool]]
   protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def applies(self, dataset: EvaluationSet) -> bool:
-    """Tells whether the data set has texts."""
-    return dataset.has("text")
 
   def score(
     self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings

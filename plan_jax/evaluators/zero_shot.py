@@ -51,6 +51,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_pipeline.example import Example
+from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.evaluators.finding_rows import (
@@ -99,15 +100,15 @@ class Scores:
   classes: Classes | None
 
 
-@dataclass(frozen=True)
-class ZeroShot:
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(Evaluator):
   """Evaluator of all these protocols, with each set of prompts."""
 
   protocols: tuple[str, ...] = PROTOCOLS
   prompts: tuple[PromptSet, ...] = ()
 
   def applies(self, dataset: EvaluationSet) -> bool:
-    """Any data set may have labels; only its examples tell."""
+    """Tells whether there are prompts; any data set may have labels."""
     return bool(self.prompts)
 
   def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> list[Scores]:

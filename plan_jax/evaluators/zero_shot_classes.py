@@ -11,8 +11,8 @@ import numpy as np
 
 from input_pipeline.example import Example
 from plan_jax.evaluators.class_retrieval import single_finding
+from plan_jax.evaluators.decoding import decoded_batches
 from plan_jax.evaluators.labelled_images import Images
-from plan_jax.evaluators.local_similarity import image_similarities
 from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap, classification
 from plan_jax.metrics.bootstrap import MACRO
@@ -124,6 +124,38 @@ def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.n
   if np.isnan(similarity).any():
     raise ValueError("a similarity of image and prompt is NaN")
   return similarity
+
+
+def image_similarities(
+  model: Predictor,
+  examples: Iterable[Example],
+  ids: Sequence[str],
+  texts: Sequence[str],
+  *,
+  batch: int = 64,
+) -> np.ndarray:
+  """Compares N images with T prompts by words and pixels: float64 [N, T], in the order of `ids`.
+
+  Args:
+    model: that has local scores.
+    examples: the images, in any order; others among them are passed over.
+    ids: [N], of the images.
+    texts: [T].
+    batch: images decoded at a time.
+
+  Raises:
+    ValueError: an image is unreadable or missing, or a similarity is NaN; the message names it.
+  """
+  place = {image_id: i for i, image_id in enumerate(ids)}
+  compare = model.local_similarities([(text,) for text in texts])
+  similarities = np.full((len(ids), len(texts)), np.nan)
+  wanted = (example for example in examples if example.image_id in place)
+  for part, decoded in decoded_batches(wanted, batch):
+    similarities[[place[example.image_id] for example in part]] = compare(decoded)
+  if np.isnan(similarities).any():
+    first = ids[int(np.isnan(similarities).any(1).argmax())]
+    raise ValueError(f"the local similarity of {first} is NaN, or the image is missing")
+  return similarities
 
 
 def standardised(values: np.ndarray) -> np.ndarray:
