@@ -37,27 +37,48 @@ ROOT = Path(__file__).resolve().parents[1]
 # --- how things are invoked ------------------------------------------------------------------
 
 _PHANTOM = {
-  "data.options.size_px": 64, "data.options.train_images": 48, "data.options.validation_images": 24,
-  "data.options.test_images": 24, "text.vocabulary_size": 200, "text.max_tokens": 32,
-  "text.max_words": 16, "model.image_px": 64, "model.embed_dim": 8, "model.image.width": 0.125,
-  "model.image.stages": 2, "model.text.embed_dim": 16, "model.text.num_heads": 2, "model.text.mlp_dim": 16,
-  "model.text.depth": 1, "model.text.dropout": 0.1,
+  "data.options.size_px": 64,
+  "data.options.train_images": 48,
+  "data.options.validation_images": 24,
+  "data.options.test_images": 24,
+  "text.vocabulary_size": 200,
+  "text.max_tokens": 32,
+  "text.max_words": 16,
+  "model.image_px": 64,
+  "model.embed_dim": 8,
+  "model.image.width": 0.125,
+  "model.image.stages": 2,
+  "model.text.embed_dim": 16,
+  "model.text.num_heads": 2,
+  "model.text.mlp_dim": 16,
+  "model.text.depth": 1,
+  "model.text.dropout": 0.1,
   "curriculum.refine.local_weight": "(0.5,1.0)",  # two rounds of refinement
-  "curriculum.refine.tau": "(0.25,0.2)", "curriculum.refine.gamma": "(0.0,0.5)",
-  "train.steps": 8, "train.batch_size": 8, "train.log_every_steps": 1, "checkpoint.every_steps": 4,
-  "evaluation.every_steps": 4, "evaluation.during_images": 8, "evaluation.batch_size": 8,
-  "evaluation.resamples": 20, "evaluation.report_images": 2, "evaluation.compatibility": True,
+  "curriculum.refine.tau": "(0.25,0.2)",
+  "curriculum.refine.gamma": "(0.0,0.5)",
+  "train.steps": 8,
+  "train.batch_size": 8,
+  "train.log_every_steps": 1,
+  "checkpoint.every_steps": 4,
+  "evaluation.every_steps": 4,
+  "evaluation.during_images": 8,
+  "evaluation.batch_size": 8,
+  "evaluation.resamples": 20,
+  "evaluation.report_images": 2,
+  "evaluation.compatibility": True,
   # Of the attached tasks only the cheap one; the others have parts of their own.
   "evaluation.transfer.detection.fractions": "()",
   "evaluation.transfer.segmentation.fractions": "()",
   "evaluation.transfer.classification.fractions": "()",
   "evaluation.transfer.probe.fractions": "(1.0,)",
-}  # fmt: skip
+}
 _BASELINE = {
   **{key: value for key, value in _PHANTOM.items() if key.startswith("data.")},
-  "evaluation.batch_size": 8, "evaluation.resamples": 20, "evaluation.report_images": 2,
+  "evaluation.batch_size": 8,
+  "evaluation.resamples": 20,
+  "evaluation.report_images": 2,
   "evaluation.prompts": "('gloria',)",
-}  # fmt: skip
+}
 _TASK = ["--workdir={work}/phantom", "--records={work}/phantom/records", "--resamples=20"]
 _LEARN = [*_TASK, "--batch_size=8", "--steps=4", "--validate_every_steps=2"]
 
@@ -70,36 +91,74 @@ _PYTHON = [sys.executable, "-m"]
 # Part -> its commands, in order; {work} holds a folder for each part. All but mimic want phantom.
 HOW = {
   "phantom": [
-    [*_PYTHON, "plan_jax.main", "--config=configs/phantom.py:tasks", "--workdir={work}/phantom",
-     *_config(_PHANTOM)]
+    [
+      *_PYTHON,
+      "plan_jax.main",
+      "--config=configs/phantom.py:tasks",
+      "--workdir={work}/phantom",
+      *_config(_PHANTOM),
+    ]
   ],
   "mimic": [
     [sys.executable, "-c", "from fakes import physionet; physionet.write('{work}/physionet')"],
-    [*_PYTHON, "plan_jax.main", "--config=configs/mimic.py", "--workdir={work}/mimic",
-     "--config.data.source={work}/physionet", "--config.runlocal=True"],
+    [
+      *_PYTHON,
+      "plan_jax.main",
+      "--config=configs/mimic.py",
+      "--workdir={work}/mimic",
+      "--config.data.source={work}/physionet",
+      "--config.runlocal=True",
+    ],
   ],
   "detect": [
-    [*_PYTHON, "plan_jax.transfer.detect", *_LEARN, "--channels=4", "--image_px=64", "--compatibility=True",
-     "--out={work}/detect"]
+    [
+      *_PYTHON,
+      "plan_jax.transfer",
+      "--task=detection",
+      *_LEARN,
+      "--channels=4",
+      "--image_px=64",
+      "--compatibility=True",
+      "--out={work}/detect",
+    ]
   ],
   "segment": [
-    [*_PYTHON, "plan_jax.transfer.segment", *_LEARN, "--channels=4", "--image_px=64",
-     "--out={work}/segment"]
+    [
+      *_PYTHON,
+      "plan_jax.transfer",
+      "--task=segmentation",
+      *_LEARN,
+      "--channels=4",
+      "--image_px=64",
+      "--out={work}/segment",
+    ]
   ],
-  "classify": [[*_PYTHON, "plan_jax.transfer.classify", *_LEARN, "--out={work}/classify"]],
-  "probe": [[*_PYTHON, "plan_jax.transfer.linear_probe", *_TASK, "--out={work}/probe"]],
+  "classify": [
+    [*_PYTHON, "plan_jax.transfer", "--task=classification", *_LEARN, "--out={work}/classify"]
+  ],
+  "probe": [[*_PYTHON, "plan_jax.transfer", "--task=linear_probe", *_TASK, "--out={work}/probe"]],
   "export": [[*_PYTHON, "plan_jax.export", "--workdir={work}/phantom", "--out={work}/export"]],
   "baseline": [
-    [sys.executable, "-c",
-     "import sys, test_baselines; from pathlib import Path; from transformers import AutoTokenizer;"
-     "words = AutoTokenizer.from_pretrained('{work}/phantom/tokenizer', local_files_only=True);"
-     "test_baselines.mgca(Path('{work}'), words, 'mgca_vit')"],
-    [*_PYTHON, "plan_jax.main", "--mode=evaluate", "--config=configs/baselines.py:mgca_vit,phantom",
-     "--workdir={work}/baseline", "--config.data.records={work}/phantom/records",
-     "--config.baseline.weights={work}/mgca_vit.ckpt",
-     "--config.baseline.tokenizer={work}/phantom/tokenizer", *_config(_BASELINE)],
+    [
+      sys.executable,
+      "-c",
+      "import sys, tiny_baselines; from pathlib import Path; from transformers import AutoTokenizer;"
+      "words = AutoTokenizer.from_pretrained('{work}/phantom/tokenizer', local_files_only=True);"
+      "tiny_baselines.mgca(Path('{work}'), words, 'mgca_vit')",
+    ],
+    [
+      *_PYTHON,
+      "plan_jax.main",
+      "--mode=evaluate",
+      "--config=configs/baselines.py:mgca_vit,phantom",
+      "--workdir={work}/baseline",
+      "--config.data.records={work}/phantom/records",
+      "--config.baseline.weights={work}/mgca_vit.ckpt",
+      "--config.baseline.tokenizer={work}/phantom/tokenizer",
+      *_config(_BASELINE),
+    ],
   ],
-}  # fmt: skip
+}
 LAYOUT = {
   "checkpoints": "checkpoints",  # a folder that Orbax wrote, of dicts "params", "batch_stats", ...
   "optimizer": "opt_state",  # the part of it whose names do not count
@@ -243,8 +302,12 @@ def _machine() -> dict[str, str]:
   info = Path("/proc/cpuinfo")
   lines = info.read_text().splitlines() if info.exists() else []
   names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-  return {"cpu": (names or [platform.processor()])[0], "jax": jax.__version__,
-          "numpy": np.__version__, "xla_flags": _XLA}  # fmt: skip
+  return {
+    "cpu": (names or [platform.processor()])[0],
+    "jax": jax.__version__,
+    "numpy": np.__version__,
+    "xla_flags": _XLA,
+  }
 
 
 # --- what a part made ------------------------------------------------------------------------

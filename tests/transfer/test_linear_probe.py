@@ -76,9 +76,14 @@ def _images(count, seed):
     pixels = np.full((8, 8), 150 if bright else 100, np.uint8)
     labels = {"bright": -1 if unsure else int(bright), "luck": int(rng.integers(2))}
     example = Example(
-      image_id=f"{seed}-{i}", study_id=f"{seed}-{i}", patient_id=f"{seed}-{i // 2}",
-      image=cv2.imencode(".png", pixels)[1].tobytes(), height=8, width=8, labels=labels,
-    )  # fmt: skip
+      image_id=f"{seed}-{i}",
+      study_id=f"{seed}-{i}",
+      patient_id=f"{seed}-{i // 2}",
+      image=cv2.imencode(".png", pixels)[1].tobytes(),
+      height=8,
+      width=8,
+      labels=labels,
+    )
     yield example
 
 

@@ -43,9 +43,10 @@ def test_a_constant_feature_gets_no_weight():
   found = logistic.fit(x, y, (0.1,))[0]
   assert (found.weights[2] == 0).all() and np.isfinite(found.scores(x)).all()
   np.testing.assert_allclose(
-    found.scores(x), logistic.fit(np.delete(x, 2, 1), y, (0.1,))[0].scores(np.delete(x, 2, 1)),
+    found.scores(x),
+    logistic.fit(np.delete(x, 2, 1), y, (0.1,))[0].scores(np.delete(x, 2, 1)),
     atol=1e-4,
-  )  # fmt: skip
+  )
 
 
 def test_what_cannot_be_fitted():

@@ -93,10 +93,12 @@ def test_a_near_slot_is_left_alone_and_a_far_one_is_not():
   (wanted,) = np.asarray(yolo.assign(arguments[0], SLOTS))[:1]
   raw = _said([(box, 1)], [wanted])
   near = next(  # of another anchor, in the same cell
-    slot for slot in range(len(raw))
-    if slot != wanted and (SLOTS.cell[slot] == SLOTS.cell[wanted]).all()
+    slot
+    for slot in range(len(raw))
+    if slot != wanted
+    and (SLOTS.cell[slot] == SLOTS.cell[wanted]).all()
     and SLOTS.stride[slot] == SLOTS.stride[wanted]
-  )  # fmt: skip
+  )
   raw[near] = _said([(box, 1)], [near])[near]
   base = LOSS(jnp.array(raw), *arguments)[0]
   assert LOSS(jnp.array(raw).at[near, 4].set(-20), *arguments)[0] == base

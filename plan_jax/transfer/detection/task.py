@@ -24,7 +24,8 @@ from input_pipeline.example import Example
 from input_pipeline.images import decode_batches
 from input_pipeline.regions import example_boxes
 from plan_jax.evaluators import detection
-from plan_jax.evaluators.detection import Image
+from plan_jax.metrics import detection as metrics
+from plan_jax.metrics.detection import Image
 from plan_jax.results import boxes as boxes_file
 from plan_jax.results.rows import scalar_name
 from plan_jax.runtime.logging import log
@@ -33,6 +34,7 @@ from plan_jax.transfer import drawing
 from plan_jax.transfer.detection import yolo
 from plan_jax.transfer.detection.coco import write_coco
 from plan_jax.transfer.detection.data import Encode, training_boxes
+from plan_jax.transfer.detection.suppression import suppress
 from plan_jax.transfer.encoder import pyramid
 from plan_jax.transfer.examples import iterate, regions_in
 from plan_jax.transfer.job import Job
@@ -108,9 +110,9 @@ class Detection(HeadTask):
   def measure(self, state: TrainState) -> float:
     """Returns the macro mAP .4-.75 of the validation split; NaN where no image has a box."""
     images = self.images(state, iterate(self.job.source("validation")))
-    metrics = detection.figures(images, len(self.findings), np.ones((1, len(images))))[0]
-    values = metrics[:, detection.METRICS.index(_METRIC)]
-    known = values[~np.isnan(values)]
+    values = metrics.detection_metrics(images, len(self.findings), np.ones((1, len(images))))[0]
+    column = values[:, metrics.METRICS.index(_METRIC)]
+    known = column[~np.isnan(column)]
     return float(known.mean()) if len(known) else math.nan
 
   def evaluate(self, fitted: TrainState, validate: bool) -> Outcome:
@@ -126,10 +128,10 @@ class Detection(HeadTask):
       "seed": job.settings.seed,
     }
     chance = {detection.TYPICAL: typical}
-    rows = detection.detection_rows(images, findings, floors=chance, **settings)
+    rows = detection.detection_rows(images, findings, baselines=chance, **settings)
     if job.settings.compatibility:
       rows += detection.compat_rows(images, findings, **settings)
-    scores = detection.detection_units(images, findings)
+    scores = detection.detection_scores(images, findings)
     path = job.out.example_scores_of(detection.TASK).with_suffix(".npz")
     boxes_file.write(path, images, findings)
     write_coco(job.out.path, images, findings)
@@ -156,6 +158,6 @@ class Detection(HeadTask):
     scores, place = jax.lax.top_k(scores, min(_CANDIDATES, scores.size))
     slot, label = place // len(self.findings), place % len(self.findings)
     corners = yolo.decode(raw, self._slots)[slot]
-    stays = boxes.suppress(corners, scores, label, _OVERLAP)
-    scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(detection.MOST, scores.size))
+    stays = suppress(corners, scores, label, _OVERLAP)
+    scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(metrics.MOST, scores.size))
     return corners[best], scores, label[best]
