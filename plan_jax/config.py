@@ -100,8 +100,7 @@ def check(config: ConfigDict) -> None:
       freezing.check(abstract_params(config), config.train.freeze)
     except ValueError as error:
       raise ConfigError(f"config.train.freeze: {error}") from error
-  diagnostic_terms.load(run.text.terms)
-  prompts.load(run.evaluation.prompts)
+  _check_files(config)
   folder = run.text.tokenizer
   _require("text.tokenizer", not folder or Path(folder).is_dir(), f"there is no folder {folder}")
 
@@ -110,8 +109,7 @@ def check_baseline(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key of a config of a baseline."""
   _with_key(BaselineConfig.read, config.to_dict())
   _check_data(config)
-  diagnostic_terms.load(config.text.terms)
-  prompts.load(config.evaluation.prompts)
+  _check_files(config)
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -160,6 +158,15 @@ def _check_data(config: ConfigDict) -> None:
     name not in config.evaluation.sets,
     "is the name of the run's own data",
   )
+
+
+def _check_files(config: ConfigDict) -> None:
+  """Checks that the lists of terms and prompts can be read."""
+  try:
+    diagnostic_terms.load(config.text.terms)
+  except diagnostic_terms.TermsError as error:
+    raise ConfigError(f"config.text.terms: {error}") from error
+  prompts.load(config.evaluation.prompts)
 
 
 def _check_best_checkpoint(run: RunConfig) -> None:
