@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.example import Example
+from input_pipeline.images import decode_batches
 from plan_jax.evaluators import detection
 from plan_jax.evaluators.detection import Image
 from plan_jax.metrics import boxes
@@ -32,7 +33,7 @@ from plan_jax.transfer.detection import yolo
 from plan_jax.transfer.detection.coco import write_coco
 from plan_jax.transfer.detection.data import Encode, training_boxes
 from plan_jax.transfer.encoder import pyramid
-from plan_jax.transfer.examples import decode_batches, iterate, regions_in
+from plan_jax.transfer.examples import iterate, regions_in
 from plan_jax.transfer.job import Job
 from plan_jax.transfer.learner import Learner
 from plan_jax.transfer.task import HeadTask, Outcome
