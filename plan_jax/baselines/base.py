@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from plan_jax.alignment.methods.base import WordAttention
 from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
 from plan_jax.models.weights.sizes import sizes
@@ -54,6 +55,11 @@ class Baseline(NamedTuple):
   images: ImagePreprocessing
   spec: Callable[[nn.Module, dict, Vocabulary], ModelSpec]
   separate_text: bool = False
+
+
+def positive_regions(similarity: Float[jax.Array, "W P"]) -> WordAttention:
+  """Regions of the pixels with a positive similarity to each word, by that similarity."""
+  return WordAttention(jax.nn.relu(similarity), similarity)
 
 
 def baseline_spec(

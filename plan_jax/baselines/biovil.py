@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.methods.base import WordAttention
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
 from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
@@ -78,8 +77,7 @@ def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Arra
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
   """One region, for the text as a whole."""
-  similarity = _phrase_similarity(image, text)[None]
-  return WordAttention(jax.nn.relu(similarity), similarity), jnp.ones(1)
+  return base.positive_regions(_phrase_similarity(image, text)[None]), jnp.ones(1)
 
 
 def _build(shapes: dict, settings: dict) -> BioVil:

@@ -17,7 +17,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.methods.by_name import METHODS
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
 from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
@@ -98,7 +97,8 @@ def weighted_texts(network: Mgca, variables: dict, batch: dict) -> TextEmbedding
 
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
-  return METHODS["mgca"].attend(image, text, stage, None), text.significance
+  similarity = l2_normalize(text.words) @ l2_normalize(image.pixels).T
+  return base.positive_regions(similarity), text.significance
 
 
 def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:

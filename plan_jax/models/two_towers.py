@@ -3,7 +3,7 @@
 Pixels and words leave with any norm; a method of alignment normalises them if it wants that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -160,7 +160,7 @@ def text_encoder(text, vocabulary_size: int) -> Bert:
   return Bert(**_text_arguments(text, vocabulary_size))
 
 
-def build(model, vocabulary_size: int, *, freeze: tuple[str, ...] = ()) -> TwoTowers:
+def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowers:
   """Builds the model from its settings, for a vocabulary; `freeze` as in `freezing`."""
   image = _image_arguments(model.image)
   if model.image.name == "resnet":
@@ -178,10 +178,11 @@ def build(model, vocabulary_size: int, *, freeze: tuple[str, ...] = ()) -> TwoTo
 
 
 def _image_arguments(image) -> dict:
-  arguments = dict(image)
+  # A config that is read back from a file has lists.
+  arguments = dict(image, mean=tuple(image.mean), std=tuple(image.std))
   name, vit = arguments.pop("name"), arguments.pop("vit")
   del arguments["weights"]
-  return dict(vit, mean=image.mean, std=image.std) if name == "vit" else arguments
+  return dict(vit, mean=arguments["mean"], std=arguments["std"]) if name == "vit" else arguments
 
 
 def _text_arguments(text, vocabulary_size: int) -> dict:

@@ -153,6 +153,6 @@ def test_configs():
   assert set(baselines_config.BASELINES) == set(experiment.baselines.BASELINES)
   # The data's own name may be that of a set which waits.
   config.data.dataset = "rsna"
-  assert "rsna" not in experiment._without_own(config).evaluation.sets
+  assert "rsna" not in experiment._without_own_set(config).evaluation.sets
   config.data.dataset = "vindr"
-  assert "vindr" in experiment._without_own(config).evaluation.sets
+  assert "vindr" in experiment._without_own_set(config).evaluation.sets

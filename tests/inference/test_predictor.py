@@ -1,6 +1,7 @@
 """The Predictor of a run: its stages, its local scores, its words; see also test_contract."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -118,11 +119,12 @@ def test_local_logits_are_those_of_training(method, tmp_path):
   logits = model.local_logits(features, everything, everything)[0]
   stage, alignment = parts.stages[-1], Alignment(**config.alignment)
   score = pair_score(alignment, stage)
-  pixels, words = (np.asarray(x, np.float32) for x in features[:2])
-  weights = (features[2] > 0).astype(np.float32)
+  pixels, words = (jnp.asarray(x, jnp.float32) for x in features[:2])
+  significance = jnp.asarray(features[2])
+  weights = (significance > 0).astype(jnp.float32)
   if method == "plan":
     pixels, words = l2_normalize(pixels), l2_normalize(words)
-    weights = curriculum.word_weights(stage, features[2], features[2] > 0)
+    weights = curriculum.word_weights(stage, significance, significance > 0)
   want = score.logits(score.prepare(pixels), words, weights, config.model.scale_init)[0][-1]
   np.testing.assert_allclose(logits, want, atol=1e-4)
   similarity = model.local_similarities(texts[:3])(IMAGES)
