@@ -19,6 +19,7 @@ from input_pipeline.section import (
   Weight,
   one_of,
 )
+from input_pipeline.text import diagnostic_terms
 from plan_jax.alignment import curriculum, pairwise
 from plan_jax.alignment.methods.base import Alignment
 from plan_jax.alignment.methods.by_name import METHODS, pair_tile
@@ -100,7 +101,7 @@ def check(config: ConfigDict) -> None:
       freezing.check(abstract_params(config), config.train.freeze)
     except ValueError as error:
       raise ConfigError(f"config.train.freeze: {error}") from error
-  configured(config)
+  _check_files(config)
   folder = run.text.tokenizer
   _require("text.tokenizer", not folder or Path(folder).is_dir(), f"there is no folder {folder}")
 
@@ -109,7 +110,7 @@ def check_baseline(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key of a config of a baseline."""
   _with_key(BaselineConfig.read, config.to_dict())
   _check_data(config)
-  configured(config)
+  _check_files(config)
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -158,6 +159,14 @@ def _check_data(config: ConfigDict) -> None:
     name not in config.evaluation.sets,
     "is the name of the run's own data",
   )
+
+
+def _check_files(config: ConfigDict) -> None:
+  """Checks the evaluators, and that the lists of terms and prompts can be read."""
+  try:
+    configured(config)
+  except diagnostic_terms.TermsError as error:
+    raise ConfigError(f"config.text.terms: {error}") from error
 
 
 def _check_best_checkpoint(run: RunConfig) -> None:

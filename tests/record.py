@@ -175,9 +175,7 @@ LAYOUT = {
 # --- names that changed: old -> new ----------------------------------------------------------
 
 # A whole path or whole components of it, such as {"image_encoder/stem": "film_tower/stem"}.
-RENAMED_PARAMETERS = {
-  "film_head": "image_head"
-}  # in checkpoints and in the exported tensors, "/" between
+RENAMED_PARAMETERS = {}  # in checkpoints and in the exported tensors, "/" between
 RENAMED_METRICS = {}  # names in metrics.jsonl, e.g. {"train/loss_term": "train/terms"}
 RENAMED_FILES = {"units": "example_scores"}  # below the folder of a part, e.g. {"units": "scores"}
 RENAMED_CONFIG = {

@@ -3,7 +3,7 @@
 Pixels and words leave with any norm; a method of alignment normalises them if it wants that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -80,9 +80,10 @@ class TwoTowers(nn.Module):
     self.text_encoder = Bert(**self.text, remat=self.remat, dtype=self.dtype)
     self.pixel_norm = nn.LayerNorm()
     self.pixel_head = nn.Dense(self.embed_dim)
-    self.image_head = nn.Dense(self.embed_dim)
     self.word_head = nn.Dense(self.embed_dim)
-    self.text_head = nn.Dense(self.embed_dim, name="report_head")  # names seed the first weights
+    # Flax draws the first weights by these names: others would change every result on record.
+    self.image_head = nn.Dense(self.embed_dim, name="film_head")
+    self.text_head = nn.Dense(self.embed_dim, name="report_head")
     # Starts at one half for every word: the contrast decides which gets more.
     self.significance_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
     # Apart from the significance: what a report denies tells it from others, but has no pixels.
@@ -160,7 +161,7 @@ def text_encoder(text, vocabulary_size: int) -> Bert:
   return Bert(**_text_arguments(text, vocabulary_size))
 
 
-def build(model, vocabulary_size: int, *, freeze: tuple[str, ...] = ()) -> TwoTowers:
+def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowers:
   """Builds the model from its settings, for a vocabulary; `freeze` as in `freezing`."""
   image = _image_arguments(model.image)
   if model.image.name == "resnet":
@@ -178,10 +179,11 @@ def build(model, vocabulary_size: int, *, freeze: tuple[str, ...] = ()) -> TwoTo
 
 
 def _image_arguments(image) -> dict:
-  arguments = dict(image)
+  # A config that is read back from a file has lists.
+  arguments = dict(image, mean=tuple(image.mean), std=tuple(image.std))
   name, vit = arguments.pop("name"), arguments.pop("vit")
   del arguments["weights"]
-  return dict(vit, mean=image.mean, std=image.std) if name == "vit" else arguments
+  return dict(vit, mean=arguments["mean"], std=arguments["std"]) if name == "vit" else arguments
 
 
 def _text_arguments(text, vocabulary_size: int) -> dict:

@@ -70,7 +70,7 @@ class Assembly:
 def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
   """Builds the parts; nothing is computed yet. Raises ValueError naming a key that does not fit."""
   train = TrainConfig.read(config.train)
-  model = build(config.model, tokenizer.vocabulary_size, freeze=tuple(train.freeze))
+  model = build(config.model, tokenizer.vocabulary_size, freeze=train.freeze)
   optimizer, schedule = make_optimizer(train, train.steps)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
 
