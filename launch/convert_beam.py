@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from input_pipeline.conversion import convert, workers
-from input_pipeline.conversion.convert import Job, Shard
+from input_pipeline.conversion import command, convert, workers
+from input_pipeline.conversion.job import Job, Shard
 
 try:
   import apache_beam as beam
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """The command line: prints the summary, or one error and exit status 1."""
   argv = list(sys.argv[1:] if argv is None else argv)
   cut = argv.index("--") if "--" in argv else len(argv)
-  options = convert.command_line("python -m launch.convert_beam", __doc__).parse_args(argv[:cut])
+  options = command.parser("python -m launch.convert_beam", __doc__).parse_args(argv[:cut])
 
   options.out = os.path.abspath(options.out)  # a worker stands elsewhere
   options.source = options.source and os.path.abspath(options.source)
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   def runner(job: Job, shards: list[Shard]) -> Iterator[tuple[Shard, list[dict[str, str]]]]:
     return results(job, shards, argv[cut + 1 :])
 
-  convert.run(**vars(options), runner=runner, progress=False)
+  command.run(**vars(options), runner=runner, progress=False)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
 def test_learned_tasks_stand_beside_the_rest(run, tmp_path):
   config, model, done, before = run
   config = copy.deepcopy(config).unlock()
-  config.evaluation.transfer.boxes = base.downstream("detect")
+  config.evaluation.transfer.boxes = base.transfer_task("detection")
   workdir = Workdir(tmp_path / "run")
   files = [tmp_path / "detection.csv", tmp_path / "detection.npz"]
   for file in files:

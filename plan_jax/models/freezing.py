@@ -71,7 +71,7 @@ def rates(params: dict, config) -> dict:
     if encoder not in tops:
       return 1.0
     above = tops[encoder] - _layer(rest.split("/")[0], tops[encoder])
-    return config[_RATES[encoder]] * config.layer_decay**above
+    return getattr(config, _RATES[encoder]) * config.layer_decay**above
 
   return _by_path(rate, params)
 

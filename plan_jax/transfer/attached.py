@@ -1,13 +1,11 @@
-"""The tasks that a config attaches to be learned on the run's image encoder, as evaluation goes."""
+"""The tasks that a config attaches to be learned on the run's image encoder, after evaluation."""
 
-import argparse
-import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -20,110 +18,95 @@ from plan_jax.results import rows as results
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
-from plan_jax.transfer import classify, command, detect, linear_probe, segment
-from plan_jax.transfer.encoder import mark_of, weights_of
-
-# Name -> the module of its command, and what it does.
-TASKS = {
-  "detect": (detect, detect.detect),
-  "segment": (segment, segment.segment),
-  "classify": (classify, classify.classify),
-  "probe": (linear_probe, linear_probe.probe),
-}
-_OWN = {"workdir", "records", "out", "encoder", "step", "fraction"}  # not for a config to set
+from plan_jax.transfer.by_name import learn as learn_task
+from plan_jax.transfer.encoder import encoder_weights, fingerprint
+from plan_jax.transfer.entries import Entry, entries
+from plan_jax.transfer.settings import Settings
 
 
-def learned(
-  config: ConfigDict, workdir: Workdir, model: Grounder, sets: Sequence[EvaluationSet]
-) -> Iterator[tuple[EvaluationSet, str, list[Row], list[Path]]]:
+class Learned(NamedTuple):
+  """One task, learned from one share of the labels, as a part of the run's evaluation.
+
+  Attributes:
+    dataset: that it was learned from and scored on.
+    task: "NAME-SHARE", its name in rows and of its example scores.
+    rows: of all encoders; others than the run's are models "random encoder", "supervised encoder".
+    files: example scores of the run's encoder.
+  """
+
+  dataset: EvaluationSet
+  task: str
+  rows: list[Row]
+  files: list[Path]
+
+
+def learn(
+  config: ConfigDict, workdir: Workdir, model: Grounder, datasets: Sequence[EvaluationSet]
+) -> Iterator[Learned]:
   """Learns what `config.evaluation.transfer` names, each once for every share of the patients.
 
-  It lies in WORKDIR/downstream/NAME/; what is there already is taken from there. What cannot be
-  learned is left out, with the reason: its other shares go on.
+  What is learned lies in WORKDIR/transfer/NAME/, and is taken from there where it is complete. A
+  share that cannot be learned is left out, with the reason, and the others go on.
 
   Args:
     config: of the run.
     workdir: of the run.
     model: the run, as it is evaluated.
-    sets: the run's own first.
-
-  Yields:
-    The set, the name in rows and of the units ("NAME-SHARE"), rows (figures of other encoders are
-    models "random encoder" and "supervised encoder"), and the files of units of the run's
-    encoder.
+    datasets: the run's own first.
   """
-  entries = config.evaluation.get("transfer", {})  # other projects' models have none
-  if entries and jax.process_count() > 1:
-    log.info(
-      "downstream tasks are left out: they are learned by one process (--mode=evaluate, alone)"
-    )
+  attached = entries(config)
+  if attached and jax.process_count() > 1:
+    log.info("transfer tasks are left out: one process learns them (--mode=evaluate, alone)")
     return
-  weights = mark_of(weights_of(model)) if entries else ""
-  by_name = {chosen.attached_name: chosen for chosen in sets}
-  for name, entry in entries.items():
-    chosen = by_name.get(entry.of)
-    if chosen is None:
-      log.info(f"downstream {name} is left out: evaluation set {entry.of} is not given")
+  weights = fingerprint(encoder_weights(model.variables)) if attached else ""
+  by_name = {dataset.attached_name: dataset for dataset in datasets}
+  for name, entry in attached.items():
+    dataset = by_name.get(entry.of)
+    if dataset is None:
+      log.info(f"transfer task {name} is left out: evaluation set {entry.of} is not given")
       continue
     for fraction in entry.fractions:
-      task, rows, found = f"{name}-{fraction:g}", [], None
+      task, rows, files = f"{name}-{fraction:g}", [], None
       for encoder in entry.encoders:
-        flags = flags_of(config, entry, encoder, fraction)
-        # Other flags, weights or data are another folder.
-        known = weights if encoder == RUN else config.model.image.to_dict()
-        mark = _mark(entry.task, flags, known, records.fingerprint(chosen.folder))
-        out = Workdir(workdir.path / "downstream" / name / f"{encoder}-{fraction:g}-{mark}")
-        flags |= {"workdir": workdir.path, "records": chosen.folder, "out": out.path}
+        origin = weights if encoder == RUN else config.model.image.to_dict()
+        key = _key(entry, origin, records.fingerprint(dataset.folder))
+        out = Workdir(workdir.path / "transfer" / name / f"{encoder}-{fraction:g}-{key}")
         try:
-          some = _one(entry.task, flags | {"step": model.step}, out)
+          settings = entry.settings(
+            encoder,
+            fraction,
+            records=Path(dataset.folder),
+            out=out.path,
+            workdir=workdir.path,
+            step=model.step,
+          )
+          rows += _renamed(_rows(settings, out), task, dataset.data, encoder)
         except UserError as error:
-          log.info(f"downstream {task}, encoder {encoder}, is left out: {error}")
+          log.info(f"transfer task {task}, encoder {encoder}, is left out: {error}")
           continue
         if encoder == RUN:
-          found = sorted(out.example_scores.iterdir())
-        rows += _renamed(some, task, chosen.data, encoder)
-      if found is not None:
-        yield chosen, task, rows, found
+          files = sorted(out.example_scores.iterdir())
+      if files is not None:
+        yield Learned(dataset, task, rows, files)
 
 
-def flags_of(config: ConfigDict, entry: ConfigDict, encoder: str, fraction: float) -> dict:
-  """The flags of one command, but for its folders."""
-  common = {"resamples": config.evaluation.resamples, "seed": config.seed}
-  return common | entry.flags.to_dict() | {"encoder": encoder, "fraction": fraction}
+def _key(entry: Entry, origin: str | dict, data: str) -> str:
+  """Returns six letters: other flags, weights or data are another folder."""
+  known = json.dumps([entry.task, entry.flags, origin, data], sort_keys=True)
+  return hashlib.sha256(known.encode()).hexdigest()[:6]
 
 
-def known_flags(task: str) -> set[str]:
-  """The flags of a task that an entry of the config may set."""
-  return set(vars(parsed(task, dict.fromkeys(("workdir", "records", "out"), "x")))) - _OWN
-
-
-def parsed(task: str, flags: dict) -> argparse.Namespace:
-  """The command line of a task. Raises UserError where a flag is unknown or cannot be."""
-  said = io.StringIO()
-  try:
-    with contextlib.redirect_stderr(said):
-      arguments = TASKS[task][0].parser().parse_args([f"--{k}={v}" for k, v in flags.items()])
-  except SystemExit:
-    raise UserError(said.getvalue().strip().rpartition("error: ")[2]) from None
-  command.check_flags(arguments)
-  return arguments
-
-
-def _mark(*known) -> str:
-  return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:6]
-
-
-def _one(task: str, flags: dict, out: Workdir) -> list[Row]:
-  """The rows of one command, run here or found."""
+def _rows(settings: Settings, out: Workdir) -> list[Row]:
+  """Returns the rows of a task: those in its folder, where it is complete, or learned now."""
   if out.evaluation.exists():
-    log.info(f"downstream: found in {out.path}")
+    log.info(f"transfer: complete in {out.path}")
     return results.read(out.evaluation).rows
-  log.info(f"downstream: {out.path}")
-  return TASKS[task][1](parsed(task, flags))
+  log.info(f"transfer: {out.path}")
+  return learn_task(settings)
 
 
 def _renamed(rows: Sequence[Row], task: str, data: str, encoder: str) -> list[Row]:
-  """Rows of a command as rows of the run's evaluation."""
+  """Returns the rows of a task as rows of the run's evaluation."""
   named = [replace(row, task=task, data=data) for row in rows]
   if encoder == RUN:
     return named

@@ -1,36 +1,31 @@
-"""Studies one after another, and in lists."""
+"""Examples to learn from and to score on: shares of the training patients."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from tqdm import tqdm
+
+from input_pipeline import records
+from input_pipeline.conversion.selection_builders import subset
+from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 
 
-def iter_of(source: Sequence[Example]) -> Iterator[Example]:
-  """The studies of a source in order."""
+def iterate(source: Sequence[Example]) -> Iterator[Example]:
+  """Yields the examples of a source in order."""
   return (source[i] for i in range(len(source)))
 
 
-def in_batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
-  """Lists of `size` studies, the last shorter."""
-  some: list[Example] = []
-  for example in examples:
-    some.append(example)
-    if len(some) == size:
-      yield some
-      some = []
-  if some:
-    yield some
-
-
 def regions_in(source: Sequence[Example], findings: Iterable[str]) -> set[str]:
-  """Which of the findings the source has a region of."""
-  return {r.label for example in iter_of(source) for r in example.regions} & set(findings)
+  """Returns those of the findings that the source has a region of."""
+  return {r.label for example in iterate(source) for r in example.regions} & set(findings)
 
 
 @dataclass(frozen=True)
-class Chosen:
-  """Some studies of a source; `places` in it, in order."""
+class Subset:
+  """Examples of a source at the given `places`, in order."""
 
   source: Sequence[Example]
   places: tuple[int, ...]
@@ -40,3 +35,59 @@ class Chosen:
 
   def __getitem__(self, i: int) -> Example:
     return self.source[self.places[i]]
+
+
+@dataclass(frozen=True)
+class TrainingShare:
+  """The training examples of a share of the patients; a smaller share lies within a larger one.
+
+  Attributes:
+    source: of the whole training split.
+    findings: to learn.
+    places: of the share's examples in the source.
+    facts: one of every example of the source.
+    patients: how many the share has.
+  """
+
+  source: Sequence[Example]
+  findings: tuple[str, ...]
+  places: tuple[int, ...]
+  facts: list
+  patients: int
+
+
+def training_share(
+  folder: Path,
+  fact: Callable[[Example], Any],
+  available: Callable[[list], set[str]],
+  what: str,
+  *,
+  findings: Sequence[str],
+  fraction: float,
+  seed: int,
+) -> TrainingShare:
+  """Goes through the training split, chooses the findings and draws the patients; shows a bar.
+
+  Args:
+    folder: of the records.
+    fact: of an example, what the task needs to know of it before its pixels are decoded.
+    available: the findings that can be learned, by the facts of all examples.
+    what: a training split has of a finding that can be learned.
+    findings: to learn; none: all that can be.
+    fraction: of the patients.
+    seed: of their draw.
+
+  Raises UserError where a finding cannot be learned.
+  """
+  source = records.RecordSource(folder, "train")
+  bar = tqdm(iterate(source), total=len(source), desc=what, unit="image", mininterval=1)
+  patients, facts = zip(*((example.patient_id, fact(example)) for example in bar), strict=True)
+  known = sorted(available(facts))
+  if missing := sorted(set(findings) - set(known)):
+    raise UserError(
+      f"--findings: the training split of {folder} has no {what} of {', '.join(missing)} (it has"
+      f" {', '.join(known) or 'none'})"
+    )
+  kept = subset(patients, fraction, seed)
+  places = tuple(i for i, patient in enumerate(patients) if patient in kept)
+  return TrainingShare(source, tuple(findings) or tuple(known), places, facts, len(kept))

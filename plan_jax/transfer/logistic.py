@@ -13,7 +13,7 @@ class Logistic:
   """A fitted regression of K findings on D features.
 
   Attributes:
-    mean, deviation: float64 [D], by which features are standardised.
+    mean, deviation: float64 [D], that standardise the features.
     weights: float64 [D, K].
     bias: float64 [K].
   """
@@ -24,12 +24,12 @@ class Logistic:
   bias: np.ndarray
 
   def scores(self, features: np.ndarray) -> np.ndarray:
-    """Of features [N, D], the probability of each finding: float64 [N, K]."""
+    """Predicts the probability of each finding from features [N, D]: float64 [N, K]."""
     return expit((features - self.mean) / self.deviation @ self.weights + self.bias)
 
 
 def fit(features: np.ndarray, labels: np.ndarray, penalties: Sequence[float]) -> list[Logistic]:
-  """One regression for each penalty, each begun where the one before ended.
+  """Fits a regression for each penalty, each started where the one before ended.
 
   Minimises, for every finding by itself, the mean cross entropy over its known labels plus
   penalty / 2 times the squared weights (not the bias) of standardised features; by L-BFGS. A
@@ -51,7 +51,7 @@ def fit(features: np.ndarray, labels: np.ndarray, penalties: Sequence[float]) ->
   if not (present.any(0) & (known & ~present).any(0)).all():
     raise ValueError("a finding is not both present and absent")
   mean, deviation = features.mean(0), features.std(0)
-  # What is the same in all, but for rounding, tells nothing.
+  # A feature that is constant but for rounding gets no weight.
   deviation = np.where(deviation > 1e-6 * np.maximum(1, np.abs(mean)), deviation, np.inf)
   x = (features - mean) / deviation
   share = known / known.sum(0)

@@ -50,8 +50,9 @@ def test_on_a_mesh_each_device_keeps_its_share():
   with jax.enable_x64():
     batch, params = parts()
     want = run(1, batch, params)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",),
-                             axis_types=(jax.sharding.AxisType.Auto,))  # fmt: skip
+    mesh = jax.sharding.Mesh(
+      np.array(jax.devices()[:4]), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
     split = jax.NamedSharding(mesh, jax.P("data"))
     got = run(2, jax.tree.map(lambda x: jax.device_put(x, split), batch), params)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

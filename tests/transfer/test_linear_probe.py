@@ -1,8 +1,6 @@
 """A linear probe from end to end on the phantom, and on images that can be told by their grey."""
 
 import dataclasses
-import subprocess
-import sys
 
 import cv2
 import jax
@@ -10,86 +8,37 @@ import numpy as np
 import pytest
 
 from input_pipeline import images, records
-from input_pipeline.errors import UserError
 from input_pipeline.example import Example
-from paths import ROOT
 from plan_jax import compare
 from plan_jax.evaluators import labelled_images
 from plan_jax.evaluators.classification import classified_rows, scored
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
-from plan_jax.results import rows as results
 from plan_jax.transfer import linear_probe
-from tiny_runs import untrained
+from tiny_runs import mesh_of
 
 HEAD = ("linear-probe", "linear-probe-v1", "toy")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  """A run that has not learned anything yet, beside its records."""
-  path = tmp_path_factory.mktemp("probe")
-  sizes = {"train_images": 64, "validation_images": 32, "test_images": 32}
-  untrained(path, **{f"data.options.{name}": size for name, size in sizes.items()})
-  return path
-
-
-def arguments(run, out, *more):
-  places = [f"--workdir={run / 'a'}", f"--records={run / 'records'}", f"--out={out}"]
-  return linear_probe.parser().parse_args([*places, "--resamples=20", *more])
-
-
-def values(rows):
-  return [(row.group, row.metric, row.model, row.value, row.n) for row in rows]
-
-
-def test_from_records_to_a_comparison(run, tmp_path, capsys):
-  rows = linear_probe.probe(arguments(run, tmp_path / "run"))
+def test_from_records_to_a_comparison(done, learn, tmp_path, capsys):
+  out, rows = done("linear_probe")
   names = {(row.metric, row.model) for row in rows if row.group == "macro"}
-  assert {("AUC", "run"), ("AUC", "chance"), ("F1", "constant"), ("MCC", "run")} <= names
-  assert {row.protocol for row in rows} == {"linear-probe-v1"}
+  assert {("F1", "constant"), ("MCC", "run")} <= names
   assert any(row.metric == "threshold" for row in rows)
-  kept = results.read(tmp_path / "run" / "evaluation.json").rows
-  assert values(kept) == values(rows)
-  with np.load(tmp_path / "run" / "probe.npz") as kept:
+  with np.load(out / "probe.npz") as kept:
     assert kept["weights"].shape == (kept["mean"].size, kept["findings"].size)
-  with pytest.raises(UserError, match="another --out"):
-    linear_probe.probe(arguments(run, tmp_path / "run"))
-  linear_probe.probe(arguments(run, tmp_path / "random", "--encoder=random", "--seed=3"))
-  found, left_out = compare.compare(tmp_path / "run", tmp_path / "random", resamples=20)
-  assert {"AUC", "average precision", "F1"} <= {d.metric for d in found} and not left_out
+  learn("linear_probe", tmp_path / "random", "--encoder=random", "--seed=3")
+  differences, left_out = compare.compare(out, tmp_path / "random", resamples=20)
+  assert {"AUC", "average precision", "F1"} <= {d.metric for d in differences} and not left_out
   assert "penalty" in capsys.readouterr().out
 
 
-def test_a_share_of_patients_and_chosen_findings(run, tmp_path, capsys):
-  rows = linear_probe.probe(arguments(run, tmp_path / "a", "--fraction=0.5", "--findings=edema"))
+def test_a_share_of_patients_and_chosen_findings(learn, folder, tmp_path, capsys):
+  rows = learn("linear_probe", tmp_path / "a", "--fraction=0.5", "--findings=edema")
   assert {row.group for row in rows} <= {"macro", "edema"}
-  source = records.RecordSource(run / "records", "train")
+  source = records.RecordSource(folder, "train")
   patients = {source[i].patient_id for i in range(len(source))}
   assert f"of {round(len(patients) / 2)} patients" in capsys.readouterr().out
-
-
-def test_bad_input_is_one_error(run, tmp_path):
-  with pytest.raises(UserError, match="--findings: gallstones not both present and absent"):
-    linear_probe.probe(arguments(run, tmp_path / "a", "--findings=gallstones"))
-  with pytest.raises(UserError, match="--image_px=60 is no multiple of"):
-    linear_probe.probe(arguments(run, tmp_path / "a", "--image_px=60"))
-  with pytest.raises(UserError, match="no run"):
-    linear_probe.probe(
-      linear_probe.parser().parse_args(
-        [f"--workdir={tmp_path}", f"--records={run / 'records'}", f"--out={tmp_path / 'b'}"]
-      )
-    )
-  call = [
-    sys.executable,
-    "-m",
-    "plan_jax.transfer.linear_probe",
-    "--workdir=x",
-    "--records=y",
-    "--out=z",
-  ]
-  done = subprocess.run([*call, "--fraction=2"], capture_output=True, text=True, cwd=ROOT)
-  assert done.returncode == 1 and "--fraction=2 must be above 0" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -103,7 +52,7 @@ def test_features_are_the_mean_over_the_grid_whatever_the_batch(encoder):
     rng.integers(0, 256, shape).astype(np.uint8) for shape in [(64, 64), (90, 40), (64, 80)]
   ]
   weights = encoder.init(jax.random.key(0), np.zeros((1, 64, 64, 1), np.float32))
-  features = linear_probe.Features(encoder, weights, 64)
+  features = linear_probe.Features(encoder, weights, 64, mesh_of())
   fitted = np.stack([images.fit(image, 64) for image in arrays])[..., None]
   expected = np.asarray(encoder.apply(weights, fitted)).mean((1, 2))
   found = features.embed_images(arrays)

@@ -10,21 +10,17 @@ from plan_jax.metrics.detection import Image
 
 def write_coco(folder: Path, images: Sequence[Image], findings: Sequence[str]) -> None:
   """Writes truth.json and predictions.json; images and categories are numbered from 1."""
-  truth, found = [], []
+  truth, predicted = [], []
   for number, image in enumerate(images, 1):
-    for box, label in zip(image.truth.tolist(), image.truth_labels.tolist(), strict=True):
-      corner = _corner(box)
-      truth.append(
-        {
-          "id": len(truth) + 1, "image_id": number, "category_id": label + 1, "bbox": corner,
-          "area": corner[2] * corner[3], "iscrowd": 0,
-        }
-      )  # fmt: skip
-    marks = zip(image.boxes.tolist(), image.scores.tolist(), image.labels.tolist(), strict=True)
-    found += [
-      {"image_id": number, "category_id": label + 1, "bbox": _corner(box), "score": score}
-      for box, score, label in marks
-    ]
+    for box, label in zip(image.truth, image.truth_labels, strict=True):
+      corner = _corner(box.tolist())
+      annotation = {"id": len(truth) + 1, "image_id": number, "category_id": int(label) + 1}
+      annotation |= {"bbox": corner, "area": corner[2] * corner[3], "iscrowd": 0}
+      truth.append(annotation)
+    for box, score, label in zip(image.boxes, image.scores, image.labels, strict=True):
+      annotation = {"image_id": number, "category_id": int(label) + 1}
+      annotation |= {"bbox": _corner(box.tolist()), "score": float(score)}
+      predicted.append(annotation)
   content = {
     "images": [
       {"id": number, "file_name": image.image_id, "height": image.height, "width": image.width}
@@ -34,7 +30,7 @@ def write_coco(folder: Path, images: Sequence[Image], findings: Sequence[str]) -
     "annotations": truth,
   }
   replace_text(Path(folder) / "truth.json", json.dumps(content) + "\n")
-  replace_text(Path(folder) / "predictions.json", json.dumps(found) + "\n")
+  replace_text(Path(folder) / "predictions.json", json.dumps(predicted) + "\n")
 
 
 def _corner(box: list[float]) -> list[float]:

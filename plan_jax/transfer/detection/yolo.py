@@ -1,7 +1,7 @@
 """YOLOv3's head over an image encoder (Redmon and Farhadi 2018): anchors, assignment, loss.
 
 The head reads three grids of stride 8, 16 and 32. On each a cell has three slots, one an anchor; a
-slot says (x, y, w, h, objectness, findings...) of a box whose centre lies in its cell.
+slot predicts (x, y, w, h, objectness, findings...) of a box whose centre lies in its cell.
 """
 
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ from plan_jax.models.layers.batch_norm import BatchNorm
 from plan_jax.models.layers.convolution import Conv, Conv1x1
 
 STRIDES = (8, 16, 32)
-ANCHORS = 3  # a cell
-# Of YOLOv3 for COCO, widths and heights on a square of 416 pixels.
+ANCHORS = 3  # per cell
+# YOLOv3's for COCO: widths and heights on a square of 416 pixels.
 COCO_ANCHORS = np.array(
   [[10, 13], [16, 30], [33, 23], [30, 61], [62, 45], [59, 119], [116, 90], [156, 198], [373, 326]],
   np.float32,
 )
 COCO_PX = 416
-# Weights of the loss as LoVT and MGCA have them.
+# Weights of the loss in LoVT and MGCA.
 XY_WEIGHT, WH_WEIGHT, NO_OBJECT_WEIGHT = 2.5, 2.5, 0.5
-IGNORE = 0.5  # IoU with a true box above which a slot is not told that it holds none
+IGNORE = 0.5  # IoU with a true box above which an empty slot does not learn that it is empty
 _LOG_SIDE = 5.0  # bound on the logarithm of a side over its anchor's
 _PRIOR = 0.01  # objectness before the first step, so that empty slots do not drown the rest
 
 
 @dataclass(frozen=True)
 class Slots:
-  """What is fixed of the N slots, the fine grid first, rows of cells one after another.
+  """The geometry of the N slots, the fine grid first, rows of cells one after another.
 
   Attributes:
     cell: [N, 2] float32, column and row.
-    stride: [N] float32, pixels a cell.
+    stride: [N] float32, pixels per cell.
     anchor: [N, 2] float32, width and height in pixels.
     anchors: [9, 2] float32, by area.
-    sides: cells a side of the three grids.
+    sides: of the three grids, in cells.
   """
 
   cell: np.ndarray
@@ -52,7 +52,7 @@ class Slots:
 
 
 def make_slots(size_px: int, anchors: np.ndarray) -> Slots:
-  """The slots of a square image of `size_px`, a multiple of 32; anchors [9, 2] in any order."""
+  """Makes the slots of a square of `size_px`, a multiple of 32; anchors [9, 2] in any order."""
   anchors = anchors[np.argsort(anchors.prod(1), kind="stable")].astype(np.float32)
   sides = tuple(size_px // stride for stride in STRIDES)
   cells, strides, shapes = [], [], []
@@ -65,7 +65,7 @@ def make_slots(size_px: int, anchors: np.ndarray) -> Slots:
 
 
 def fit_anchors(sizes: np.ndarray, count: int = 9) -> np.ndarray:
-  """k-means of widths and heights [N, 2] by IoU (as of YOLO9000), [count, 2] float32 by area.
+  """Clusters widths and heights [N, 2] by k-means on IoU (YOLO9000): [count, 2] float32 by area.
 
   It starts from the quantiles of the area, so that the same boxes give the same anchors.
   """
@@ -83,16 +83,16 @@ def fit_anchors(sizes: np.ndarray, count: int = 9) -> np.ndarray:
 
 
 def shape_iou(a, b):
-  """IoU of widths and heights [..., N, 2], [M, 2] laid on one corner, [..., N, M]."""
+  """Computes the IoU of widths and heights [..., N, 2], [M, 2] on a common corner, [..., N, M]."""
   xp = a.__array_namespace__()
-  return iou(*(xp.concatenate([xp.zeros_like(some), some], -1) for some in (a, b)))
+  return iou(*(xp.concatenate([xp.zeros_like(sides), sides], -1) for sides in (a, b)))
 
 
 class Head(nn.Module):
-  """YOLOv3's head: coarse to fine, each grid also reads what the coarser one made.
+  """YOLOv3's head: coarse to fine, each grid also reads the features of the coarser one.
 
   Attributes:
-    findings: how many there are.
+    findings: number of findings.
     channels: of the inner 1x1 convolutions on the fine grid, 128 in YOLOv3; twice as many on each
       coarser one.
   """
@@ -129,17 +129,16 @@ class Head(nn.Module):
 
 
 def decode(raw: jax.Array, slots: Slots) -> jax.Array:
-  """What slots say [..., N, 5 + findings] -> boxes [..., N, 4] in pixels of the square."""
+  """Decodes raw output [..., N, 5 + findings] to boxes [..., N, 4] in pixels of the square."""
   centre = (slots.cell + jax.nn.sigmoid(raw[..., :2])) * slots.stride[:, None]
   half = slots.anchor * jnp.exp(jnp.clip(raw[..., 2:4], -_LOG_SIDE, _LOG_SIDE)) / 2
   return jnp.concatenate([centre - half, centre + half], -1)
 
 
 def assign(boxes: jax.Array, slots: Slots) -> jax.Array:
-  """The slot of each true box [M, 4], [M] int32.
+  """Returns the slot of each true box [M, 4], [M] int32.
 
-  It is that of the anchor, of all nine, whose shape overlaps it most, in the cell that holds its
-  centre.
+  It is that of the anchor, of all nine, whose shape overlaps it most, in the cell of its centre.
   """
   best = shape_iou(boxes[:, 2:] - boxes[:, :2], slots.anchors).argmax(1)
   level = best // ANCHORS
@@ -154,18 +153,18 @@ def assign(boxes: jax.Array, slots: Slots) -> jax.Array:
 def loss(
   raw: jax.Array, boxes: jax.Array, labels: jax.Array, mask: jax.Array, slots: Slots
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """YOLOv3's loss of one image: sums over its slots, and its parts.
+  """Computes YOLOv3's loss of one image, a sum over its slots, and its parts.
 
   Cross entropy of the centre within its cell, squared error of the sides' logarithms over the
-  anchor's, cross entropy of objectness (slots that hold no box, but whose box overlaps one by more
-  than IGNORE, are left alone) and of each finding. Of true boxes that want one slot the first has
-  it; "shared" counts the others, which teach nothing.
+  anchor's, cross entropy of objectness (empty slots whose box overlaps a true one by more than
+  IGNORE do not count) and of each finding. A slot that several true boxes are assigned to learns
+  the first; "shared" counts the others.
 
   Args:
     raw: [N, 5 + findings] float32, see `Head`.
     boxes: [M, 4] float32, pixels of the square.
     labels: [M] int32.
-    mask: [M] bool, which of them are there.
+    mask: [M] bool, False for padding.
     slots: N.
   """
   wanted = assign(boxes, slots)
@@ -174,12 +173,12 @@ def loss(
   mine = boxes[which]
   xy = (mine[:, :2] + mine[:, 2:]) / 2 / slots.stride[:, None] - slots.cell
   wh = jnp.log(jnp.maximum(mine[:, 2:] - mine[:, :2], 1e-3) / slots.anchor)
-  said = jax.lax.stop_gradient(decode(raw, slots))
-  near = jnp.where(mask, iou(said, boxes), 0).max(1, initial=0) > IGNORE
+  predicted = jax.lax.stop_gradient(decode(raw, slots))
+  near = jnp.where(mask, iou(predicted, boxes), 0).max(1, initial=0) > IGNORE
   finding = jax.nn.one_hot(labels[which], raw.shape[1] - 5)
   entropy = optax.sigmoid_binary_cross_entropy
   parts = {
-    # What is not held may be anything: no NaN may come of it, nor of its gradient.
+    # Slots without a box hold arbitrary numbers: no NaN may come of them, nor of their gradient.
     "xy": entropy(raw[:, :2], jnp.where(holds[:, None], xy, 0.5)).sum(1),
     "wh": jnp.square(raw[:, 2:4] - jnp.where(holds[:, None], wh, 0)).sum(1),
     "finding": entropy(raw[:, 5:], finding).sum(1),
@@ -191,8 +190,6 @@ def loss(
     name: jnp.where(empty if name == "no_object" else holds, part, 0).sum()
     for name, part in parts.items()
   }
-  total = (
-    XY_WEIGHT * parts["xy"] + WH_WEIGHT * parts["wh"] + parts["finding"] + parts["object"]
-    + NO_OBJECT_WEIGHT * parts["no_object"]
-  )  # fmt: skip
+  place = XY_WEIGHT * parts["xy"] + WH_WEIGHT * parts["wh"]
+  total = place + parts["finding"] + parts["object"] + NO_OBJECT_WEIGHT * parts["no_object"]
   return total, parts | {"shared": mask.sum() - holds.sum()}

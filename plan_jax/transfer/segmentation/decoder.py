@@ -14,13 +14,13 @@ STRIDES = (4, 8, 16, 32)
 
 
 class Decoder(nn.Module):
-  """In the manner of UperNet (Xiao et al., ECCV 2018), with one bin of pyramid pooling.
+  """A decoder in the manner of UperNet (Xiao et al., ECCV 2018), with one bin of pyramid pooling.
 
   Each level is brought to the same width; the coarsest also gets its mean over the grid; from
   coarse to fine each is added to the next; all are smoothed, brought to the finest grid, and fused.
 
   Attributes:
-    findings: how many maps.
+    findings: number of maps.
     channels: width of the levels.
   """
 
@@ -55,28 +55,28 @@ class Decoder(nn.Module):
 
 
 def to_square(raw: jax.Array, size_px: int) -> jax.Array:
-  """Logits [B, h, w, K] -> [B, S, S, K], bilinear."""
+  """Resizes logits [B, h, w, K] to [B, S, S, K], bilinear."""
   return jax.image.resize(raw, (raw.shape[0], size_px, size_px, raw.shape[-1]), "linear")
 
 
 def loss(logits: jax.Array, masks: jax.Array, known: jax.Array) -> tuple[jax.Array, dict]:
-  """Mean over the known pairs of image and finding of pixels' cross entropy plus 1 - soft Dice.
+  """Computes the cross entropy of pixels plus 1 - soft Dice, a mean over known image-finding pairs.
 
   Soft Dice is (2 sum p t + 1) / (sum p + sum t + 1) over the pixels of a pair (Milletari et al.,
-  3DV 2016, without squares; the 1 lets an empty mask be met by an empty map).
+  3DV 2016, without squares; with the 1 an empty map fits an empty mask).
 
   Args:
     logits: [B, S, S, K] float32.
     masks: [B, S, S, K] bool.
-    known: [B, K] bool, whether a mask tells anything.
+    known: [B, K] bool, whether a mask counts.
 
   Returns:
     The loss, 0 where nothing is known, and its parts.
   """
   truth = masks.astype(jnp.float32)
   entropy = optax.sigmoid_binary_cross_entropy(logits, truth).mean((1, 2))
-  found = jax.nn.sigmoid(logits)
-  shared, size = (found * truth).sum((1, 2)), (found + truth).sum((1, 2))
+  predicted = jax.nn.sigmoid(logits)
+  shared, size = (predicted * truth).sum((1, 2)), (predicted + truth).sum((1, 2))
   dice = (2 * shared + 1) / (size + 1)
   count = jnp.maximum(known.sum(), 1)
 

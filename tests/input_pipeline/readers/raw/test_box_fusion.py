@@ -17,11 +17,11 @@ def boxes(*rows):
 def test_iou_counts_pixels():
   rng = np.random.default_rng(0)
   low = rng.integers(0, 12, (6, 2))
-  some = np.concatenate([low, low + rng.integers(1, 9, (6, 2))], axis=1)
-  found = iou(some.astype(float), some[:4].astype(float))
+  corners = np.concatenate([low, low + rng.integers(1, 9, (6, 2))], axis=1)
+  overlaps = iou(corners.astype(float), corners[:4].astype(float))
   for i, j in itertools.product(range(6), range(4)):
-    a, b = pixels(some[i]), pixels(some[j])
-    assert found[i, j] == pytest.approx(len(a & b) / len(a | b))
+    a, b = pixels(corners[i]), pixels(corners[j])
+    assert overlaps[i, j] == pytest.approx(len(a & b) / len(a | b))
   assert iou(boxes((1, 1, 1, 1)), boxes((1, 1, 1, 1)))[0, 0] == 0
 
 

@@ -1,0 +1,110 @@
+"""Settings of the tasks: from the command line, and from the entries of a config."""
+
+import subprocess
+import sys
+
+import pytest
+
+from configs import base
+from input_pipeline.errors import UserError
+from paths import ROOT
+from plan_jax import config as config_lib
+from plan_jax.transfer.command import parse
+from plan_jax.transfer.entries import entries, flags_of
+from plan_jax.transfer.settings import SETTINGS, DetectionSettings
+from tiny_runs import tiny
+
+PLACES = ("--workdir=a", "--records=b", "--out=c")
+
+
+def test_a_command_line_and_a_config_give_the_same_settings():
+  flags = ("--findings=mass, edema", "--learning_rate=0.01", "--frozen=False", "--image_px=64")
+  parsed = parse(["--task=detection", *PLACES, "--step=7", "--resamples=20", *flags])
+  config = tiny().unlock()
+  config.evaluation.transfer.x = base.transfer_task(
+    "detection", findings=("mass", "edema"), learning_rate=0.01, frozen=False, image_px=64
+  )
+  places = {"workdir": parsed.workdir, "records": parsed.records, "out": parsed.out}
+  assert entries(config)["x"].settings("run", 1.0, step=7, **places) == parsed
+  assert parsed.frozen is False and parsed.steps == DetectionSettings.steps == 10_000
+
+
+@pytest.mark.parametrize(
+  ("task", "flags", "message"),
+  [
+    ("classification", ["--fraction=0"], "--fraction=0 must be above 0"),
+    ("linear_probe", ["--fraction=2"], "--fraction=2 must be above 0, and 1 at most"),
+    ("segmentation", ["--steps=0"], "--steps=0 must be 1 or more"),
+    ("linear_probe", ["--seed=-1"], "--seed=-1 must be 0 or more"),
+    ("detection", ["--learning_rate=inf"], "--learning_rate=inf must be above 0"),
+    ("linear_probe", ["--encoder=supervised"], "must be one of run, random"),
+    ("detection", ["--anchors=mean"], "--anchors=mean must be one of boxes, coco"),
+    ("detection", ["--encoder=random", "--frozen=False"], "a random encoder is frozen"),
+    ("segmentation", ["--encoder=supervised", "--frozen=True"], "a supervised one is not"),
+  ],
+)
+def test_an_impossible_flag_is_refused(task, flags, message):
+  with pytest.raises(UserError, match=message):
+    parse([f"--task={task}", *PLACES, *flags])
+
+
+@pytest.mark.parametrize("flags", [["--task=dance"], ["--task=detection", "--frozen=perhaps"]])
+def test_what_is_no_flag_ends_the_command(flags, capsys):
+  with pytest.raises(SystemExit):
+    parse([*flags, *PLACES])
+  assert "error:" in capsys.readouterr().err
+
+
+def test_the_command_ends_with_one_line():
+  call = [sys.executable, "-m", "plan_jax.transfer", "--task=linear_probe", *PLACES, "--fraction=2"]
+  ended = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+  assert ended.returncode == 1
+  assert ended.stderr.strip() == "error: --fraction=2 must be above 0, and 1 at most"
+
+
+@pytest.mark.parametrize("task", SETTINGS)
+def test_help_names_the_flags_and_their_defaults(task, capsys):
+  with pytest.raises(SystemExit):
+    parse([f"--task={task}", "--help"])
+  text = capsys.readouterr().out
+  assert all(f"--{name} " in text for name in flags_of(task)) and "(default: 1.0)" in text
+
+
+@pytest.mark.parametrize(
+  ("entry", "message"),
+  [
+    (dict(task="dance"), "transfer.x.task: is 'dance'; must be one of detection, segmentation"),
+    (dict(task="linear_probe", of="b"), "transfer.x.of: is 'b'"),
+    (dict(task="linear_probe", steps=3), "transfer.x.flags.*must be flags of --task=linear_probe"),
+    (dict(task="linear_probe", fractions=(2.0,)), "transfer.x.fractions"),
+    (dict(task="linear_probe", encoders=("run", "supervised")), "must begin with 'run'; there are"),
+    (dict(task="detection", encoders=("random",)), "must begin with 'run'"),
+    (dict(task="segmentation", empty_images="droop"), "x.flags: --empty_images=droop must be one"),
+    (dict(task="segmentation", steps=0), "x.flags: --steps=0 must be 1 or more"),
+    (dict(task="segmentation", steps="many"), "x.flags: --steps='many' must be of type int"),
+    (dict(task="detection", frozen=False, encoders=("run", "random")), "random encoder is frozen"),
+    (dict(task="classification", learning_rate=0), "x.flags: --learning_rate=0 must be above 0"),
+    (dict(task="linear_probe", image_px=-64), "x.flags: --image_px=-64 must be 0 or more"),
+  ],
+)
+def test_an_impossible_entry_is_refused(entry, message):
+  config = tiny().unlock()
+  config.evaluation.transfer.x = base.transfer_task(**entry)
+  with pytest.raises(UserError, match=message):
+    entries(config)
+
+
+def test_the_config_layer_names_the_key():
+  config = tiny().unlock()
+  config.evaluation.transfer.x = base.transfer_task("dance")
+  with pytest.raises(config_lib.ConfigError, match="config.evaluation.transfer.x.task: is 'dance'"):
+    config_lib.check(config)
+
+
+def test_an_entry_is_scored_on_the_test_split_alone():
+  config = tiny(**{"evaluation.split": "validation"}).unlock()
+  config.evaluation.transfer.x = base.transfer_task("linear_probe")
+  with pytest.raises(UserError, match="evaluation.split: is 'validation'"):
+    entries(config)
+  config.evaluation.transfer.x.fractions = ()
+  assert entries(config)["x"].fractions == ()
