@@ -5,7 +5,7 @@ The folder holds train.json and test.json, and the images (PNG) in any folder be
   {"file_name": "00000042_006.png", "syms": ["Fibrosis", ...], "boxes": [[x1, y1, x2, y2], ...]}
 
 with one box a finding, in pixels of the 1024 x 1024 images (on images of another size they are
-scaled along), and empty lists on an image without any. All ten findings were looked for: a finding
+scaled along), and empty lists on an image without any. All ten findings were sought: a finding
 that is not named is absent (0). There are no reports.
 
 The newer tables call the images as NIH does, so their first eight digits name the patient; the
@@ -84,15 +84,11 @@ def _list_images(root: Path, split: str, files: dict[str, str], listing: Listing
     key = f"{path.name} image {number}"
     labelled, broken, repeated = _parse_boxes(entry, f"{path}, {key}")
     listing.counts["boxes"] += repeated
-    match = _NIH_NAME.fullmatch(name)
-    item = Item(
-      key=f"{name} ({key})",
-      split=split,
-      patient_id=match.group(1) if match else Path(name).stem,
-      row=nih14.BoxedImage(files.get(name, name), labelled),
-      image_id=Path(name).stem,
-      labels=tuple((finding, int(finding in syms)) for finding in FINDINGS),
-    )
+    match, image_id = _NIH_NAME.fullmatch(name), Path(name).stem
+    patient = match.group(1) if match else image_id
+    row = nih14.BoxedImage(files.get(name, name), labelled)
+    labels = tuple((finding, int(finding in syms)) for finding in FINDINGS)
+    item = Item(f"{name} ({key})", split, patient, row, image_id=image_id, labels=labels)
     if listing.add(f"{split}/{name}", item):
       listing.left_out += [(item.key, reason) for reason in broken]
 

@@ -89,15 +89,8 @@ def open_source(
     if split == "train" and patient_id in excluded:
       in_ms_cxr[patient_id] += 1
       continue
-    listing.items[dicom_id] = Item(
-      key=path,
-      split=split,
-      patient_id=patient_id,
-      row=_Image(study_id, None),
-      image_id=dicom_id,
-      view=view,
-      labels=labels_of.get((patient_id, study_id), ()),
-    )
+    row, study_labels = _Image(study_id, None), labels_of.get((patient_id, study_id), ())
+    listing.items[dicom_id] = Item(path, split, patient_id, row, dicom_id, view, study_labels)
   graphs = _add_graphs(root, listing)
   studies = {(item.patient_id, item.row.study_id) for item in listing.items.values()}
   listed = ", ".join(f"{view} {count}" for view, count in aside.most_common())

@@ -82,15 +82,9 @@ def open_source(source: str, *, views: str = "all") -> Source:
         counts["not frontal"] += 1
         continue
       file = png.get(f"{image_id}.png") or png.get(f"{short}.dcm.png") or dcm.get(f"{short}.dcm")
-      item = Item(
-        key=f"{image_id} ({name})",
-        split=draw_split(report.uid),
-        patient_id=report.uid,
-        row=_Row(file or f"NLMCXR_png/{image_id}.png", report.sections),
-        image_id=image_id,
-        view=view,
-        labels=report.labels,
-      )
+      key, split = f"{image_id} ({name})", draw_split(report.uid)
+      row = _Row(file or f"NLMCXR_png/{image_id}.png", report.sections)
+      item = Item(key, split, report.uid, row, image_id, view, report.labels)
       if items.setdefault(image_id, item) is not item:
         raise SourceError(f"{root}: {item.key} is an image of {items[image_id].key} too")
   if not items:

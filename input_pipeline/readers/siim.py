@@ -61,14 +61,9 @@ def open_source(source: str) -> Source:
       own[runs] = None
   files = folders.file_names(root, ".dcm")
   for name, row in first.items():
-    listing.items[name] = Item(
-      key=f"{name} ({row.place})",
-      split=draw_split(name),
-      patient_id=name,
-      row=_Row(files.get(f"{name}.dcm", f"{name}.dcm"), tuple(masks[name])),
-      image_id=name,
-      labels=(("Pneumothorax", int(bool(masks[name]))),),
-    )
+    key, labels = f"{name} ({row.place})", (("Pneumothorax", int(bool(masks[name]))),)
+    image = _Row(files.get(f"{name}.dcm", f"{name}.dcm"), tuple(masks[name]))
+    listing.items[name] = Item(key, draw_split(name), name, image, image_id=name, labels=labels)
   listing.note("no patients and no official split: drawn by ImageId (80/10/10); see the selections")
   listing.note_repeated()
   aside = sum(Path(file).stem not in first for file in files)

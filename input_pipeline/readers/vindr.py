@@ -107,14 +107,8 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
       certain = tuple(box for box in image.boxes if labels[box[0]] == 1)
       listing.counts["uncertain"] += len(image.boxes) - len(certain)
       key = f"{image_id} ({image.place})"
-      listing.items[key] = Item(
-        key=key,
-        split=split,
-        patient_id=image_id,
-        row=_Row(part, fusion, certain),
-        image_id=image_id,
-        labels=tuple(labels.items()),
-      )
+      row, values = _Row(part, fusion, certain), tuple(labels.items())
+      listing.items[key] = Item(key, split, image_id, row, image_id=image_id, labels=values)
   aside = listing.counts["uncertain"]
   listing.note("boxes of findings that one reader alone names, left aside: {}", aside)
   drawn = "splits" if kaggle else "validation"

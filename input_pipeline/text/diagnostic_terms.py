@@ -80,12 +80,12 @@ class Terms:
       statement = words[start:stop]
       terms = [_is_in(word, self.findings) for word in statement]
       text = sentence[spans[start][0] : spans[stop - 1][1]].lower()
-      seen = [True] * len(terms) if _HEDGED.search(text) else _affirmed(statement, terms)
-      finding = [is_term and is_seen for is_term, is_seen in zip(terms, seen, strict=True)]
+      affirmed = [True] * len(terms) if _HEDGED.search(text) else _affirmed(statement, terms)
+      finding = [is_term and stands for is_term, stands in zip(terms, affirmed, strict=True)]
       beside = any(finding)
       out += [
-        named or (beside and is_seen and _is_in(word, self.anatomy))
-        for word, named, is_seen in zip(statement, finding, seen, strict=True)
+        named or (beside and stands and _is_in(word, self.anatomy))
+        for word, named, stands in zip(statement, finding, affirmed, strict=True)
       ]
     return out
 
@@ -117,16 +117,16 @@ def load(path: str | Path = "") -> Terms:
 
 def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:
   """Marks the words of a statement that no denial reaches; `terms` marks the findings."""
-  seen = [True] * len(statement)
+  stands = [True] * len(statement)
   for i, word in enumerate(statement):
     after = statement[i + 1 : i + 4]
     if word == "no" and after[:1] == ["longer"]:
       return [False] * len(statement)
     if word in _BACKWARD or (word == "not" and _SEEN & set(after[:2])):
-      seen[: i + 1] = [False] * (i + 1)
+      stands[: i + 1] = [False] * (i + 1)
     elif _denies(word, after, terms[i + 1 : i + 4]):
-      seen[i:] = [False] * (len(statement) - i)
-  return seen
+      stands[i:] = [False] * (len(statement) - i)
+  return stands
 
 
 def _denies(word: str, after: list[str], terms: list[bool]) -> bool:

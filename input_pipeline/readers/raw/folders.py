@@ -32,8 +32,8 @@ def folder(source: str | os.PathLike, content: str) -> Path:
 def find(root: Path, *names: str, hint: str = "") -> Path:
   """Finds the first of the names (paths relative to the root) that exists.
 
-  A name may hold "*", which must then match one path. Raises SourceError, naming all that was
-  looked for; `hint` tells where to get it.
+  A name may hold "*", which must then match one path. Raises SourceError, which lists the names;
+  `hint` tells where to get the file.
   """
   for name in names:
     paths = sorted(root.glob(name)) if "*" in name else [root / name]
