@@ -18,7 +18,7 @@ from plan_jax.evaluators.datasets import EvaluationSet, fingerprints
 from plan_jax.evaluators.embeddings import Embeddings, embed_pairs
 from plan_jax.evaluators.phrases import phrases
 from plan_jax.inference.predictor import Predictor
-from plan_jax.results import example_scores, report, rows
+from plan_jax.results import example_scores, report, rows, tables
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime import processes
@@ -61,7 +61,7 @@ def evaluate(
     views += image_views(model, dataset, config.evaluation.report_images)
   if model.note:
     log.info(model.note)
-  log.info(rows.table(results))
+  log.info(tables.table(results))
 
   def write(complete: bool) -> None:
     shutil.rmtree(workdir.example_scores, ignore_errors=True)  # those of an earlier evaluation
@@ -91,7 +91,7 @@ def evaluate(
     files += [(dataset, task, file) for file in task_files]
   # A process that leaves before is thought lost after a while, and all are ended.
   processes.on_primary(lambda: write(True))
-  log.info(f"\n{rows.headline(results)}\n\nreport: {workdir.report}")
+  log.info(f"\n{tables.headline(results)}\n\nreport: {workdir.report}")
   return results
 
 

@@ -17,7 +17,7 @@ from plan_jax.evaluators.datasets import EvaluationSet, fingerprints, make_recor
 from plan_jax.inference.load import load, of_state
 from plan_jax.inference.predictor import Predictor
 from plan_jax.models.weights.load import load_encoders, tokenizer_folder
-from plan_jax.results import rows
+from plan_jax.results import rows, tables
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
@@ -58,7 +58,7 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     _evaluate_run(model, config, workdir, sets)
     return
   log.info("evaluation is complete too (--mode=evaluate does it again)\n")
-  log.info(f"{rows.headline(evaluated)}\n\nreport: {workdir.report}")
+  log.info(f"{tables.headline(evaluated)}\n\nreport: {workdir.report}")
 
 
 def _evaluate_run(

@@ -21,7 +21,7 @@ from plan_jax.evaluators.by_name import configured
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.inference.load import load, of_state
 from plan_jax.metrics import localization
-from plan_jax.results import example_scores
+from plan_jax.results import example_scores, tables
 from plan_jax.results import rows as results
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training.assembly import assemble
@@ -63,7 +63,7 @@ def test_every_task_has_rows_beside_its_chance_baselines(run):
   assert cells["presence", "macro", "AUC", "chance"].value == 0.5
   assert 0 <= cells["presence", "macro", "AUC", "run"].value <= 1
   assert cells["terms", "all", "AUC finding against rest", "run"].n > 100
-  lines = results.headline(rows).splitlines()
+  lines = tables.headline(rows).splitlines()
   # Eight images hold too few classes for P@5.
   assert len(lines) == len(results.HEADLINES) - 1 == 8
   assert "presence-v1" in lines[5] and "zero-shot-v1" in lines[6]

@@ -1,4 +1,4 @@
-"""HTML pages: one base that they extend, and the Jinja2 environment that renders them."""
+"""Pages: one HTML base that they extend, and the Jinja2 environment that renders them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def environment(folder: Path) -> jinja2.Environment:
   return jinja2.Environment(
     loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
     autoescape=True,
+    undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
   )
