@@ -16,22 +16,22 @@ from configs import base, mimic, phantom, variants
 
 BASELINES = ("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t")
 _DATA = {"": base.get_config, "mimic": mimic.get_config, "phantom": phantom.get_config}
-_KEPT = ("seed", "data", "evaluation", "mesh")  # of base.py: nothing is trained
-_OF_TRAINING = ("every_steps", "during_images", "max_tokens", "max_words", "transfer")
+_SECTIONS = ("seed", "data", "evaluation", "mesh")  # of base.py: nothing is trained
+_TRAINING_KEYS = ("every_steps", "during_images", "max_tokens", "max_words", "transfer")
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The configuration of a variant: a baseline's name, or that, "," and the data."""
   name, data = variants.parse("baselines.py", variant, BASELINES, tuple(_DATA), required=1)
   run = _DATA[data]()
-  config = ConfigDict({key: run[key] for key in _KEPT})
+  config = ConfigDict({key: run[key] for key in _SECTIONS})
   config.text = ConfigDict(dict(terms=run.text.terms))
   config.evaluation.compatibility = True
   if data != "mimic":
     mimic.attach(config)
     for entry in config.evaluation.sets.values():
       entry.source = ""  # each waits for its own
-  for key in _OF_TRAINING:
+  for key in _TRAINING_KEYS:
     del config.evaluation[key]
   config.baseline = ConfigDict(
     dict(

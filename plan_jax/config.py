@@ -19,8 +19,10 @@ from input_pipeline.section import (
   Weight,
   one_of,
 )
+from input_pipeline.text import diagnostic_terms
 from plan_jax.alignment import curriculum, pairwise
-from plan_jax.alignment.methods import METHODS, Alignment, pair_tile
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import METHODS, pair_tile
 from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.similarity import EVIDENCE
 from plan_jax.evaluators import datasets
@@ -95,8 +97,11 @@ def check(config: ConfigDict) -> None:
   _check_curriculum(run)
   _check_transfer(config)
   if config.train.freeze:
-    freezing.check(abstract_params(config), config.train.freeze)
-  configured(config)
+    try:
+      freezing.check(abstract_params(config), config.train.freeze)
+    except ValueError as error:
+      raise ConfigError(f"config.train.freeze: {error}") from error
+  _check_files(config)
   folder = run.text.tokenizer
   _require("text.tokenizer", not folder or Path(folder).is_dir(), f"there is no folder {folder}")
 
@@ -105,6 +110,15 @@ def check_baseline(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key of a config of a baseline."""
   _with_key(BaselineConfig.read, config.to_dict())
   _check_data(config)
+  _check_files(config)
+
+
+def _check_files(config: ConfigDict) -> None:
+  """Checks the list of terms, the prompts and the evaluators."""
+  try:
+    diagnostic_terms.load(config.text.terms)
+  except diagnostic_terms.TermsError as error:
+    raise ConfigError(f"config.text.terms: {error}") from error
   configured(config)
 
 

@@ -10,18 +10,18 @@ from input_pipeline import records
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from plan_jax import config as config_lib
-from plan_jax.baselines import baseline
+from plan_jax.baselines import load as baselines
 from plan_jax.evaluate import evaluate, validation_scalars
 from plan_jax.evaluators import datasets
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints, make_records
 from plan_jax.inference.load import load, of_state
 from plan_jax.inference.predictor import Predictor
-from plan_jax.models.weights.load import load_encoders, tokenizer_folder
 from plan_jax.results import rows, tables
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import Validate, train
+from plan_jax.training.pretrained import load_encoders, tokenizer_folder
 from plan_jax.transfer import attached
 
 
@@ -75,19 +75,16 @@ def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   config = _without_own_set(config)
   config_lib.check_baseline(config)
   # Before hours of conversion.
-  loaded = baseline.load(config)
-  model = baseline.on_devices(loaded, config)
+  model, provenance = baselines.load(config)
   workdir.refuse_other_baseline(config)
   folder = _claim(config, workdir, new=True)
-  note = json.dumps(loaded.provenance, indent=2)
+  note = json.dumps(provenance, indent=2)
   processes.assert_equal("the weights of the baseline", note)
   processes.on_primary(lambda: replace_text(workdir.weights, f"{note}\n"))
   sets = _make_sets(config, workdir, folder)
-  title = loaded.kind.title
+  title = model.spec.title
   notes = {"model": f"{title}, grid {model.grid[0]} x {model.grid[1]}"}
-  notes |= {
-    key: f"{file['source']} ({file['sha256'][:12]})" for key, file in loaded.provenance.items()
-  }
+  notes |= {name: f"{file['source']} ({file['sha256'][:12]})" for name, file in provenance.items()}
   evaluate(model, config, workdir, sets, title=f"{config.data.dataset}: {title}", notes=notes)
 
 

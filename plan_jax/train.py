@@ -13,11 +13,11 @@ from input_pipeline import images, loader, records
 from input_pipeline.files import replace_text
 from input_pipeline.text import diagnostic_terms, tokenizer
 from input_pipeline.text.tokenizer import Tokenizer
-from plan_jax.models.weights import load
 from plan_jax.runtime import processes
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import pretrained
 from plan_jax.training.assembly import Assembly, assemble
 from plan_jax.training.loop import Loop
 from plan_jax.training.state import TrainState
@@ -91,7 +91,7 @@ def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> Tokenizer:
   """Makes the run's own vocabulary, trained on the training reports or copied from a folder."""
 
   def make():
-    if folder := load.tokenizer_folder(config):
+    if folder := pretrained.tokenizer_folder(config):
       tokenizer.copy(folder, workdir.tokenizer)
     else:
       numbers = range(0, len(source), max(1, len(source) // _TOKENIZER_TEXTS))
@@ -131,7 +131,7 @@ def make_batches(
 def _first_state(parts: Assembly, workdir: Workdir) -> TrainState:
   """The state before the first step; encoders from foreign weights are noted in weights.json."""
   state = parts.initial_state()
-  encoders = load.load_encoders(parts.config.model, parts.model.text["vocabulary_size"])
+  encoders = pretrained.load_encoders(parts.config.model, parts.model.text["vocabulary_size"])
   if not encoders:
     return state
   note = json.dumps({name: encoder.provenance for name, encoder in encoders.items()}, indent=2)

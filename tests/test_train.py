@@ -17,7 +17,8 @@ from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax import train
-from plan_jax.alignment.methods import METHODS, Alignment
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import METHODS
 from plan_jax.inference import load as grounder
 from plan_jax.runtime import mesh, workdir
 from plan_jax.runtime.checkpoints import Checkpoints

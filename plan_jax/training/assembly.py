@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.alignment import curriculum
-from plan_jax.models.two_towers import Plan, build
-from plan_jax.models.weights.load import Encoder
+from plan_jax.models.two_towers import TwoTowers, build
+from plan_jax.models.weights.load import LoadedEncoder
 from plan_jax.runtime.checkpoints import abstract_state
 from plan_jax.runtime.mesh import make_mesh, quick_draws, state_sharding
 from plan_jax.training.config import TrainConfig
@@ -34,7 +34,7 @@ class Assembly:
     config: of the run.
   """
 
-  model: Plan
+  model: TwoTowers
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
   stages: tuple[curriculum.Stage, ...]
@@ -52,7 +52,7 @@ class Assembly:
     with quick_draws():
       return make()
 
-  def with_encoders(self, state: TrainState, encoders: dict[str, Encoder]) -> TrainState:
+  def with_encoders(self, state: TrainState, encoders: dict[str, LoadedEncoder]) -> TrainState:
     """Puts these encoders, by their names in the parameters, into a state before the first step."""
 
     def replaced(tree, shardings, part):

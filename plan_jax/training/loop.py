@@ -26,7 +26,7 @@ class DivergedError(UserError):
 
 @dataclass(frozen=True)
 class Loop:
-  """A training: what is done in a step, and how often what else.
+  """A training: its step, its evaluation, and how often it logs, evaluates and saves.
 
   Attributes:
     steps: length of the training.
@@ -39,7 +39,7 @@ class Loop:
     evaluate: state -> metrics by name, for the curves and the choice of the best checkpoint.
     stop: (step, metrics of an evaluation) -> whether to end early.
     describe: step -> a note beside the loss.
-    remedy: what to do where the loss diverges.
+    remedy: advice where the loss diverges.
   """
 
   steps: int
@@ -62,7 +62,7 @@ class Loop:
     checkpoints: Checkpoints,
     folder: Path,
   ) -> None:
-    """Trains from step `done` to the end; what counts is in the checkpoints then.
+    """Trains from step `done` to the end; the states to use are in the checkpoints then.
 
     Args:
       state: after `done` steps; its memory is given away.
@@ -87,16 +87,15 @@ class Loop:
         batch = to_global(next(batches), self.mesh)
         # 2. The update, dispatched; the device works while the host goes on.
         state, metrics = self.update(step, state, batch)
-        # 3. The metrics of earlier steps, to files and terminal, and an end where one is no number.
+        # 3. The metrics of earlier steps, to files and terminal; it ends where one is no number.
         curves.flush_if_due()
         curves.add(metrics)
         now = step + 1
         preempted = notice.received(now - done)
         # 4. Evaluation, before the checkpoint, so that the checkpoint knows its metrics.
-        evaluates = self._is_due(now, self.evaluate_every_steps) or (
-          bool(self.evaluate_every_steps) and now == self.steps
-        )
-        saves = self._is_due(now, self.save_every_steps) or now == self.steps or preempted
+        last = now == self.steps
+        evaluates = self.evaluate_every_steps and (last or now % self.evaluate_every_steps == 0)
+        saves = last or preempted or (self.save_every_steps and now % self.save_every_steps == 0)
         if evaluates or saves:  # they wait for this step in any case, and no checkpoint holds a NaN
           curves.flush()
         values = None
@@ -116,10 +115,6 @@ class Loop:
       log.info(f"preempted: step {now} is saved")
       raise preemption.Preempted
     log.info(f"trained steps {done + 1} to {now} in {duration(time.monotonic() - began)}")
-
-  @staticmethod
-  def _is_due(step: int, every: int) -> bool:
-    return bool(every) and step % every == 0
 
 
 class _Curves:

@@ -7,10 +7,10 @@ import optax
 
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.methods import Alignment, Embedded
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
 from plan_jax.alignment.objective import objective
 from plan_jax.models import freezing
-from plan_jax.models.two_towers import Plan, bounded
+from plan_jax.models.two_towers import TwoTowers, bounded
 from plan_jax.runtime import mesh
 from plan_jax.training.assembly import Assembly
 from plan_jax.training.config import TrainConfig
@@ -19,7 +19,7 @@ from plan_jax.training.state import TrainState
 
 
 def make_step(
-  model: Plan,
+  model: TwoTowers,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   stage: Stage,
@@ -52,9 +52,9 @@ def make_step(
     )
     features = {
       "pixels": image.pixels,
-      "image": image.image,
+      "image_embedding": image.embedding,
       "words": text.words,
-      "report": text.report,
+      "text_embedding": text.embedding,
       "significance": text.significance,
       "attention": text.attention,
     }
@@ -63,7 +63,7 @@ def make_step(
   def loss(features, params, batch):
     params = freezing.without_gradient(params, freeze)
     scales = model.apply({"params": params}, method="scales")
-    embedded = Embedded(
+    embedded = EmbeddedBatch(
       **features,
       mask=batch["word_mask"],
       term=batch["term"],

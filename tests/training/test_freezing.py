@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from plan_jax.alignment.methods import Alignment
+from plan_jax.alignment.methods.base import Alignment
 from plan_jax.models import freezing
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.training.assembly import assemble
