@@ -12,7 +12,7 @@ TextConfig.read({"max_words": 0, "tokenizer": "own"})
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, NamedTuple, Self, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 
 class SectionError(ValueError):
@@ -63,7 +63,7 @@ class Section:
 
   @classmethod
   def read(cls, values: Mapping[str, Any]) -> Self:
-    """Reads the section from nested dicts: fields that are a Section, or a dict of them, too.
+    """Reads the section from nested dicts, with the sections that are its fields.
 
     Raises SectionError for a key that is unknown or missing, and as the sections do.
     """
@@ -80,7 +80,7 @@ class Section:
 
 
 def _read(kind, value, name: str):
-  """Reads a value of the type `kind`, with `name` before the keys in errors."""
+  """Reads a value of the type `kind`, with `name` before the keys in errors; JSON has no tuples."""
   if _is_section(kind):
     try:
       return kind.read(value)
@@ -88,7 +88,7 @@ def _read(kind, value, name: str):
       raise SectionError(f"{name}.{error}") from None
   if len(get_args(kind)) == 2 and _is_section(get_args(kind)[1]):
     return {key: _read(get_args(kind)[1], entry, f"{name}.{key}") for key, entry in value.items()}
-  return value
+  return tuple(value) if get_origin(kind) is tuple else value
 
 
 def _is_section(kind) -> bool:

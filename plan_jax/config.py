@@ -113,15 +113,6 @@ def check_baseline(config: ConfigDict) -> None:
   _check_files(config)
 
 
-def _check_files(config: ConfigDict) -> None:
-  """Checks the list of terms, the prompts and the evaluators."""
-  try:
-    diagnostic_terms.load(config.text.terms)
-  except diagnostic_terms.TermsError as error:
-    raise ConfigError(f"config.text.terms: {error}") from error
-  configured(config)
-
-
 def check_devices(config: ConfigDict) -> None:
   """Raises UserError, naming the key, where the devices here do not fit; wakes the backend."""
   try:
@@ -168,6 +159,15 @@ def _check_data(config: ConfigDict) -> None:
     name not in config.evaluation.sets,
     "is the name of the run's own data",
   )
+
+
+def _check_files(config: ConfigDict) -> None:
+  """Checks the list of terms, the prompts and the evaluators."""
+  try:
+    diagnostic_terms.load(config.text.terms)
+  except diagnostic_terms.TermsError as error:
+    raise ConfigError(f"config.text.terms: {error}") from error
+  configured(config)
 
 
 def _check_best_checkpoint(run: RunConfig) -> None:

@@ -65,7 +65,7 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
   if out.exists():
     raise UserError(f"--out={out} exists: name a new folder, or delete it")
   model = load_run(workdir, step=step)
-  config = ConfigDict(workdir.read_config())
+  config = workdir.load_config()
   inputs = _inputs(config)
   exported = _export(model, config, Tokenizer(workdir.tokenizer), inputs)
   temporary = out.with_name(out.name + ".tmp")

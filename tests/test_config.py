@@ -145,7 +145,7 @@ def test_unknown_keys_of_a_config_file_are_named():
     ("alignment.method", "gloria", r"curriculum\.refine\.local_weight.*'gloria' has one round"),
     ("alignment.evidence", "gut", r"alignment\.evidence.*soft_maximum, cosine"),
     ("alignment.word_weight", -1.0, r"alignment\.word_weight.*negative"),
-    ("text.terms", "nowhere.txt", r"text\.terms: nowhere\.txt cannot be read"),
+    ("text.terms", "nowhere.txt", r"config\.text\.terms: nowhere\.txt: .* cannot be read"),
     ("alignment.sparsifier", "hardmax", r"alignment\.sparsifier.*softmax, threshold"),
     ("alignment.eta", 1.5, r"config\.alignment\.eta.*\[0, 1\]"),
     ("evaluation.max_tokens", 4000, r"max_position.*4000"),

@@ -6,7 +6,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from input_pipeline import images, records
 from input_pipeline.errors import UserError
@@ -110,7 +109,7 @@ def test_function_equals_the_model(run, count, tmp_path):
 def test_another_run_can_start_from_it(run):
   """Its encoders are weights like any others."""
   params = load(run[0]).variables["params"]
-  parts = assemble(ConfigDict(run[0].read_config()), tokens.Tokenizer(run[1]))
+  parts = assemble(run[0].load_config(), tokens.Tokenizer(run[1]))
   encoder = parts.model.bind({"params": params})
   image = load_image(run[1], encoder.image_encoder.clone(parent=None))
   text = load_text(run[1], encoder.text_encoder.clone(parent=None))

@@ -33,7 +33,7 @@ def load(
   if not isinstance(workdir, Workdir):
     workdir = Workdir(workdir)
   if config is None:
-    config = ConfigDict(workdir.read_config())
+    config = workdir.load_config()
     config.mesh = {"data": -1, "fsdp": 1}  # of the devices here, not those it was trained on
   checkpoints = Checkpoints(
     workdir.checkpoints, best_metric=config.checkpoint.best_metric, create=False

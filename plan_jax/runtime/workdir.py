@@ -128,13 +128,23 @@ class Workdir:
         " config.data.records, or name another --workdir"
       )
 
+  def load_config(self) -> ConfigDict:
+    """Loads the config that the run was started with; its sequences are tuples, as they were."""
+    return ConfigDict(_with_tuples(self.read_config()))
+
   def read_config(self) -> dict:
-    """Reads the config that the run was started with."""
+    """Reads the config that the run was started with, as JSON has it."""
     if not self.config.exists():
       raise WorkdirError(
         f"{self.path} holds no run (no config.json): train first, or name another --workdir"
       )
     return json.loads(self.config.read_text())
+
+
+def _with_tuples(value):
+  if isinstance(value, dict):
+    return {key: _with_tuples(entry) for key, entry in value.items()}
+  return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

@@ -106,7 +106,7 @@ def start(settings: Settings, stride: int | None) -> Job:
   out = Workdir(settings.out)
   if out.evaluation.exists() and not out.begun():  # without a checkpoint, whose it is is not known
     raise UserError(f"{settings.out} holds an evaluation already: name another --out")
-  config = ConfigDict(Workdir(settings.workdir).read_config())
+  config = Workdir(settings.workdir).load_config()
   settings = dataclasses.replace(settings, image_px=settings.image_px or config.model.image_px)
   stride = stride or image_encoder(config.model.image).output_stride
   if settings.image_px % stride:

@@ -83,7 +83,7 @@ def test_a_run_starts_from_weights_and_needs_them_only_then(tmp_path):
   words = tensors["embeddings.word_embeddings.weight"]
   (folder / "model.safetensors").unlink()
   model = load(run.path)
-  learned = model._variables["params"]["text_encoder"]["token_embedding"]["embedding"]
+  learned = model.variables["params"]["text_encoder"]["token_embedding"]["embedding"]
   np.testing.assert_allclose(learned, words, atol=1e-4)
   Checkpoints(run.checkpoints, create=False).close()
   for step in run.checkpoints.glob("2"):
