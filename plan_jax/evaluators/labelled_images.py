@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from input_pipeline.example import Example
-from plan_jax.evaluators.decoding import decode
+from input_pipeline.images import decode_example
 from plan_jax.runtime.logging import log
 
 
@@ -60,7 +60,7 @@ class ImageVectors:
     """Adds an image. Raises ValueError, naming it, where it is unreadable."""
     if example.image_id in self._known or example.image_id in self._waiting:
       return
-    self._waiting[example.image_id] = decode(example)
+    self._waiting[example.image_id] = decode_example(example)
     if len(self._waiting) == self._batch:
       self._embed()
 

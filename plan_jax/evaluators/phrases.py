@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_pipeline.example import Example, Region
+from input_pipeline.images import decode_example
 from input_pipeline.regions import region_mask
 from input_pipeline.text import reports
-from plan_jax.evaluators.decoding import decode
 from plan_jax.results.example_scores import example_id
 from plan_jax.runtime.logging import log
 
@@ -71,7 +71,7 @@ def phrase_batches(
   for example in examples:
     if not example.regions:
       continue
-    image = decode(example)
+    image = decode_example(example)
     if image.shape != (example.height, example.width):
       raise ValueError(
         f"{example.image_id} is {image.shape[1]} x {image.shape[0]},"

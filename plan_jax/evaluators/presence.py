@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_pipeline.example import Example
+from input_pipeline.images import decode_example
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
-from plan_jax.evaluators.decoding import decode
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import auc, bootstrap
@@ -182,7 +182,7 @@ def _batches(
     known = {name: value == 1 for name, value in example.labels.items() if value != -1}
     if not known:
       continue
-    image = decode(example)
+    image = decode_example(example)
     for finding, present in known.items():
       images.append(image)
       pairs.append(_Pair(example.image_id, example.patient_id, finding, present))

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_pipeline.example import Example
+from input_pipeline.images import decode_batches
 from input_pipeline.text import reports
 from plan_jax.evaluators import class_retrieval, retrieval
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
-from plan_jax.evaluators.decoding import decoded_batches
 from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
 from plan_jax.evaluators.retrieval import Gallery, PairScores
 from plan_jax.inference.predictor import Predictor
@@ -92,7 +92,7 @@ def features(
   wanted = (each for each in examples if reports.normalise(" ".join(each.sentences)))
   parts = [
     model.local_features(images, [example.sentences for example in part])
-    for part, images in decoded_batches(wanted, batch)
+    for part, images in decode_batches(wanted, batch)
   ]
   return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 

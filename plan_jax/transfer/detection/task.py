@@ -24,8 +24,7 @@ from input_pipeline.example import Example
 from input_pipeline.images import decode_batches
 from input_pipeline.regions import example_boxes
 from plan_jax.evaluators import detection
-from plan_jax.metrics import detection as metrics
-from plan_jax.metrics.detection import Image
+from plan_jax.metrics.detection import METRICS, MOST, Image, detection_metrics
 from plan_jax.results import boxes as boxes_file
 from plan_jax.results.rows import scalar_name
 from plan_jax.runtime.logging import log
@@ -110,9 +109,9 @@ class Detection(HeadTask):
   def measure(self, state: TrainState) -> float:
     """Returns the macro mAP .4-.75 of the validation split; NaN where no image has a box."""
     images = self.images(state, iterate(self.job.source("validation")))
-    values = metrics.detection_metrics(images, len(self.findings), np.ones((1, len(images))))[0]
-    column = values[:, metrics.METRICS.index(_METRIC)]
-    known = column[~np.isnan(column)]
+    metrics = detection_metrics(images, len(self.findings), np.ones((1, len(images))))[0]
+    values = metrics[:, METRICS.index(_METRIC)]
+    known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
   def evaluate(self, fitted: TrainState, validate: bool) -> Outcome:
@@ -159,5 +158,5 @@ class Detection(HeadTask):
     slot, label = place // len(self.findings), place % len(self.findings)
     corners = yolo.decode(raw, self._slots)[slot]
     stays = suppress(corners, scores, label, _OVERLAP)
-    scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(metrics.MOST, scores.size))
+    scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(MOST, scores.size))
     return corners[best], scores, label[best]
