@@ -1,4 +1,4 @@
-"""Images a second of the converter, beside bare loops: python -m benchmarks.convert.
+"""Speed of the conversion in images a second, beside bare loops.
 
 The images are as large as MIMIC-CXR-JPG's, 2544 x 3056 grey JPEG of quality 95 and about 1.6 MB: a
 phantom image, enlarged, and noise of a strength that gives that size. Rows of one worker count take
@@ -27,6 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from tabulate import tabulate
 
 from input_pipeline import images
 from input_pipeline.conversion import convert
@@ -41,7 +42,7 @@ _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
 def draw(raw: Path, count: int, rows: int, size: tuple[int, int] = _SIZE) -> float:
   """Writes `count` images and a manifest that names them in turn, `rows` rows.
 
-  Returns: the images' mean size in bytes.
+  Returns the images' mean size in bytes.
   """
   raw.mkdir(parents=True)
   examples = [radiograph.example(0, i, 512) for i in range(count)]
@@ -61,13 +62,13 @@ def draw(raw: Path, count: int, rows: int, size: tuple[int, int] = _SIZE) -> flo
 
 
 def naive(encoded: bytes, image_px: int) -> bytes:
-  """All pixels decoded, then reduced."""
+  """Decodes all pixels, then reduces."""
   pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
   return _jpeg(_reduced(pixels, image_px))
 
 
 def bare(encoded: bytes, image_px: int) -> bytes:
-  """The least that does what the converter does to the pixels of these images."""
+  """Does no more than what the conversion does to the pixels of these images."""
   return _jpeg(_reduced(_decoded_at(encoded, 2), image_px))
 
 
@@ -92,7 +93,7 @@ _LOOPS = {"naive loop": naive, "bare loop": bare}
 
 
 def _loop(name: str, files: list[Path], image_px: int) -> float:
-  """Seconds of CPU that a plain loop over the images takes."""
+  """Returns the seconds of CPU that a plain loop over the images takes."""
   began = time.process_time()
   for file in files:
     _LOOPS[name](file.read_bytes(), image_px)
@@ -100,7 +101,7 @@ def _loop(name: str, files: list[Path], image_px: int) -> float:
 
 
 def time_loop(name: str, files: list[Path], image_px: int, workers: int) -> tuple[float, float]:
-  """Seconds, and seconds of CPU, of a plain loop, shared out among processes that have started."""
+  """Times a plain loop, shared out among processes that have started: seconds, and of CPU."""
   if workers == 1:
     _loop(name, files[:1], image_px)
     began = time.perf_counter()
@@ -124,27 +125,27 @@ def time_loop(name: str, files: list[Path], image_px: int, workers: int) -> tupl
 def time_convert(
   raw: Path, image_px: int, workers: int, images: int | None = None
 ) -> tuple[float, float]:
-  """Seconds, and seconds of CPU, of a whole conversion, its processes' start included."""
+  """Times a whole conversion, its processes' start included: seconds, and seconds of CPU."""
   before = _cpu()
+  shard_size = 1 if images else 16
+  options = {"image_px": image_px, "limit": images, "shard_size": shard_size, "workers": workers}
   with tempfile.TemporaryDirectory(dir=raw.parent) as scratch:
-    summary = convert.convert(
-      "folder", Path(scratch) / "records", source=str(raw), image_px=image_px, workers=workers,
-      limit=images, shard_size=1 if images else 16, progress=False,
-    )  # fmt: skip
+    out = Path(scratch) / "records"
+    summary = convert.convert("folder", out, source=str(raw), progress=False, **options)
   return summary["seconds"], _cpu() - before
 
 
 def _cpu() -> float:
-  """Seconds of CPU of this process and of those that have ended."""
+  """Returns the seconds of CPU of this process and of those that have ended."""
   used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
   return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> list[dict]:
-  """One row a contender and worker count: median and best images a second, CPU, and the start.
+  """Returns one row a contender and worker count: median and best images a second, CPU, start.
 
-  The start of `convert` is what one image a worker takes; it is not in its other figures. On a host
-  that is shared, CPU time tells more than images a second.
+  The start of `convert` is the time of one image a worker; its other values are without it. On a
+  host that is shared, CPU time tells more than images a second.
   """
   with open(raw / folder.MANIFEST, encoding="utf-8") as file:
     files = [raw / row["image"] for row in csv.DictReader(file)]
@@ -166,23 +167,27 @@ def measure(raw: Path, *, image_px: int, repeats: int, workers: list[int]) -> li
     median = {name: statistics.median(values) for name, values in rates.items()}
     rows += [
       {
-        "row": name, "workers": count, "images_per_s": median[name], "best": max(values),
-        "cpu_ms": 1000 * statistics.median(cpu[name]), "least_cpu_ms": 1000 * min(cpu[name]),
+        "row": name,
+        "workers": count,
+        "images_per_s": median[name],
+        "best": max(values),
+        "cpu_ms": 1000 * statistics.median(cpu[name]),
+        "least_cpu_ms": 1000 * min(cpu[name]),
         "of_bare": median[name] / median["bare loop"],
         "of_naive": median[name] / median["naive loop"],
         "start_s": statistics.median(starts) if name == "convert" else None,
       }
       for name, values in rates.items()
-    ]  # fmt: skip
+    ]
   return rows
 
 
 def fidelity(raw: Path, image_px: int) -> list[dict]:
-  """By how much a reduced decoding changes the image to store: mean over the images, PSNR in dB.
+  """Measures how a reduced decoding changes the image to store: mean over the images, PSNR in dB.
 
-  Against all pixels decoded and their areas averaged; beside it, what storing that as JPEG changes.
+  Against all pixels decoded and their areas averaged; beside it, the change by storing as JPEG.
   """
-  found: dict[str, list[float]] = {}
+  ratios: dict[str, list[float]] = {}
   for file in raw.glob("*.jpg"):
     encoded = file.read_bytes()
     whole = _decoded_at(encoded, 1)
@@ -190,9 +195,30 @@ def fidelity(raw: Path, image_px: int) -> list[dict]:
     for scale in (2, 4, 8):
       if min(whole.shape) >= scale * image_px:
         got = _reduced(_decoded_at(encoded, scale), image_px)
-        found.setdefault(f"decoded at 1/{scale}", []).append(cv2.PSNR(got, wanted))
-    found.setdefault("stored as JPEG", []).append(cv2.PSNR(images.decode(_jpeg(wanted)), wanted))
-  return [{"row": name, "psnr_db": statistics.mean(found[name])} for name in sorted(found)]
+        ratios.setdefault(f"decoded at 1/{scale}", []).append(cv2.PSNR(got, wanted))
+    ratios.setdefault("stored as JPEG", []).append(cv2.PSNR(images.decode(_jpeg(wanted)), wanted))
+  return [{"row": name, "psnr_db": statistics.mean(ratios[name])} for name in sorted(ratios)]
+
+
+# Key of a row -> heading and format.
+_COLUMNS = {
+  "workers": ("workers", "d"),
+  "row": ("", ""),
+  "images_per_s": ("images/s", ".0f"),
+  "best": ("best", ".0f"),
+  "of_bare": ("of bare", ".2f"),
+  "of_naive": ("of naive", ".2f"),
+  "cpu_ms": ("CPU, ms an image", ".1f"),
+  "least_cpu_ms": ("least", ".1f"),
+  "start_s": ("start, s", ".2f"),
+}
+_FIDELITY = {"row": ("", ""), "psnr_db": ("PSNR, dB", ".1f")}
+
+
+def _table(columns: dict[str, tuple[str, str]], rows: list[dict]) -> str:
+  cells = [[row[key] for key in columns] for row in rows]
+  heads, formats = zip(*columns.values(), strict=True)
+  return tabulate(cells, heads, tablefmt="github", floatfmt=formats)
 
 
 def main() -> None:
@@ -205,7 +231,7 @@ def main() -> None:
   parser.add_argument("--image_px", type=int, default=512)
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--workers", type=int, nargs="*", default=sorted({1, os.cpu_count() or 1}))
-  parser.add_argument("--json", help="where to write all figures")
+  parser.add_argument("--json", help="file to write all values to")
   options = parser.parse_args()
   cv2.setNumThreads(1)
   with tempfile.TemporaryDirectory() as scratch:
@@ -216,23 +242,11 @@ def main() -> None:
   width, height = _SIZE
   images = f"{width} x {height} JPEG of {size / 1e6:.2f} MB to {options.image_px} px"
   print(f"{options.rows} images, {images}\n")
-  print(
-    "| workers | | images/s | best | of bare | of naive | CPU, ms an image | least | start, s |"
-  )
-  print("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
-  for row in rows:
-    start = "" if row["start_s"] is None else f"{row['start_s']:.2f}"
-    print(
-      f"| {row['workers']} | {row['row']} | {row['images_per_s']:.0f} | {row['best']:.0f} |"
-      f" {row['of_bare']:.2f} | {row['of_naive']:.2f} |"
-      f" {row['cpu_ms']:.1f} | {row['least_cpu_ms']:.1f} | {start} |"
-    )
-  print("\n| | PSNR, dB |\n|---|---:|")
-  for row in changes:
-    print(f"| {row['row']} | {row['psnr_db']:.1f} |")
+  print(_table(_COLUMNS, rows))
+  print("\n" + _table(_FIDELITY, changes))
   if options.json:
-    found = {"images": images, "rows": rows, "fidelity": changes}
-    Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    content = {"images": images, "rows": rows, "fidelity": changes}
+    Path(options.json).write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Images a second, from bytes to batches, beside bare OpenCV: python -m benchmarks.loader.
+"""Speed of the loader in images a second, from bytes to batches, beside bare OpenCV.
 
-Each row does what the row above does, and more, on the same images in one process with one thread;
-then Grain does all of it. Rows take turns, figures are medians; workers start and fill their
+Each row does the work of the row above, and more, on the same images in one process with one
+thread; then Grain does all of it. Rows take turns, values are medians; workers start and fill their
 buffers before the clock does.
 
   python -m benchmarks.loader --json=out.json                   # phantom images, drawn first
@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from absl import flags
+from tabulate import tabulate
 
 from input_pipeline import images, loader, records
 from input_pipeline.conversion import convert
@@ -30,16 +31,14 @@ _AHEAD = 4  # batches that a worker may have ready when the clock starts: read b
 
 
 def draw(folder: Path, images: int, stored_px: int) -> Path:
-  """Phantom images with their reports, as records."""
-  convert.convert(
-    "phantom", folder, image_px=stored_px, size_px=stored_px, train_images=images,
-    validation_images=0, test_images=0, seed=0,
-  )  # fmt: skip
+  """Writes phantom images with their reports as records."""
+  counts = {"train_images": images, "validation_images": 0, "test_images": 0}
+  convert.convert("phantom", folder, image_px=stored_px, size_px=stored_px, seed=0, **counts)
   return folder
 
 
 def stages(source, encode: loader.Encode, count: int) -> dict[str, Callable[[int], object]]:
-  """What is done with image i, name by name, each with all that the one before does."""
+  """Returns name -> work on image i; each includes the work of the one before."""
   examples = [source[i] for i in range(count)]
   augment = encode.augment
 
@@ -65,7 +64,7 @@ def stages(source, encode: loader.Encode, count: int) -> dict[str, Callable[[int
 
 
 def grain_rate(source, encode: loader.Encode, workers: int, threads: int, count: int) -> float:
-  """Images a second that `loader.batches` yields, `count` batches after the start."""
+  """Measures the images a second that `loader.batches` yields, `count` batches after the start."""
   batches = loader.batches(
     source, encode, batch_size=_BATCH, seed=0, workers=workers, threads=threads
   )
@@ -83,7 +82,7 @@ def grain_rate(source, encode: loader.Encode, workers: int, threads: int, count:
 def measure(
   source, encode: loader.Encode, *, images: int, batches: int, repeats: int, workers: list[int]
 ) -> list[dict]:
-  """One row a stage, then one for each number of Grain's workers; rates in images a second."""
+  """Returns one row a stage, then one a number of Grain's workers; rates in images a second."""
   images = min(images, len(source))
   plain = stages(source, encode, images)
   rates: dict[str, list[float]] = {name: [] for name in plain}
@@ -103,18 +102,19 @@ def measure(
       rates[name].append(rate(work))
     for name, count in grains.items():
       rates[name].append(grain_rate(source, encode, count, 1, batches))
-  found = {name: statistics.median(values) for name, values in rates.items()}
-  bare, loop = found["OpenCV's decoder"], found["+ read the record"]
+  medians = {name: statistics.median(values) for name, values in rates.items()}
+  bare, loop = medians["OpenCV's decoder"], medians["+ read the record"]
   return [
     {
-      "row": name, "images_per_s": value,
+      "row": name,
+      "images_per_s": value,
       "per_worker": value / max(1, grains.get(name, 1)),
       "of_bare_decoding": value / max(1, grains.get(name, 1)) / bare,
       # Time of an image in a worker, against that of the plain loop.
       "overhead": loop * max(1, grains[name]) / value - 1 if name in grains else None,
     }
-    for name, value in found.items()
-  ]  # fmt: skip
+    for name, value in medians.items()
+  ]
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def main() -> None:
   parser.add_argument("--batches", type=int, default=24, help="timed, of 32 images each")
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
-  parser.add_argument("--json", help="where to write all figures")
+  parser.add_argument("--json", help="file to write all values to")
   options = parser.parse_args()
   flags.FLAGS.mark_as_parsed()  # Grain reads one in its workers
   cv2.setNumThreads(1)
@@ -137,25 +137,16 @@ def main() -> None:
       draw(folder, options.images, options.stored_px)
     source = records.RecordSource(folder, "train", where="text")
     texts = (" ".join(source[i].sentences) for i in range(min(len(source), 2000)))
-    tokenizer.train(texts, Path(scratch) / "tokenizer", vocabulary_size=2000)
-    encode = loader.Encode(
-      tokenizer.Tokenizer(Path(scratch) / "tokenizer"), diagnostic_terms.load(""), options.image_px, 192, 96,
-      images.Augment(),
-    )  # fmt: skip
+    trained = tokenizer.train(texts, Path(scratch) / "tokenizer", vocabulary_size=2000)
+    terms, augment = diagnostic_terms.load(""), images.Augment()
+    encode = loader.Encode(trained, terms, options.image_px, 192, 96, augment)
     size = "x".join(map(str, images.decode(source[0].image).shape))
-    rows = measure(
-      source, encode, images=options.images, batches=options.batches, repeats=options.repeats,
-      workers=options.workers,
-    )  # fmt: skip
+    counts = {name: getattr(options, name) for name in ("images", "batches", "repeats", "workers")}
+    rows = measure(source, encode, **counts)
   print(f"{len(source)} images of {size}, to {options.image_px} px\n")
-  print("| | images/s | a worker | of OpenCV's decoder | over the plain loop |")
-  print("|---|---:|---:|---:|---:|")
-  for row in rows:
-    over = "" if row["overhead"] is None else f"{row['overhead']:+.0%}"
-    print(
-      f"| {row['row']} | {row['images_per_s']:.0f} | {row['per_worker']:.0f} |"
-      f" {row['of_bare_decoding']:.2f} | {over} |"
-    )
+  heads = ("", "images/s", "a worker", "of OpenCV's decoder", "over the plain loop")
+  formats = ("", ".0f", ".0f", ".2f", "+.0%")
+  print(tabulate([row.values() for row in rows], heads, tablefmt="github", floatfmt=formats))
   if options.json:
     Path(options.json).write_text(json.dumps({"images": size, "rows": rows}, indent=1) + "\n")
 

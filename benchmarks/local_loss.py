@@ -1,13 +1,13 @@
-"""All words against all images, forwards and backwards: python -m benchmarks.local_loss.
+"""Local loss, all words against all images: python -m benchmarks.local_loss.
 
-Side by side in one process, turn by turn: ours (`chunked`, and `full` where it fits) with PLAN's
-score, in one round and in two, and with GLoRIA's, and GLoRIA as published, a loop over reports each
-repeated over the batch, written in torch from the formula (left out where torch is not installed).
-Times are medians of the turns. Memory is XLA's own count of temporaries, and how far one step
-raises the resident memory of a process of its own above what it held before (inputs are there
-then; gradients and temporaries come). Where JAX sees a GPU torch is given the same one, products
-in float32 are TF32 on both sides, and what grows is the GPU's memory: set
-XLA_PYTHON_CLIENT_PREALLOCATE=false there, so that JAX leaves torch some.
+Forwards and backwards, side by side in one process, turn by turn: ours (`chunked`, and `full` where
+it fits) with PLAN's score, in one round and in two, and with GLoRIA's, and GLoRIA as published, a
+loop over reports each repeated over the batch, written in torch from the formula (left out where
+torch is not installed). Times are medians of the turns. Memory is XLA's own count of temporaries,
+and how far one step raises the resident memory of a process of its own above what it held before
+(inputs are held by then; gradients and temporaries come). Where JAX sees a GPU torch is given the
+same one, products in float32 are TF32 on both sides, and what grows is the GPU's memory: set
+XLA_PYTHON_CLIENT_PREALLOCATE=false, so that JAX leaves memory to torch.
 
   python -m benchmarks.local_loss --json=out.json                       # all rows
   python -m benchmarks.local_loss --shapes 48,25,361,768 --repeats=5    # B,W,P,D
@@ -20,62 +20,63 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plan_jax.alignment import losses, pairwise
-from plan_jax.alignment import similarity as scores
+from plan_jax.alignment import blockwise, losses, pairwise
+from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.methods.plan import PlanScore
+from plan_jax.alignment.refinement import Rounds
+from plan_jax.alignment.similarity import narrow
 
 SHAPES = (
   (48, 25, 361, 768),
   *((batch, 32, 196, 128) for batch in (16, 64, 256, 1024)),
-  (64, 97, 49, 128), (64, 97, 361, 128), (64, 25, 196, 768),
-)  # fmt: skip
+  (64, 97, 49, 128),
+  (64, 97, 361, 128),
+  (64, 25, 196, 768),
+)
 _FULL_BYTES = 2**30  # the largest [J, W, I, P] array for which `full` is tried
 _TWO_ROUNDS_PAIRS = 2**16
-_TURN_SECONDS = 15  # what takes longer is measured once
-_SETTLE_SECONDS = 0.3  # the threads of the one before may spin for a while
+_TURN_SECONDS = 15  # contenders that take longer are measured once
+_SETTLE_SECONDS = 0.3  # the previous contender's threads may spin for a while
 _TORCH = "gloria, torch loop"
-_ROUNDS = {
-  "plan": ((0.2,), (1.0,)), "plan, two rounds": ((0.25, 0.2), (0.5, 1.0)),
-}  # fmt: skip
+_ROUNDS = {"plan": ((0.2,), (1.0,)), "plan, two rounds": ((0.25, 0.2), (0.5, 1.0))}
 
 
-def arrays(batch: int, words: int, pixels: int, size: int):
-  """Unit-norm images [B, P, D] and words [B, W, D], float32 NumPy."""
+def arrays(batch: int, words: int, pixels: int, channels: int):
+  """Draws unit-norm images [B, P, D] and words [B, W, D], float32 NumPy."""
   rng = np.random.default_rng(0)
-  found = (rng.standard_normal((batch, n, size), np.float32) for n in (pixels, words))
-  return tuple(x / np.linalg.norm(x, axis=-1, keepdims=True) for x in found)
+  drawn = (rng.standard_normal((batch, n, channels), np.float32) for n in (pixels, words))
+  return tuple(x / np.linalg.norm(x, axis=-1, keepdims=True) for x in drawn)
 
 
-def ours(method: str, evaluation: str, shape, dtype: str, mib: int):
-  """The compiled value and gradients, and its arguments."""
-  batch, words, pixels, size = shape
+def ours(method: str, implementation: str, shape, dtype: str, mib: int):
+  """Compiles value and gradients; returns them with their arguments."""
+  batch, words, pixels, channels = shape
   if method in _ROUNDS:
-    rounds = scores.Rounds(*_ROUNDS[method], 0.5, "threshold", dtype=dtype)
-    score = scores.PlanScore(rounds, 5.0, True)
+    rounds = Rounds(*_ROUNDS[method], 0.5, "threshold", dtype=dtype)
+    score = PlanScore(rounds, 5.0, True)
   else:
-    score = scores.GloriaScore(dtype)
+    score = GloriaScore(dtype)
   index = jnp.arange(batch, dtype=jnp.int32)
   keys = pairwise.Keys(index, index + 1, index, jnp.ones(batch, bool))
-  evaluate = pairwise.full
-  if evaluation == "chunked":
-    tile = pairwise.tile(
-      score, (batch, pixels, size), (batch, words, size), images=0, reports=0, mib=mib
-    )
+  contrast = partial(pairwise.full, score)
+  if implementation == "chunked":
+    features = (batch, pixels, channels), (batch, words, channels)
+    tile = pairwise.tile(score, *features, images=0, reports=0, mib=mib)
+    contrast = partial(blockwise.chunked, score, tile)
 
-    def evaluate(*inputs):
-      return pairwise.chunked(score, tile, *inputs[1:])
-
-  def loss(pixels, words, say, scale):
-    pixels, words = scores.narrow(pixels, dtype), scores.narrow(words, dtype)
-    pairs = evaluate(score, pixels, words, say, scale, keys)
-    total = losses.info_nce(pairs, keys.valid)[0].sum()
-    if pairs.word.size:
-      total += losses.word_info_nce(pairs, keys.valid, say).sum()
+  def loss(pixels, words, word_weights, scale):
+    pixels, words = narrow(pixels, dtype), narrow(words, dtype)
+    terms = contrast(pairwise.PairFeatures(pixels, words, word_weights, scale), keys)
+    total = losses.info_nce(terms, keys.valid)[0].sum()
+    if terms.positive_word.size:
+      total += losses.word_info_nce(terms, keys.valid, word_weights).sum()
     return total
 
   images, text = arrays(*shape)
@@ -86,7 +87,7 @@ def ours(method: str, evaluation: str, shape, dtype: str, mib: int):
 
 
 def gloria_torch(shape):
-  """The published formulation: () -> value, gradients of images and words."""
+  """Builds the published formulation: () -> value, gradients of images and words."""
   import torch
 
   device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
@@ -100,8 +101,8 @@ def gloria_torch(shape):
     for report in text:  # [W, D]
       words = report.repeat(batch, 1, 1)  # [B, W, D]
       similarity = torch.bmm(images, words.transpose(1, 2))  # [B, P, W]
-      among = torch.softmax(similarity, dim=2)
-      attention = torch.softmax(4 * among.transpose(1, 2), dim=2)  # [B, W, P]
+      over_words = torch.softmax(similarity, dim=2)
+      attention = torch.softmax(4 * over_words.transpose(1, 2), dim=2)  # [B, W, P]
       context = torch.bmm(attention, images)
       cosine = torch.nn.functional.cosine_similarity(words, context, dim=2)
       columns.append(10 * torch.logsumexp(5 * cosine, dim=1))
@@ -117,7 +118,7 @@ def gloria_torch(shape):
 
 
 def contenders(shape, with_torch: bool) -> list[str]:
-  """Who can run this shape: names as of `step_of`."""
+  """Names the contenders that can run this shape."""
   batch, words, pixels, _ = shape
   array = 4 * batch * batch * words * pixels
   names = ["plan, chunked", "plan, two rounds, chunked", "gloria, chunked"]
@@ -130,11 +131,11 @@ def contenders(shape, with_torch: bool) -> list[str]:
 
 
 def step_of(name: str, shape, dtype: str, mib: int):
-  """() -> value and gradients, and XLA's count of temporary bytes (None for torch)."""
+  """Builds () -> value and gradients, and counts XLA's temporary bytes (None for torch)."""
   if name == _TORCH:
     return gloria_torch(shape), None
-  method, evaluation = name.rsplit(", ", 1)
-  compiled, inputs = ours(method, evaluation, shape, dtype, mib)
+  method, implementation = name.rsplit(", ", 1)
+  compiled, inputs = ours(method, implementation, shape, dtype, mib)
   return (
     lambda: jax.block_until_ready(compiled(*inputs)),
     compiled.memory_analysis().temp_size_in_bytes,
@@ -142,7 +143,7 @@ def step_of(name: str, shape, dtype: str, mib: int):
 
 
 def growth(name: str, shape, dtype: str, mib: int) -> int:
-  """Bytes by which one step raises the resident memory of this process at its highest."""
+  """Measures the bytes by which one step raises this process's highest resident memory."""
   step, _ = step_of(name, shape, dtype, mib)
   gc.collect()
   Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
@@ -157,9 +158,9 @@ def growth(name: str, shape, dtype: str, mib: int) -> int:
 
 
 def gpu_growth(step, temporaries: int | None) -> int:
-  """Bytes of a GPU's memory that a step takes beside its inputs.
+  """Measures the bytes of a GPU's memory that a step takes beside its inputs.
 
-  Ours is what XLA says, with the results, for its allocator's peak counts what the compiler tried.
+  Ours are by XLA, with the results, for its allocator's peak counts what the compiler tried.
   """
   if temporaries is not None:
     return temporaries + sum(x.nbytes for x in jax.tree.leaves(step()))
@@ -173,9 +174,14 @@ def gpu_growth(step, temporaries: int | None) -> int:
 
 def _growth_elsewhere(name, shape, dtype, mib) -> int | None:
   command = [
-    sys.executable, "-m", "benchmarks.local_loss", f"--shapes={','.join(map(str, shape))}",
-    f"--dtype={dtype}", f"--tile_mib={mib}", f"--growth={name}",
-  ]  # fmt: skip
+    sys.executable,
+    "-m",
+    "benchmarks.local_loss",
+    f"--shapes={','.join(map(str, shape))}",
+    f"--dtype={dtype}",
+    f"--tile_mib={mib}",
+    f"--growth={name}",
+  ]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
@@ -183,8 +189,8 @@ def _growth_elsewhere(name, shape, dtype, mib) -> int | None:
 def measure(
   shape, repeats: int, dtype: str, mib: int, *, with_torch: bool, resident: bool
 ) -> list[dict]:
-  """One row a contender; `resident`: measure by how much memory grows, too."""
-  batch, words, pixels, size = shape
+  """Measures one row a contender; with `resident` by how much memory grows, too."""
+  batch, words, pixels, channels = shape
   names = contenders(shape, with_torch)
   on_gpu = jax.default_backend() == "gpu"
   held = dict.fromkeys(names)
@@ -217,20 +223,26 @@ def measure(
     seconds, temporaries = statistics.median(times[name]), made[name][1]
     rows.append(
       {
-        "contender": name, "B": batch, "W": words, "P": pixels, "D": size,
-        "seconds": seconds, "fastest": min(times[name]), "turns": len(times[name]),
+        "contender": name,
+        "B": batch,
+        "W": words,
+        "P": pixels,
+        "D": channels,
+        "seconds": seconds,
+        "fastest": min(times[name]),
+        "turns": len(times[name]),
         "us_per_pair": 1e6 * seconds / batch**2,
         "temporary_mib": None if temporaries is None else temporaries / 2**20,
         "growth_mib": None if held[name] is None else held[name] / 2**20,
-        # Of what any evaluation must do: similarities, and their gradients to images and words.
-        "gflops": 6e-9 * batch**2 * words * pixels * size / seconds,
+        # Work of every implementation: similarities, and their gradients to images and words.
+        "gflops": 6e-9 * batch**2 * words * pixels * channels / seconds,
       }
-    )  # fmt: skip
+    )
   return rows
 
 
 def has_torch() -> bool:
-  """Whether torch is there, and can use the device that JAX uses; what is left out is said."""
+  """Tells whether torch is installed and can use JAX's device; prints what is left out."""
   try:
     import torch
   except ImportError:
@@ -243,7 +255,7 @@ def has_torch() -> bool:
 
 
 def ceiling(dtype: str) -> float:
-  """GFLOP/s of a large matrix product here."""
+  """Measures the GFLOP/s of a large matrix product here."""
   x = jnp.ones((4096, 4096), dtype)
   product = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
   product(x).block_until_ready()
@@ -262,7 +274,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
   parser.add_argument("--tile_mib", type=int, default=16)
-  parser.add_argument("--json", help="where to write all figures")
+  parser.add_argument("--json", help="where to write all measurements")
   parser.add_argument("--growth", help=argparse.SUPPRESS)  # of this contender, in this process
   options = parser.parse_args()
   shapes = [tuple(map(int, s.split(","))) for s in options.shapes or ()] or SHAPES
@@ -290,8 +302,8 @@ def main() -> None:
       )
   if options.json:
     with open(options.json, "w") as file:
-      made = {"device": jax.devices()[0].device_kind, "dtype": options.dtype}
-      json.dump(made | {"ceiling_gflops": most, "rows": rows}, file, indent=1)
+      facts = {"device": jax.devices()[0].device_kind, "dtype": options.dtype}
+      json.dump(facts | {"ceiling_gflops": most, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the local loss costs on a mesh: a model, its check against XLA, and what it predicts.
+"""Cost of the local loss on a mesh: a model, its check against XLA, and its predictions.
 
   python -m benchmarks.scaling            # checks the model on 8 fake devices, then predicts
-  python -m benchmarks.scaling --batch=64 --words=64 --pixels=196 --size=512
+  python -m benchmarks.scaling --batch=64 --words=64 --pixels=196 --channels=512
 
-The model is docs/scaling.md's. Predictions are made from the makers' figures of the chips; nothing
+The model is docs/scaling.md's. Predictions are made from the makers' numbers of the chips; nothing
 was measured on them.
 """
 
@@ -17,19 +17,23 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from plan_jax.alignment import losses, pairwise
-from plan_jax.alignment import similarity as scores
+from plan_jax.alignment.blockwise import ring
+from plan_jax.alignment.methods.plan import PlanScore
+from plan_jax.alignment.refinement import Rounds
 
 _KEYS = 3 * 4 + 1  # bytes of a report's keys: index, text, study, valid
 
 
 @dataclass(frozen=True)
 class Shape:
-  """One local contrast by PLAN's score, words contrasted too.
+  """Sizes of one local contrast by PLAN's score, words contrasted too.
 
   Attributes:
     devices: n.
     batch: b, pairs of one device.
-    words, pixels, size: W, P, D.
+    words: W.
+    pixels: P.
+    channels: D.
     rounds: K.
     feature_bytes: of a number of images and words: 4, or 2 in bfloat16.
   """
@@ -38,40 +42,40 @@ class Shape:
   batch: int
   words: int
   pixels: int
-  size: int
+  channels: int
   rounds: int = 1
   feature_bytes: int = 4
 
   @property
   def pair_flops(self) -> int:
-    """Of matrix products for one pair, forwards 2, backwards 6 (of which 2 once more forwards)."""
-    similarity = 8 * self.words * self.pixels * self.size
+    """Operations of matrix products for one pair: forwards 2, backwards 6 (2 of them anew)."""
+    similarity = 8 * self.words * self.pixels * self.channels
     return similarity + 8 * (self.rounds - 1) * self.words * self.pixels**2
 
   @property
   def device_flops(self) -> int:
-    """Of matrix products on one device in one training step.
+    """Operations of matrix products on one device in one training step.
 
     Later rounds need each image's Gram matrix, made anew (and differentiated) at each of n visits.
     """
-    gram = 8 * self.pixels**2 * self.size if self.rounds > 1 else 0
+    gram = 8 * self.pixels**2 * self.channels if self.rounds > 1 else 0
     return (self.pair_flops * self.batch + gram) * self.batch * self.devices
 
   @property
   def _forward_bytes(self) -> tuple[int, int]:
-    """What one report is, and what it gathers: highest and sum, and of words the own logit too."""
-    report = self.words * (self.size * self.feature_bytes + 4) + _KEYS
+    """Bytes of one report, and of its sums: highest and total, and of words the positive logit."""
+    report = self.words * (self.channels * self.feature_bytes + 4) + _KEYS
     return report, 4 * self.rounds * (2 + 3 * self.words)
 
   @property
   def _backward_bytes(self) -> tuple[int, int]:
-    """Likewise: with normalisers and their gradients; the gradients of its words and their say."""
-    pulls = 3 * 4 * self.rounds * (1 + self.words)
-    return self._forward_bytes[0] + pulls, 4 * self.words * (self.size + 1)
+    """Bytes with log-partitions and their gradients; of gradients of words and weights."""
+    slopes = 3 * 4 * self.rounds * (1 + self.words)
+    return self._forward_bytes[0] + slopes, 4 * self.words * (self.channels + 1)
 
   @property
   def sent_bytes(self) -> int:
-    """By each device in one training step: n times what travels, and what was gathered home."""
+    """Bytes that each device sends in one step: n times what travels, and the sums sent home."""
     return self.batch * sum(
       self.devices * (report + gathered) + gathered
       for report, gathered in (self._forward_bytes, self._backward_bytes)
@@ -79,51 +83,56 @@ class Shape:
 
   @property
   def gathered_bytes(self) -> int:
-    """By each device if all reports were gathered, and their gradients summed and scattered."""
+    """Bytes if all reports were gathered, and their gradients summed and scattered."""
     report, _ = self._forward_bytes
-    return self.batch * (self.devices - 1) * (report + 4 * self.words * (self.size + 1))
+    return self.batch * (self.devices - 1) * (report + 4 * self.words * (self.channels + 1))
 
   @property
   def ring_held_bytes(self) -> int:
-    """On each device beside the tile, whatever n: reports and gradients here and on their way."""
-    images = 4 * self.batch * self.pixels * self.size
+    """Bytes on each device beside the tile, whatever n: reports, gradients, here and underway."""
+    images = 4 * self.batch * self.pixels * self.channels
     return 2 * self.batch * sum(self._backward_bytes) + images
 
   @property
   def gather_held_bytes(self) -> int:
-    """On each device, were all reports gathered there: they and their gradients."""
+    """Bytes on each device, were all reports gathered: they and their gradients."""
     report, _ = self._forward_bytes
-    return self.batch * self.devices * (report + 4 * self.words * (self.size + 1))
+    return self.batch * self.devices * (report + 4 * self.words * (self.channels + 1))
 
 
-def score_of(shape: Shape) -> scores.PlanScore:
-  """The score that `Shape` counts."""
-  rounds = scores.Rounds((0.2,) * shape.rounds, (1.0,) * shape.rounds, 0.5, "threshold")
-  return scores.PlanScore(rounds, 5.0, single=True)
+def score_of(shape: Shape) -> PlanScore:
+  """Returns the score that `Shape` counts."""
+  rounds = Rounds((0.2,) * shape.rounds, (1.0,) * shape.rounds, 0.5, "threshold")
+  return PlanScore(rounds, 5.0, single=True)
 
 
 def program(shape: Shape):
-  """The compiled loss and its gradients on the first devices here, one tile a device."""
+  """Compiles the loss and its gradients on the first devices here, one tile a device."""
   score, tile = score_of(shape), pairwise.Tile(shape.batch, shape.batch)
   batch = shape.devices * shape.batch
 
-  def loss(pixels, words, say, scale, keys):
-    found = pairwise.ring(score, tile, pixels, words, say, scale, keys)
-    pairs = losses.info_nce(found, keys.valid)[0].sum()
-    return pairs + losses.word_info_nce(found, keys.valid, say).sum()
+  def loss(pixels, words, word_weights, scale, keys):
+    terms = ring(score, tile, pairwise.PairFeatures(pixels, words, word_weights, scale), keys)
+    pairs = losses.info_nce(terms, keys.valid)[0].sum()
+    return pairs + losses.word_info_nce(terms, keys.valid, word_weights).sum()
 
   index = jax.ShapeDtypeStruct((batch,), jnp.int32)
   keys = pairwise.Keys(index, index, index, jax.ShapeDtypeStruct((batch,), bool))
   arrays = [
     jax.ShapeDtypeStruct(axes, jnp.float32)
     for axes in (
-      (batch, shape.pixels, shape.size), (batch, shape.words, shape.size), (batch, shape.words), (),
+      (batch, shape.pixels, shape.channels),
+      (batch, shape.words, shape.channels),
+      (batch, shape.words),
+      (),
     )
-  ]  # fmt: skip
+  ]
   mesh = jax.make_mesh(
-    (shape.devices,), ("data",), devices=jax.devices()[: shape.devices],
+    (shape.devices,),
+    ("data",),
+    devices=jax.devices()[: shape.devices],
     axis_types=(AxisType.Auto,),
-  )  # fmt: skip
+  )
   split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
   with jax.set_mesh(mesh):
     step = jax.jit(
@@ -133,9 +142,9 @@ def program(shape: Shape):
 
 
 def permuted_bytes(text: str) -> int:
-  """Bytes that one device sends by collective-permute, by the program's own text.
+  """Counts the bytes that one device sends by collective-permute, in the program's own text.
 
-  What stands in a loop counts as often as the loop is known to run.
+  A line in a loop counts as often as the loop is known to run.
   """
   widths = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1}
   times = {}
@@ -145,15 +154,15 @@ def permuted_bytes(text: str) -> int:
   for line in text.splitlines():
     if head := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
       inside = head[1]
-    if found := re.search(r"= (\w+)\[([\d,]*)\]\S* collective-permute\(", line):
-      axes = [int(n) for n in found[2].split(",") if n]
-      sent += times.get(inside, 1) * widths[found[1]] * math.prod(axes)
+    if match := re.search(r"= (\w+)\[([\d,]*)\]\S* collective-permute\(", line):
+      axes = [int(n) for n in match[2].split(",") if n]
+      sent += times.get(inside, 1) * widths[match[1]] * math.prod(axes)
   return sent
 
 
 @dataclass(frozen=True)
 class Chip:
-  """A maker's figures, per second: bf16 operations, bytes of memory, bytes sent to a neighbour."""
+  """Maker's numbers a second: bf16 operations, bytes of memory, bytes sent to a neighbour."""
 
   name: str
   flops: float
@@ -164,16 +173,17 @@ class Chip:
 
 # One direction of one link: a ring sends to one neighbour.
 CHIPS = (
-  Chip("TPU v5e", 197e12, 819e9, 50e9, "docs.cloud.google.com/tpu/docs/v5e; 4 links, 400 GB/s both ways"),  # noqa: E501
-  Chip("TPU v5p", 459e12, 2765e9, 100e9, "docs.cloud.google.com/tpu/docs/v5p; 6 links of 800 Gbit/s"),  # noqa: E501
+  # docs.cloud.google.com/tpu/docs
+  Chip("TPU v5e", 197e12, 819e9, 50e9, "Google's v5e; 4 links, 400 GB/s both ways"),
+  Chip("TPU v5p", 459e12, 2765e9, 100e9, "Google's v5p; 6 links of 800 Gbit/s"),
   Chip("H100, NVLink", 989e12, 3350e9, 450e9, "NVIDIA's data sheet, SXM; 900 GB/s both ways"),
   Chip("H100, 400 Gbit/s network", 989e12, 3350e9, 50e9, "the same, one adapter a GPU"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
 class Prediction:
-  """Of one training step's local loss on one chip.
+  """Predicted times of one training step's local loss on one chip.
 
   Attributes:
     products: seconds of matrix products at half the peak.
@@ -189,7 +199,7 @@ class Prediction:
 
 
 def predict(shape: Shape, chip: Chip, pair_bytes: float) -> Prediction:
-  """`pair_bytes`: memory traffic of a pair, see `pair_traffic`."""
+  """Predicts times; `pair_bytes`: memory traffic of a pair, see `pair_traffic`."""
   products = shape.device_flops / (chip.flops / 2)
   sending = shape.sent_bytes / chip.link
   return Prediction(
@@ -201,45 +211,49 @@ def predict(shape: Shape, chip: Chip, pair_bytes: float) -> Prediction:
 
 
 def pair_traffic(shape: Shape) -> float:
-  """Bytes that XLA counts as read and written for one pair, in the program of one tile here."""
-  one = Shape(1, 8, shape.words, shape.pixels, shape.size, shape.rounds)
-  compiled = program(one)
-  return compiled.cost_analysis()["bytes accessed"] / one.batch**2
+  """Counts the bytes that XLA reads and writes for one pair, in the program of one tile here."""
+  tile = Shape(1, 8, shape.words, shape.pixels, shape.channels, shape.rounds)
+  return program(tile).cost_analysis()["bytes accessed"] / tile.batch**2
 
 
 def check() -> list[dict]:
-  """The model beside XLA's counts, for rings of 2, 4 and 8 devices and for two rounds."""
+  """Puts the model beside XLA's counts, for rings of 2, 4 and 8 devices and for two rounds."""
   rows = []
   for devices, rounds in ((2, 1), (4, 1), (8, 1), (8, 2)):
-    shape = Shape(devices, batch=8, words=16, pixels=49, size=256, rounds=rounds)
+    shape = Shape(devices, batch=8, words=16, pixels=49, channels=256, rounds=rounds)
     compiled = program(shape)
     text = compiled.as_text()
     rows.append(
       {
-        "devices": devices, "rounds": rounds,
-        "sent": shape.sent_bytes, "sent_xla": permuted_bytes(text),
+        "devices": devices,
+        "rounds": rounds,
+        "sent": shape.sent_bytes,
+        "sent_xla": permuted_bytes(text),
         # XLA counts the body of a loop once: the visit of one device's reports.
-        "flops": shape.device_flops / devices, "flops_xla": compiled.cost_analysis()["flops"],
+        "flops": shape.device_flops / devices,
+        "flops_xla": compiled.cost_analysis()["flops"],
         "held": shape.ring_held_bytes
-        + score_of(shape).tile_bytes(8, 8, shape.pixels, shape.words, shape.size),
+        + score_of(shape).tile_bytes(8, 8, shape.pixels, shape.words, shape.channels),
         "held_xla": compiled.memory_analysis().temp_size_in_bytes,
         "gathers": len(re.findall(r"= .*\b(?:all-gather|all-to-all)", text)),
       }
-    )  # fmt: skip
+    )
   return rows
 
 
 def main() -> None:
   """Prints the check and the predictions as tables."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  for name, default in (("batch", 128), ("words", 64), ("pixels", 196), ("size", 512)):
+  for name, default in (("batch", 128), ("words", 64), ("pixels", 196), ("channels", 512)):
     parser.add_argument(f"--{name}", type=int, default=default)
   options = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", 8)
   print("The model and XLA's counts, b = 8, W = 16, P = 49, D = 256, float32\n")
-  print("| devices | rounds | sent, bytes | by XLA | products, MFLOP | all, by XLA | held at most |"
-        " temporaries by XLA | gathers |")  # fmt: skip
+  print(
+    "| devices | rounds | sent, bytes | by XLA | products, MFLOP | all, by XLA | held at most |"
+    " temporaries by XLA | gathers |"
+  )
   print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
   for row in check():
     print(
@@ -247,13 +261,15 @@ def main() -> None:
       f" {row['flops'] / 1e6:.1f} | {row['flops_xla'] / 1e6:.1f} | {row['held']:,} |"
       f" {row['held_xla']:,} | {row['gathers']} |"
     )
-  sizes = {name: getattr(options, name) for name in ("batch", "words", "pixels", "size")}
+  sizes = {name: getattr(options, name) for name in ("batch", "words", "pixels", "channels")}
   traffic = pair_traffic(Shape(1, **sizes))
   print("\nPredicted: the local loss in one training step, one round, bfloat16, a device's")
   print(", ".join(f"{name} {value}" for name, value in sizes.items()), end="; ")
   print(f"{traffic / 1e6:.2f} MB of memory traffic a pair\n")
-  print("| chip | chips | batch | products, ms | traffic, ms | sending, ms | hidden from b = |"
-        " ring holds, MiB | gather would hold |")  # fmt: skip
+  print(
+    "| chip | chips | batch | products, ms | traffic, ms | sending, ms | hidden from b = |"
+    " ring holds, MiB | gather would hold |"
+  )
   print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
   for chip in CHIPS:
     for devices in (8, 64, 256):

@@ -24,72 +24,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import torch_steps
 from benchmarks.local_loss import ceiling, has_torch
+from benchmarks.step_inputs import SMALL, Size, arrays
 from configs import base
 from plan_jax.alignment import curriculum
-from plan_jax.alignment.methods import Alignment
+from plan_jax.alignment.methods.base import Alignment
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.two_towers import build
 from plan_jax.models.vit import ViT
 from plan_jax.runtime.mesh import quick_draws
-from plan_jax.training.state import initial_state, make_optimizer, make_step
+from plan_jax.training.optimizer import make_optimizer
+from plan_jax.training.state import initial_state
+from plan_jax.training.step import make_step
 
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-_SETTLE_SECONDS = 0.3  # the threads of the one before may spin for a while
-
-
-@dataclass(frozen=True)
-class Size:
-  """What is compared.
-
-  Attributes:
-    batch: images, and reports.
-    dtype: of the computation, "float32" or "bfloat16".
-    image_px, width: of the ResNet-50.
-    tokens, vocabulary, embed_dim, depth, num_heads: of the BERT; the last three of the ViT too.
-  """
-
-  batch: int
-  image_px: int = 224
-  width: float = 1.0
-  tokens: int = 112
-  vocabulary: int = 8192
-  embed_dim: int = 768
-  depth: int = 12
-  num_heads: int = 12
-  dtype: str = "float32"
-
-
-SMALL = Size(2, 64, 0.125, 16, 100, 16, 2, 2)
-
-
-def arrays(size: Size) -> dict[str, np.ndarray]:
-  """A batch as the loader makes it; every token is a word of one sentence."""
-  rng = np.random.default_rng(0)
-  place = np.tile(np.arange(size.tokens, dtype=np.int32), (size.batch, 1))
-  return {
-    "image": rng.random((size.batch, size.image_px, size.image_px, 1), np.float32),
-    "tokens": rng.integers(0, size.vocabulary, place.shape, np.int32),
-    "word_index": place, "sentence_index": np.zeros_like(place), "position": place,
-    "word_mask": np.ones(place.shape, bool), "term": np.zeros(place.shape, bool),
-    "report_key": np.arange(1, size.batch + 1, dtype=np.int32),
-    "study_key": np.arange(1, size.batch + 1, dtype=np.int32),
-    "dropped_sentences": np.zeros(size.batch, np.int32),
-  }  # fmt: skip
+_SETTLE_SECONDS = 0.3  # the previous contender's threads may spin for a while
 
 
 def config(size: Size, output_stride: int) -> ConfigDict:
-  """The full-size run, learning by the global contrast alone."""
+  """Configures the full-size run, learning by the global contrast alone."""
   made = base.get_config()
   made.model.dtype = size.dtype
   made.model.image.update(width=size.width, output_stride=output_stride)
@@ -105,12 +67,12 @@ def config(size: Size, output_stride: int) -> ConfigDict:
 
 
 def ours(size: Size) -> dict:
-  """Row -> a step to time; weights are made when the first step that needs them is run."""
+  """Builds row -> step to time; weights are made when the first step that needs them runs."""
   made = config(size, 32)
   model, dilated = (build(config(size, s).model, size.vocabulary) for s in (32, 16))
   optimizer, schedule = make_optimizer(made.train, made.train.steps)
   batch = arrays(size)
-  report, vit = Bert(**model.text), patches(size)
+  bert, vit = Bert(**model.text), patches(size)
 
   @cache
   def state():
@@ -122,7 +84,7 @@ def ours(size: Size) -> dict:
     with quick_draws():
       return jax.jit(vit.init)(jax.random.key(0), batch["image"])["params"]
 
-  def of_image(model):
+  def image_loss(model):
     image = ResNet(**model.image)
 
     def loss(params, batch):
@@ -132,59 +94,59 @@ def ours(size: Size) -> dict:
 
     return loss
 
-  def of_patches(params, batch):
+  def vit_loss(params, batch):
     return jnp.square(vit.apply({"params": params}, batch["image"], train=True)).mean()
 
-  def of_report(params, batch):
-    places = batch["sentence_index"], batch["position"]
-    return jnp.square(report.apply({"params": params}, batch["tokens"], *places, train=True)).mean()
+  def bert_loss(params, batch):
+    inputs = batch["tokens"], batch["sentence_index"], batch["position"]
+    return jnp.square(bert.apply({"params": params}, *inputs, train=True)).mean()
 
   def whole(model):
     stage = curriculum.stages(made.curriculum)[0]
     step = make_step(
-      model, optimizer, schedule, stage, Alignment(**made.alignment), seed=0, ema_decay=0.0
+      model, optimizer, schedule, stage, Alignment(**made.alignment), made.train, seed=0
     )
     return _Step(jax.jit(step, donate_argnums=0), copied, batch, keep=True)
 
-  def copied():  # for the step gives its state away, of which the other rows hold parts
+  def copied():  # for the step donates its state, of which the other rows hold parts
     return jax.tree.map(jnp.copy, state())
 
   def image_params():
     return state().params["image_encoder"]
 
-  def report_params():
+  def bert_params():
     return state().params["text_encoder"]
 
   rows = {}
   for name, loss, params in (
-    ("ResNet-50", of_image(model), image_params), ("ViT-B/16", of_patches, vit_params),
-    ("BERT", of_report, report_params),
-  ):  # fmt: skip
+    ("ResNet-50", image_loss(model), image_params),
+    ("ViT-B/16", vit_loss, vit_params),
+    ("BERT", bert_loss, bert_params),
+  ):
     rows[f"{name}, forward"] = _Step(jax.jit(loss), params, batch)
     rows[f"{name}, forward + backward"] = _Step(jax.jit(jax.value_and_grad(loss)), params, batch)
   rows["whole step"] = whole(model)
-  gradients = jax.jit(jax.value_and_grad(of_image(dilated)))
+  gradients = jax.jit(jax.value_and_grad(image_loss(dilated)))
   rows["ResNet-50, forward + backward, stride 16"] = _Step(gradients, image_params, batch)
   rows["whole step, stride 16"] = whole(dilated)
   return rows
 
 
 def patches(size: Size) -> ViT:
-  """The ViT with patches of 16 px."""
-  dtype = jnp.dtype(size.dtype)
+  """Builds the ViT with patches of 16 px."""
   return ViT(
-    size.embed_dim,
-    size.depth,
-    size.num_heads,
-    4 * size.embed_dim,
-    16,
-    size.image_px // 16,
-    dtype=dtype,
+    embed_dim=size.embed_dim,
+    depth=size.depth,
+    num_heads=size.num_heads,
+    mlp_dim=4 * size.embed_dim,
+    patch_px=16,
+    grid=size.image_px // 16,
+    dtype=jnp.dtype(size.dtype),
   )
 
 
 class _Step:
-  """A jitted function, what makes its first argument, and a batch, put on the device.
+  """Jitted function, a function to its first argument, and a batch on the device.
 
   With `keep` the first argument is what the last call returned.
   """
@@ -199,7 +161,7 @@ class _Step:
 
   @property
   def flops(self) -> float:
-    """Of the program lowered for a GPU, not yet optimised.
+    """Operations of the program lowered for a GPU, not yet optimised.
 
     XLA counts neither what a library does (flash attention on a GPU) nor the turns of a loop, such
     as a CPU gets.
@@ -218,99 +180,8 @@ class _Step:
     return jax.block_until_ready(out)
 
 
-def encoders(size: Size):
-  """ResNetModel, BertModel and ViTModel of the same sizes, in training mode."""
-  from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
-
-  channels = max(8, int(64 * size.width) // 8 * 8)
-  image = ResNetModel(
-    ResNetConfig(
-      num_channels=1, embedding_size=channels,
-      hidden_sizes=[4 * channels * 2**stage for stage in range(4)],
-    )
-  )  # fmt: skip
-  report = BertModel(
-    BertConfig(
-      vocab_size=size.vocabulary, hidden_size=size.embed_dim, num_hidden_layers=size.depth,
-      num_attention_heads=size.num_heads, intermediate_size=4 * size.embed_dim,
-      hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
-    ),
-    add_pooling_layer=False,
-  )  # fmt: skip
-  vit = ViTModel(
-    ViTConfig(
-      num_channels=1, image_size=size.image_px, patch_size=16, hidden_size=size.embed_dim,
-      num_hidden_layers=size.depth, num_attention_heads=size.num_heads,
-      intermediate_size=4 * size.embed_dim, attn_implementation="sdpa",
-    ),
-    add_pooling_layer=False,
-  )  # fmt: skip
-  return image.train(), report.train(), vit.train()
-
-
-def torchs(size: Size) -> dict:
-  """The same rows in torch."""
-  import torch
-
-  torch.set_num_threads(os.cpu_count())
-  torch.set_float32_matmul_precision("high")  # what XLA does on GPUs; nothing on CPUs
-  device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
-  half = torch.autocast(device.type, torch.bfloat16, enabled=size.dtype == "bfloat16")
-  resnet, report, vit = (encoder.to(device) for encoder in encoders(size))
-  made = arrays(size)
-  image = torch.tensor(made["image"], device=device).permute(0, 3, 1, 2).contiguous()
-  tokens = torch.tensor(made["tokens"], dtype=torch.long, device=device)
-  heads = [
-    torch.nn.Linear(width, 128, device=device)
-    for width in (resnet.config.hidden_sizes[-1], size.embed_dim)
-  ]
-  parameters = [p for part in (resnet, report, *heads) for p in part.parameters()]
-  optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.05)
-  unit = torch.nn.functional.normalize
-
-  def output(model, x):
-    with half:
-      return model(x).last_hidden_state.float()
-
-  def forward(model, x):
-    with torch.no_grad():
-      output(model, x).square().mean()
-
-  def backward(model, x):
-    model.zero_grad()
-    output(model, x).square().mean().backward()
-
-  def step():
-    optimizer.zero_grad()
-    v = unit(heads[0](output(resnet, image).mean((2, 3))), dim=1)
-    t = unit(heads[1](output(report, tokens).mean(1)), dim=1)
-    logits, own = 10 * v @ t.T, torch.arange(size.batch, device=device)
-    entropy = torch.nn.functional.cross_entropy
-    ((entropy(logits, own) + entropy(logits.T, own)) / 2).backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-
-  def waiting(run, *args):
-    def timed():
-      run(*args)
-      if device.type == "cuda":
-        torch.cuda.synchronize()
-
-    return timed
-
-  return {
-    "ResNet-50, forward": waiting(forward, resnet, image),
-    "ResNet-50, forward + backward": waiting(backward, resnet, image),
-    "ViT-B/16, forward": waiting(forward, vit, image),
-    "ViT-B/16, forward + backward": waiting(backward, vit, image),
-    "BERT, forward": waiting(forward, report, tokens),
-    "BERT, forward + backward": waiting(backward, report, tokens),
-    "whole step": waiting(step),
-  }
-
-
 def turns(steps: dict, repeats: int) -> dict:
-  """Seconds of each step of each turn."""
+  """Measures the seconds of each step of each turn."""
   times = {key: [] for key in steps}
   for step in steps.values():
     step()  # warm-up
@@ -324,32 +195,32 @@ def turns(steps: dict, repeats: int) -> dict:
 
 
 def contender(name: str, size: Size, rows: str) -> dict:
-  """Row -> step of "ours" or "torch", those whose name holds what the regular expression finds."""
-  steps = {"ours": ours, "torch": torchs}[name](size)
+  """Builds row -> step of "ours" or "torch", where the regular expression matches the row."""
+  steps = {"ours": ours, "torch": torch_steps.steps}[name](size)
   return {row: step for row, step in steps.items() if re.search(rows, row)}
 
 
 def measure_apart(options) -> list[dict]:
-  """One row for each part, of processes of one contender and one row each."""
+  """Measures each part in processes of one contender and one row each."""
   table = []
   with tempfile.TemporaryDirectory() as cache:  # compiled programs, for all but the first
     environment = {**os.environ, **_HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": cache}
     for row in contender("torch", SMALL, options.rows):
-      found = {"ours": [], "torch": []}
+      seconds = {"ours": [], "torch": []}
       for pair in range(options.apart):
-        for name in list(found)[:: 1 if pair % 2 else -1]:
-          found[name].append(_alone(name, row, options, environment))
+        for name in list(seconds)[:: 1 if pair % 2 else -1]:
+          seconds[name].append(_alone(name, row, options, environment))
         print(f"{row}: pair {pair + 1} of {options.apart}", file=sys.stderr)
-      mine, its = found.values()
-      ratios = [b / a for a, b in zip(mine, its, strict=True)]
+      mine, theirs = seconds.values()
+      ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
       table.append(
-        {"row": row, "seconds": mine, "torch_seconds": its, "ratio": statistics.median(ratios)}
+        {"row": row, "seconds": mine, "torch_seconds": theirs, "ratio": statistics.median(ratios)}
       )
   return table
 
 
 def _alone(name: str, row: str, options, environment: dict[str, str]) -> float:
-  """Median seconds of one row of one contender, in a process of its own."""
+  """Measures the median seconds of one row of one contender, in a process of its own."""
   call = [sys.executable, "-m", "benchmarks.train_step", f"--only={name}"]
   call += [f"--{key}={getattr(options, key)}" for key in ("batch", "repeats", "dtype")]
   call.append(f"--rows=^{re.escape(row)}$")
@@ -358,27 +229,29 @@ def _alone(name: str, row: str, options, environment: dict[str, str]) -> float:
 
 
 def measure(size: Size, repeats: int, *, with_torch: bool, rows: str = "") -> list[dict]:
-  """One row for each part whose name holds what the regular expression `rows` looks for.
+  """Measures each part whose name the regular expression `rows` matches.
 
   Torch's seconds are None without it, and where it has no such row.
   """
   names = ("ours", "torch") if with_torch else ("ours",)
   steps = {(name, row): step for name in names for row, step in contender(name, size, rows).items()}
   times = turns(steps, repeats)
-  found = {key: statistics.median(taken) for key, taken in times.items()}
+  medians = {key: statistics.median(taken) for key, taken in times.items()}
   table = []
-  for (who, name), seconds in found.items():
+  for (who, name), seconds in medians.items():
     if who == "ours":
-      torch_seconds = found.get(("torch", name))
+      torch_seconds = medians.get(("torch", name))
       table.append(
         {
-          "row": name, "seconds": seconds, "fastest": min(times[who, name]),
+          "row": name,
+          "seconds": seconds,
+          "fastest": min(times[who, name]),
           "torch_seconds": torch_seconds,
           "torch_fastest": min(times.get(("torch", name), [None])),
           "ratio": None if torch_seconds is None else torch_seconds / seconds,
           "gflops": 1e-9 * steps[who, name].flops / seconds,
         }
-      )  # fmt: skip
+      )
   return table
 
 
@@ -389,18 +262,18 @@ def _print_apart(rows: list[dict], options) -> None:
     "| | ours, ms | torch, ms | torch / ours |\n|---|---:|---:|---:|"
   )
   for row in rows:
-    mine, its = (
+    mine, theirs = (
       ", ".join(f"{1e3 * s:.0f}" for s in row[key]) for key in ("seconds", "torch_seconds")
     )
-    print(f"| {row['row']} | {mine} | {its} | {row['ratio']:.2f} |")
+    print(f"| {row['row']} | {mine} | {theirs} | {row['ratio']:.2f} |")
   _write(rows, options, repeats=options.repeats, apart=options.apart, environment=_HUGE_PAGES)
 
 
 def _write(rows: list[dict], options, **facts) -> None:
   if not options.json:
     return
-  said = {"device": jax.devices()[0].device_kind, "dtype": options.dtype, "batch": options.batch}
-  Path(options.json).write_text(json.dumps(said | facts | {"rows": rows}, indent=1) + "\n")
+  common = {"device": jax.devices()[0].device_kind, "dtype": options.dtype, "batch": options.batch}
+  Path(options.json).write_text(json.dumps(common | facts | {"rows": rows}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -410,7 +283,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
   parser.add_argument("--rows", default="", help="regular expression of the rows to measure")
-  parser.add_argument("--json", help="where to write all figures")
+  parser.add_argument("--json", help="where to write all measurements")
   parser.add_argument("--apart", type=int, help="pairs of processes, one contender each")
   parser.add_argument("--only", choices=["ours", "torch"], help="medians of one, as JSON")
   options = parser.parse_args()
@@ -425,22 +298,22 @@ def main() -> None:
       parser.error("--apart needs torch")
     _print_apart(measure_apart(options), options)
     return
-  most = ceiling(options.dtype)
+  peak = ceiling(options.dtype)
   rows = measure(size, options.repeats, with_torch=with_torch, rows=options.rows)
   print(
     f"{jax.devices()[0].device_kind}, {options.dtype}, batch {options.batch};"
-    f" matrix product {most:.0f} GFLOP/s\n\n"
+    f" matrix product {peak:.0f} GFLOP/s\n\n"
     "| | ms (fastest) | torch, ms (fastest) | torch / ours | GFLOP/s |\n"
     "|---|---:|---:|---:|---:|"
   )
   for row in rows:
     mine = f"{1e3 * row['seconds']:.1f} ({1e3 * row['fastest']:.1f})"
-    its, ratio = "-", "-"
+    theirs, ratio = "-", "-"
     if row["ratio"] is not None:
-      its = f"{1e3 * row['torch_seconds']:.1f} ({1e3 * row['torch_fastest']:.1f})"
+      theirs = f"{1e3 * row['torch_seconds']:.1f} ({1e3 * row['torch_fastest']:.1f})"
       ratio = f"{row['ratio']:.2f}"
-    print(f"| {row['row']} | {mine} | {its} | {ratio} | {row['gflops']:.0f} |")
-  _write(rows, options, ceiling_gflops=most)
+    print(f"| {row['row']} | {mine} | {theirs} | {ratio} | {row['gflops']:.0f} |")
+  _write(rows, options, ceiling_gflops=peak)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def small() -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-  """With a first stage of the global contrast alone, which the study has shown to be of no use."""
+  """Adds a first stage of the global contrast alone, which the study has shown to be of no use."""
   config = small()
   words = config.curriculum.words
   no_rounds = dict(local_weight=(), tau=(), gamma=(), term_filter=False)
@@ -41,7 +41,7 @@ METHODS = [{}, *({"alignment.method": name} for name in ("none", "gloria", "spar
 
 
 def sweep() -> list[dict[str, object]]:
-  """Every method on five seeds, PLAN without each of its parts and all on harder images on three."""
+  """Every method on five seeds; PLAN without each of its parts, and harder images, on three."""
   every_stage = ("words", "refine")
   two = rounds(local_weight=(0.5, 1.0), tau=(0.2, 0.2), gamma=(0.0, 1.0))
   no_filter = {"alignment.term_weight": 0.0}
@@ -67,7 +67,7 @@ def sweep() -> list[dict[str, object]]:
     {"data.options.wrong_sentence_fraction": 0.3},
     {"data.options.swapped_side_fraction": 0.1},
   ]
-  # The default since: words from the first step.
+  # The default: words from the first step.
   methods = [*METHODS, {"curriculum.words.start_fraction": 0.001}]
   runs = [method | {"seed": seed} for seed in range(5) for method in methods]
   runs += [part | {"seed": seed} for seed in range(3) for part in parts]

@@ -1,7 +1,8 @@
 r"""Another project's whole model, by its own checkpoint, under our protocols (docs/baselines.md).
 
   python -m plan_jax.main --mode=evaluate --config=configs/baselines.py:gloria \
-    --config.baseline.weights=gloria_resnet50.ckpt --config.baseline.tokenizer=/models/Bio_ClinicalBERT \
+    --config.baseline.weights=gloria_resnet50.ckpt \
+    --config.baseline.tokenizer=/models/Bio_ClinicalBERT \
     --config.data.dataset=folder --config.data.source=FOLDER --workdir=runs/gloria
 
 Variants: gloria, mgca_resnet, mgca_vit, biovil, biovil_t; with ",mimic" or ",phantom" the data are
@@ -11,31 +12,26 @@ the very records of a run, so that `plan_jax.compare` can compare the two.
 
 from ml_collections import ConfigDict
 
-from configs import base, mimic, phantom
+from configs import base, mimic, phantom, variants
 
 BASELINES = ("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t")
 _DATA = {"": base.get_config, "mimic": mimic.get_config, "phantom": phantom.get_config}
-_KEPT = ("seed", "data", "evaluation", "mesh")  # of base.py: nothing is trained
-_OF_TRAINING = ("every_steps", "during_images", "max_tokens", "max_words", "downstream")
+_SECTIONS = ("seed", "data", "evaluation", "mesh")  # of base.py: nothing is trained
+_TRAINING_KEYS = ("every_steps", "during_images", "max_tokens", "max_words", "transfer")
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The configuration of a variant: a baseline's name, or that, "," and the data."""
-  name, _, data = variant.partition(",")
-  if name not in BASELINES or data not in _DATA:
-    raise ValueError(
-      f"no variant {variant!r} of baselines.py; there are {', '.join(BASELINES)}, each also with ',mimic'"
-      " or ',phantom'"
-    )
-  whole = _DATA[data]()
-  config = ConfigDict({key: whole[key] for key in _KEPT})
-  config.text = ConfigDict(dict(terms=whole.text.terms))
+  name, data = variants.parse("baselines.py", variant, BASELINES, tuple(_DATA), required=1)
+  run = _DATA[data]()
+  config = ConfigDict({key: run[key] for key in _SECTIONS})
+  config.text = ConfigDict(dict(terms=run.text.terms))
   config.evaluation.compatibility = True
   if data != "mimic":
     mimic.attach(config)
-    for one in config.evaluation.sets.values():
-      one.source = ""  # each waits for its own
-  for key in _OF_TRAINING:
+    for entry in config.evaluation.sets.values():
+      entry.source = ""  # each waits for its own
+  for key in _TRAINING_KEYS:
     del config.evaluation[key]
   config.baseline = ConfigDict(
     dict(

@@ -10,25 +10,21 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
-
-_VARIANTS = ("resnet50", "vit", "224", "512")
+from configs import base, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The configuration of a variant: names with "," between."""
-  chosen = variant.split(",") if variant else []
-  if unknown := set(chosen) - set(_VARIANTS):
-    raise ValueError(f"no variant {min(unknown)!r} of mimic.py; there are {', '.join(_VARIANTS)}")
+  encoder, image_px = variants.parse("mimic.py", variant, ("resnet50", "vit"), ("224", "512"))
   config = base.get_config()
   config.data.dataset = "mimic_cxr"
   config.data.options = ConfigDict(dict(views="frontal", labels="chexpert", ms_cxr="exclude"))
   config.data.selection = "without_5x200"  # whose images are drawn from the training split
-  if "vit" in chosen:
+  if encoder == "vit":
     config.model.image.name = "vit"
   config.checkpoint.best_metric = "validation/retrieval/R@5_image-to-text"
   attach(config)
-  if "512" in chosen:
+  if image_px == "512":
     config.model.image_px = 512
     config.train.micro_batches = 4
     config.model.remat = "blocks"
@@ -59,10 +55,8 @@ def attach_others(config: ConfigDict) -> None:
   sets.openi = base.evaluation_set("openi")
   sets.object_cxr = base.evaluation_set("object_cxr")
   sets.chestx_det10 = base.evaluation_set("chestx_det10")
-  learned = config.evaluation.transfer
-  learned.rsna_detection = base.transfer_task("detection", of="rsna", compatibility=True)
-  learned.object_cxr_detection = base.transfer_task(
-    "detection", of="object_cxr", compatibility=True
-  )
-  learned.siim_segmentation = base.transfer_task("segmentation", of="siim")
-  learned.nih14_probe = base.transfer_task("linear_probe", of="nih14")
+  tasks = config.evaluation.transfer
+  tasks.rsna_detection = base.transfer_task("detection", of="rsna", compatibility=True)
+  tasks.object_cxr_detection = base.transfer_task("detection", of="object_cxr", compatibility=True)
+  tasks.siim_segmentation = base.transfer_task("segmentation", of="siim")
+  tasks.nih14_probe = base.transfer_task("linear_probe", of="nih14")

@@ -1,26 +1,31 @@
 """The demo: synthetic images, a small model, a few minutes on two CPU cores.
 
-`configs/phantom.py:tasks` also learns all downstream tasks on the encoder, and on others to compare
+`configs/phantom.py:tasks` also learns all transfer tasks on the encoder, and on others to compare
 it with: an hour or two more.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The phantom at 128 px; `variant` is empty or "tasks"."""
-  if variant not in ("", "tasks"):
-    raise ValueError(f"no variant {variant!r} of phantom.py; there is tasks")
+  (tasks,) = variants.parse("phantom.py", variant, ("", "tasks"))
   config = base.get_config()
   config.data.dataset = "phantom"
   config.data.options = ConfigDict(
     dict(
-      size_px=128, seed=0, train_images=14_000, validation_images=500, test_images=500,
-      small_only=False, wrong_sentence_fraction=0.0, swapped_side_fraction=0.0,
+      size_px=128,
+      seed=0,
+      train_images=14_000,
+      validation_images=500,
+      test_images=500,
+      small_only=False,
+      wrong_sentence_fraction=0.0,
+      swapped_side_fraction=0.0,
     )
-  )  # fmt: skip
+  )
   config.text.vocabulary_size = 1000
   config.text.max_tokens = 64
   config.text.max_words = 32
@@ -46,23 +51,23 @@ def get_config(variant: str = "") -> ConfigDict:
   config.evaluation.during_images = 100
   config.evaluation.max_tokens = 128
   config.evaluation.max_words = 64
-  if variant:
+  if tasks:
     _attach_tasks(config)
   return config
 
 
 def _attach_tasks(config: ConfigDict) -> None:
   """All that can be learned on the encoder, small enough for a CPU."""
-  learned = config.evaluation.transfer
+  tasks = config.evaluation.transfer
   all_encoders = ("run", "random", "supervised")
   small = dict(image_px=128, steps=1200, validate_every_steps=300, patience=3)
-  learned.detection = base.transfer_task(
+  tasks.detection = base.transfer_task(
     "detection", encoders=all_encoders, channels=32, compatibility=True, **small
   )
-  learned.segmentation = base.transfer_task(
+  tasks.segmentation = base.transfer_task(
     "segmentation", encoders=all_encoders, channels=32, **small
   )
-  learned.classification = base.transfer_task(
+  tasks.classification = base.transfer_task(
     "classification", encoders=("run", "supervised"), learning_rate=5e-4, **small
   )
-  learned.probe = base.transfer_task("linear_probe", encoders=("run", "random"))
+  tasks.probe = base.transfer_task("linear_probe", encoders=("run", "random"))

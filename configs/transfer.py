@@ -1,4 +1,4 @@
-"""Whether PLAN's defaults hold at another batch and another image size.
+"""A study of PLAN's defaults at another batch and another image size.
 
 python -m launch.sweep --config=configs/transfer.py --out=runs/transfer --mode=run --parallel=2
 """
@@ -9,7 +9,7 @@ from configs import ablation
 
 
 def get_config() -> ConfigDict:
-  """As in the study: 96 px, batch 16, 1,000 steps."""
+  """The runs of configs/ablation.py: 96 px, batch 16, 1,000 steps."""
   return ablation.small()
 
 

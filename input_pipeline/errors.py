@@ -1,4 +1,4 @@
-"""The one kind of error that a user can mend."""
+"""The kind of error that a user can mend."""
 
 
 class UserError(Exception):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
-RESERVED = ("macro", "all")  # no finding's name: groups of figures are called so
+RESERVED = ("macro", "all")  # no finding's name: metrics over all findings are called so
 
 
 class UnreadableError(Exception):
@@ -14,10 +14,10 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Region:
-  """A part of the image that a phrase speaks of.
+  """A part of the image that a phrase describes.
 
   Attributes:
-    phrase: what is said of the region, e.g. "small left pleural effusion".
+    phrase: words for the region, e.g. "small left pleural effusion".
     label: the finding's name, e.g. "effusion"; evaluation groups by it.
     boxes: [N, 4] float32, (x0, y0, x1, y1) in pixels of the stored image; x1, y1 exclusive.
     mask: an 8-bit PNG of the stored image's size, non-zero inside; b"" where only boxes are known.
@@ -34,7 +34,7 @@ class Entity:
   """A stretch of a sentence that an annotator marked.
 
   Attributes:
-    sentence: number of the sentence in the study.
+    sentence: number of the sentence in the example.
     start, end: characters of the sentence, end exclusive.
     label: of the annotation, e.g. RadGraph's "OBS-DP".
   """
@@ -78,7 +78,7 @@ class Example:
 
 
 def check(example: Example) -> None:
-  """Raises ValueError, naming the field, where a study contradicts itself."""
+  """Raises ValueError, naming the field, where an example contradicts itself."""
   for name in ("image_id", "study_id", "patient_id"):
     if not getattr(example, name):
       raise ValueError(f"{name} is empty")
@@ -89,7 +89,7 @@ def check(example: Example) -> None:
   for name in (*example.labels, *(region.label for region in example.regions)):
     if name in RESERVED:
       raise ValueError(
-        f"a finding is called {name!r}, as the figures over all findings are: rename it in the"
+        f"a finding is called {name!r}, as the metrics over all findings are: rename it in the"
         " source"
       )
   for name, value in example.labels.items():

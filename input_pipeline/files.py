@@ -1,4 +1,4 @@
-"""Small files that are seen whole or not at all."""
+"""Atomic writes: a small file appears whole or not at all."""
 
 import os
 import uuid
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def temporary_path(path: Path) -> Path:
-  """A name beside a file that no other process of any host uses."""
+  """Returns a name beside a file that no other process of any host uses."""
   return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
 
 

@@ -1,27 +1,51 @@
-"""Images as arrays: decode, fit to the model's square, augment, and the way back."""
+"""Images as arrays: decoded, fitted to the model's square, augmented, and brought back."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-# The loader and the converter parallelise over images; threads inside an image only get in their way.
+from input_pipeline.example import Example
+
+# The loader and the converter parallelise over images: threads inside an image are in their way.
 cv2.setNumThreads(1)
 
 
 def decode(image: bytes) -> np.ndarray:
-  """Decodes a JPEG or PNG to uint8 [H, W] grey. Raises ValueError where it is no image."""
+  """Decodes a JPEG or PNG to grey uint8 [H, W]. Raises ValueError where it is no image."""
   pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE)
   if pixels is None:
     raise ValueError("the bytes are no readable JPEG or PNG")
   return pixels
 
 
-def fit_matrix(height: int, width: int, size_px: int) -> np.ndarray:
-  """[2, 3] affine map from image pixels to the centred, letterboxed square of `size_px`.
+def decode_example(example: Example) -> np.ndarray:
+  """Decodes the image of an example. Raises ValueError, naming it, where it is unreadable."""
+  try:
+    return decode(example.image)
+  except ValueError as error:
+    raise ValueError(f"{example.image_id}: {error}") from error
 
-  The whole image stays in view: the longer side fills the square, the rest is black. Pixel centres
-  lie at integers, as in cv2.warpAffine.
+
+def decode_batches(
+  examples: Iterable[Example], batch: int
+) -> Iterator[tuple[list[Example], list[np.ndarray]]]:
+  """Yields the examples, `batch` at a time, each list with its decoded images, uint8 [H, W].
+
+  One batch is held at a time. Raises ValueError as `decode_example` does.
+  """
+  examples = iter(examples)
+  while group := list(itertools.islice(examples, batch)):
+    yield group, [decode_example(example) for example in group]
+
+
+def fit_matrix(height: int, width: int, size_px: int) -> np.ndarray:
+  """Returns the [2, 3] affine map from image pixels to the letterboxed square of `size_px`.
+
+  The whole image stays in view, centred: the longer side fills the square, the rest is black. Pixel
+  centres lie at integers, as in cv2.warpAffine.
   """
   scale = size_px / max(height, width)
   return np.array(
@@ -47,9 +71,9 @@ def unfit(
   first_px: float | None = None,
   nearest: bool = False,
 ) -> np.ndarray:
-  """Brings a map over the square (float32 [h, w], any grid) back to image pixels, [height, width].
+  """Resamples a map over the square (float32 [h, w], any grid) to image pixels, [height, width].
 
-  Bilinear; the letterbox margin is left behind, so every image pixel gets a value and no other does.
+  Bilinear. The letterbox margin is dropped: every image pixel gets a value, and no other does.
 
   Args:
     grid: the map.
@@ -92,7 +116,7 @@ class Augment:
   intensity_fraction: float = 0.2
 
   def __call__(self, pixels: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H, W] -> float32 [size_px, size_px] in [0, 1], letterboxed and changed at random."""
+    """Changes uint8 [H, W] at random, letterboxed: float32 [size_px, size_px] in [0, 1]."""
     turn, zoom, right, down, contrast, brightness, tone = rng.uniform(-1, 1, 7)
     angle = np.deg2rad(self.rotate_degrees * turn)
     scale = 1 + self.scale_fraction * zoom

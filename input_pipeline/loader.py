@@ -1,4 +1,4 @@
-"""Shards -> training batches, through Grain.
+"""Loader of training batches, through Grain.
 
 Batch s is a function of (seed, s) alone: the same on any number of workers and hosts, so a run
 resumes from its step and needs no iterator state.
@@ -18,13 +18,13 @@ from input_pipeline.text import reports
 from input_pipeline.text.diagnostic_terms import Terms
 from input_pipeline.text.tokenizer import Tokenizer
 
-RandomMap = grain.transforms.RandomMap  # what makes an example of a study, for other tasks too
+RandomMap = grain.transforms.RandomMap  # base class of what turns an Example into arrays
 _IMAGES = 2**40  # "endless": Grain cannot count further than an index goes
 
 
 @dataclass(frozen=True)
 class Encode(RandomMap):
-  """Study -> one example of the batch.
+  """Random map from an Example to the arrays of one row of the batch.
 
   Attributes:
     tokenizer: of the run.
@@ -32,7 +32,7 @@ class Encode(RandomMap):
     image_px: side of the model's square image.
     max_tokens, max_words: L and W.
     augment: change of the image, None for none. Sentences are put in random order either way, so
-      that what finds no room differs from epoch to epoch.
+      that those left out for want of room differ from epoch to epoch.
   """
 
   tokenizer: Tokenizer
@@ -43,7 +43,7 @@ class Encode(RandomMap):
   augment: images.Augment | None
 
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """See `batches` for what an example holds."""
+    """Returns the arrays that `batches` lists, without the batch axis."""
     pixels = images.decode(example.image)
     if self.augment is None:
       image = images.fit(pixels, self.image_px)
@@ -74,24 +74,23 @@ def batches(
   start_step: int = 0,
   workers: int = 0,
   threads: int = 2,
-  process_index: int = 0,
-  process_count: int = 1,
+  process: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Endless batches from `start_step` on, shuffled anew each epoch.
+  """Yields batches from `start_step` on without end, shuffled anew each epoch.
 
   Args:
-    source: random access to studies (`__len__`, `__getitem__`), picklable if `workers`.
-    encode: study -> example.
+    source: random access to examples (`__len__`, `__getitem__`), picklable if `workers`.
+    encode: Example -> arrays of one row.
     batch_size: of all hosts together; a host gets its part, contiguous, in host order.
     seed: of shuffle and augmentation.
     start_step: number of batches to skip, at no cost.
     workers: processes that decode; 0 decodes in threads of this process.
     threads: reading ahead, in each process.
-    process_index, process_count: this host among all.
+    process: index of this host, and the number of hosts.
 
   Yields:
     image [B, H, W, 1] float32; tokens, word_index, sentence_index, position [B, L] int32;
-    word_mask, term [B, W] bool (term: a word that names something seen); report_key, study_key,
+    word_mask, term [B, W] bool (term: a word that names something visible); report_key, study_key,
     dropped_sentences [B] int32.
 
   Raises:
@@ -99,10 +98,9 @@ def batches(
   """
   if not len(source):
     raise UserError("the training split holds no record with text: nothing to train on")
+  process_index, process_count = process
   if batch_size % process_count:
-    raise UserError(
-      f"config.train.batch_size {batch_size} does not divide over {process_count} hosts"
-    )
+    raise UserError(f"batch_size {batch_size} does not divide over {process_count} hosts")
   data = (
     grain.MapDataset.source(source)
     .seed(seed)
@@ -118,7 +116,7 @@ def batches(
   if workers:
     data = data.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-      worker_init_fn=_outlive_notice,
+      worker_init_fn=_ignore_sigterm,
     )
   iterator = iter(data)
   try:
@@ -129,6 +127,6 @@ def batches(
       iterator.close()
 
 
-def _outlive_notice(*_) -> None:
-  """SIGTERM may go to all processes; the step under way still needs its batches."""
+def _ignore_sigterm(*_) -> None:
+  """Ignores SIGTERM, which may go to all processes: the step under way still needs its batches."""
   signal.signal(signal.SIGTERM, signal.SIG_IGN)

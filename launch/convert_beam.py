@@ -1,4 +1,4 @@
-"""Converts a data set with Apache Beam: the bytes of input_pipeline.conversion.convert, written by many hosts.
+"""Converts a data set with Apache Beam: the bytes of input_pipeline.conversion, by many hosts.
 
   python -m launch.convert_beam --dataset=folder --source=/nfs/raw --out=/nfs/out -- --runner=...
 
@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from input_pipeline.conversion import convert, workers
-from input_pipeline.conversion.convert import Job, Shard
+from input_pipeline.conversion import command, convert, workers
+from input_pipeline.conversion.job import Job, Shard
 
 try:
   import apache_beam as beam
@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
 
 
 class WriteShard(beam.DoFn):
-  """Calls a job with a shard; both lie in files, since a shard's images are too much for a graph."""
+  """Calls a job with a shard; both lie in files, as a shard's images are too large for a graph."""
 
   def __init__(self, job: str):
     """Args: job: path of the pickled job."""
@@ -55,8 +55,8 @@ def results(
     shards: to write, all into one folder.
     flags: Beam's own, e.g. ["--runner=DirectRunner"].
 
-  Raises whatever the runner does where a worker failed, ConvertError where a shard is missing
-  although the runner told of no failure (a job that was cancelled).
+  Raises the error of the runner where a worker failed, ConvertError where a shard is missing
+  although the runner reported no failure (a job that was cancelled).
   """
   if not shards:
     return
@@ -86,10 +86,10 @@ def results(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """The command line: prints the summary, or one error and exit status 1."""
+  """Prints the summary, or one error with exit status 1."""
   argv = list(sys.argv[1:] if argv is None else argv)
   cut = argv.index("--") if "--" in argv else len(argv)
-  options = convert.command_line("python -m launch.convert_beam", __doc__).parse_args(argv[:cut])
+  options = command.parser("python -m launch.convert_beam", __doc__).parse_args(argv[:cut])
 
   options.out = os.path.abspath(options.out)  # a worker stands elsewhere
   options.source = options.source and os.path.abspath(options.source)
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   def runner(job: Job, shards: list[Shard]) -> Iterator[tuple[Shard, list[dict[str, str]]]]:
     return results(job, shards, argv[cut + 1 :])
 
-  convert.run(**vars(options), runner=runner, progress=False)
+  command.run(**vars(options), runner=runner, progress=False)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _GKE_TPU = ("cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-to
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """The command line: exit status 1 with one line for an error."""
+  """Starts the JobSet; exit status 1 with one line for an error."""
   configure()
   argv = list(sys.argv[1:] if argv is None else argv)
   cut = argv.index("--") if "--" in argv else len(argv)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def jobset(options: argparse.Namespace, flags: Sequence[str]) -> dict:
-  """The JobSet, ready for YAML: `jobset.yaml` filled in.
+  """Fills in `jobset.yaml` and returns it, ready for YAML.
 
   Args:
     options: of the command line.
@@ -94,7 +94,7 @@ def jobset(options: argparse.Namespace, flags: Sequence[str]) -> dict:
 
 
 def _literal(word: str) -> str:
-  """The word as Kubernetes must be told it, which would replace a $(NAME)."""
+  """Escapes a word for Kubernetes, which would replace a $(NAME)."""
   return word.replace("$", "$$")
 
 
@@ -132,12 +132,12 @@ def _parser() -> argparse.ArgumentParser:
   add("--hosts", type=_positive, default=1, help="pods (default 1)")
   add("--gpus", type=_positive, help="NVIDIA GPUs of each host")
   add("--tpus", type=_positive, help="TPU chips of each host (GKE)")
-  add("--node-selector", type=_pair, action="append", default=[], metavar="KEY=VALUE",
-      help="label that the nodes must have; may be repeated")  # fmt: skip
-  add("--env", type=_pair, action="append", default=[], metavar="NAME=VALUE",
-      help="environment of the run; may be repeated")  # fmt: skip
-  add("--grace-seconds", type=_positive, default=300,
-      help="from SIGTERM to SIGKILL, to save a checkpoint (default %(default)s)")  # fmt: skip
+  pairs = {"type": _pair, "action": "append", "default": []}
+  label = "label that the nodes must have; may be repeated"
+  add("--node-selector", **pairs, metavar="KEY=VALUE", help=label)
+  add("--env", **pairs, metavar="NAME=VALUE", help="environment of the run; may be repeated")
+  grace = "from SIGTERM to SIGKILL, to save a checkpoint (default %(default)s)"
+  add("--grace-seconds", type=_positive, default=300, help=grace)
   add("--crashes", type=_count, default=3, help="restarts after a crash (default %(default)s)")
   add("--kubectl", default="", help='options of kubectl: --kubectl="--namespace=team"')
   add("--dry-run", action="store_true", help="print the YAML, execute nothing")

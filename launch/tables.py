@@ -4,40 +4,43 @@ import math
 from collections.abc import Sequence
 
 from plan_jax.metrics.bootstrap import Summary
-from plan_jax.results import rows
+from plan_jax.results import tables
 
 Column = tuple[str, str, str]  # task, group, metric
 NOTHING = Summary(math.nan, math.nan, math.nan, 0)
 
 
-def markdown(content: dict, there: Sequence[Column]) -> str:
-  """Both tables, each with what a reader must know of it; GitHub's dialect.
+def markdown(content: dict, columns: Sequence[Column]) -> str:
+  """Formats both tables, each with the notes that its reader needs; GitHub's dialect.
 
   Args:
     content: as `collect.write_tables` writes it to table.json.
-    there: the columns.
+    columns: of the tables.
   """
-  alone = content["seeds_alone"]
   heads = []
-  for task, group, metric in there:
+  for task, group, metric in columns:
     name = f"{task} {metric}" if group == "all" else f"{task} {group} {metric}"
-    heads.append(name + r" \*" * (f"{task}/{group}/{metric}" in alone))
+    heads.append(name + r" \*" * (f"{task}/{group}/{metric}" in content["seeds_alone"]))
 
-  lines = [["", "seeds", *heads]]
-  for row in content["rows"]:
-    lines.append([row["row"], str(len(row["seeds"])), *_cells(row, there)])
-  several = len({floor["data"] for floor in content["floors"]}) > 1
-  for floor in content["floors"]:
-    on = f" on {floor['data']}" if several else ""
-    lines.append([f"floor: {floor['model']}{on}", "-", *_cells(floor, there)])
-  parts = [_table(lines), " ".join(_caption(content))]
+  def table(lines: list[list], head: Sequence[str]) -> str:
+    return tables.aligned(lines, [*head, *heads], texts=1, style="pipe")
+
+  def cells(row: dict) -> list[str]:
+    return [tables.with_interval(row["values"].get(column, NOTHING)) for column in columns]
+
+  lines = [[row["row"], len(row["seeds"]), *cells(row)] for row in content["rows"]]
+  several = len({row["data"] for row in content["chance_baselines"]}) > 1
+  for row in content["chance_baselines"]:
+    data = f" on {row['data']}" if several else ""
+    lines.append([f"chance: {row['model']}{data}", "-", *cells(row)])
+  parts = [table(lines, ["", "seeds"]), " ".join(_caption(content))]
   if content["differences"]:
-    lines = [["paired difference", "against", "seeds", *heads]]
-    for row in content["differences"]:
-      lines.append([row["row"], row["against"], str(len(row["seeds"])), *_cells(row, there)])
+    lines = [
+      [row["row"], row["against"], len(row["seeds"]), *cells(row)] for row in content["differences"]
+    ]
     parts += [
-      _table(lines),
-      "Row minus reference on the same units, over the seeds that both have; intervals as above.",
+      table(lines, ["paired difference", "against", "seeds"]),
+      "Row minus reference on the same examples, over the seeds of both; intervals as above.",
     ]
   if content["left_out"]:
     parts.append(" ".join(content["left_out"]))
@@ -45,7 +48,7 @@ def markdown(content: dict, there: Sequence[Column]) -> str:
 
 
 def _caption(content: dict) -> list[str]:
-  """What a reader must know of the first table, in sentences."""
+  """Returns the notes of the first table, in sentences."""
   missing, out = content["missing"], [f"Data: {', '.join(content['data'])}."]
   out.append(
     "Means over seeds [95 % interval]: Student's t over the seeds, joined with"
@@ -53,8 +56,8 @@ def _caption(content: dict) -> list[str]:
   )
   if content["seeds_alone"]:
     out.append(r"\*: the interval is Student's t over the seeds alone; one seed has none.")
-  if content["floors"]:
-    out.append("Floors: the mean over the runs on the same data, without interval.")
+  if content["chance_baselines"]:
+    out.append("Chance baselines: the mean over the runs on the same data, without interval.")
   if content["absent"]:
     out.append(f"No run has {', '.join(content['absent'])}.")
   out.append(
@@ -62,19 +65,3 @@ def _caption(content: dict) -> list[str]:
     + (f"; missing or incomplete: {', '.join(missing)}." if missing else ".")
   )
   return out
-
-
-def _cells(row: dict, there: Sequence[Column]) -> list[str]:
-  return [_cell(row["figures"].get(column, NOTHING)) for column in there]
-
-
-def _cell(figure: Summary) -> str:
-  value = rows.number(figure.value)
-  if math.isnan(figure.low) or math.isnan(figure.high):
-    return value
-  return f"{value} [{rows.number(figure.low)}, {rows.number(figure.high)}]"
-
-
-def _table(lines: list[list[str]]) -> str:
-  rule = ["---"] + ["---:"] * (len(lines[0]) - 1)
-  return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])

@@ -1,50 +1,44 @@
-"""All evaluators over a trained run, and the page that shows what they found."""
+"""All evaluators over a trained run, and the page that shows their results."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import images, records
 from input_pipeline.example import Example
-from input_pipeline.phantom import reports
-from input_pipeline.text import diagnostic_terms as terms_list
-from plan_jax.evaluators import (
-  class_retrieval,
-  grounding,
-  grounding_compat,
-  labelled_images,
-  presence,
-  prompts,
-  reranking,
-  retrieval,
-  retrieval_compat,
-  terms,
-  zero_shot,
-)
+from input_pipeline.readers.by_name import FACTS
+from plan_jax.evaluators import grounding, labelled_images, prompts, retrieval, zero_shot
+from plan_jax.evaluators.base import Evaluator
+from plan_jax.evaluators.by_name import DEFINITIONS, configured
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints
-from plan_jax.inference.predictor import TwoTowers
-from plan_jax.results import example_scores, report
-from plan_jax.results import rows as results
-from plan_jax.runtime import logging as reporting
+from plan_jax.evaluators.embeddings import Embeddings, embed_pairs
+from plan_jax.evaluators.phrases import phrases
+from plan_jax.inference.predictor import Predictor
+from plan_jax.results import example_scores, report, rows, tables
+from plan_jax.results.example_scores import ExampleScores
+from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime import processes
-from plan_jax.runtime.logging import log
+from plan_jax.runtime.logging import curves, log
 from plan_jax.runtime.workdir import Workdir
-from plan_jax.transfer import attached
+
+# Data set, task, rows, files of per-example scores.
+Learned = Iterable[tuple[EvaluationSet, str, list[Row], list[Path]]]
 
 
 def evaluate(
-  model: TwoTowers,
+  model: Predictor,
   config: ConfigDict,
   workdir: Workdir,
   sets: Sequence[EvaluationSet],
   *,
+  learned: Learned = (),
   title: str = "",
   notes: dict[str, str] | None = None,
-) -> list[results.Row]:
+) -> list[Row]:
   """Scores the run on its evaluation sets; writes example_scores/, evaluation.json and the report.
 
   Args:
@@ -52,244 +46,149 @@ def evaluate(
     config: of the run.
     workdir: of the run.
     sets: the run's own first.
+    learned: results of tasks that are learned while they are taken from here, after the evaluation
+      of the model itself is written.
     title: of the report; by default a training's.
     notes: facts of the model for the head of the page; by default a training's.
   """
-  rows, scores, learned, views = [], {}, [], []
-  for chosen in sets:
-    log.info(f"evaluating step {model.step} on {chosen.data}")
-    found, units_of = _score(model, config, chosen)
-    rows += found
-    scores |= {(chosen, task): some for task, some in units_of.items()}
-    views += image_views(model, chosen, config.evaluation.report_images)
+  evaluators = configured(config)
+  results, scores, files, views = [], {}, [], []
+  for dataset in sets:
+    log.info(f"evaluating step {model.step} on {dataset.data}")
+    set_rows, by_task = _score(model, evaluators, dataset, config)
+    results += set_rows
+    scores |= {(dataset, task): each for task, each in by_task.items()}
+    views += image_views(model, dataset, config.evaluation.report_images)
   if model.note:
     log.info(model.note)
-  log.info(results.table(rows))
+  log.info(tables.table(results))
 
   def write(complete: bool) -> None:
     shutil.rmtree(workdir.example_scores, ignore_errors=True)  # those of an earlier evaluation
-    for (chosen, task), some in scores.items():
-      example_scores.write(workdir.example_scores_of(task, chosen.attached_name), some)
-    for chosen, task, file in learned:
-      path = workdir.example_scores_of(task, chosen.attached_name).with_suffix(file.suffix)
+    for (dataset, task), each in scores.items():
+      example_scores.write(workdir.example_scores_of(task, dataset.attached_name), each)
+    for dataset, task, file in files:
+      path = workdir.example_scores_of(task, dataset.attached_name).with_suffix(file.suffix)
       path.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(file, path)
-    results.write(
-      workdir.evaluation, results.Evaluation(model.step, rows, fingerprints(sets), complete)
-    )
+    evaluation = rows.Evaluation(model.step, results, fingerprints(sets), complete)
+    rows.write(workdir.evaluation, evaluation)
     report.write_report(
       workdir.report,
       title=title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
-      rows=rows,
-      curves=reporting.curves(workdir.metrics),
+      rows=results,
+      curves=curves(workdir.metrics),
       images=views,
-      notes=_notes(model, config, sets, notes),
+      notes=_notes(config, sets, _run_notes(model, config) if notes is None else notes),
+      protocols=DEFINITIONS,
     )
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
 
   if config.evaluation.get("transfer"):
     processes.on_primary(lambda: write(False))  # what comes now may take hours, and be stopped
-  for chosen, task, found, files in attached.learn(config, workdir, model, sets):
-    rows += found
-    learned += [(chosen, task, file) for file in files]
-  # Who leaves before is thought lost after a while, and all are ended.
+  for dataset, task, task_rows, task_files in learned:
+    results += task_rows
+    files += [(dataset, task, file) for file in task_files]
+  # A process that leaves before is thought lost after a while, and all are ended.
   processes.on_primary(lambda: write(True))
-  log.info(f"\n{results.headline(rows)}\n\nreport: {workdir.report}")
-  return rows
+  log.info(f"\n{tables.headline(results)}\n\nreport: {workdir.report}")
+  return results
 
 
 def _score(
-  model: TwoTowers, config: ConfigDict, chosen: EvaluationSet
-) -> tuple[list[results.Row], dict[str, example_scores.ExampleScores]]:
-  """Rows of all tasks that the set allows, and the scores of their units."""
-  common = {"data": chosen.data, "resamples": config.evaluation.resamples, "seed": config.seed}
-  rows, scores = [], {}
-  if chosen.has("regions"):
-    prior = grounding.box_prior([])
-    if chosen.has("regions", "train"):
-      prior = grounding.box_prior(chosen.examples("regions", "mean box of training", split="train"))
-    grounded = grounding.score_grounding(
-      model, chosen.examples("regions", "grounding"), prior, seed=config.seed
-    )
-    rows += grounding.grounding_rows(grounded, **common)
-    scores["grounding"] = grounded[results.RUN]
-    by_phrase = grounding.score_grounding(
-      model,
-      chosen.examples("regions", "grounding by phrase"),
-      prior,
-      of="phrase",
-      with_floors=False,
-    )
-    by_phrase |= {model: some for model, some in grounded.items() if model != results.RUN}
-    rows += grounding.grounding_rows(by_phrase, task="grounding-by-phrase", **common)
-    scores["grounding-by-phrase"] = by_phrase[results.RUN]
-    if config.evaluation.compatibility:
-      compat = grounding_compat.score_compat(model, chosen.examples("regions", "compatibility"))
-      rows += grounding_compat.compat_rows(compat, **common)
-  if chosen.has("text"):
-    pairs = retrieval.embed(model, chosen.examples("text", "retrieval"))
-    galleries = retrieval.score_retrieval(pairs)
-    rows += retrieval.retrieval_rows(galleries, **common)
-    if galleries:
-      scores["retrieval"] = galleries["all"].example_scores
-    if config.evaluation.compatibility:
-      rows += retrieval_compat.compat_rows(pairs, **common)
-    classes = class_retrieval.score_classes(pairs)
-    rows += class_retrieval.class_rows(classes, **common)
-    if classes:
-      scores["class-retrieval"] = classes[0]
-    again = reranking.scorer(
-      model, pairs, lambda: reranking.features(model, chosen.examples("text", "re-ranking")),
-      top=config.evaluation.rerank_top,
-    )  # fmt: skip
-    if again:
-      reranked = reranking.score_reranked(again, pairs)
-      names = {"task": "reranked-retrieval", "protocol": reranking.PROTOCOL}
-      rows += retrieval.retrieval_rows({"all": reranked}, **names, **common)
-      scores["reranked-retrieval"] = reranked.example_scores
-    if again and classes:
-      reranked = class_retrieval.score_classes(pairs, again, block=reranking.BLOCK)
-      names = {"task": "reranked-class-retrieval", "protocol": reranking.CLASS_PROTOCOL}
-      rows += class_retrieval.class_rows(reranked, **names, **common)
-      scores["reranked-class-retrieval"] = reranked[0]
-  lit = presence.score_presence(model, chosen.examples(what="presence"))
-  if lit:
-    rows += presence.presence_rows(lit, **common)
-    scores["presence"] = lit
-  for found in _zero_shot(model, config, chosen):
-    rows += zero_shot.zero_shot_rows(found, compatibility=config.evaluation.compatibility, **common)
-    if found.example_scores:
-      scores[f"zero-shot-{found.prompts.name}"] = found.example_scores
-    if found.classes:
-      scores[f"zero-shot-classes-{found.prompts.name}"] = found.classes.units()
-  kinds = _word_kinds(chosen)
-  if kinds and not model.has_significance:
-    log.info("terms are left out: this model gives its words no weight")
-  elif kinds:
-    words = terms.score_terms(
-      model,
-      (s for s in chosen.examples("text", "terms") if s.entities or chosen.dataset == "phantom"),
-      kinds,
-      terms_list.load(config.text.terms).named,
-    )
-    rows += terms.terms_rows(words, **common)
-    if words:
-      scores["terms"] = words
-  if not rows:
-    log.info(f"{chosen.data} has nothing to score: no regions, no texts, no finding of both kinds")
-  return rows, scores
+  model: Predictor, evaluators: Sequence[Evaluator], dataset: EvaluationSet, config: ConfigDict
+) -> tuple[list[Row], dict[str, ExampleScores]]:
+  """Applies the evaluators to a data set: all rows, and the per-example scores by task."""
+  common = {"data": dataset.data, "resamples": config.evaluation.resamples, "seed": config.seed}
+  embeddings = Embeddings(model, dataset)
+  results, by_task = [], {}
+  for evaluator in evaluators:
+    if evaluator.applies(dataset):
+      scores = evaluator.score(model, dataset, embeddings)
+      results += evaluator.rows(scores, **common)
+      by_task |= evaluator.example_scores(scores)
+  if not results:
+    log.info(f"{dataset.data} has nothing to score: no regions, no texts, no finding of both kinds")
+  return results, by_task
 
 
-def _zero_shot(
-  model: TwoTowers, config: ConfigDict, chosen: EvaluationSet
-) -> Iterator[zero_shot.Scores]:
-  """Scores of every set of prompts; images are embedded once, thresholds are of validation images."""
-  asked = prompts.load(config.evaluation.prompts)
-  images = (
-    labelled_images.embed(model, chosen.examples(what="zero-shot"), "zero-shot") if asked else None
-  )
-  if images is None:
-    return
-  validation = None
-  if chosen.split != "validation" and records.splits(chosen.folder).get("validation"):
-    what = "zero-shot, validation split"
-    validation = labelled_images.embed(model, chosen.examples(what=what, split="validation"), what)
-  again = None
-  if config.evaluation.compatibility:
-    again = partial(chosen.examples, what="zero-shot, local similarity")
-  for some in asked:
-    yield zero_shot.score_zero_shot(model, images, some, validation, again=again)
-
-
-def _word_kinds(chosen: EvaluationSet) -> Callable[[Example, int], list[str]] | None:
-  """What tells the kind of every word; None where nothing does."""
-  if chosen.dataset == "phantom":
-    return lambda example, number: reports.word_kinds(example.sentences[number])
-  count = sum(1 for example in chosen.examples("text", "entities") if example.entities)
-  if chosen.has("text"):
-    total = len(records.RecordSource(chosen.folder, chosen.split, where="text"))
-    log.info(f"terms: {total - count} of {total} reports have no entities and are left out")
-  return terms.entity_kinds if count else None
-
-
-def validation_scalars(model: TwoTowers, folder, config: ConfigDict) -> dict[str, float]:
-  """`results.FOLLOWED` on the first images of the validation split, by name, for the curves.
+def validation_scalars(model: Predictor, folder: Path, config: ConfigDict) -> dict[str, float]:
+  """Computes `rows.FOLLOWED` on the first images of the validation split, by name, for the curves.
 
   No bootstrap: the last table has the intervals.
   """
   if "validation" not in records.splits(folder):
     return {}
-  chosen = EvaluationSet(config.data.dataset, config.data.dataset, folder, "validation", True)
+  dataset = EvaluationSet(config.data.dataset, config.data.dataset, folder, "validation", True)
   count = config.evaluation.during_images
   common = {"data": "validation", "resamples": 0, "seed": config.seed}
-  rows = grounding.evaluate_grounding(
-    model, islice(chosen.examples("regions"), count), grounding.box_prior([]), **common
-  )
-  rows += retrieval.evaluate_retrieval(model, islice(chosen.examples("text"), count), **common)
-  asked = prompts.load(config.evaluation.prompts)
-  untold = {"tell": lambda _: None}  # it would be the same each time
-  images = (
-    labelled_images.embed(model, islice(chosen.examples(), count), "", **untold) if asked else None
-  )
-  for some in asked if images else ():
-    found = zero_shot.score_zero_shot(model, images, some, **untold)
-    rows += zero_shot.zero_shot_rows(found, **common)
+  scores = grounding.score_grounding(model, islice(dataset.examples("regions"), count), None)
+  results = grounding.grounding_rows(scores, **common)
+  pairs = embed_pairs(model, islice(dataset.examples("text"), count))
+  results += retrieval.retrieval_rows(retrieval.score_retrieval(pairs), **common)
+  quiet = {"tell": lambda _: None}  # it would be the same each time
+  sets = prompts.load(config.evaluation.prompts)
+  labelled = sets and labelled_images.embed(model, islice(dataset.examples(), count), "", **quiet)
+  for prompt_set in sets if labelled else ():
+    by_prompts = zero_shot.score_zero_shot(model, labelled, prompt_set, **quiet)
+    results += zero_shot.zero_shot_rows(by_prompts, **common)
   return {
-    results.scalar_name(row.task, row.metric): row.value
-    for row in rows
-    if row.model == results.RUN and (row.task, row.group, row.metric) in results.FOLLOWED
+    rows.scalar_name(row.task, row.metric): row.value
+    for row in results
+    if row.model == RUN and (row.task, row.group, row.metric) in rows.FOLLOWED
   }
 
 
-def image_views(model: TwoTowers, chosen: EvaluationSet, count: int) -> list[report.ImageView]:
-  """Images with regions spread over the set (else any with text), looked at by the model."""
-  where = "regions" if chosen.has("regions") else "text"
-  source = records.RecordSource(chosen.folder, chosen.split, where=where)
+def image_views(model: Predictor, dataset: EvaluationSet, count: int) -> list[report.ImageView]:
+  """Views images with regions (else any with text), spread over the set, as the model does."""
+  where = "regions" if dataset.has("regions") else "text"
+  source = records.RecordSource(dataset.folder, dataset.split, where=where)
   numbers = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
   return [_view(model, source[int(i)]) for i in numbers]
 
 
-def _view(model: TwoTowers, example: Example) -> report.ImageView:
+def _view(model: Predictor, example: Example) -> report.ImageView:
   image = images.decode(example.image)
-  phrases = grounding.units(example)
+  truth = phrases(example)
   words = []
   if example.sentences:
     # One sentence at a time, so that each knows its words.
-    looks = model.look([image] * len(example.sentences), [(s,) for s in example.sentences])
+    copies = [image] * len(example.sentences)
     words = [
-      [report.Word(word, say, model.on_image(region, image.shape)) for word, say, region in look]
-      for look in looks
+      [
+        report.Word(word, weight, model.on_image(region, image.shape))
+        for word, weight, region in sentence
+      ]
+      for sentence in model.attend(copies, [(sentence,) for sentence in example.sentences])
     ]
-  maps = model.ground([image] * len(phrases), [unit.phrase for unit in phrases]) if phrases else []
+  maps = model.ground([image] * len(truth), [phrase.text for phrase in truth]) if truth else []
   return report.ImageView(
     image=image,
     image_id=example.image_id,
     sentences=words,
     phrases=[
-      report.Phrase(unit.phrase, unit.label, unit.mask, np.nan_to_num(heat))  # NaN: not looked at
-      for unit, heat in zip(phrases, maps, strict=True)
+      report.Phrase(phrase.text, phrase.label, phrase.mask, np.nan_to_num(heatmap))  # NaN: cropped
+      for phrase, heatmap in zip(truth, maps, strict=True)
     ],
   )
 
 
 def _notes(
-  model: TwoTowers,
-  config: ConfigDict,
-  sets: Sequence[EvaluationSet],
-  of_model: dict[str, str] | None,
+  config: ConfigDict, sets: Sequence[EvaluationSet], model_notes: dict[str, str]
 ) -> dict[str, str]:
-  """Facts for the head of the page."""
+  """Collects facts for the head of the page."""
+  prints = fingerprints(sets).items()
   notes = {
-    "data": ", ".join(f"{data} (records {mark})" for data, mark in fingerprints(sets).items()),
-    **(_of_run(model, config) if of_model is None else of_model),
+    "data": ", ".join(f"{data} (records {fingerprint})" for data, fingerprint in prints),
+    **model_notes,
     "seed": str(config.seed),
   }
-  if config.data.dataset == "phantom":
-    notes["note"] = "synthetic images and reports: these figures say nothing about patients"
+  if FACTS[config.data.dataset].synthetic:
+    notes["note"] = "synthetic images and reports: these metrics say nothing about patients"
   return notes
 
 
-def _of_run(model: TwoTowers, config: ConfigDict) -> dict[str, str]:
+def _run_notes(model: Predictor, config: ConfigDict) -> dict[str, str]:
   image = config.model.image
   name = f"ResNet-{image.depth} x {image.width:g}"
   if image.name == "vit":

@@ -9,19 +9,20 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from input_pipeline.text import diagnostic_terms
 from plan_jax import config as config_lib
-from plan_jax.baselines import baseline
-from plan_jax.evaluate import evaluate
-from plan_jax.evaluators import datasets, prompts
+from plan_jax.baselines import load as baselines
+from plan_jax.evaluate import evaluate, validation_scalars
+from plan_jax.evaluators import datasets
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints, make_records
-from plan_jax.inference.load import load
-from plan_jax.models.weights import load as pretrained
-from plan_jax.results import rows as results
+from plan_jax.inference.load import load, of_state
+from plan_jax.inference.predictor import Predictor
+from plan_jax.results import rows, tables
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
-from plan_jax.train import train
+from plan_jax.train import Validate, train
+from plan_jax.training.pretrained import load_encoders, tokenizer_folder
+from plan_jax.transfer import attached
 
 
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
@@ -34,61 +35,76 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   if "baseline" in config:
     _run_baseline(config, workdir, mode)
     return
-  config = config_lib.localised(config)
   config_lib.check(config)
   config_lib.check_devices(config)
   if mode != "evaluate" and not workdir.begun():
     # Before hours of conversion; where a run goes on, the files may be gone.
-    pretrained.tokenizer_folder(config)
-    pretrained.load_encoders(config.model)
-  folder = _claimed(config, workdir, new=mode != "evaluate")
+    tokenizer_folder(config)
+    load_encoders(config.model)
+  folder = _claim(config, workdir, new=mode != "evaluate")
   if mode == "evaluate":
-    evaluate(load(workdir, config), config, workdir, _sets(config, workdir, folder))
+    _evaluate_run(load(workdir, config), config, workdir, _make_sets(config, workdir, folder))
     return
   if mode == "all":
-    sets = _sets(config, workdir, folder)
-  train(config, workdir, folder)
+    sets = _make_sets(config, workdir, folder)
+  train(config, workdir, folder, _validation(config, folder))
   if mode == "train":
     return
   model = load(workdir, config)
-  rows = _evaluated(workdir, model.step, sets)
-  processes.assert_equal(
-    f"the evaluation in {workdir.path}", "none" if rows is None else "complete"
-  )
-  if rows is None:
-    evaluate(model, config, workdir, sets)
+  evaluated = _read_rows(workdir, model.step, sets)
+  status = "none" if evaluated is None else "complete"
+  processes.assert_equal(f"the evaluation in {workdir.path}", status)
+  if evaluated is None:
+    _evaluate_run(model, config, workdir, sets)
     return
   log.info("evaluation is complete too (--mode=evaluate does it again)\n")
-  log.info(f"{results.headline(rows)}\n\nreport: {workdir.report}")
+  log.info(f"{tables.headline(evaluated)}\n\nreport: {workdir.report}")
+
+
+def _evaluate_run(
+  model: Predictor, config: ConfigDict, workdir: Workdir, sets: list[EvaluationSet]
+) -> None:
+  """Evaluates a run, and then what is learned on its encoder."""
+  evaluate(model, config, workdir, sets, learned=attached.learn(config, workdir, model, sets))
 
 
 def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   """Evaluates another project's model, as `config.baseline` names it."""
   if mode == "train":
     raise UserError("--mode=train: a baseline is not trained, only evaluated (--mode=evaluate)")
-  config = _without_own(config)
-  config_lib.check_sets(config)
-  prompts.load(config.evaluation.prompts)
-  diagnostic_terms.load(config.text.terms)
+  config = _without_own_set(config)
+  config_lib.check_baseline(config)
   # Before hours of conversion.
-  loaded = baseline.load(config)
-  model = baseline.on_devices(loaded, config)
+  model, provenance = baselines.load(config)
   workdir.refuse_other_baseline(config)
-  folder = _claimed(config, workdir, new=True)
-  note = json.dumps(loaded.provenance, indent=2)
+  folder = _claim(config, workdir, new=True)
+  note = json.dumps(provenance, indent=2)
   processes.assert_equal("the weights of the baseline", note)
   processes.on_primary(lambda: replace_text(workdir.weights, f"{note}\n"))
-  sets = _sets(config, workdir, folder)
-  what = loaded.kind.title
-  notes = {"model": f"{what}, grid {model.grid[0]} x {model.grid[1]}"}
-  notes |= {
-    key: f"{one['source']} ({one['sha256'][:12]})" for key, one in loaded.provenance.items()
-  }
-  evaluate(model, config, workdir, sets, title=f"{config.data.dataset}: {what}", notes=notes)
+  sets = _make_sets(config, workdir, folder)
+  title = model.spec.title
+  notes = {"model": f"{title}, grid {model.grid[0]} x {model.grid[1]}"}
+  notes |= {name: f"{file['source']} ({file['sha256'][:12]})" for name, file in provenance.items()}
+  evaluate(model, config, workdir, sets, title=f"{config.data.dataset}: {title}", notes=notes)
 
 
-def _without_own(config: ConfigDict) -> ConfigDict:
-  """Without the sets that wait for a source, and are called as the data is: here it may be any."""
+def _validation(config: ConfigDict, folder: Path) -> Validate:
+  """Makes the function that scores a state of training on validation images."""
+  model = None
+
+  def validate(parts, tokenizer, state) -> dict[str, float]:
+    nonlocal model
+    if model is None:
+      model = of_state(parts, state, tokenizer)
+    else:
+      model.take(state)
+    return validation_scalars(model, folder, config)
+
+  return validate
+
+
+def _without_own_set(config: ConfigDict) -> ConfigDict:
+  """Drops an evaluation set that waits for a source and has the name of the data, which is any."""
   config = ConfigDict(config.to_dict())
   own = config.evaluation.sets.get(config.data.dataset)
   if own is not None and not datasets.is_given(own):
@@ -96,25 +112,26 @@ def _without_own(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def _sets(config: ConfigDict, workdir: Workdir, folder) -> list[EvaluationSet]:
-  """What the run is evaluated on; all processes see the same."""
+def _make_sets(config: ConfigDict, workdir: Workdir, folder: Path) -> list[EvaluationSet]:
+  """The sets that the run is evaluated on; all processes see the same."""
   processes.on_primary(lambda: datasets.make_attached(config, workdir))
   sets = [datasets.own(config, folder), *datasets.attached(config, workdir)]
   processes.assert_equal("the evaluation sets", json.dumps(fingerprints(sets)))
   return sets
 
 
-def _evaluated(workdir: Workdir, step: int, sets: list[EvaluationSet]) -> list[results.Row] | None:
-  """What a whole evaluation of this step on these sets found."""
+def _read_rows(workdir: Workdir, step: int, sets: list[EvaluationSet]) -> list[rows.Row] | None:
+  """The rows of a whole evaluation of this step on these sets, None if there is none."""
   if not (workdir.evaluation.exists() and workdir.report.exists()):
     return None
-  found = results.read(workdir.evaluation)
+  evaluation = rows.read(workdir.evaluation)
   wanted = (step, fingerprints(sets), True)
-  return found.rows if (found.step, found.data, found.complete) == wanted else None
+  is_this = (evaluation.step, evaluation.data, evaluation.complete) == wanted
+  return evaluation.rows if is_this else None
 
 
-def _claimed(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:
-  """Claims workdir and records for the run; all processes then see the same. The record folder."""
+def _claim(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:
+  """Claims workdir and records for the run, for all processes; gives the folder of the records."""
   folder = Path(config.data.records or workdir.records)
 
   def claim():

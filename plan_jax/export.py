@@ -1,12 +1,17 @@
-"""A trained run as a folder to hand on, and back: python -m plan_jax.export --workdir=W --out=O.
+"""A run as a folder to share, in the form of a Hugging Face repository.
 
-The folder has the form of a Hugging Face repository:
+  python -m plan_jax.export --workdir=runs/a --out=exported
 
   model.safetensors    every parameter and running statistic, float32, "image_encoder.stem.kernel"
   config.json          the run's config, the step, and the inputs of the function
   tokenizer.json, ...  the vocabulary
   grounding.jax        phrase grounding as a function of weights and batch (jax.export)
-  README.md            the model card: data, figures with their protocols, limits
+  README.md            the model card: data, metrics with their protocols, limits
+
+In Python:
+
+  model = export.load("exported")  # the Predictor, as inference.load.load("runs/a") gives it
+  serve = export.serving("exported")  # batch -> {"map", "peak"}
 """
 
 import argparse
@@ -15,6 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,9 +34,11 @@ from safetensors import numpy as safetensors
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from input_pipeline.text.tokenizer import Tokenizer
-from plan_jax.alignment.methods import Alignment
-from plan_jax.inference import load as grounder
-from plan_jax.models.two_towers import Plan, build
+from plan_jax.inference.load import load as load_run
+from plan_jax.inference.load import of_state
+from plan_jax.inference.predictor import Predictor, ground_pair
+from plan_jax.inference.run_spec import run_spec
+from plan_jax.models.two_towers import build
 from plan_jax.models.weights.files import WeightsError, read
 from plan_jax.results import model_card
 from plan_jax.runtime.logging import log
@@ -47,24 +55,24 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
 
   Args:
     workdir: of a run that has a checkpoint.
-    out: folder to be made.
+    out: new folder.
     step: of the checkpoint; by default as config.checkpoint.evaluate says.
 
-  Raises UserError where `out` is taken, or the run has no such checkpoint.
+  Raises:
+    UserError: `out` exists, or the run has no such checkpoint.
   """
   out = Path(out)
   if out.exists():
     raise UserError(f"--out={out} exists: name a new folder, or delete it")
-  model = grounder.load(workdir, step=step)
-  config = ConfigDict(workdir.read_config())
-  tokenizer = Tokenizer(workdir.tokenizer)
-  weights = _flat(jax.device_get(model.variables))
+  model = load_run(workdir, step=step)
+  config = workdir.load_config()
   inputs = _inputs(config)
-  exported = _export(build(config.model, tokenizer.vocabulary_size), model, config, weights, inputs)
+  exported = _export(model, config, Tokenizer(workdir.tokenizer), inputs)
   temporary = out.with_name(out.name + ".tmp")
   shutil.rmtree(temporary, ignore_errors=True)
   shutil.copytree(workdir.tokenizer, temporary)
-  (temporary / _TENSORS).write_bytes(safetensors.save(weights))
+  tensors = safetensors.save(_flat(jax.device_get(model.variables)))
+  (temporary / _TENSORS).write_bytes(tensors)
   (temporary / _FUNCTION).write_bytes(exported.serialize())
   about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
   replace_text(temporary / _CONFIG, json.dumps(about, indent=2) + "\n")
@@ -73,10 +81,11 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
   return out
 
 
-def load(folder: str | Path) -> grounder.Grounder:
-  """The model of an exported folder, as grounder.load gives that of a run: the same bits.
+def load(folder: str | Path) -> Predictor:
+  """Loads the model of an exported folder, bit by bit that of the run.
 
-  Raises WeightsError, naming the file, where the folder is not whole.
+  Raises:
+    WeightsError: the folder is not whole; the message names the file.
   """
   folder = Path(folder)
   about = _about(folder)
@@ -97,30 +106,32 @@ def load(folder: str | Path) -> grounder.Grounder:
   if wrong:
     raise WeightsError(f"{folder / _TENSORS} does not fit its {_CONFIG}: {'; '.join(wrong)}")
 
-  def tree(like):
-    flat = {path: tensors[".".join(path)] for path in flatten_dict(like)}
-    return unflatten_dict(flat)
+  def placed(part: str):
+    paths = flatten_dict(getattr(wanted, part))
+    tree = unflatten_dict({path: tensors[".".join(path)] for path in paths})
+    return jax.device_put(tree, getattr(parts.shardings, part))
 
   state = TrainState(
     step=np.int32(about["step"]),
-    params=jax.device_put(tree(wanted.params), parts.shardings.params),
-    batch_stats=jax.device_put(tree(wanted.batch_stats), parts.shardings.batch_stats),
+    params=placed("params"),
+    batch_stats=placed("batch_stats"),
     opt_state=(),
     ema=None,
   )
-  return grounder.of_state(parts, state, tokenizer)
+  return of_state(parts, state, tokenizer)
 
 
 def serving(folder: str | Path) -> Callable[[dict], dict]:
-  """The exported function with its weights: {"map", "peak"} of a batch.
+  """Loads the exported function with its weights: batch -> {"map", "peak"}.
 
-  It wants the arrays that config.json names under "inputs", any number of pairs b: "image" is the
-  image letterboxed to the square, in [0, 1]; the others are of Tokenizer.encode. It gives "map"
-  [b, rows, columns], maximum 1, and "peak" [b], as Grounder.ground_on_grid and peaks do, of
-  float32 arrays; products are as exact as the device's default. The file needs only jax to run; see
+  The batch has the arrays that config.json names under "inputs", for any number of pairs b: "image"
+  is letterboxed to the square, in [0, 1]; the others are of Tokenizer.encode. "map" [b, rows,
+  columns], maximum 1, and "peak" [b] are those of Predictor.ground_on_grid and peaks, float32;
+  products are as exact as the device's default. The file needs only jax to run, see
   docs/weights.md.
 
-  Raises WeightsError where the folder is not whole.
+  Raises:
+    WeightsError: the folder is not whole.
   """
   folder = Path(folder)
   _about(folder)
@@ -137,7 +148,7 @@ def _about(folder: Path) -> dict:
 
 
 def _flat(variables: dict) -> dict:
-  """{"image_encoder.stem.kernel": leaf}; parameters and statistics never share a name."""
+  """Names the leaves "image_encoder.stem.kernel"; parameters and statistics share no name."""
   return {
     ".".join(path): leaf for tree in variables.values() for path, leaf in flatten_dict(tree).items()
   }
@@ -145,39 +156,38 @@ def _flat(variables: dict) -> dict:
 
 def _inputs(config: ConfigDict) -> dict[str, dict]:
   """Shape and dtype of each input; "b" stands for any number of pairs."""
-  side, length, words = (
-    config.model.image_px, config.evaluation.max_tokens, config.evaluation.max_words
-  )  # fmt: skip
-  tokens = {"shape": ["b", length], "dtype": "int32"}
+  side, evaluation = config.model.image_px, config.evaluation
+  tokens = {"shape": ["b", evaluation.max_tokens], "dtype": "int32"}
   names = ("tokens", "word_index", "sentence_index", "position")
   return {
     "image": {"shape": ["b", side, side, 1], "dtype": "float32"},
     **{name: tokens for name in names},
-    "word_mask": {"shape": ["b", words], "dtype": "bool"},
+    "word_mask": {"shape": ["b", evaluation.max_words], "dtype": "bool"},
   }
 
 
 def _export(
-  plan: Plan, model: grounder.Grounder, config: ConfigDict, weights: dict, inputs: dict
+  model: Predictor, config: ConfigDict, tokenizer: Tokenizer, inputs: dict
 ) -> jax_export.Exported:
   # Half precision would tie it to the devices that have it.
-  plan = plan.clone(dtype=jnp.float32)
-  stage, alignment = model.stage, Alignment(**config.alignment.to_dict() | {"dtype": "float32"})
-  paths = {
-    part: [".".join(path) for path in flatten_dict(tree)] for part, tree in model.variables.items()
-  }
+  config = ConfigDict(config.to_dict())
+  config.alignment.dtype = "float32"
+  network = build(config.model, tokenizer.vocabulary_size).clone(dtype=jnp.float32)
+  spec = run_spec(network, tokenizer, config)
+  ground_pairs = jax.vmap(partial(ground_pair, spec.attend), (0, 0, None))
+  weights = _flat(model.variables)
+  names = {part: list(_flat({part: tree})) for part, tree in model.variables.items()}
 
   def ground(weights: dict, batch: dict) -> dict:
     variables = {
-      part: unflatten_dict({name: weights[name] for name in names}, sep=".")
-      for part, names in paths.items()
+      part: unflatten_dict({name: weights[name] for name in names[part]}, sep=".") for part in names
     }
-    image = plan.apply(variables, batch["image"], method=plan.embed_images)
-    text = plan.apply(variables, batch, method=plan.embed_texts)
-    maps, similar = jax.vmap(lambda i, t: grounder.ground_pair(i, t, stage, alignment))(image, text)
+    image = spec.embed_images(variables, batch["image"])
+    text = spec.embed_texts(variables, batch)
+    maps, similarity = ground_pairs(image, text, model.stage)
     top = maps.max(-1, keepdims=True)
     maps = maps / jnp.where(top > 0, top, 1)
-    return {"map": maps.reshape(maps.shape[0], *model.grid), "peak": similar.max(-1)}
+    return {"map": maps.reshape(maps.shape[0], *spec.grid), "peak": similarity.max(-1)}
 
   (b,) = jax_export.symbolic_shape("b")
   batch = {
@@ -189,11 +199,11 @@ def _export(
 
 
 def main() -> None:
-  """The command line: exit status 1 with one line for an error."""
+  """Runs the command line; an error is one line, with exit status 1."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--workdir", required=True, help="folder of the run")
-  parser.add_argument("--out", required=True, help="folder to be made")
-  parser.add_argument("--step", type=int, help="of a checkpoint; by default the run's own choice")
+  parser.add_argument("--out", required=True, help="new folder")
+  parser.add_argument("--step", type=int, help="by default as config.checkpoint.evaluate")
   options = parser.parse_args()
   try:
     log.info(f"exported to {write(Workdir(options.workdir), options.out, step=options.step)}")

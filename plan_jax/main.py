@@ -1,4 +1,4 @@
-"""python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom."""
+"""The command: python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom."""
 
 import os
 import signal
@@ -13,36 +13,39 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 _MODE = flags.DEFINE_enum(
-  "mode", "all", ["all", "train", "evaluate"], "What to do; all: train, then evaluate."
+  "mode", "all", ["all", "train", "evaluate"], "The work to do; all: train, then evaluate."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "One of several processes; TPU pods, Slurm and Open MPI tell which."
+  "distributed",
+  False,
+  "This is one of several processes; all there is to say on TPU pods, Slurm, Open MPI.",
 )
-_PLACE = (
+_PROCESS = (
   flags.DEFINE_string("coordinator_address", None, "Elsewhere: HOST:PORT of process 0."),
-  flags.DEFINE_integer("num_processes", None, "Elsewhere: how many they are."),
-  flags.DEFINE_integer("process_id", None, "Elsewhere: which of them this is, from 0."),
+  flags.DEFINE_integer("num_processes", None, "Elsewhere: the number of processes."),
+  flags.DEFINE_integer("process_id", None, "Elsewhere: the number of this process, from 0."),
 )
-_CRASHED = 134  # as of a process that aborts
+_CRASHED = 134  # the exit code of a process that aborts
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses the flags; what they get wrong is one line, not a traceback."""
+  """Parses the flags; an error in them is one line, not a traceback."""
   flags.mark_flags_as_required(["config", "workdir"])
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    told = error.args[0] if isinstance(error, KeyError) else error
-    sys.exit(f"error: in the flags: {' '.join(str(told).split())} (configs/base.py has all keys)")
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    sys.exit(f"error: in the flags: {' '.join(text.split())} (configs/base.py has all keys)")
 
 
 def main(argv: list[str]) -> None:
-  """Flags, compile cache, one call."""
+  """Runs the experiment of the flags, with a compile cache; errors of the user are one line."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}: flags begin with --")
   # Here, not above: converter and loader processes import this file, and need none of it.
   import jax
 
+  from configs.local import localised
   from input_pipeline.errors import UserError
   from plan_jax.experiment import run
   from plan_jax.runtime import logging as run_logging
@@ -57,11 +60,12 @@ def main(argv: list[str]) -> None:
   signal.signal(signal.SIGTERM, preemption.interrupt)
   try:
     if _DISTRIBUTED.value:
-      processes.start(*(flag.value for flag in _PLACE))
+      processes.start(*(flag.value for flag in _PROCESS))
       preemption.take_over()
-    elif wrong := [flag.name for flag in _PLACE if flag.value is not None]:
+    elif wrong := [flag.name for flag in _PROCESS if flag.value is not None]:
       raise UserError(f"--{wrong[0]} is for several processes: give --distributed too")
-    run(_CONFIG.value, Workdir(_WORKDIR.value), _MODE.value)
+    overrides = config_flags.get_override_values(flags.FLAGS[_CONFIG.name])
+    run(localised(_CONFIG.value, overrides), Workdir(_WORKDIR.value), _MODE.value)
   except UserError as error:
     processes.exit(1, f"error: {error}")
   except preemption.Preempted:
@@ -73,11 +77,11 @@ def main(argv: list[str]) -> None:
   except Exception:
     if not jax.distributed.is_initialized():
       raise
-    # A neighbour may be lost, which is no error of this process: as if it had aborted.
+    # Another process may be lost, which is no error of this one: it ends as if it had aborted.
     processes.exit(_CRASHED, traceback.format_exc())
 
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it laments the absence of torch
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns that there is no torch
 
 if __name__ == "__main__":
   if "GLIBC_TUNABLES" not in os.environ:

@@ -5,10 +5,15 @@ import signal
 import tempfile
 
 import jax
+import jaxtyping
 from absl import flags
 
 from plan_jax.runtime import logging
 
+# Types and shapes of arguments are checked while tests run.
+jaxtyping.install_import_hook(
+  ("plan_jax.alignment", "plan_jax.inference", "plan_jax.models"), "typechecker.check"
+)
 # Many devices, which only CPUs can pretend to be; `make test-gpu` compares a GPU with them.
 jax.config.update("jax_platforms", "cuda,cpu" if os.environ.get("TEST_GPU") else "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -1,4 +1,4 @@
-"""The alignment's formulas in float64 NumPy: loops, region embeddings formed, nothing clever."""
+"""Formulas of the alignment in float64 NumPy: loops, region embeddings formed, nothing clever."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def minmax_region(s, tau, gamma):
 
 
 def entmax15_region(s, tau, gamma):
-  """By bisection on the threshold, not by sorting."""
+  """Finds the threshold by bisection, not by sorting."""
   x = s / tau / 2
   low, high = x.max() - 1, x.max()
   for _ in range(100):
@@ -45,8 +45,8 @@ def topk_region(s, tau, gamma):
 def box_region(s, tau, gamma):
   side = round(len(s) ** 0.5)
   a = softmax_region(s, tau, gamma)
-  lit = [(p // side, p % side) for p in range(len(s)) if a[p] >= a.max() / 2]
-  rows, columns = [r for r, _ in lit], [c for _, c in lit]
+  foreground = [(p // side, p % side) for p in range(len(s)) if a[p] >= a.max() / 2]
+  rows, columns = [r for r, _ in foreground], [c for _, c in foreground]
   box = np.zeros((side, side))
   box[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = 1
   return (box / box.sum()).ravel()
@@ -63,37 +63,37 @@ REGIONS = {
 
 
 def evidence(pixels, word, rounds):
-  """One image [P, D] and one word [D] -> (weights, evidence) of each round."""
-  query, found = word, []
+  """Computes (weights, evidence) of each round, for one image [P, D] and one word [D]."""
+  query, by_round = word, []
   for tau, gamma in zip(rounds.tau, rounds.gamma, strict=True):
     s = pixels @ query
     a = REGIONS[rounds.sparsifier](s, tau, gamma)
     region = a @ pixels
     region = region / np.linalg.norm(region)
-    found.append((a, float(query @ region if rounds.evidence == "cosine" else a @ s)))
+    by_round.append((a, float(query @ region if rounds.evidence == "cosine" else a @ s)))
     query = (1 - rounds.eta) * word + rounds.eta * region
     query = query / np.linalg.norm(query)
-  return found
+  return by_round
 
 
 def scores(pixels, words, significance, rounds, beta):
-  """[I, P, D], [J, W, D], [J, W] -> [K, I, J]."""
+  """Computes [K, I, J] from [I, P, D], [J, W, D] and [J, W]."""
   out = np.zeros((len(rounds.tau), len(pixels), len(words)))
   for i, image in enumerate(pixels):
     for j, report in enumerate(words):
-      named = [w for w in range(len(report)) if significance[j, w] > 0]
-      if not named:
+      weighted = [w for w in range(len(report)) if significance[j, w] > 0]
+      if not weighted:
         continue
-      r = significance[j, named]
-      found = [evidence(image, report[w], rounds) for w in named]
+      r = significance[j, weighted]
+      by_word = [evidence(image, report[w], rounds) for w in weighted]
       for k in range(len(rounds.tau)):
-        e = np.array([f[k][1] for f in found])
+        e = np.array([word[k][1] for word in by_word])
         out[k, i, j] = np.log((r * np.exp(beta * e)).sum() / r.sum()) / beta
   return out
 
 
 def info_nce(logits, positives, valid):
-  """Row and column by row and column, no masks of infinity."""
+  """Sums row by row and column by column, without masks of infinity."""
   loss, rows = 0.0, [i for i in range(len(logits)) if valid[i]]
   for i in rows:
     for values in (logits[i], logits[:, i]):
@@ -104,7 +104,7 @@ def info_nce(logits, positives, valid):
 
 
 def word_info_nce(logits, positives, valid, weight):
-  """Word by word: its own image against the others."""
+  """Contrasts, word by word, its own image with the others."""
   loss = total = 0.0
   rows = [i for i in range(len(valid)) if valid[i]]
   for j in rows:
@@ -117,7 +117,7 @@ def word_info_nce(logits, positives, valid, weight):
 
 
 def gloria_scores(pixels, words, mask):
-  """GLoRIA, as published: [I, P, D], [J, W, D], [J, W] -> [I, J]."""
+  """Computes GLoRIA's scores as published: [I, P, D], [J, W, D], [J, W] -> [I, J]."""
   out = np.zeros((len(pixels), len(words)))
   for i, v in enumerate(pixels):
     for j, report in enumerate(words):
@@ -133,12 +133,12 @@ def gloria_scores(pixels, words, mask):
   return out
 
 
-def _unit(x):
+def l2_normalize(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _within(c, t, weight, scale):
-  """Words against regions of one report, both ways, halved."""
+  """Contrasts words with regions of one report, both ways, halved."""
   s = scale * c @ t.T
   rows = np.log(np.exp(s).sum(1)) - np.diagonal(s)
   columns = np.log(np.exp(s).sum(0)) - np.diagonal(s)
@@ -146,23 +146,23 @@ def _within(c, t, weight, scale):
 
 
 def sparc_loss(pixels, words, mask, scale):
-  """SPARC's fine-grained loss (Bica et al. 2024), report by report."""
+  """Computes SPARC's fine-grained loss (Bica et al. 2024), report by report."""
   losses = []
   for v, report, m in zip(pixels, words, mask, strict=True):
     if m.any():
       t = report[m]
       a = np.stack([minmax_region(row, 1, 0) for row in t @ v.T])
-      losses.append(_within(_unit(a @ v), _unit(t), 1 / len(t), scale))
+      losses.append(_within(l2_normalize(a @ v), l2_normalize(t), 1 / len(t), scale))
   return np.mean(losses)
 
 
 def mgca_loss(pixels, words, mask, attention):
-  """The word side of MGCA's token alignment (Wang et al. 2022), report by report."""
+  """Computes the word side of MGCA's token alignment (Wang et al. 2022), report by report."""
   losses = []
   for v, report, m, w in zip(pixels, words, mask, attention, strict=True):
     if m.any():
-      v, t, w = _unit(v), _unit(report[m]), w[m]
+      v, t, w = l2_normalize(v), l2_normalize(report[m]), w[m]
       w = np.clip(w, *np.quantile(w, [0.1, 0.9]))
       a = np.stack([softmax_region(row, 0.1, 0) for row in t @ v.T])
-      losses.append(_within(_unit(a @ v), t, w / w.sum(), 1 / 0.1))
+      losses.append(_within(l2_normalize(a @ v), t, w / w.sum(), 1 / 0.1))
   return np.mean(losses)

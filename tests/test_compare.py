@@ -10,9 +10,8 @@ from input_pipeline.errors import UserError
 from plan_jax import compare
 from plan_jax.evaluators import detection, terms
 from plan_jax.metrics import auc
-from plan_jax.results import boxes as detected
-from plan_jax.results import example_scores
-from plan_jax.results import rows as results
+from plan_jax.metrics.detection import METRICS, Image, detection_metrics
+from plan_jax.results import boxes, example_scores, rows
 from plan_jax.results.example_scores import SCORED, ExampleScores, example_id
 from plan_jax.results.rows import Evaluation, Row
 from plan_jax.runtime.workdir import Workdir
@@ -21,16 +20,16 @@ PATIENTS = [f"p{i // 2}" for i in range(60)]
 
 
 def run(path, scores, data=None, protocol="v1"):
-  """A workdir with these units: name ("task" or "set/task") -> ExampleScores."""
+  """A workdir with these scores: name ("task" or "set/task") -> ExampleScores."""
   workdir = Workdir(path)
   data = data or {"own/test": "1", "more/test": "2"}
-  rows = []
-  for name, some in scores.items():
+  results = []
+  for name, scores_of_task in scores.items():
     attached, _, task = name.rpartition("/")
-    row = Row(task, protocol, f"{attached or 'own'}/test", "all", "x", "run", 0.5, 0, 1, 3)
-    rows.append(row)
-    example_scores.write(workdir.example_scores_of(task, attached), some)
-  results.write(workdir.evaluation, Evaluation(1, rows, data))
+    data_of_task = f"{attached or 'own'}/test"
+    results.append(Row(task, protocol, data_of_task, "all", "x", "run", 0.5, 0, 1, 3))
+    example_scores.write(workdir.example_scores_of(task, attached), scores_of_task)
+  rows.write(workdir.evaluation, Evaluation(1, results, data))
   return path
 
 
@@ -49,40 +48,42 @@ def ranked(scores):
   return ExampleScores(ids, ["f"] * 60, PATIENTS, SCORED, values)
 
 
-def by_name(found):
-  return {(d.name, d.group, d.metric): d for d in found}
+def by_name(compared):
+  return {(d.name, d.group, d.metric): d for d in compared}
 
 
 def test_a_constant_gain_is_real_and_pairing_shows_it(tmp_path):
   a = run(tmp_path / "a", {"grounding": means(0.0)})
   b = run(tmp_path / "b", {"grounding": means(0.1, noise=0.01)})
-  found = by_name(compare.compare(a, b)[0])
-  assert set(found) == {("grounding", g, "score") for g in ("macro", "a", "b")}
-  one = found["grounding", "macro", "score"]
-  assert one.verdict == "better" and 0.09 < one.change.low < one.change.high < 0.11
-  assert one.b - one.a == pytest.approx(one.change.value)
+  differences = by_name(compare.compare(a, b)[0])
+  assert set(differences) == {("grounding", g, "score") for g in ("macro", "a", "b")}
+  difference = differences["grounding", "macro", "score"]
+  assert (
+    difference.verdict == "better" and 0.09 < difference.change.low < difference.change.high < 0.11
+  )
+  assert difference.b - difference.a == pytest.approx(difference.change.value)
   back = by_name(compare.compare(b, a)[0])["grounding", "macro", "score"]
-  assert back.verdict == "worse" and back.change.value == -one.change.value
+  assert back.verdict == "worse" and back.change.value == -difference.change.value
 
 
 def test_noise_is_not_real(tmp_path):
   a = run(tmp_path / "a", {"grounding": means(0.0, noise=1.0, seed=1)})
   b = run(tmp_path / "b", {"grounding": means(0.0, noise=1.0, seed=2)})
-  one = by_name(compare.compare(a, b)[0])["grounding", "macro", "score"]
-  assert one.verdict == "" and one.change.low < 0 < one.change.high
+  difference = by_name(compare.compare(a, b)[0])["grounding", "macro", "score"]
+  assert difference.verdict == "" and difference.change.low < 0 < difference.change.high
 
 
-def test_units_that_one_side_lacks_do_not_count(tmp_path):
+def test_examples_that_one_side_lacks_do_not_count(tmp_path):
   first, second = means(0.0), means(1.0)
   first.values[::2] = np.nan
   second.values[:30] = np.nan
   a, b = run(tmp_path / "a", {"g": first}), run(tmp_path / "b", {"g": second})
-  found = by_name(compare.compare(a, b)[0])["g", "b", "score"]
-  assert found.change.n == 15 and found.change.value == pytest.approx(1.0)
-  assert found.b - found.a == pytest.approx(1.0)
+  difference = by_name(compare.compare(a, b)[0])["g", "b", "score"]
+  assert difference.change.n == 15 and difference.change.value == pytest.approx(1.0)
+  assert difference.b - difference.a == pytest.approx(1.0)
 
 
-def test_ranked_units_are_compared_by_area(tmp_path):
+def test_ranked_examples_are_compared_by_area(tmp_path):
   rng = np.random.default_rng(0)
   noise, positive = rng.normal(size=60), np.arange(60) % 3 == 0
   weak, strong = noise + 0.3 * positive, noise + 3.0 * positive
@@ -90,29 +91,31 @@ def test_ranked_units_are_compared_by_area(tmp_path):
     run(tmp_path / "a", {"presence": ranked(weak)}),
     run(tmp_path / "b", {"presence": ranked(strong)}),
   )
-  one = by_name(compare.compare(a, b)[0])["presence", "f", "AUC"]
+  difference = by_name(compare.compare(a, b)[0])["presence", "f", "AUC"]
   areas = [auc.auc(s, positive, np.ones((1, 60)))[0] for s in (weak, strong)]
-  np.testing.assert_allclose([one.a, one.b, one.change.value], [*areas, areas[1] - areas[0]])
-  assert one.verdict == "better"
+  np.testing.assert_allclose(
+    [difference.a, difference.b, difference.change.value], [*areas, areas[1] - areas[0]]
+  )
+  assert difference.verdict == "better"
   # The draws of both are the same: the bootstrap, done by hand.
   drawn = []
   from plan_jax.metrics import bootstrap
 
-  for weights in bootstrap.unit_weights(PATIENTS, resamples=1000, seed=0):
+  for weights in bootstrap.example_weights(PATIENTS, resamples=1000, seed=0):
     drawn.append(auc.auc(strong, positive, weights) - auc.auc(weak, positive, weights))
   np.testing.assert_allclose(
-    (one.change.low, one.change.high), bootstrap.interval(np.concatenate(drawn))
+    (difference.change.low, difference.change.high), bootstrap.interval(np.concatenate(drawn))
   )
 
 
 def with_thresholds(path, metric, values):
-  found = results.read(Workdir(path).evaluation)
-  rows = [replace(found.rows[0], group=g, metric=metric, value=v) for g, v in values.items()]
-  results.write(Workdir(path).evaluation, replace(found, rows=[*found.rows, *rows]))
+  result = rows.read(Workdir(path).evaluation)
+  more = [replace(result.rows[0], group=g, metric=metric, value=v) for g, v in values.items()]
+  rows.write(Workdir(path).evaluation, replace(result, rows=[*result.rows, *more]))
   return path
 
 
-def test_figures_at_a_threshold_take_each_run_at_its_own(tmp_path):
+def test_metrics_at_a_threshold_take_each_run_at_its_own(tmp_path):
   rng, positive = np.random.default_rng(1), np.arange(60) % 3 == 0
   scores = [rng.normal(size=60) + 0.3 * positive, 5 + rng.normal(size=60) + 3.0 * positive]
   a, b = (run(tmp_path / n, {"z": ranked(s)}) for n, s in zip("ab", scores, strict=True))
@@ -121,21 +124,21 @@ def test_figures_at_a_threshold_take_each_run_at_its_own(tmp_path):
   metrics = {d.metric for d in compare.compare(a, b)[0]}
   assert metrics == {"AUC", "average precision"}
   with_thresholds(b, "threshold", {"f": 6.0})
-  found = by_name(compare.compare(a, b)[0])
+  differences = by_name(compare.compare(a, b)[0])
   for metric, measure in {
     "F1": sklearn.metrics.f1_score,
     "accuracy": sklearn.metrics.accuracy_score,
     "MCC": sklearn.metrics.matthews_corrcoef,
   }.items():
-    one = found["z", "f", metric]
-    np.testing.assert_allclose(one.a, measure(positive, scores[0] >= 0.4))
-    np.testing.assert_allclose(one.b, measure(positive, scores[1] >= 6.0))
-    np.testing.assert_allclose(one.change.value, one.b - one.a)
-    assert one.change.low <= one.change.value <= one.change.high
-  one = found["z", "macro", "average precision"]
+    difference = differences["z", "f", metric]
+    np.testing.assert_allclose(difference.a, measure(positive, scores[0] >= 0.4))
+    np.testing.assert_allclose(difference.b, measure(positive, scores[1] >= 6.0))
+    np.testing.assert_allclose(difference.change.value, difference.b - difference.a)
+    assert difference.change.low <= difference.change.value <= difference.change.high
+  difference = differences["z", "macro", "average precision"]
   expected = [sklearn.metrics.average_precision_score(positive, s) for s in scores]
-  np.testing.assert_allclose([one.a, one.b], expected)
-  assert one.verdict == "better"
+  np.testing.assert_allclose([difference.a, difference.b], expected)
+  assert difference.verdict == "better"
 
 
 def test_a_threshold_of_a_half_counts_too(tmp_path):
@@ -143,39 +146,39 @@ def test_a_threshold_of_a_half_counts_too(tmp_path):
   a, b = (run(tmp_path / n, {"z": ranked(s)}) for n, s in (("a", positive * 0.4), ("b", positive)))
   for path in (a, b):
     with_thresholds(path, "F1 at .5", {"f": 0.1, "macro": 0.1})
-  one = by_name(compare.compare(a, b)[0])["z", "f", "sensitivity"]
-  assert (one.a, one.b, one.verdict) == (0.0, 1.0, "better")
+  difference = by_name(compare.compare(a, b)[0])["z", "f", "sensitivity"]
+  assert (difference.a, difference.b, difference.verdict) == (0.0, 1.0, "better")
 
 
 def test_ranks_are_compared_by_their_medians_and_less_is_better(tmp_path):
   names = ("R@1 image-to-text", "rank image-to-text")
   a = run(tmp_path / "a", {"retrieval": means(50.0, ("all",), names)})
   b = run(tmp_path / "b", {"retrieval": means(20.0, ("all",), names)})
-  found = by_name(compare.compare(a, b)[0])
-  assert set(found) == {
+  differences = by_name(compare.compare(a, b)[0])
+  assert set(differences) == {
     ("retrieval", "all", "R@1 image-to-text"),
     ("retrieval", "all", "median rank image-to-text"),
   }
-  one = found["retrieval", "all", "median rank image-to-text"]
-  assert one.verdict == "better" and one.change.value == pytest.approx(-30)
+  difference = differences["retrieval", "all", "median rank image-to-text"]
+  assert difference.verdict == "better" and difference.change.value == pytest.approx(-30)
 
 
-def test_what_cannot_be_compared_is_said(tmp_path):
+def test_what_cannot_be_compared_is_left_out_with_its_reason(tmp_path):
   a = {"g": means(0.0), "more/g": means(0.0), "only": means(0.0), "h": means(0.0)}
   b = {"g": means(0.1), "more/g": means(0.1), "h": means(0.1, names=("other",))}
   first = run(tmp_path / "a", a)
-  found, left_out = compare.compare(
+  result, left_out = compare.compare(
     first, run(tmp_path / "b", b, data={"own/test": "1", "more/test": "other"})
   )
-  assert {d.name for d in found} == {"g"}
+  assert {d.name for d in result} == {"g"}
   assert [text.split(":")[0] for text in left_out] == ["only", "h", "more/g"]
   assert "more/test (2) and more/test (other)" in left_out[2]
-  text = compare.table(found, left_out)
+  text = compare.table(result, left_out)
   assert "3 of 3 differences are real" in text and "left out: only: only" in text
   fewer = ExampleScores(
     *(x[:58] for x in (means(0).ids, means(0).groups, PATIENTS)), ("score",), np.ones((58, 1))
   )
-  with pytest.raises(UserError, match=r"other units \(60 and 58\)"):
+  with pytest.raises(UserError, match=r"other examples \(60 and 58\)"):
     compare.compare(first, run(tmp_path / "c", {"g": fewer}))
   with pytest.raises(UserError, match="other rules"):
     compare.compare(first, run(tmp_path / "d", {"g": means(0.0)}, protocol="v2"))
@@ -183,9 +186,9 @@ def test_what_cannot_be_compared_is_said(tmp_path):
 
 def test_protocols_of_others_on_one_side_do_not_matter(tmp_path):
   a, b = (run(tmp_path / name, {"g": means(0.0)}) for name in "ab")
-  found = results.read(Workdir(b).evaluation)
-  more = replace(found.rows[0], protocol="compat-other")
-  results.write(Workdir(b).evaluation, replace(found, rows=[*found.rows, more]))
+  result = rows.read(Workdir(b).evaluation)
+  more = replace(result.rows[0], protocol="compat-other")
+  rows.write(Workdir(b).evaluation, replace(result, rows=[*result.rows, more]))
   assert len(compare.compare(a, b)[0]) == 3
 
 
@@ -203,8 +206,8 @@ def test_command_line(tmp_path):
 
 
 def detector(path, images, findings):
-  run(path, {"detection": detection.detection_units(images, findings)})
-  detected.write(path / "example_scores" / "detection.npz", images, findings)
+  run(path, {"detection": detection.detection_scores(images, findings)})
+  boxes.write(path / "example_scores" / "detection.npz", images, findings)
   return path
 
 
@@ -214,32 +217,32 @@ def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
   rng = np.random.default_rng(0)
   for i in range(40):
     truth = np.array([[5, 5, 20, 20], [30, 30, 44, 50]], float)[: 1 + i % 2]
-    boxes, scores = truth + rng.integers(-2, 3, truth.shape), rng.random(len(truth))
+    predicted, scores = truth + rng.integers(-2, 3, truth.shape), rng.random(len(truth))
     labels = np.arange(len(truth))
     place = (f"image{i}", f"p{i // 2}", 60, 80, truth, labels)
-    images.append(detection.Image(*place, boxes, scores, labels))
-    worse.append(detection.Image(*place, boxes + 6, scores, labels))
+    images.append(Image(*place, predicted, scores, labels))
+    worse.append(Image(*place, predicted + 6, scores, labels))
   a, b = detector(tmp_path / "a", worse, findings), detector(tmp_path / "b", images, findings)
-  found = by_name(compare.compare(a, b, resamples=100)[0])
+  differences = by_name(compare.compare(a, b, resamples=100)[0])
   ones = np.ones((1, 40))
-  sides = [detection.figures(some, 2, ones)[0] for some in (worse, images)]
-  for m, metric in enumerate(detection.METRICS):
-    one = found["detection", "macro", metric]
-    assert (one.a, one.b) == tuple(pytest.approx(side[:, m].mean()) for side in sides)
-    assert found["detection", "tube", metric].change.value == pytest.approx(
+  sides = [detection_metrics(some, 2, ones)[0] for some in (worse, images)]
+  for m, metric in enumerate(METRICS):
+    difference = differences["detection", "macro", metric]
+    assert (difference.a, difference.b) == tuple(pytest.approx(side[:, m].mean()) for side in sides)
+    assert differences["detection", "tube", metric].change.value == pytest.approx(
       sides[1][1, m] - sides[0][1, m]
     )
-  assert found["detection", "macro", "mAP .4-.75"].verdict == "better"
+  assert differences["detection", "macro", "mAP .4-.75"].verdict == "better"
   same = compare.compare(b, b, resamples=20)[0]
   assert not any(d.verdict for d in same) and {d.change.value for d in same} == {0}
-  kept, names = detected.read(b / "example_scores" / "detection.npz")
+  kept, names = boxes.read(b / "example_scores" / "detection.npz")
   assert names == list(findings) and len(kept) == 40
   np.testing.assert_array_equal(kept[3].boxes, images[3].boxes.astype(np.float32))
   assert (kept[1].image_id, kept[1].patient_id, kept[1].height) == ("image1", "p0", 60)
   # One that learned a further finding, of which no image has a box.
   more = detector(tmp_path / "more", images, ("mass", "tube", "zebra"))
-  for one, other in ((a, more), (more, a)):
-    known = by_name(compare.compare(one, other, resamples=10)[0])
+  for first, second in ((a, more), (more, a)):
+    known = by_name(compare.compare(first, second, resamples=10)[0])
     assert {group for _, group, _ in known} == {"macro", "mass", "tube"}
     assert known["detection", "macro", "AP50"].patients == 20
   (b / "example_scores" / "detection.npz").write_bytes(b"damaged")
@@ -257,11 +260,13 @@ def test_words_are_compared_by_what_their_significance_tells_apart(tmp_path):
     values = np.stack([rng.normal(size=60) + gain * high, high], axis=1)
     sides.append(values[:, 0])
     run(tmp_path / name, {"terms": ExampleScores(ids, kinds, PATIENTS, terms.METRICS, values)})
-  found = by_name(compare.compare(tmp_path / "a", tmp_path / "b", resamples=100)[0])
-  assert {metric for _, _, metric in found} == set(terms.CONTRASTS)
-  one = found["terms", "all", "AUC finding against rest"]
-  assert [one.a, one.b] == pytest.approx([sklearn.metrics.roc_auc_score(high, s) for s in sides])
-  assert one.verdict == "better"
+  differences = by_name(compare.compare(tmp_path / "a", tmp_path / "b", resamples=100)[0])
+  assert {metric for _, _, metric in differences} == set(terms.CONTRASTS)
+  difference = differences["terms", "all", "AUC finding against rest"]
+  assert [difference.a, difference.b] == pytest.approx(
+    [sklearn.metrics.roc_auc_score(high, s) for s in sides]
+  )
+  assert difference.verdict == "better"
 
 
 def test_few_patients_get_no_verdict(tmp_path):
@@ -271,6 +276,6 @@ def test_few_patients_get_no_verdict(tmp_path):
     run(tmp_path / f"{name}-few", {"grounding": replace(some, patients=few)})
     for name, some in (("a", first), ("b", second))
   )
-  found, left_out = compare.compare(a, b, resamples=50)
-  assert found[0].change.low > 0 and not any(d.verdict for d in found)
-  assert "fewer than 20 patients" in compare.table(found, left_out)
+  result, left_out = compare.compare(a, b, resamples=50)
+  assert result[0].change.low > 0 and not any(d.verdict for d in result)
+  assert "fewer than 20 patients" in compare.table(result, left_out)

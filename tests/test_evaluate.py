@@ -13,12 +13,15 @@ from input_pipeline import records
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.phantom import radiograph
-from input_pipeline.text import tokenizer as tokens
+from input_pipeline.text import tokenizer
 from plan_jax import config as config_lib
 from plan_jax import evaluate
-from plan_jax.evaluators import datasets, grounding
-from plan_jax.inference import load as grounder
-from plan_jax.results import example_scores
+from plan_jax.evaluators import datasets
+from plan_jax.evaluators.by_name import configured
+from plan_jax.evaluators.embeddings import Embeddings
+from plan_jax.inference.load import load, of_state
+from plan_jax.metrics import localization
+from plan_jax.results import example_scores, tables
 from plan_jax.results import rows as results
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training.assembly import assemble
@@ -31,22 +34,27 @@ def run(tmp_path_factory):
   config, workdir = tiny(), Workdir(tmp_path_factory.mktemp("run"))
   convert.convert("phantom", workdir.records, image_px=64, **config.data.options)
   texts = [" ".join(radiograph.example(1, i, 64).sentences) for i in range(20)]
-  tokenizer = tokens.train(texts, workdir.tokenizer, vocabulary_size=200)
-  parts = assemble(config, tokenizer)
+  trained = tokenizer.train(texts, workdir.tokenizer, vocabulary_size=200)
+  parts = assemble(config, trained)
   state = jax.device_get(parts.initial_state())
-  model = grounder.of_state(parts, state.replace(step=config.train.steps), tokenizer)
+  model = of_state(parts, state.replace(step=config.train.steps), trained)
   workdir.example_scores.mkdir()
   (workdir.example_scores / "old.csv").write_text("of an earlier evaluation")
   sets = [datasets.own(config, workdir.records)]
   return config, model, workdir, evaluate.evaluate(model, config, workdir, sets)
 
 
-def test_every_task_has_rows_beside_its_floors(run):
+def test_every_task_has_rows_beside_its_chance_baselines(run):
   _, _, workdir, rows = run
   assert {row.task for row in rows} == {
-    "grounding", "grounding-by-phrase", "retrieval", "reranked-retrieval", "presence",
-    "zero-shot-ours", "terms",
-  }  # fmt: skip
+    "grounding",
+    "grounding-by-phrase",
+    "retrieval",
+    "reranked-retrieval",
+    "presence",
+    "zero-shot-ours",
+    "terms",
+  }
   assert {row.data for row in rows} == {"phantom/test"}
   written = results.read(workdir.evaluation)
   assert written.step == 6 and repr(written.rows) == repr(rows)
@@ -55,7 +63,7 @@ def test_every_task_has_rows_beside_its_floors(run):
   assert cells["presence", "macro", "AUC", "chance"].value == 0.5
   assert 0 <= cells["presence", "macro", "AUC", "run"].value <= 1
   assert cells["terms", "all", "AUC finding against rest", "run"].n > 100
-  lines = results.headline(rows).splitlines()
+  lines = tables.headline(rows).splitlines()
   # Eight images hold too few classes for P@5.
   assert len(lines) == len(results.HEADLINES) - 1 == 8
   assert "presence-v1" in lines[5] and "zero-shot-v1" in lines[6]
@@ -65,56 +73,69 @@ def test_every_task_has_rows_beside_its_floors(run):
     assert text in page
 
 
-def test_what_needs_more_images_and_the_published_ways(tmp_path):
+def test_protocols_that_need_more_images_or_are_published(tmp_path):
   """Classes, thresholds of validation images, and every protocol of others."""
-  config = untrained(tmp_path, **{
-    "data.options.validation_images": 40, "data.options.test_images": 80,
-    "evaluation.compatibility": True, "evaluation.prompts": ("ours", "gloria"),
-  })  # fmt: skip
+  config = untrained(
+    tmp_path,
+    **{
+      "data.options.validation_images": 40,
+      "data.options.test_images": 80,
+      "evaluation.compatibility": True,
+      "evaluation.prompts": ("ours", "gloria"),
+    },
+  )
   workdir = Workdir(tmp_path / "a")
   sets = [datasets.own(config, tmp_path / "records")]
-  rows = evaluate.evaluate(grounder.load(workdir), config, workdir, sets)
-  found = {(row.task, row.protocol.partition(",")[0]) for row in rows}
-  assert found >= {
+  rows = evaluate.evaluate(load(workdir), config, workdir, sets)
+  scores = {(row.task, row.protocol.partition(",")[0]) for row in rows}
+  assert scores >= {
     ("class-retrieval", "class-retrieval-v1"),
     ("reranked-class-retrieval", "reranked-class-retrieval-v1"),
     ("retrieval", "compat-instance"),
-    ("zero-shot-ours", "zero-shot-v1"), ("zero-shot-ours", "compat-test-threshold"),
+    ("zero-shot-ours", "zero-shot-v1"),
+    ("zero-shot-ours", "compat-test-threshold"),
     ("zero-shot-classes-ours", "zero-shot-classes-v1"),
     ("zero-shot-classes-gloria", "compat-gloria"),
-  }  # fmt: skip
-  assert {protocol for task, protocol in found if task == "grounding"} == {
-    "grounding-v1", "compat-vios-s", "compat-aep", "compat-mgvla", "compat-g2g", "compat-radzero",
-  }  # fmt: skip
+  }
+  assert {protocol for task, protocol in scores if task == "grounding"} == {
+    "grounding-v1",
+    "compat-vios-s",
+    "compat-aep",
+    "compat-mgvla",
+    "compat-g2g",
+    "compat-radzero",
+  }
   files = {file.stem for file in workdir.example_scores.glob("*.csv")}
   assert files >= {"class-retrieval", "reranked-class-retrieval", "zero-shot-classes-ours"}
   cells = {(row.task, row.group, row.metric, row.model): row for row in rows}
   assert cells["zero-shot-ours", "macro", "F1", "run"].n > 80
-  middle = next(row for row in rows if row.protocol == "compat-instance" and "median" in row.metric)
-  assert middle.low <= middle.value <= middle.high
+  median = next(row for row in rows if row.protocol == "compat-instance" and "median" in row.metric)
+  assert median.low <= median.value <= median.high
 
 
-def test_units_are_what_the_rows_average(run):
+def test_rows_average_the_example_scores(run):
   _, _, workdir, rows = run
   cells = {(row.task, row.group, row.metric): row for row in rows if row.model == "run"}
-  found = example_scores.read(workdir.example_scores / "grounding.csv")
-  assert found.metrics == grounding.METRICS
-  for name in set(found.groups):
-    some = found.values[np.array(found.groups) == name]
-    for m, metric in enumerate(found.metrics):
+  scores = example_scores.read(workdir.example_scores / "grounding.csv")
+  assert scores.metrics == localization.METRICS
+  for name in set(scores.groups):
+    values = scores.values[np.array(scores.groups) == name]
+    for m, metric in enumerate(scores.metrics):
       row = cells["grounding", name, metric]
-      assert row.n == np.isfinite(some[:, m]).sum()
-      assert row.value == pytest.approx(np.nanmean(some[:, m]) if row.n else math.nan, nan_ok=True)
-  found = example_scores.read(workdir.example_scores / "retrieval.csv")
-  assert set(found.groups) == {"all"} and len(found.ids) == 8
-  assert all(name.endswith("\t") for name in found.ids)
-  for m, metric in enumerate(found.metrics):
+      assert row.n == np.isfinite(values[:, m]).sum()
+      assert row.value == pytest.approx(
+        np.nanmean(values[:, m]) if row.n else math.nan, nan_ok=True
+      )
+  scores = example_scores.read(workdir.example_scores / "retrieval.csv")
+  assert set(scores.groups) == {"all"} and len(scores.ids) == 8
+  assert all(name.endswith("\t") for name in scores.ids)
+  for m, metric in enumerate(scores.metrics):
     if metric.startswith("rank"):
       row = cells["retrieval", "all", f"median {metric}"]
-      assert row.value == np.median(found.values[:, m])
+      assert row.value == np.median(scores.values[:, m])
     else:
-      assert cells["retrieval", "all", metric].value == pytest.approx(found.values[:, m].mean())
-  assert len(found.metrics) == 8
+      assert cells["retrieval", "all", metric].value == pytest.approx(scores.values[:, m].mean())
+  assert len(scores.metrics) == 8
 
 
 def test_evaluating_again_writes_the_same(run):
@@ -151,12 +172,12 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
   assert len(example_scores.read(workdir.example_scores_of("retrieval", "small")).ids) == 12
   assert (workdir.path / "records_small" / "dataset_info.json").exists()
   # Without regions in a training split there is no mean box.
-  floors = {row.model for row in rows if (row.data, row.task) == ("small/test", "grounding")}
-  assert floors == {"run", "random", "centre"}
+  models = {row.model for row in rows if (row.data, row.task) == ("small/test", "grounding")}
+  assert models == {"run", "random", "centre"}
 
 
-def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, monkeypatch):
-  config, model, there, before = run
+def test_learned_tasks_stand_beside_the_rest(run, tmp_path):
+  config, model, done, before = run
   config = copy.deepcopy(config).unlock()
   config.evaluation.transfer.boxes = base.transfer_task("detection")
   workdir = Workdir(tmp_path / "run")
@@ -165,16 +186,14 @@ def test_what_was_learned_on_the_encoder_stands_beside_the_rest(run, tmp_path, m
     file.write_text(file.suffix)
   row = dataclasses.replace(before[0], task="boxes-0.1")
 
-  def learned(*arguments):
-    assert arguments[:3] == (config, workdir, model)
+  def learned(dataset):
     # What comes before is safe already.
     kept = results.read(workdir.evaluation)
     assert not kept.complete and len(kept.rows) == len(before)
-    yield arguments[3][0], "boxes-0.1", [row], files
+    yield dataset, "boxes-0.1", [row], files
 
-  monkeypatch.setattr(evaluate.attached, "learn", learned)
-  sets = [datasets.own(config, there.records)]
-  rows = evaluate.evaluate(model, config, workdir, sets)
+  sets = [datasets.own(config, done.records)]
+  rows = evaluate.evaluate(model, config, workdir, sets, learned=learned(sets[0]))
   assert results.read(workdir.evaluation).complete
   assert rows[-1] is row and repr(results.read(workdir.evaluation).rows[-1]) == repr(row)
   for suffix in (".csv", ".npz"):
@@ -215,42 +234,53 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
   ]
 
 
+def zero_shot(model, config, workdir):
+  """Scores by every set of prompts."""
+  dataset = datasets.own(config, workdir.records)
+  evaluator = configured(config)[-2]
+  return evaluator.score(model, dataset, Embeddings(model, dataset))
+
+
 def test_every_set_of_prompts_has_scores_of_its_own(run):
   config, model, workdir, rows = run
   config = copy.deepcopy(config)
   config.unlock()
   config.evaluation.prompts = ("chexzero", "gloria")
-  found = list(evaluate._zero_shot(model, config, datasets.own(config, workdir.records)))
-  assert [each.prompts.name for each in found] == ["chexzero", "gloria"]
+  scores = zero_shot(model, config, workdir)
+  assert [each.prompts.name for each in scores] == ["chexzero", "gloria"]
   # The five classes of GLoRIA, of which "effusion" is one, and only those.
   five = {"atelectasis", "cardiomegaly", "consolidation", "edema", "effusion"}
   assert (
-    set(found[1].example_scores.groups) <= five < {"nodule", *found[0].example_scores.groups, *five}
+    set(scores[1].example_scores.groups)
+    <= five
+    < {"nodule", *scores[0].example_scores.groups, *five}
   )
-  (row,) = (r for r in rows if (r.task, r.group, r.metric, r.model) == (
-    "zero-shot-ours", "macro", "AUC", "run"))  # fmt: skip
-  assert set(found[0].example_scores.groups) == set(
+  (row,) = (
+    r
+    for r in rows
+    if (r.task, r.group, r.metric, r.model) == ("zero-shot-ours", "macro", "AUC", "run")
+  )
+  assert set(scores[0].example_scores.groups) == set(
     example_scores.read(workdir.example_scores_of("zero-shot-ours")).groups
   )
-  assert row.n == len(found[0].example_scores.ids)
+  assert row.n == len(scores[0].example_scores.ids)
   # Validation images chose the thresholds; a set that is the validation split has .5.
-  assert all(each.thresholds is not None for each in found)
+  assert all(each.thresholds is not None for each in scores)
   config.evaluation.split = "validation"
-  own = datasets.own(config, workdir.records)
-  assert all(each.thresholds is None for each in evaluate._zero_shot(model, config, own))
+  assert all(each.thresholds is None for each in zero_shot(model, config, workdir))
   config.evaluation.prompts = ()
-  assert list(evaluate._zero_shot(model, config, own)) == []
+  assert zero_shot(model, config, workdir) == []
   config.evaluation.prompts = ("none",)
   with pytest.raises(UserError, match="config.evaluation.prompts: there is no set 'none'"):
     config_lib.check(config)
 
 
-def test_what_is_followed_is_what_best_metric_offers(run):
+def test_followed_metrics_are_those_of_best_metric(run):
   config, model, workdir, _ = run
-  found = evaluate.validation_scalars(model, workdir.records, config)
-  assert set(found) == {results.scalar_name(task, metric) for task, _, metric in results.FOLLOWED}
+  scores = evaluate.validation_scalars(model, workdir.records, config)
+  assert set(scores) == {results.scalar_name(task, metric) for task, _, metric in results.FOLLOWED}
   assert set(results.FOLLOWED) < set(results.HEADLINES)
-  for name in found:
+  for name in scores:
     config_lib.check(tiny(**{"checkpoint.best_metric": name, "evaluation.every_steps": 2}))
   with pytest.raises(config_lib.ConfigError, match="best_metric"):
     config_lib.check(tiny(**{"checkpoint.best_metric": "validation/presence/AUC"}))
@@ -274,3 +304,25 @@ def test_all_wait_for_the_first_to_write(run, tmp_path, monkeypatch):
   assert len(waits) == 1 and not workdir.path.exists()
   waits[0]()
   assert workdir.evaluation.exists() and workdir.report.exists()
+
+
+def test_the_config_chooses_evaluators_and_protocols(run, tmp_path):
+  """Rows of what is chosen stay as they are, in their order."""
+  config, model, done, rows = run
+  config, workdir = copy.deepcopy(config).unlock(), Workdir(tmp_path / "run")
+  for name in ("grounding", "retrieval", "reranking"):
+    config.evaluation.evaluators[name].protocols = ()
+  config.evaluation.evaluators.zero_shot.protocols = ("zero-shot-classes-v1",)
+  sets = [datasets.own(config, done.records)]
+  kept = [row for row in rows if row.task in ("class-retrieval", "presence", "terms")]
+  assert repr(evaluate.evaluate(model, config, workdir, sets)) == repr(kept)
+
+
+def test_unknown_evaluators_and_protocols_are_named():
+  config = tiny().unlock()
+  config.evaluation.evaluators.presence.protocols = ("presence-v2",)
+  with pytest.raises(UserError, match="evaluators.presence.protocols: is 'presence-v2'; must be"):
+    configured(config)
+  config.evaluation.evaluators.absence = {"protocols": ()}
+  with pytest.raises(UserError, match="config.evaluation.evaluators: is 'absence'; must be"):
+    configured(config)

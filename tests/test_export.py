@@ -6,7 +6,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from input_pipeline import images, records
 from input_pipeline.errors import UserError
@@ -14,7 +13,7 @@ from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer as tokens
 from plan_jax import export
 from plan_jax.evaluators import datasets
-from plan_jax.inference import load as grounder
+from plan_jax.inference.load import load
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import load_image, load_text
 from plan_jax.results import rows as results
@@ -28,7 +27,7 @@ IMAGES = [images.decode(example.image) for example in EXAMPLES]
 PHRASES = ["small left effusion", "the heart is large", "no pneumothorax"]
 
 
-def made(folder, **change):
+def make_run(folder, **change):
   """A run that has a checkpoint, a running mean, and records, without the training."""
   run, config = Workdir(folder), tiny(**{"train.ema_decay": 0.5, "train.steps": 1} | change)
   run.claim(config)
@@ -49,13 +48,13 @@ def run(request, tmp_path_factory):
   """A run, and where it is exported to."""
   folder = tmp_path_factory.mktemp(request.param)
   change = {"model.image.name": request.param, "model.image.vit.depth": 1}
-  run = made(folder / "run", **change)
+  run = make_run(folder / "run", **change)
   return run, export.write(run, folder / "out")
 
 
-def test_there_and_back_are_the_same_bits(run):
+def test_round_trip_keeps_the_bits(run):
   """The weights that were evaluated (the running mean) and all that is made of them."""
-  before, after = grounder.load(run[0]), export.load(run[1])
+  before, after = load(run[0]), export.load(run[1])
   assert after.step == before.step == 1
   jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
   np.testing.assert_array_equal(
@@ -66,25 +65,25 @@ def test_there_and_back_are_the_same_bits(run):
 
 
 def served_alone(folder, batch, tmp_path):
-  """What a server finds that is made as docs/weights.md says."""
+  """The answer of a server that is made as docs/weights.md says."""
   np.savez(tmp_path / "batch.npz", **batch)
   code = (
     "import sys, jax, numpy as np; from safetensors.numpy import load_file\n"
     "folder, batch = sys.argv[1], dict(np.load('batch.npz'))\n"
     "ground = jax.export.deserialize(bytearray(open(folder + '/grounding.jax', 'rb').read()))\n"
-    "found = ground.call(load_file(folder + '/model.safetensors'), batch)\n"
-    "assert 'plan_jax' not in sys.modules; np.savez('found.npz', **found)"
+    "out = ground.call(load_file(folder + '/model.safetensors'), batch)\n"
+    "assert 'plan_jax' not in sys.modules; np.savez('out.npz', **out)"
   )
   call = [sys.executable, "-c", code, str(folder)]
   done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=200)
   assert done.returncode == 0, done.stderr
-  return np.load(tmp_path / "found.npz")
+  return np.load(tmp_path / "out.npz")
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_function_serves_what_the_model_finds(run, count, tmp_path):
-  """For any number of pairs, from the files alone; a process without plan_jax finds the same."""
-  model, serve = grounder.load(run[0]), export.serving(run[1])
+def test_function_equals_the_model(run, count, tmp_path):
+  """For any number of pairs; a process without plan_jax gets the same from the files alone."""
+  model, serve = load(run[0]), export.serving(run[1])
   about = json.loads((run[1] / "config.json").read_text())
   tokenizer, limits = tokens.Tokenizer(run[1]), about["run"]["evaluation"]
   lengths = {name: limits[name] for name in ("max_tokens", "max_words")}
@@ -92,23 +91,25 @@ def test_the_function_serves_what_the_model_finds(run, count, tmp_path):
   side = about["inputs"]["image"]["shape"][1]
   batch = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
   batch["image"] = np.stack([images.fit(image, side) for image in IMAGES[:count]])[..., None]
-  for name, said in about["inputs"].items():
-    assert list(batch[name].shape[1:]) == said["shape"][1:] and batch[name].dtype == said["dtype"]
-  found = serve(batch)
+  for name, x in about["inputs"].items():
+    assert list(batch[name].shape[1:]) == x["shape"][1:] and batch[name].dtype == x["dtype"]
+  served = serve(batch)
   if count == 1:
     alone = served_alone(run[1], batch, tmp_path)
-    for name in found:
-      np.testing.assert_array_equal(alone[name], found[name])
+    for name in served:
+      np.testing.assert_array_equal(alone[name], served[name])
   want = model.ground_on_grid(IMAGES[:count], PHRASES[:count])
-  np.testing.assert_allclose(found["map"], want, atol=1e-5)
-  np.testing.assert_allclose(found["peak"], model.peaks(IMAGES[:count], PHRASES[:count]), atol=1e-5)
-  assert found["map"].shape == (count, *model.grid)
+  np.testing.assert_allclose(served["map"], want, atol=1e-5)
+  np.testing.assert_allclose(
+    served["peak"], model.peaks(IMAGES[:count], PHRASES[:count]), atol=1e-5
+  )
+  assert served["map"].shape == (count, *model.grid)
 
 
 def test_another_run_can_start_from_it(run):
   """Its encoders are weights like any others."""
-  params = grounder.load(run[0]).variables["params"]
-  parts = assemble(ConfigDict(run[0].read_config()), tokens.Tokenizer(run[1]))
+  params = load(run[0]).variables["params"]
+  parts = assemble(run[0].load_config(), tokens.Tokenizer(run[1]))
   encoder = parts.model.bind({"params": params})
   image = load_image(run[1], encoder.image_encoder.clone(parent=None))
   text = load_text(run[1], encoder.text_encoder.clone(parent=None))
@@ -118,15 +119,23 @@ def test_another_run_can_start_from_it(run):
     assert not any(n.startswith(name) for n in loaded.provenance["left_aside"])
 
 
-def test_the_card_tells_data_figures_and_limits(run, tmp_path):
+def test_model_card(run, tmp_path):
   card = (run[1] / "README.md").read_text()
-  for told in (
-    "phantom (synthetic", "fingerprint", "32 train, 8 validation, 8 test", "not evaluated",
-    "no medical device", "text_encoder started at random", "step 1 of 1",
-  ):  # fmt: skip
-    assert told in card
-  rows = [results.Row("grounding", "grounding-v1", "phantom/test", "macro", "mIoU", results.RUN,
-                      0.25, 0.2, 0.3, 40)]  # fmt: skip
+  for part in (
+    "phantom (synthetic",
+    "fingerprint",
+    "32 train, 8 validation, 8 test",
+    "not evaluated",
+    "no medical device",
+    "text_encoder started at random",
+    "step 1 of 1",
+  ):
+    assert part in card
+  rows = [
+    results.Row(
+      "grounding", "grounding-v1", "phantom/test", "macro", "mIoU", results.RUN, 0.25, 0.2, 0.3, 40
+    )
+  ]
   results.write(run[0].evaluation, results.Evaluation(1, rows, {"phantom/test": "0"}))
   run[0].weights.write_text(json.dumps({"text_encoder": {"source": "BERT: x", "sha256": "ab"}}))
   card = (export.write(run[0], tmp_path / "out") / "README.md").read_text()
@@ -148,7 +157,7 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
     export.main()
 
 
-def test_what_cannot_be_exported_or_loaded(run, tmp_path):
+def test_errors(run, tmp_path):
   with pytest.raises(UserError, match="exists: name a new folder"):
     export.write(run[0], run[1])
   with pytest.raises(UserError, match="no checkpoint of step 9"):
@@ -157,7 +166,7 @@ def test_what_cannot_be_exported_or_loaded(run, tmp_path):
   with pytest.raises(WeightsError, match=r"holds no config\.json"):
     export.load(tmp_path)
   about = json.loads((run[1] / "config.json").read_text())
-  about["run"]["model"]["size"] = 4
+  about["run"]["model"]["embed_dim"] = 4
   other = tmp_path / "other"
   shutil.copytree(run[1], other)
   (other / "config.json").write_text(json.dumps(about))

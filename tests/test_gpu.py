@@ -1,4 +1,4 @@
-"""What a GPU computes equals what the CPU does: make test-gpu, on a machine that has one."""
+"""Results of a GPU equal those of the CPU: make test-gpu, on a machine that has one."""
 
 import dataclasses
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step
+from benchmarks.step_inputs import SMALL
 from configs import base
-from plan_jax.alignment import curriculum, methods
+from plan_jax.alignment import curriculum
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
 from plan_jax.alignment.objective import objective
 from plan_jax.models.bert import Bert
 from plan_jax.models.layers.attention import attend, flash_fits
@@ -22,46 +24,56 @@ pytestmark = pytest.mark.skipif(
 KEY = jax.random.key(0)
 B, P, W, D = 24, 49, 20, 32
 ALIGNMENT = dataclasses.replace(
-  methods.Alignment(**base.get_config().alignment), dtype="float32", word_weight=0.5,
-  term_weight=0.5, tile_images=8, tile_reports=8,
-)  # fmt: skip
+  Alignment(**base.get_config().alignment),
+  dtype="float32",
+  word_weight=0.5,
+  term_weight=0.5,
+  tile_images=8,
+  tile_reports=8,
+)
 TWO_ROUNDS = curriculum.Stage("refine", 0.0, 1.0, (0.5, 1.0), (0.25, 0.2), (0.0, 0.5))
 ONE_ROUND = curriculum.Stage("align", 0.0, 1.0, (1.0,), (0.25,), (0.0,))
 
 
 def on_both(function, *args):
-  """What it returns on the GPU and on the CPU, products in full float32."""
-  found = []
+  """Returns results of the GPU and of the CPU, products in full float32."""
+  results = []
   for device in (jax.devices()[0], jax.devices("cpu")[0]):
     with jax.default_matmul_precision("highest"):
-      found.append(jax.device_get(jax.jit(function)(*jax.device_put(args, device))))
-  return found
+      results.append(jax.device_get(jax.jit(function)(*jax.device_put(args, device))))
+  return results
 
 
 def assert_close(got, want, within):
-  """Within a share of what is wanted, and of a twentieth of the largest number in the tree."""
+  """Compares within a share of each wanted number, and of a twentieth of the largest."""
   largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(want))
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     assert np.isfinite(a).all()
     np.testing.assert_allclose(a, b, rtol=within, atol=0.05 * within * largest)
 
 
-def embedded() -> methods.Embedded:
+def embedded_batch() -> EmbeddedBatch:
   rng = np.random.default_rng(0)
   mask = np.arange(W) < rng.integers(0, W + 1, (B, 1))
 
-  def unit(*shape):
+  def normal(*shape):
     x = rng.normal(size=shape).astype(np.float32)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
-  return methods.Embedded(
-    pixels=unit(B, P, D), image=unit(B, D), words=unit(B, W, D) * mask[..., None], report=unit(B, D),
-    mask=mask, term=mask & (rng.random((B, W)) < 0.3),
+  return EmbeddedBatch(
+    pixels=normal(B, P, D),
+    image_embedding=normal(B, D),
+    words=normal(B, W, D) * mask[..., None],
+    text_embedding=normal(B, D),
+    mask=mask,
+    term=mask & (rng.random((B, W)) < 0.3),
     significance=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
     attention=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
-    report_key=rng.integers(1, B, B).astype(np.int32), example_key=np.arange(B, dtype=np.int32),
-    global_scale=np.float32(5), local_scale=np.float32(7),
-  )  # fmt: skip
+    report_key=rng.integers(1, B, B).astype(np.int32),
+    example_key=np.arange(B, dtype=np.int32),
+    global_scale=np.float32(5),
+    local_scale=np.float32(7),
+  )
 
 
 @pytest.mark.parametrize("implementation", ["full", "chunked"])
@@ -69,7 +81,7 @@ def embedded() -> methods.Embedded:
 def test_losses_and_their_gradients(method, implementation):
   alignment = dataclasses.replace(ALIGNMENT, method=method, implementation=implementation)
   stage = TWO_ROUNDS if method == "plan" else ONE_ROUND
-  x = embedded()
+  x = embedded_batch()
 
   def loss(pixels, words, significance):
     given = x._replace(pixels=pixels, words=words, significance=significance)
@@ -130,7 +142,7 @@ def test_attention_without_a_mask_is_flash(length):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_whole_step_learns(dtype):
-  size = dataclasses.replace(train_step.SMALL, dtype=dtype)
+  size = dataclasses.replace(SMALL, dtype=dtype)
   step = train_step.ours(size)["whole step"]
   losses = [float(step()[1]["loss"]) for _ in range(8)]
   assert np.isfinite(losses).all()

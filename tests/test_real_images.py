@@ -94,7 +94,7 @@ def records(run):
   images = run.parent / "task images"
   real_images.write(FOLDER, images, list({row["image_id"]: row for row in chosen}.values()))
   out = run.parent / "task records"
-  job("input_pipeline.conversion.convert", "--dataset=folder", f"--source={images}", f"--out={out}")
+  job("input_pipeline.conversion", "--dataset=folder", f"--source={images}", f"--out={out}")
   return out
 
 

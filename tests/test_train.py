@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from input_pipeline import records
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax import train
-from plan_jax.alignment import curriculum
-from plan_jax.alignment.methods import METHODS, Alignment
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import METHODS
 from plan_jax.inference import load as grounder
-from plan_jax.runtime import mesh, preemption, workdir
-from plan_jax.runtime.checkpoints import CheckpointError, Checkpoints
+from plan_jax.runtime import mesh, workdir
+from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import read_scalars
 from plan_jax.training.assembly import assemble
-from plan_jax.training.state import make_step
+from plan_jax.training.step import StagedStep, make_step
 from tiny_runs import flags, tiny
 
 
@@ -41,8 +42,10 @@ def leaves(where):
   checkpoints = Checkpoints(run.checkpoints, create=False)
   state = checkpoints.restore(parts.abstract_state)
   checkpoints.close()
-  return {jax.tree_util.keystr(path): np.asarray(leaf)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(state)}  # fmt: skip
+  return {
+    jax.tree_util.keystr(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
 
 
 SETTINGS = {"train.ema_decay": 0.9}
@@ -51,9 +54,14 @@ SETTINGS = {"train.ema_decay": 0.9}
 def start(folder, where, *, cached=True, **more):
   """The real command, one CPU device, in a process of its own."""
   command = [
-    sys.executable, "-m", "plan_jax.main", "--config=configs/phantom.py", f"--workdir={where}",
-    "--mode=train", *flags(**{"data.records": folder}, **SETTINGS, **more),
-  ]  # fmt: skip
+    sys.executable,
+    "-m",
+    "plan_jax.main",
+    "--config=configs/phantom.py",
+    f"--workdir={where}",
+    "--mode=train",
+    *flags(**{"data.records": folder}, **SETTINGS, **more),
+  ]
   environment = dict(os.environ)
   if not cached:
     environment["JAX_COMPILATION_CACHE_DIR"] = f"{where}-cache"
@@ -80,45 +88,48 @@ def test_killed_and_started_again_gives_the_same_bits(folder, tmp_path):
   os.kill(process.pid, signal.SIGKILL)
   process.communicate()
   assert "resumed from step" in finish(start(folder, killed))
-  one, other = leaves(never), leaves(killed)
-  assert one.keys() == other.keys() and int(one[".step"]) == 6
-  for path in one:
-    np.testing.assert_array_equal(one[path], other[path], err_msg=path)
+  wanted, resumed = leaves(never), leaves(killed)
+  assert wanted.keys() == resumed.keys() and int(wanted[".step"]) == 6
+  for path in wanted:
+    np.testing.assert_array_equal(resumed[path], wanted[path], err_msg=path)
   for name in ("never", "killed"):
     steps = [row["step"] for row in read_scalars(tmp_path / name / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4, 5, 6]
-  # And a third start does nothing.
-  assert "training is complete: 6 steps" in finish(start(folder, killed))
 
 
-def loop(config, folder, count):
-  """`count` steps by hand: the last state, and the metrics of each step."""
-  source = train.records.RecordSource(folder, "train", where="text")
-  tokenizer = loop.tokenizer
+def run_steps(config, folder, count):
+  """Makes `count` steps by hand: the last state, and the metrics of each step."""
+  source = records.RecordSource(folder, "train", where="text")
+  tokenizer = run_steps.tokenizer
   parts = assemble(config, tokenizer)
   state = parts.initial_state()
-  update = train._Updates(parts)
-  batches = train._batches(config, tokenizer, source, 0)
-  found = []
+  update = StagedStep(parts)
+  batches = train.make_batches(config, tokenizer, source, 0)
+  measured = []
   for step, batch in enumerate(itertools.islice(batches, count)):
     state, metrics = update(step, state, mesh.to_global(batch, parts.mesh))
-    found.append(jax.device_get(metrics))
+    measured.append(jax.device_get(metrics))
   batches.close()
-  return jax.device_get(state), found
+  return jax.device_get(state), measured
 
 
 @pytest.fixture(scope="session", autouse=True)
 def vocabulary(folder, tmp_path_factory):
-  source = train.records.RecordSource(folder, "train", where="text")
+  source = records.RecordSource(folder, "train", where="text")
   run = workdir.Workdir(tmp_path_factory.mktemp("vocabulary"))
-  loop.tokenizer = train.make_tokenizer(tiny(), run, source)
+  run_steps.tokenizer = train.make_tokenizer(tiny(), run, source)
 
 
-SHAPES = [(8, 1), (2, 4), *(
-  pytest.param(*shape, marks=pytest.mark.slow)
-  for shape in ((2, 1), (1, 2), (4, 1), (1, 4), (2, 2), (4, 2), (1, 8))
-)]  # fmt: skip
+SHAPES = [
+  (8, 1),
+  (2, 4),
+  *(
+    pytest.param(*shape, marks=pytest.mark.slow)
+    for shape in ((2, 1), (1, 2), (4, 1), (1, 4), (2, 2), (4, 2), (1, 8))
+  ),
+]
 STEPS = 3
+BASELINE_METHODS = [name for name in METHODS if name not in ("plan", "none")]
 ONE_STAGE = {"curriculum.refine.start_fraction": 0.0, "curriculum.words.start_fraction": 0.99}
 
 
@@ -134,13 +145,13 @@ def on_mesh(monkeypatch, data, fsdp):
 @pytest.fixture(scope="module")
 def on_one(folder):
   with pytest.MonkeyPatch.context() as patch:
-    return loop(on_mesh(patch, 1, 1), folder, STEPS)
+    return run_steps(on_mesh(patch, 1, 1), folder, STEPS)
 
 
 @pytest.mark.parametrize(("data", "fsdp"), SHAPES)
 def test_every_mesh_equals_one_device(folder, on_one, data, fsdp, monkeypatch):
   """The same losses (to 1e-4 of them) and parameters (to 2e-4) after three steps."""
-  state, metrics = loop(on_mesh(monkeypatch, data, fsdp), folder, STEPS)
+  state, metrics = run_steps(on_mesh(monkeypatch, data, fsdp), folder, STEPS)
   wanted_state, wanted = on_one
   np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in wanted], rtol=1e-4)
   for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted_state.params), strict=True):
@@ -150,43 +161,63 @@ def test_every_mesh_equals_one_device(folder, on_one, data, fsdp, monkeypatch):
 def test_a_checkpoint_goes_from_mesh_to_mesh(folder, tmp_path, monkeypatch):
   """Saved from eight devices, restored on one, four and 2 x 4: the same bits, laid out anew."""
   config = on_mesh(monkeypatch, 1, 8)
-  state = assemble(config, loop.tokenizer).initial_state()
+  state = assemble(config, run_steps.tokenizer).initial_state()
   assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, state)
   checkpoints.wait()
   for shape in ((1, 1), (4, 1), (2, 4)):
-    parts = assemble(on_mesh(monkeypatch, *shape), loop.tokenizer)
-    there = checkpoints.restore(parts.abstract_state)
-    assert jax.tree.map(lambda x: x.sharding, there) == parts.shardings
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(there), jax.device_get(state))
+    parts = assemble(on_mesh(monkeypatch, *shape), run_steps.tokenizer)
+    restored = checkpoints.restore(parts.abstract_state)
+    assert jax.tree.map(lambda x: x.sharding, restored) == parts.shardings
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
   checkpoints.close()
 
 
 def test_micro_batches_change_nothing_but_memory(folder):
   """On eight devices; with channel norm, for batch norm would see the micro-batches."""
-  settings = {"model.image.norm": "channel", "model.text.dropout": 0.0, "train.batch_size": 16,
-              **ONE_STAGE}  # fmt: skip
+  settings = {
+    "model.image.norm": "channel",
+    "model.text.dropout": 0.0,
+    "train.batch_size": 16,
+    **ONE_STAGE,
+  }
   micro = {"train.micro_batches": 2, "model.remat": "blocks"}
-  whole, wanted = loop(tiny(**settings), folder, STEPS)
-  parts, metrics = loop(tiny(**settings, **micro), folder, STEPS)
+  whole, wanted = run_steps(tiny(**settings), folder, STEPS)
+  parts, metrics = run_steps(tiny(**settings, **micro), folder, STEPS)
   np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in wanted], rtol=1e-4)
   for a, b in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4)
 
 
 def test_fsdp_splits_what_is_large(folder):
-  parts = assemble(tiny(**{"mesh.fsdp": 4, "model.text.embed_dim": 512, "model.text.num_heads": 2,
-                           "model.text.mlp_dim": 1024}), loop.tokenizer)  # fmt: skip
+  parts = assemble(
+    tiny(
+      **{
+        "mesh.fsdp": 4,
+        "model.text.embed_dim": 512,
+        "model.text.num_heads": 2,
+        "model.text.mlp_dim": 1024,
+      }
+    ),
+    run_steps.tokenizer,
+  )
   specs = [s.spec for s in jax.tree.leaves(parts.shardings.params)]
   assert any("fsdp" in spec for spec in specs) and any("fsdp" not in spec for spec in specs)
 
 
 def test_the_loss_falls(folder):
-  config = tiny(**{"train.steps": 40, "train.warmup_fraction": 0.0, "train.learning_rate": 5e-3,
-                   "model.text.dropout": 0.0, "data.augment": False,
-                   "curriculum.refine.start_fraction": 0.99})  # fmt: skip
-  _, metrics = loop(config, folder, 40)
+  config = tiny(
+    **{
+      "train.steps": 40,
+      "train.warmup_fraction": 0.0,
+      "train.learning_rate": 5e-3,
+      "model.text.dropout": 0.0,
+      "data.augment": False,
+      "curriculum.refine.start_fraction": 0.99,
+    }
+  )
+  _, metrics = run_steps(config, folder, 40)
   early, late = metrics[2], metrics[-1]
   assert late["loss_global"] < early["loss_global"] - 0.2
   assert late["loss_local_0"] < early["loss_local_0"] - 0.05
@@ -196,22 +227,33 @@ def test_the_loss_falls(folder):
 def test_stages_change_what_is_measured(folder, rounds):
   words = {f"curriculum.words.{key}": (1.0,) * rounds for key in ("local_weight", "tau", "gamma")}
   config = tiny(**{"train.steps": 3, "curriculum.refine.start_fraction": 0.6, **words})
-  found = [set(metrics) for metrics in loop(config, folder, 3)[1]]
-  assert [{name for name in names if "loss_local" in name} for names in found] == [
-    *[{"loss_local_0"} if rounds else set()] * 2, {"loss_local_0", "loss_local_1"},
-  ]  # fmt: skip
+  names = [set(metrics) for metrics in run_steps(config, folder, 3)[1]]
+  assert [{name for name in step if "loss_local" in name} for step in names] == [
+    *[{"loss_local_0"} if rounds else set()] * 2,
+    {"loss_local_0", "loss_local_1"},
+  ]
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(
+  "method",
+  ["plan", "none", *(pytest.param(name, marks=pytest.mark.slow) for name in BASELINE_METHODS)],
+)
 def test_every_method_learns_and_grounds(folder, method):
   one_round = {f"curriculum.refine.{key}": (1.0,) for key in ("local_weight", "tau", "gamma")}
-  config = tiny(**{"alignment.method": method, "train.steps": 3, "train.learning_rate": 1e-3,
-                   **one_round, **ONE_STAGE})  # fmt: skip
-  state, metrics = loop(config, folder, 3)
+  config = tiny(
+    **{
+      "alignment.method": method,
+      "train.steps": 3,
+      "train.learning_rate": 1e-3,
+      **one_round,
+      **ONE_STAGE,
+    }
+  )
+  state, metrics = run_steps(config, folder, 3)
   assert all(np.isfinite(value) for step in metrics for value in step.values())
   assert ("loss_local_0" in metrics[-1]) == (method != "none")
   assert ("loss_term" in metrics[-1]) == (method == "plan")
-  model = grounder.of_state(assemble(config, loop.tokenizer), state, loop.tokenizer)
+  model = grounder.of_state(assemble(config, run_steps.tokenizer), state, run_steps.tokenizer)
   image = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
   maps = model.ground_on_grid([image, image], ["effusion", "mass"])
   assert maps.shape == (2, 8, 8) and np.isfinite(maps).all() and (maps >= 0).all()
@@ -219,7 +261,7 @@ def test_every_method_learns_and_grounds(folder, method):
 
 
 def test_weight_decay_spares_biases_norms_and_temperatures(folder):
-  parts = assemble(tiny(), loop.tokenizer)
+  parts = assemble(tiny(), run_steps.tokenizer)
   state = parts.initial_state()
   zero = jax.tree.map(jnp.zeros_like, state.params)
   opt_state = state.opt_state
@@ -231,152 +273,30 @@ def test_weight_decay_spares_biases_norms_and_temperatures(folder):
   assert any((np.asarray(update) != 0).any() for update in jax.tree.leaves(updates))
 
 
-def test_ema_follows_the_parameters(folder):
-  config = tiny(**{"train.ema_decay": 0.5, "train.warmup_fraction": 0.0})
-  parts = assemble(config, loop.tokenizer)
-  before = jax.device_get(parts.initial_state())
-  after, _ = loop(config, folder, 1)
-  for a, b, ema in zip(
-    *map(jax.tree.leaves, (before.params, after.params, after.ema)), strict=True
-  ):
-    np.testing.assert_allclose(ema, (a + b) / 2, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_what_is_told_is_told_while_the_next_step_runs(folder, tmp_path, monkeypatch):
-  """Rows every two steps and at the end, each the mean of its steps; none is fetched at once."""
-  fetched, dispatched = [], []
-  mean, call = train._mean, train._Updates.__call__
-
-  def spy_mean(pending, step):
-    fetched.append((step, len(dispatched), len(pending)))
-    return mean(pending, step)
-
-  def spy_call(self, step, state, batch):
-    dispatched.append(step)
-    return call(self, step, state, batch)
-
-  monkeypatch.setattr(train, "_mean", spy_mean)
-  monkeypatch.setattr(train._Updates, "__call__", spy_call)
-  more = {"train.steps": 5, "train.log_every_steps": 2, "checkpoint.every_steps": 0}
-  run = workdir.Workdir(tmp_path / "run")
-  run.claim(tiny(**more))
-  train.train(tiny(**more), run, folder)
-  assert fetched == [(2, 3, 2), (4, 5, 2), (5, 5, 1)]
-  assert [row["step"] for row in read_scalars(run.metrics)] == [2, 4, 5]
-
-
-@pytest.mark.parametrize("when", ["batch", "save"])
-def test_a_notice_at_the_last_step_is_heard(when, folder, tmp_path, monkeypatch):
-  """Else the evaluation begins, and is killed."""
-  if when == "batch":
-    batches = train._batches
-
-    def noticed(*arguments):
-      for i, batch in enumerate(batches(*arguments)):
-        if i == 1:
-          signal.raise_signal(signal.SIGTERM)
-        yield batch
-
-    monkeypatch.setattr(train, "_batches", noticed)
-  else:
-    wait = Checkpoints.wait
-
-    def noticed(self):
-      signal.raise_signal(signal.SIGTERM)
-      wait(self)
-
-    monkeypatch.setattr(Checkpoints, "wait", noticed)
-  config = tiny(**{"train.steps": 2, "checkpoint.every_steps": 0})
-  run = workdir.Workdir(tmp_path / "run")
-  run.claim(config)
-  before = signal.signal(signal.SIGTERM, preemption.interrupt)
-  try:
-    with pytest.raises(preemption.Preempted):
-      train.train(config, run, folder)
-  finally:
-    signal.signal(signal.SIGTERM, before)
-  assert (run.checkpoints / "2").is_dir()
-  train.train(config, run, folder)  # has nothing more to do
-
-
-def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
-  config = tiny(**{"train.learning_rate": 1e30, "train.warmup_fraction": 0.0,
-                   "train.clip_norm": 1e30,
-                   "train.log_every_steps": 2})  # fmt: skip
-  run = workdir.Workdir(tmp_path / "run")
-  run.claim(config)
-  with pytest.raises(train.DivergedError, match=r"not finite since step \d.*learning_rate"):
-    train.train(config, run, folder)
-  for row in read_scalars(run.metrics):
-    assert row["train/loss"] is not None
-  assert not [p.name for p in run.checkpoints.iterdir() if p.name.isdigit()]
-
-
-def test_checkpoints_keep_the_last_and_the_best(tmp_path):
-  state = {"x": jnp.arange(3.0)}
-  checkpoints = Checkpoints(tmp_path / "c", keep_last=2, best_metric="score")
-  for step, score in enumerate([0.1, 0.9, 0.2, 0.3, 0.4]):
-    checkpoints.save(step, {"x": state["x"] + step}, {"score": score})
-  checkpoints.wait()
-  assert checkpoints.latest() == 4 and checkpoints.best() == 1
-  there = sorted(int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit())
-  assert there == [1, 3, 4]
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-  )
-  np.testing.assert_array_equal(checkpoints.restore(abstract, 1)["x"], [1, 2, 3])
-  with pytest.raises(CheckpointError, match="no checkpoint of step 2"):
-    checkpoints.restore(abstract, 2)
-  checkpoints.close()
-
-
-def test_a_checkpoint_of_another_model(tmp_path):
-  checkpoints = Checkpoints(tmp_path / "c")
-  state = {"x": jnp.arange(3.0)}
-  checkpoints.save(1, state)
-  checkpoints.wait()
-  sharding = state["x"].sharding
-  other = {"x": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)}
-  with pytest.raises(CheckpointError, match="does not fit the model"):
-    checkpoints.restore(other)
-  other = {"y": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=sharding)}
-  with pytest.raises(CheckpointError, match="does not fit the model"):
-    checkpoints.restore(other)
-  checkpoints.close()
-
-
-def test_mesh_that_does_not_divide():
-  with pytest.raises(UserError, match="config.mesh.fsdp 3 does not divide 8 devices"):
-    mesh.make_mesh(-1, 3)
-  with pytest.raises(UserError, match="config.mesh.data 3"):
-    mesh.make_mesh(3, 2)
-
-
-def test_the_step_is_one_function_of_its_inputs(folder):
+def test_the_step_is_a_function_of_its_inputs_and_ema_follows_it(folder):
   """No hidden state: the same state and batch give the same bits."""
-  config = tiny()
-  parts = assemble(config, loop.tokenizer)
-  source = train.records.RecordSource(folder, "train", where="text")
-  batches = train._batches(config, loop.tokenizer, source, 0)
+  config = tiny(**{"train.ema_decay": 0.5, "train.warmup_fraction": 0.0})
+  parts = assemble(config, run_steps.tokenizer)
+  source = records.RecordSource(folder, "train", where="text")
+  batches = train.make_batches(config, run_steps.tokenizer, source, 0)
   batch = next(batches)
   batches.close()
-  stage = curriculum.stages(config.curriculum)[-1]
-  step = jax.jit(
-    make_step(
-      parts.model,
-      parts.optimizer,
-      parts.schedule,
-      stage,
-      Alignment(**config.alignment),
-      seed=0,
-      ema_decay=0.0,
-    )
+  step = make_step(
+    parts.model,
+    parts.optimizer,
+    parts.schedule,
+    parts.stages[-1],
+    Alignment(**config.alignment),
+    parts.train,
+    seed=0,
   )
-  state = parts.initial_state()
-  one, other = step(state, batch), step(state, batch)
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    np.testing.assert_array_equal(a, b)
+  step, state = jax.jit(step), parts.initial_state()
+  first, second = step(state, batch), step(state, batch)
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  jax.tree.map(
+    lambda a, b, ema: np.testing.assert_allclose(ema, (a + b) / 2, atol=1e-6),
+    *(state.params, first[0].params, first[0].ema),
+  )
 
 
 def test_no_checkpoint_to_load(tmp_path):

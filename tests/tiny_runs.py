@@ -53,7 +53,7 @@ def tiny(**more) -> ConfigDict:
 
 
 def untrained(path, **more):
-  """A run that has not learned anything yet, in path / "a", beside its records; its config."""
+  """Makes a run that has learned nothing, in path / "a", beside its records; gives its config."""
   config = tiny(**more)
   convert.convert("phantom", path / "records", workers=0, progress=False, **config.data.options)
   work = Workdir(path / "a")

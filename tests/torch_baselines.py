@@ -1,6 +1,6 @@
-"""Other projects' whole models in torch, under the names of their checkpoints, and their formulas.
+"""Other projects' whole models in torch, in the names of their checkpoints, with their formulas.
 
-Written from the facts that plan_jax/baselines states, text by text and word by word; nothing of ours.
+Written from the facts that plan_jax/baselines states, text by text and word by word.
 """
 
 import re
@@ -18,10 +18,14 @@ import torch_reference as reference
 
 def bert(vocabulary, size, layers, kind=BertModel, heads=None, **more):
   config = BertConfig(
-    vocab_size=vocabulary, hidden_size=size, num_hidden_layers=layers, intermediate_size=2 * size,
-    num_attention_heads=heads or max(1, size // 64), max_position_embeddings=128,
+    vocab_size=vocabulary,
+    hidden_size=size,
+    num_hidden_layers=layers,
+    intermediate_size=2 * size,
+    num_attention_heads=heads or max(1, size // 64),
+    max_position_embeddings=128,
     attn_implementation="eager",
-  )  # fmt: skip
+  )
   return kind(config, **more)
 
 
@@ -50,15 +54,15 @@ def enlarged(x):
 
 def cleaned(sentences):
   """The text that goes to the tokenizer."""
-  said = []
+  statements = []
   for sentence in sentences:
     for part in re.split(r"[0-9]+\.", sentence):
       for statement in part.split("."):
-        found = re.findall(r"\w+", statement.lower())
-        if len(found) > 1:
-          words = [word.encode("ascii", "ignore").decode("ascii") for word in found]
-          said.append(" ".join(word for word in words if word))
-  return " ".join(said)
+        parts = re.findall(r"\w+", statement.lower())
+        if len(parts) > 1:
+          words = [word.encode("ascii", "ignore").decode("ascii") for word in parts]
+          statements.append(" ".join(word for word in words if word))
+  return " ".join(statements)
 
 
 def tokens(tokenizer, sentences, most):
@@ -66,8 +70,8 @@ def tokens(tokenizer, sentences, most):
   ids = tokenizer(cleaned(sentences), add_special_tokens=False)["input_ids"][: most - 2]
   vocabulary = tokenizer.get_vocab()
   ids = [vocabulary["[CLS]"], *ids, vocabulary["[SEP]"]]
-  there = [1] * len(ids) + [0] * (most - len(ids))
-  return torch.tensor([ids + [vocabulary["[PAD]"]] * (most - len(ids))]), torch.tensor([there])
+  mask = [1] * len(ids) + [0] * (most - len(ids))
+  return torch.tensor([ids + [vocabulary["[PAD]"]] * (most - len(ids))]), torch.tensor([mask])
 
 
 def aggregated(tokenizer, ids, hidden):
@@ -109,8 +113,8 @@ class Gloria(nn.Module):
 
   def text(self, tokenizer, sentences):
     """Names and vectors of [CLS], words and [SEP], and the report [D]."""
-    ids, there = tokens(tokenizer, sentences, 97)
-    out = self.gloria.text_encoder.model(ids, there, output_hidden_states=True).hidden_states[-4:]
+    ids, mask = tokens(tokenizer, sentences, 97)
+    out = self.gloria.text_encoder.model(ids, mask, output_hidden_states=True).hidden_states[-4:]
     each = [aggregated(tokenizer, ids[0], layer[0]) for layer in out]
     names = each[0][0]
     layers = torch.stack([vectors for _, vectors in each])
@@ -159,8 +163,9 @@ class Mgca(nn.Module):
     super().__init__()
     self.img_encoder_q, self.text_encoder_q = nn.Module(), nn.Module()
     for module, model, (local, whole) in (
-      (self.img_encoder_q, trunk, channels), (self.text_encoder_q, text, (text_size, text_size)),
-    ):  # fmt: skip
+      (self.img_encoder_q, trunk, channels),
+      (self.text_encoder_q, text, (text_size, text_size)),
+    ):
       module.model = model
       module.global_embed = Head(whole, hidden, size, conv=False)
       module.local_embed = Head(local, hidden, size, conv=True)
@@ -190,8 +195,8 @@ class Mgca(nn.Module):
 
   def text(self, tokenizer, sentences):
     """Names and vectors of words and [SEP], the report [D], and the words' attention."""
-    ids, there = tokens(tokenizer, sentences, 112)
-    out = self.text_encoder_q.model(ids, there, output_attentions=True)
+    ids, mask = tokens(tokenizer, sentences, 112)
+    out = self.text_encoder_q.model(ids, mask, output_attentions=True)
     names, vectors = aggregated(tokenizer, ids[0], out.last_hidden_state[0])
     attention = out.attentions[-1][0, :, 0].mean(0)
     _, of_words = aggregated(tokenizer, ids[0], attention[:, None])
@@ -249,10 +254,10 @@ class BioViL(nn.Module):
     height, width = shape
     side = int(self.crop * min(shape) / 512)
     more = {} if mode == "nearest" else {"align_corners": False}
-    found = functional.interpolate(similarity[None, None], (side, side), mode=mode, **more)
+    image = functional.interpolate(similarity[None, None], (side, side), mode=mode, **more)
     right, down = width - side, height - side
     margins = (right // 2, right - right // 2, down // 2, down - down // 2)
-    return functional.pad(found[0, 0], margins, value=float("nan"))
+    return functional.pad(image[0, 0], margins, value=float("nan"))
 
 
 class CxrBert(nn.Module):
@@ -268,9 +273,9 @@ class CxrBert(nn.Module):
 
   def text(self, tokenizer, sentences):
     """The text [D], unit norm."""
-    said = " ".join(sentences).rstrip("!?.")
+    statements = " ".join(sentences).rstrip("!?.")
     vocabulary = tokenizer.get_vocab()
-    ids = tokenizer(said, add_special_tokens=False)["input_ids"][:126]
+    ids = tokenizer(statements, add_special_tokens=False)["input_ids"][:126]
     ids = torch.tensor([[vocabulary["[CLS]"], *ids, vocabulary["[SEP]"]]])
     head = self.cls_projection_head
     x = self.bert(ids).last_hidden_state[:, 0]

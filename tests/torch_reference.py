@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-  """A basic block, or with `deep` a bottleneck; the stride is in the 3x3 convolution."""
+  """Basic block, or with `deep` a bottleneck; the stride is in the 3x3 convolution."""
 
   def __init__(self, inside, channels, stride, deep, dilation):
     super().__init__()
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Of `blocks` a stage; `dilated` stages go on at the stride before them."""
+  """Encoder of `blocks` a stage; `dilated` stages keep the stride before them."""
 
   def __init__(self, blocks, deep, *, base=64, channels=3, dilated=(), classes=0):
     super().__init__()
@@ -68,9 +68,11 @@ class Projector(nn.Module):
   def __init__(self, inside, size):
     super().__init__()
     self.model = nn.Sequential(
-      nn.Conv2d(inside, size, 1, bias=False), nn.BatchNorm2d(size), nn.ReLU(),
+      nn.Conv2d(inside, size, 1, bias=False),
+      nn.BatchNorm2d(size),
+      nn.ReLU(),
       nn.Conv2d(size, size, 1),
-    )  # fmt: skip
+    )
 
   def forward(self, x):
     return self.model(x)
@@ -119,7 +121,7 @@ class VitBlock(nn.Module):
 
 
 class ViT(nn.Module):
-  """Positions are learned on `grid`; another one is resampled as timm does it."""
+  """Encoder with positions learned on `grid`; other grids are resampled as timm does it."""
 
   def __init__(self, size, layers, heads, mlp_dim, patch=16, grid=14, *, channels=3, classes=0):
     super().__init__()
@@ -138,7 +140,7 @@ class ViT(nn.Module):
     return self.tokens(x)[:, 1:].transpose(1, 2).reshape(len(x), -1, rows, columns)
 
   def tokens(self, x):
-    """The class token and the patches."""
+    """Encodes the class token and the patches."""
     x = self.patch_embed.proj(x)
     rows, columns = x.shape[2:]
     position = self.pos_embed[:, 1:].reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
@@ -153,7 +155,7 @@ class ViT(nn.Module):
 
 
 def randomise(model, seed=0):
-  """Weights of some size everywhere, running statistics too, so that none can go missing."""
+  """Draws all weights, running statistics too, so that none can go missing."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, x in model.state_dict().items():

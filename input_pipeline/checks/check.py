@@ -1,42 +1,35 @@
-"""Is a data set sound? One pass over its records, a table, and a page with the pictures.
+"""Check of a folder of records: one pass over it gives facts, counts and findings."""
 
-  python -m input_pipeline.checks.check --records=data/images --out=check.html
-  python -m input_pipeline.checks.check --records=data/pretraining --against=data/evaluation
-
-Exit status: 0 sound (warnings may be listed), 1 problems were found, 2 it cannot be checked.
-"""
-
-import argparse
 import contextlib
 import functools
 import json
 import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tqdm
+from tabulate import tabulate
 
 from input_pipeline import records
-from input_pipeline.checks import counts, facts, page, soundness
+from input_pipeline.checks import counts, facts, soundness
 from input_pipeline.checks.counts import Table
-from input_pipeline.checks.facts import Image, Place, Unread
+from input_pipeline.checks.facts import ImageFacts, Place, UnreadableRecord
 from input_pipeline.checks.soundness import Finding
-from input_pipeline.conversion.workers import in_processes
+from input_pipeline.conversion.workers import in_processes, progress_bar
 from input_pipeline.errors import UserError
-from input_pipeline.records import RecordError, RecordSource
+from input_pipeline.records import RecordSource
+from input_pipeline.shards import RecordError
 
 _CHUNK = 64  # records a worker reads at a time
-_SHOWN = 3  # examples a finding in the table; the page has more
+_EXAMPLES = 3  # a finding, in the text; the page has more
 
 
 @dataclass(frozen=True)
 class Check:
-  """What a check found.
+  """Result of a check.
 
   Attributes:
     records, against: the folders; against is "" where none was given.
@@ -52,17 +45,31 @@ class Check:
   records: str
   against: str
   fingerprint: str
-  images: list[Image]
+  images: list[ImageFacts]
   tables: list[Table]
   findings: list[Finding]
   leaks: list[Finding]
   seconds: float
   images_per_second: float
 
+  def all_findings(self, level: str) -> list[Finding]:
+    """Returns the findings and leaks that are an "error", or a "warning"."""
+    return [finding for finding in self.findings + self.leaks if finding.level == level]
+
   def is_sound(self, *, strict: bool = False) -> bool:
-    """Whether there is no error and, if `strict`, no warning either."""
-    found = self.findings + self.leaks
-    return not any(strict or finding.level == "error" for finding in found)
+    """Tells whether there is no error and, if `strict`, no warning either."""
+    return not (self.all_findings("error") or (strict and self.all_findings("warning")))
+
+  def verdict(self, *, strict: bool = False) -> str:
+    """Returns "sound" or "not sound"."""
+    return "sound" if self.is_sound(strict=strict) else "not sound"
+
+  def notes(self) -> dict[str, str]:
+    """Returns name -> value of what was checked."""
+    notes = {"records": self.records, "fingerprint": self.fingerprint}
+    notes |= {"against": self.against} if self.against else {}
+    speed = f"{self.seconds:.1f} s, {self.images_per_second:.0f} images/s"
+    return notes | {"read in": speed}
 
 
 def check(
@@ -74,6 +81,8 @@ def check(
 ) -> Check:
   """Checks a folder of records, and what it shares with another.
 
+    check("data/pretraining", "data/evaluation").is_sound()
+
   Args:
     folder: of records, complete.
     against: another one; its own soundness is not judged.
@@ -82,17 +91,17 @@ def check(
 
   Raises:
     RecordError: a folder is no complete folder of records, or an index does not fit its shard.
-    UserError: both folders are one, there is no record, or a worker died.
+    UserError: both folders are the same, there is no record, or a worker died.
   """
   folder, against = str(folder), str(against or "")
   if against and os.path.realpath(folder) == os.path.realpath(against):
     raise UserError(f"--against={against} is the folder that is checked; name another one")
   start = time.monotonic()
   workers = os.cpu_count() or 1 if workers is None else workers
-  of = _look([folder, *filter(None, [against])], workers, progress)
+  read = _read([folder, *filter(None, [against])], workers, progress)
   seconds = time.monotonic() - start
-  images, unread = of[folder]
-  if not images and not unread:
+  images, unreadable = read[folder]
+  if not images and not unreadable:
     raise UserError(f"{folder}: its splits hold no records; there is nothing to check")
   return Check(
     folder,
@@ -100,17 +109,17 @@ def check(
     records.fingerprint(folder),
     images,
     [*counts.tables(images), *_skipped(folder)],
-    soundness.findings(images, unread),
-    soundness.leaks(images, *of[against]) if against else [],
+    soundness.findings(images, unreadable),
+    soundness.leaks(images, *read[against]) if against else [],
     seconds,
-    sum(len(found) for pair in of.values() for found in pair) / seconds,
+    sum(len(facts) for pair in read.values() for facts in pair) / seconds,
   )
 
 
-def _look(
+def _read(
   folders: Sequence[str], workers: int, progress: bool
-) -> dict[str, tuple[list[Image], list[Unread]]]:
-  """Folder -> its images, and the records that cannot be read, in order."""
+) -> dict[str, tuple[list[ImageFacts], list[UnreadableRecord]]]:
+  """Returns folder -> facts of its images, and the records that cannot be read, in order."""
   _source.cache_clear()  # a folder may have been written anew
   chunks = [
     (folder, split, start, min(start + _CHUNK, length))
@@ -118,32 +127,32 @@ def _look(
     for split, length in records.splits(folder).items()
     for start in range(0, len(_source(folder, split)) and length, _CHUNK)
   ]
-  bar = tqdm.tqdm(
-    total=sum(stop - start for *_, start, stop in chunks), unit="image", desc="check",
-    disable=not progress, mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
-  )  # fmt: skip
-  found = {}
-  with bar, contextlib.closing(in_processes(_look_at, chunks, workers)) as looked:
-    for chunk, seen in looked:
-      found[chunk] = seen
-      bar.update(len(seen))
-  of = {folder: ([], []) for folder in folders}
+  total = sum(stop - start for *_, start, stop in chunks)
+  examined = {}
+  bar = progress_bar("check", total, show=progress)
+  with bar, contextlib.closing(in_processes(_examine, chunks, workers)) as results:
+    for chunk, entries in results:
+      examined[chunk] = entries
+      bar.update(len(entries))
+  read = {folder: ([], []) for folder in folders}
   for chunk in chunks:
-    for one in found[chunk]:
-      of[chunk[0]][isinstance(one, Unread)].append(one)
-  return of
+    for entry in examined[chunk]:
+      read[chunk[0]][isinstance(entry, UnreadableRecord)].append(entry)
+  return read
 
 
-def _look_at(chunk: tuple[str, str, int, int]) -> tuple[tuple, list[Image | Unread]]:
+def _examine(
+  chunk: tuple[str, str, int, int],
+) -> tuple[tuple, list[ImageFacts | UnreadableRecord]]:
   folder, split, start, stop = chunk
-  source, seen = _source(folder, split), []
+  source, entries = _source(folder, split), []
   for number in range(start, stop):
     place = Place(folder, split, number)
     try:
-      seen.append(facts.look(place, source[number]))
+      entries.append(facts.examine(place, source[number]))
     except RecordError as error:
-      seen.append(Unread(place, str(error)))
-  return chunk, seen
+      entries.append(UnreadableRecord(place, str(error)))
+  return chunk, entries
 
 
 @functools.lru_cache(8)
@@ -152,7 +161,7 @@ def _source(folder: str, split: str) -> RecordSource:
 
 
 def _skipped(folder: str) -> list[Table]:
-  """What the conversion left out, by reason; paths and numbers differ, so they are left aside."""
+  """Counts what the conversion left out, by reason, without its path and numbers."""
   path = Path(folder) / "skipped.jsonl"
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -170,86 +179,25 @@ def _skipped(folder: str) -> list[Table]:
 
 
 def describe(result: Check, *, strict: bool = False) -> str:
-  """The result as plain text."""
-  lines = [f"{name}: {value}" for name, value in _notes(result).items()]
+  """Formats the result as plain text."""
+  lines = [f"{name}: {value}" for name, value in result.notes().items()]
   for table in result.tables:
-    lines += [
-      "",
-      *_aligned([(table.title, *table.columns), *((k, *v) for k, v in table.rows.items())]),
-    ]
+    lines += ["", _aligned(table)]
   for level in ("error", "warning"):
-    found = [finding for finding in result.findings + result.leaks if finding.level == level]
-    lines += ["", f"{level}s: {len(found) or 'none'}"]
-    for finding in found:
+    findings = result.all_findings(level)
+    lines += ["", f"{level}s: {len(findings) or 'none'}"]
+    for finding in findings:
       lines.append(f"  {finding.name}: {finding.counted()}")
-      lines += [f"    {example}" for example in finding.examples[:_SHOWN]]
-      lines += ["    ..."] * (finding.more or len(finding.examples) > _SHOWN)
-  return "\n".join([*lines, "", _verdict(result, strict)])
+      lines += [f"    {example}" for example in finding.examples[:_EXAMPLES]]
+      lines += ["    ..."] * (finding.more or len(finding.examples) > _EXAMPLES)
+  return "\n".join([*lines, "", result.verdict(strict=strict)])
 
 
-def _notes(result: Check) -> dict[str, str]:
-  notes = {"records": result.records, "fingerprint": result.fingerprint}
-  notes |= {"against": result.against} if result.against else {}
-  speed = f"{result.seconds:.1f} s, {result.images_per_second:.0f} images/s"
-  return notes | {"read in": speed}
-
-
-def _verdict(result: Check, strict: bool) -> str:
-  return "sound" if result.is_sound(strict=strict) else "not sound"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-  """Rows of cells as lines: the first column to the left, the others to the right."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-    for row in rows
-  ]
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m input_pipeline.checks.check",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+def _aligned(table: Table) -> str:
+  return tabulate(
+    [(name, *cells) for name, cells in table.rows.items()],
+    headers=(table.title, *table.columns),
+    tablefmt="plain",
+    colalign=("left", *("right" for _ in table.columns)),
+    disable_numparse=True,
   )
-  add = parser.add_argument
-  add(
-    "--records", required=True, help="folder of records, made by input_pipeline.conversion.convert"
-  )
-  add("--against", help="another folder of records, which must share no patient and no image")
-  add("--out", help="HTML page to write")
-  add("--workers", type=int, help="processes (default: one a core)")
-  add("--strict", action="store_true", help="warnings are problems too")
-  return parser
-
-
-def main() -> None:
-  """The command line: prints the table, ends with the exit status told above."""
-  arguments = _parser().parse_args()
-  try:
-    if arguments.out and Path(arguments.out).is_dir():
-      raise UserError(f"{arguments.out} is a folder; --out names the page to write")
-    result = check(arguments.records, arguments.against, workers=arguments.workers)
-    print(describe(result, strict=arguments.strict))
-    if arguments.out:
-      page.write_page(
-        arguments.out,
-        title=f"{_verdict(result, arguments.strict).capitalize()}: {Path(result.records).name}",
-        notes=_notes(result),
-        tables=result.tables,
-        findings=result.findings + result.leaks,
-        images=result.images,
-      )
-      print(f"page: {arguments.out}")
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
-  except KeyboardInterrupt:
-    print("stopped: nothing was decided", file=sys.stderr)
-    raise SystemExit(2) from None
-  raise SystemExit(0 if result.is_sound(strict=arguments.strict) else 1)
-
-
-if __name__ == "__main__":
-  main()

@@ -1,10 +1,10 @@
-"""A data set in numbers, split by split."""
+"""Counts of a data set, split by split."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from input_pipeline.checks.facts import Image
+from input_pipeline.checks.facts import ImageFacts
 
 
 class Table(NamedTuple):
@@ -15,44 +15,40 @@ class Table(NamedTuple):
   rows: dict[str, tuple[str, ...]]
 
 
-def tables(images: Sequence[Image]) -> list[Table]:
-  """Counts by split."""
-  of: dict[str, list[Image]] = {}
+def tables(images: Sequence[ImageFacts]) -> list[Table]:
+  """Counts images, texts, views, labels and regions by split; tables without rows are left out."""
+  by_split: dict[str, list[ImageFacts]] = {}
   for image in images:
-    of.setdefault(image.place.split, []).append(image)
-  splits = tuple(of)
+    by_split.setdefault(image.place.split, []).append(image)
+  splits = tuple(by_split)
 
-  def count(title: str, values: Callable[[Image], Iterable[str]]) -> Table:
-    counts = {split: Counter(v for image in of[split] for v in values(image)) for split in splits}
-    total = Counter(v for split in splits for v in counts[split].elements())
-    rows = {v or "(none)": tuple(str(counts[s][v]) for s in splits) for v, _ in total.most_common()}
+  def count(title: str, values: Callable[[ImageFacts], Iterable[str]]) -> Table:
+    counts = [Counter(v for image in by_split[split] for v in values(image)) for split in splits]
+    total = sum(counts, Counter())
+    rows = {v or "(none)": tuple(str(c[v]) for c in counts) for v, _ in total.most_common()}
     return Table(title, splits, rows)
 
-  def distinct(key: Callable[[Image], str]) -> tuple[str, ...]:
-    return tuple(str(len(set(map(key, of[split])))) for split in splits)
+  def distinct(key: Callable[[ImageFacts], str]) -> tuple[str, ...]:
+    return tuple(str(len(set(map(key, by_split[split])))) for split in splits)
 
-  def number(test: Callable[[Image], object]) -> tuple[str, ...]:
-    return tuple(str(sum(map(bool, map(test, of[split])))) for split in splits)
+  def number(test: Callable[[ImageFacts], object]) -> tuple[str, ...]:
+    return tuple(str(sum(map(bool, map(test, by_split[split])))) for split in splits)
 
   overview = {
-    "images": tuple(str(len(of[split])) for split in splits),
+    "images": tuple(str(len(by_split[split])) for split in splits),
     "studies": distinct(lambda image: image.study_id),
     "patients": distinct(lambda image: image.patient_id),
     "with text": number(lambda image: image.text),
     "with regions": number(lambda image: image.regions),
   }
-  labels = {
-    split: Counter(label for image in of[split] for label in image.labels) for split in splits
-  }
-  names = sorted({name for counts in labels.values() for name, _ in counts})
+  labels = [Counter(label for image in by_split[s] for label in image.labels) for s in splits]
+  names = sorted({name for counts in labels for name, _ in counts})
   rows = {
-    name: tuple(
-      " / ".join(str(labels[split][name, value]) for value in (1, 0, -1)) for split in splits
-    )
+    name: tuple(" / ".join(str(c[name, value]) for value in (1, 0, -1)) for c in labels)
     for name in names
   }
   out = [
-    Table("images", splits, overview),
+    Table("split", splits, overview),
     count("text kind", lambda image: [image.text_kind] if image.text else ["no text"]),
     count("view", lambda image: [image.view]),
     Table("labels: present / absent / uncertain", splits, rows),

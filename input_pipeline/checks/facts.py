@@ -1,8 +1,8 @@
-"""What one look at a record keeps: its facts, without the image.
+"""Facts of one record that a check keeps, without the image itself.
 
 An image seems inverted (dark bones on bright lungs: MONOCHROME1 shown as it is) where its polarity
-is below 0 (ours). Chosen on 1,338 real frontal images, of which one was inverted: it is found, and
-there is no false alarm. The lowest polarity of the others is 0.66, so they are all found when they
+is below 0 (ours). Chosen on 1,338 real frontal images, of which one is inverted: it is detected,
+without a false alarm. The lowest polarity of the others is 0.66, so they are all detected when they
 are inverted. The same holds of 967 real images it was not chosen on, lowest 0.37.
 """
 
@@ -21,12 +21,12 @@ from input_pipeline.checks.duplicates import thumbnail
 from input_pipeline.example import Example, Region
 from input_pipeline.text import reports
 
-MARKS = {
+PLACEHOLDERS = {  # that de-identification leaves in reports
   "XXXX": re.compile(r"\bX{3,}\b"),
   "___": re.compile(r"_{3,}"),
   "[** **]": re.compile(r"\[\*\*.*?\*\*\]", re.DOTALL),
 }
-# What may be wrong with a record that can be read.
+# Problems of a record that can be read.
 PROBLEMS = _IMAGE, _IMAGE_KIND, _CONTRADICTION, _MASK, _EMPTY_MASK = (
   "images that cannot be decoded",
   "images that are not as recorded",
@@ -37,30 +37,30 @@ PROBLEMS = _IMAGE, _IMAGE_KIND, _CONTRADICTION, _MASK, _EMPTY_MASK = (
 
 
 class Place(NamedTuple):
-  """Where a record stands."""
+  """Position of a record: its folder, split and number."""
 
   folder: str
   split: str
   number: int
 
 
-class Image(NamedTuple):
-  """What is kept of a record: some 3 KB, no image.
+class ImageFacts(NamedTuple):
+  """Facts of a record, about 3 KB.
 
   Attributes:
-    place: where it stands.
+    place: of the record.
     image_id, study_id, patient_id, view, text_kind: as recorded.
     labels: (finding, value) each.
     regions: their labels.
-    text: what training reads, normalised (reports.normalise).
-    marks: how often each of MARKS stands in the texts.
+    text: the text that training reads, normalised (reports.normalise).
+    placeholders: how often each of PLACEHOLDERS stands in the texts.
     letterless: how many sentences have no letter.
     short_px: the image's shorter side; 0 where it cannot be decoded, as all that follows is empty.
-    picture: a hash of size and pixels.
+    pixel_hash: of size and pixels.
     thumbnail: uint8 [SIDE_PX, SIDE_PX] as bytes.
     deviation: standard deviation of the pixels, in grey levels.
     polarity: see `polarity`.
-    problems: (what, details) each.
+    problems: (one of PROBLEMS, details) each.
   """
 
   place: Place
@@ -72,33 +72,33 @@ class Image(NamedTuple):
   labels: tuple[tuple[str, int], ...]
   regions: tuple[str, ...]
   text: str
-  marks: tuple[int, ...]
+  placeholders: tuple[int, ...]
   letterless: int
   short_px: int
-  picture: bytes
+  pixel_hash: bytes
   thumbnail: bytes
   deviation: float
   polarity: float
   problems: tuple[tuple[str, str], ...] = ()
 
 
-class Unread(NamedTuple):
-  """A record that cannot be read, and why."""
+class UnreadableRecord(NamedTuple):
+  """A record that cannot be read, and the reason."""
 
   place: Place
   reason: str
 
 
-def look(place: Place, example: Example) -> Image:
-  """Looks at one record; never raises for what the record holds."""
+def examine(place: Place, example: Example) -> ImageFacts:
+  """Returns the facts of a record; never raises for what the record holds."""
   problems = []
   try:
     example_lib.check(example)
   except ValueError as error:
     problems.append((_CONTRADICTION, str(error)))
-  short_px, picture, thumb, deviation, upright = 0, b"", b"", 0.0, 0.0
+  short_px, pixel_hash, thumb, deviation, upright = 0, b"", b"", 0.0, 0.0
   try:
-    # Not OpenCV: it fills what a truncated file lacks with grey and says nothing.
+    # Not OpenCV: it fills what a truncated file lacks with grey, silently.
     with PillowImage.open(io.BytesIO(example.image)) as image:
       kind, decoded = f"{image.mode} {image.format}", np.asarray(image)
   except MemoryError:
@@ -112,7 +112,7 @@ def look(place: Place, example: Example) -> Image:
     else:
       small = thumbnail(decoded)
       short_px, thumb, upright = min(size), small.tobytes(), polarity(small)
-      picture = blake2b(decoded, digest_size=16, key=repr(size).encode()).digest()
+      pixel_hash = blake2b(decoded, digest_size=16, key=repr(size).encode()).digest()
       deviation = float(cv2.meanStdDev(decoded)[1][0, 0])
     if size != (example.width, example.height):
       recorded = f"recorded as {example.width} x {example.height}"
@@ -120,7 +120,7 @@ def look(place: Place, example: Example) -> Image:
   for region in example.regions:
     problems += _mask_problems(region, (example.height, example.width))
   texts = " ".join([*example.sections.values(), *(() if example.sections else example.sentences)])
-  return Image(
+  return ImageFacts(
     place=place,
     image_id=example.image_id,
     study_id=example.study_id,
@@ -130,10 +130,10 @@ def look(place: Place, example: Example) -> Image:
     labels=tuple(example.labels.items()),
     regions=tuple(region.label for region in example.regions),
     text=reports.normalise(" ".join(example.sentences)),
-    marks=tuple(len(mark.findall(texts)) for mark in MARKS.values()),
+    placeholders=tuple(len(pattern.findall(texts)) for pattern in PLACEHOLDERS.values()),
     letterless=sum(not any(map(str.isalpha, sentence)) for sentence in example.sentences),
     short_px=short_px,
-    picture=picture,
+    pixel_hash=pixel_hash,
     thumbnail=thumb,
     deviation=deviation,
     polarity=upright,
@@ -155,10 +155,10 @@ def _mask_problems(region: Region, shape: tuple[int, int]) -> Iterable[tuple[str
 
 
 def polarity(thumb: np.ndarray) -> float:
-  """How much a frontal image looks as it should, in standard deviations: below 0, inverted.
+  """Measures how upright the grey levels of a frontal image are, in standard deviations.
 
   Spine and belly against lungs, and the middle against the upper corners, where air is. Inverting
-  the image changes the sign alone.
+  the image changes the sign alone: below 0 it seems inverted.
 
   Args:
     thumb: uint8 [SIDE_PX, SIDE_PX].

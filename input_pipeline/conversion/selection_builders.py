@@ -1,4 +1,4 @@
-"""The selections of the field, by name: who is in which split of an evaluation.
+"""Selections of the field, by name: which images an evaluation has in which split.
 
 All but one draw by a hash of seed and name, so that a draw depends neither on the listing's order
 nor on the version of a random generator, and a smaller draw lies within a larger one.
@@ -28,7 +28,7 @@ class SelectionError(UserError):
 
 
 def draw(names: Iterable[str], count: int, seed: int) -> list[str]:
-  """The first `count` of the names in an order that seed and name alone decide."""
+  """Returns the first `count` of the names in an order that seed and name alone decide."""
 
   def order(name: str) -> tuple[bytes, str]:
     return hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=16).digest(), name
@@ -37,7 +37,7 @@ def draw(names: Iterable[str], count: int, seed: int) -> list[str]:
 
 
 def subset(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
-  """A share of the patients, one at least; a smaller share lies within a larger one.
+  """Draws a share of the patients, one at least; a smaller share lies within a larger one.
 
   Raises SelectionError where there are none, or the fraction is not above 0 and at most 1.
   """
@@ -50,22 +50,22 @@ def subset(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
 
 
 def eligible(items: Sequence[Item]) -> dict[str, list[str]]:
-  """Class -> the images that 5x200 may draw, in the listing's order.
+  """Returns class -> ids of the images that 5x200 may draw, in the listing's order.
 
   Frontal training images of which exactly one of the 13 pathologies is 1, one of the five classes,
-  and none is uncertain (after GLoRIA's preprocessing; Huang et al. 2021). Training images, as there:
-  CheXpert's draw does not change with the tables of validation and test beside it. Frontal is a
-  view of AP or PA: stricter than the file's name, by which three more of CheXpert's would count.
+  and none is uncertain (after GLoRIA's preprocessing; Huang et al. 2021). As there, only training
+  images: CheXpert's draw does not change with the tables of validation and test beside it. Frontal
+  means a view of AP or PA: stricter than the file's name, which would admit three more of CheXpert.
   """
-  found: dict[str, list[str]] = {name: [] for name in CLASSES}
+  ids: dict[str, list[str]] = {name: [] for name in CLASSES}
   for item in items:
     values = [(name, value) for name, value in item.labels if name not in _NO_PATHOLOGY]
     present = [name for name, value in values if value == 1]
     uncertain = any(value == -1 for _, value in values)
     fits = item.split == "train" and item.view in _FRONTAL
-    if fits and len(present) == 1 and not uncertain and present[0] in found:
-      found[present[0]].append(item.image_id)
-  return found
+    if fits and len(present) == 1 and not uncertain and present[0] in ids:
+      ids[present[0]].append(item.image_id)
+  return ids
 
 
 def _five_by_200(items: Sequence[Item], seed: int) -> Splits:
@@ -77,10 +77,10 @@ def _five_by_200(items: Sequence[Item], seed: int) -> Splits:
 
 
 def _without_5x200(items: Sequence[Item], seed: int) -> Splits:
-  """The reader's splits without the patients of 5x200: to train on, and evaluate on 5x200.
+  """Takes the reader's splits without the patients of 5x200: to train on, and evaluate on 5x200.
 
   Where this listing is a part of the one that 5x200 was drawn from, with the same seed, no patient
-  of that draw remains either: what is missing here only lets others in.
+  of that draw remains either: images that are missing here only let others in.
   """
   held = set(_five_by_200(items, seed)["test"])
   patients = {item.patient_id for item in items if item.image_id in held}
@@ -94,7 +94,7 @@ def _rsna_detection(items: Sequence[Item], seed: int) -> Splits:
 
 
 def _rsna_detection_mgca(items: Sequence[Item], seed: int) -> Splits:
-  """As MGCA draws it: twice scikit-learn's train_test_split with random_state 0, ids sorted.
+  """Repeats MGCA's draw: twice scikit-learn's train_test_split with random_state 0, ids sorted.
 
   That split permutes with NumPy's legacy generator and takes the first as held out.
   """
@@ -110,18 +110,18 @@ def _rsna_detection_mgca(items: Sequence[Item], seed: int) -> Splits:
 
 
 def _rsna_ids(items: Sequence[Item]) -> list[str]:
-  """The image ids. One missing would move most others, so there must be all, one a patient."""
+  """Returns the image ids. One missing would move most others, so all must be listed."""
   patients = {item.patient_id for item in items}
   if not len(items) == len(patients) == _RSNA_PATIENTS:
     raise SelectionError(
-      f"an RSNA detection split is of {_RSNA_PATIENTS} patients with an image each; the source lists"
-      f" {len(items)} images of {len(patients)} patients"
+      f"an RSNA detection split is of {_RSNA_PATIENTS} patients with an image each; the source"
+      f" lists {len(items)} images of {len(patients)} patients"
     )
   return [item.image_id for item in items]
 
 
 def _siim_images(items: Sequence[Item], seed: int) -> Splits:
-  """70/15/15 by image: the table has several rows an image, and splits by row leak."""
+  """Splits 70/15/15 by image: the table has several rows an image, and splits by row leak."""
   ids = {item.image_id for item in items}
   held = round(0.15 * len(ids))
   return _cut(draw(ids, len(ids), seed), held, held)
@@ -148,7 +148,7 @@ def _train_share(fraction: float) -> Callable[[Sequence[Item], int], Splits]:
 
 
 def _by_split(items: Iterable[Item]) -> Splits:
-  """The images in the reader's own splits."""
+  """Lists the images in the reader's own splits."""
   splits: dict[str, list[str]] = {split: [] for split in SPLITS}
   for item in items:
     splits[item.split].append(item.image_id)

@@ -24,15 +24,15 @@ from input_pipeline.errors import UserError
 from input_pipeline.example import SPLITS
 from input_pipeline.files import replace_text
 from input_pipeline.readers import by_name as readers
-from input_pipeline.readers.source import Item, check_patients
+from input_pipeline.readers.source import Item, Source, check_patients
 
 
 @dataclass(frozen=True)
 class Selection:
-  """Which images, in which split.
+  """Images of a data set, each in a split.
 
   Attributes:
-    name: of the builder, or as the file says.
+    name: of the builder, or as the file has it.
     seed: it was drawn with.
     splits: split -> image ids, in the selection's order.
   """
@@ -43,12 +43,12 @@ class Selection:
 
   @property
   def hash(self) -> str:
-    """16 hex digits of the ids and their splits; order does not count."""
+    """Returns 16 hex digits of the ids and their splits; order does not count."""
     splits = {split: sorted(ids) for split, ids in sorted(self.splits.items()) if ids}
     return hashlib.blake2b(json.dumps(splits).encode(), digest_size=8).hexdigest()
 
   def to_json(self) -> str:
-    """As a file holds it."""
+    """Returns the text of a selection file."""
     content = {"name": self.name, "seed": self.seed, "hash": self.hash, "splits": self.splits}
     return json.dumps(content, indent=1) + "\n"
 
@@ -72,7 +72,7 @@ def load(path: str | Path) -> Selection:
 
 
 def make(name: str, items: Sequence[Item], seed: int) -> Selection:
-  """The selection of a name in SELECTIONS, or of a JSON file.
+  """Makes the selection of a name in SELECTIONS, or of a JSON file.
 
   Raises SelectionError where there is no such selection, or the listing does not allow it.
   """
@@ -89,7 +89,7 @@ def make(name: str, items: Sequence[Item], seed: int) -> Selection:
 
 
 def select(items: Sequence[Item], selection: Selection) -> list[Item]:
-  """The chosen items, in the listing's order, each in the split of the selection.
+  """Returns the chosen items, in the listing's order, each in the split of the selection.
 
   Raises SelectionError where the listing lacks an image, or an image is chosen twice.
   """
@@ -135,39 +135,47 @@ def _write(out: str, selection: Selection) -> None:
     raise SelectionError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
-def main() -> None:
-  """The command line: prints what was selected, or one error and exit status 1."""
-  arguments = vars(_parser().parse_args())
-  dataset, source, name, seed, out = (
-    arguments.pop(key) for key in ("dataset", "source", "selection", "selection_seed", "out")
-  )
-  try:
-    opened = readers.open_reader(dataset, source, arguments)
-    selection = make(name, opened.items, seed)
-    chosen = select(opened.items, selection)
-    check_patients(chosen)
-    if out:
-      _write(out, selection)
-  except UserError as error:
-    raise SystemExit(f"error: {error}") from None
-  for note in opened.notes:
-    print(f"note: {note}")
-  if opened.left_out:
-    key, reason = opened.left_out[0]
-    print(f"note: {len(opened.left_out)} left out by the listing, the first is {key}: {reason}")
-  if name in ("5x200", "without_5x200"):
-    counts = ", ".join(f"{label} {len(ids)}" for label, ids in eligible(opened.items).items())
-    print(f"eligible: {counts}")
-  print(f"{selection.name}, seed {selection.seed}: hash {selection.hash}")
+def _describe(source: Source, selection: Selection, chosen: Sequence[Item]) -> list[str]:
+  """Returns the lines that the command prints."""
+  lines = [f"note: {note}" for note in source.notes]
+  if source.left_out:
+    key, reason = source.left_out[0]
+    count = len(source.left_out)
+    lines.append(f"note: {count} left out by the listing, the first is {key}: {reason}")
+  if selection.name in ("5x200", "without_5x200"):
+    counts = ", ".join(f"{label} {len(ids)}" for label, ids in eligible(source.items).items())
+    lines.append(f"eligible: {counts}")
+  lines.append(f"{selection.name}, seed {selection.seed}: hash {selection.hash}")
   for split in SPLITS:
     images = [item for item in chosen if item.split == split]
     labels = Counter(label for item in images for label, value in item.labels if value == 1)
     counts = ", ".join(f"{label} {count}" for label, count in labels.most_common())
     if images:
       patients = len({item.patient_id for item in images})
-      print(f"{split}: {len(images)} images of {patients} patients ({counts or 'no labels'})")
+      lines.append(
+        f"{split}: {len(images)} images of {patients} patients ({counts or 'no labels'})"
+      )
+  return lines
+
+
+def main() -> None:
+  """Runs the command line: prints the selection, or one error and exit status 1."""
+  arguments = vars(_parser().parse_args())
+  dataset, folder, name, seed, out = (
+    arguments.pop(key) for key in ("dataset", "source", "selection", "selection_seed", "out")
+  )
+  try:
+    source = readers.open_reader(dataset, folder, arguments)
+    selection = make(name, source.items, seed)
+    chosen = select(source.items, selection)
+    check_patients(chosen)
+    if out:
+      _write(out, selection)
+  except UserError as error:
+    raise SystemExit(f"error: {error}") from None
+  print("\n".join(_describe(source, selection, chosen)))
   if out:
-    print(f"written to {out}: convert takes it as --selection={out}")
+    print(f"written to {out}: the conversion takes it as --selection={out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Worker processes: a job over many tasks, results as they are ready."""
+"""Worker processes that run a job over many tasks, and the bar that shows their progress."""
 
 import concurrent.futures
 import contextlib
@@ -6,12 +6,14 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import cv2
+import tqdm
 
 from input_pipeline.errors import UserError
 
@@ -27,7 +29,7 @@ def in_processes(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) 
 
   Args:
     job: picklable, as tasks and results are.
-    tasks: what it is called with.
+    tasks: its arguments, one a call.
     workers: processes; 0 and 1 stay in this one.
 
   Raises WorkerError where a process died, and whatever the job raises.
@@ -51,10 +53,17 @@ def in_processes(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) 
   except BrokenProcessPool:
     raise WorkerError(
       "a worker process died: killed for want of memory, or the calling script has no __main__"
-      " guard. What is finished is kept: run the same command again, with fewer workers"
+      " guard. Finished work is kept: run the same command again, with fewer workers"
     ) from None
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
+
+
+def progress_bar(name: str, total: int, *, initial: int = 0, show: bool = True) -> tqdm.tqdm:
+  """Returns a bar of images on stderr, which a log file gets every 30 seconds."""
+  interval = 0.5 if sys.stderr.isatty() else 30
+  options = {"disable": not show, "mininterval": interval, "dynamic_ncols": True}
+  return tqdm.tqdm(total=total, initial=initial, unit="image", desc=name, **options)
 
 
 def set_up() -> None:

@@ -1,6 +1,6 @@
-"""Anatomy of the phantom: one patient's chest as attenuation, and what a finding may ask of it.
+"""Anatomy of the phantom: one patient's chest as attenuation, and the parts that findings use.
 
-Chest coordinates: x is 0 at the spine, negative on the patient's right (the left of the picture);
+Chest coordinates: x is 0 at the spine, negative on the patient's right (the left of the image);
 y runs from 0 at the top to 1 at the bottom. One unit is the image's side, about 40 cm.
 """
 
@@ -30,10 +30,10 @@ _CORNER, _DOME = 8, 10
 
 @dataclass(frozen=True)
 class Frame:
-  """Where the chest lies in the picture, and the pencil that draws there.
+  """Position of the chest in the image, and the drawing calls in chest coordinates.
 
   Attributes:
-    size: side of the square picture in pixels.
+    size: side of the square image in pixels.
     matrix: [2, 3], chest coordinates to pixels.
   """
 
@@ -56,7 +56,7 @@ class Frame:
     return cv2.GaussianBlur(layer, (0, 0), max(0.45, radius * self.size))
 
   def _fixed(self, shapes) -> list[np.ndarray]:
-    """[N, 2] shapes in chest coordinates to the fixed-point pixels that the drawing calls read."""
+    """Maps [N, 2] shapes in chest coordinates to the fixed-point pixels of the drawing calls."""
     # All points at once: an image has hundreds of lines.
     pixels = np.concatenate(shapes) @ self.matrix[:, :2].T + self.matrix[:, 2]
     pixels = np.rint(pixels * (1 << _FIXED_BITS)).astype(np.int32)
@@ -69,10 +69,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Chest:
-  """What a finding needs to know of the anatomy it is drawn into.
+  """Anatomy that a finding is drawn into.
 
   Attributes:
-    frame: the picture.
+    frame: of the image.
     lungs: side -> [S, S] float32 in 0..1, how much of the lung's air lies behind a pixel.
     outlines: side -> [N, 2] closed outline from the medial apex over the lateral wall to the base.
     wall: how many points of an outline run from the apex to the costophrenic angle.
@@ -96,7 +96,7 @@ class Chest:
   heart_base: float
 
   def inside(self, side: int, u: float, v: float) -> np.ndarray:
-    """The point (u, v) of a lung in chest coordinates, [2]."""
+    """Returns the point (u, v) of a lung in chest coordinates, [2]."""
     outline = self.outlines[side]
     lateral = outline[: self.wall]
     y = lateral[:, 1].min() + v * (outline[self.wall - 1, 1] - lateral[:, 1].min())
@@ -106,13 +106,13 @@ class Chest:
 
 
 def smooth(points: np.ndarray) -> np.ndarray:
-  """Closed curve through [N, 2] points: [N * STEPS, 2], the first of each STEPS a given point."""
+  """Draws a closed curve through [N, 2] points: [N * STEPS, 2], each STEPS from a given point."""
   near = np.arange(len(points))[:, None] + [-1, 0, 1, 2]
   return (_CURVE @ points[near % len(points)]).reshape(-1, 2)
 
 
 def share(layer: np.ndarray) -> np.ndarray:
-  """uint8 0 to 255 as float32 0 to 1."""
+  """Scales uint8 0 to 255 to float32 0 to 1."""
   return layer * np.float32(1 / 255)
 
 
@@ -123,7 +123,7 @@ def draw(
 
   Args:
     rng: fixes the patient: body, bones, vessels.
-    frame: the picture.
+    frame: of the image.
     breath: how much lower than usual the diaphragm stands, in chest units.
     enlarged: width of an enlarged heart as a share of the chest's; 0 for a normal heart.
 
@@ -184,31 +184,16 @@ def draw(
 
 
 def _lung(side: int, wide: float, tall: float, dome: float) -> np.ndarray:
-  """[N, 2] corners of a lung: medial apex, lateral wall, costophrenic angle, dome, mediastinum."""
-  x = [
-    0.06,
-    0.11,
-    0.19,
-    0.265,
-    0.32,
-    0.355,
-    0.378,
-    0.39,
-    0.392,
-    0.335,
-    0.24,
-    0.15,
-    0.08,
-    0.05,
-    0.05,
-  ]
+  """Lists corners of a lung [N, 2]: medial apex, lateral wall, costophrenic angle, dome, middle."""
+  lateral = [0.06, 0.11, 0.19, 0.265, 0.32, 0.355, 0.378, 0.39, 0.392]
+  x = lateral + [0.335, 0.24, 0.15, 0.08, 0.05, 0.05]
   y = [0.17, 0.118, 0.13, 0.205, 0.32, 0.44, 0.56, 0.68, 0.79, 0.74, 0.70, 0.712, 0.738, 0.6, 0.35]
   fall = np.array([0] * 5 + [0.1, 0.3, 0.6, 0.9, 1, 1, 1, 1, 0.5, 0])
   return np.stack([side * wide * np.array(x), tall * np.array(y) + dome * fall], 1)
 
 
 def _heart(width: float, base: float) -> np.ndarray:
-  """Outline of the heart, its apex on the patient's left; `base` is y of its lower border."""
+  """Outlines the heart, its apex on the patient's left; `base` is y of its lower border."""
   x = [-0.05, -0.20, -0.33, -0.34, -0.22, 0.2, 0.55, 0.66, 0.60, 0.42, 0.22, 0.08]
   y = [-0.33, -0.25, -0.14, -0.06, 0.0, 0.015, 0.005, -0.05, -0.12, -0.22, -0.30, -0.35]
   # A wide heart is a tall one too, but less so.
@@ -227,13 +212,13 @@ def _hilum(centre: np.ndarray) -> np.ndarray:
 
 
 def _stomach(centre: np.ndarray) -> np.ndarray:
-  """Outline of the gas under the left half of the diaphragm."""
+  """Outlines the gas under the left half of the diaphragm."""
   ring = np.array([[-0.07, 0.01], [-0.03, -0.03], [0.04, -0.025], [0.07, 0.02], [0, 0.03]])
   return smooth(centre + ring)
 
 
 def _body(wide: float, fat: float) -> np.ndarray:
-  """Neck, shoulders and trunk; black air is left beside the neck and below the armpits."""
+  """Outlines neck, shoulders and trunk; air is left beside the neck and below the armpits."""
   x = np.array([0.085, 0.09, 0.13, 0.27, 0.42, 0.58, 0.66, 0.60, 0.475, 0.455, 0.46, 0.47])
   y = np.array([-0.2, 0.0, 0.045, 0.085, 0.12, 0.2, 0.36, 0.47, 0.46, 0.6, 0.85, 1.3])
   x = wide * x + np.where(y > 0.04, 0.6 * fat, 0.2 * fat)
@@ -256,7 +241,7 @@ def _breasts(wide: float) -> list[np.ndarray]:
 
 
 def _ribs(side: int, wide: float, tall: float, slope: float) -> np.ndarray:
-  """[10, 12, 2] centre lines of the back ribs, from the spine to the chest wall."""
+  """Returns centre lines [10, 12, 2] of the back ribs, from the spine to the chest wall."""
   number, t = np.arange(10)[:, None], np.linspace(0, 1, 12)[None]
   start = tall * (0.135 + 0.066 * number)
   reach = np.interp(start + 0.05, [0.12, 0.2, 0.32, 0.44, 0.68], [0.17, 0.27, 0.33, 0.365, 0.4])
@@ -266,7 +251,7 @@ def _ribs(side: int, wide: float, tall: float, slope: float) -> np.ndarray:
 
 
 def _cage(frame: Frame, ribs: dict[int, np.ndarray], half: float, wide: float) -> np.ndarray:
-  """Back ribs with bright rims, and the fainter front ribs that slope down to the midline."""
+  """Draws back ribs with bright rims, and fainter front ribs that slope down to the midline."""
   back = np.concatenate([ribs[RIGHT], ribs[LEFT]])
   t = np.linspace(0, 1, 8)[:, None]
   start = back[back[:, -1, 1] < 0.62][:, -1:]
@@ -282,12 +267,12 @@ def _cage(frame: Frame, ribs: dict[int, np.ndarray], half: float, wide: float) -
 
 
 def _bands(lines: np.ndarray, half: float) -> np.ndarray:
-  """[N, 2 T, 2] outlines of level bands, `half` high on either side of lines [N, T, 2]."""
+  """Outlines level bands [N, 2 T, 2], `half` high on either side of lines [N, T, 2]."""
   return np.concatenate([lines - [0, half], lines[:, ::-1] + [0, half]], 1)
 
 
 def _spine(frame: Frame, spine: np.ndarray) -> np.ndarray:
-  """Column of vertebrae, darker at the discs, with bright pedicles."""
+  """Draws the column of vertebrae, darker at the discs, with bright pedicles."""
   layer = frame.stroke([spine], 0.062, 190)
   y = np.arange(-0.04, 1.0, 0.047)
   x = np.interp(y, spine[:, 1], spine[:, 0])
@@ -302,7 +287,7 @@ def _spine(frame: Frame, spine: np.ndarray) -> np.ndarray:
 
 
 def _shoulders(frame: Frame, wide: float) -> np.ndarray:
-  """Collar bones, and the heads of the arms with the inner rims of the shoulder blades."""
+  """Draws collar bones, heads of the arms, and the inner rims of the shoulder blades."""
   t = np.linspace(0, 1, 8)
   x = wide * (0.04 + 0.36 * t)
   collar = np.stack([x, 0.185 - 0.075 * t + 0.018 * np.sin(2 * np.pi * t)], 1)
@@ -324,7 +309,7 @@ def _airway(frame: Frame, spine: np.ndarray, carina: tuple[float, float]) -> np.
 
 
 def _vessels(rng: np.random.Generator, frame: Frame, hila: dict[int, np.ndarray]) -> np.ndarray:
-  """Vessels that branch from the hila, thinner and fainter on their way outwards."""
+  """Draws vessels that branch from the hila, thinner and fainter on their way outwards."""
   trunks, steps = 11, 6
   layer = np.zeros((frame.size,) * 2, np.uint8)
   thin, thick = [], []
@@ -345,7 +330,7 @@ def _vessels(rng: np.random.Generator, frame: Frame, hila: dict[int, np.ndarray]
 
 
 def _walk(start, heading, length, curl, side: int, steps: int) -> np.ndarray:
-  """[N, steps, 2] curves from `start` [N, 2]; heading 0 points away from the midline."""
+  """Returns curves [N, steps, 2] from `start` [N, 2]; heading 0 points away from the midline."""
   angle = heading[:, None] + curl[:, None] * np.arange(steps - 1)
   move = np.stack([side * np.cos(angle), np.sin(angle)], 2) * (length / (steps - 1))[:, None, None]
   path = np.concatenate([np.zeros((len(heading), 1, 2)), np.cumsum(move, 1)], 1)
@@ -353,6 +338,6 @@ def _walk(start, heading, length, curl, side: int, steps: int) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, size_px: int) -> np.ndarray:
-  """[S, S] float32 about 0: mottling whose grain grows with the image."""
+  """Draws mottling, float32 [S, S] about 0, whose grain grows with the image."""
   coarse = rng.standard_normal((24, 24), np.float32)
   return cv2.resize(coarse, (size_px, size_px), interpolation=cv2.INTER_CUBIC)

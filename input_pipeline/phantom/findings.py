@@ -1,4 +1,4 @@
-"""Findings of the phantom: which an image has, where they lie and how they change its attenuation."""
+"""Findings of the phantom: their choice, their place and the attenuation they add."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ class Finding:
     size: rank from 0, the smallest of its kind, to 1.
     contrast: rank from 0, the faintest of its kind, to 1.
     hedged: whether the report is unsure of it; such a finding is drawn faintly.
-    shape: [12] float in 0..1, the chances of its outline.
+    shape: [12] float in 0..1, random numbers of its outline.
   """
 
   name: str
@@ -56,7 +56,7 @@ class Finding:
 
 
 def choose(rng: np.random.Generator, small_only: bool = False) -> tuple[Finding, ...]:
-  """0 to 4 different findings that do not hide each other, in an order of chance."""
+  """Draws 0 to 4 different findings that do not hide each other, in random order."""
   names = SMALL_FINDINGS if small_only else FINDINGS
   count = rng.choice(len(_COUNT_SHARES), p=_COUNT_SHARES)
   picked = [names[i] for i in rng.permutation(len(names))[:count]]
@@ -70,7 +70,7 @@ def place(
   taken: set[tuple[int, int]] | None = None,
   small_only: bool = False,
 ) -> Finding:
-  """A finding of chance that keeps out of the (side, zone) in `taken`, and adds its own there."""
+  """Draws a finding that keeps out of the (side, zone) pairs in `taken`, and adds its own."""
   taken = set() if taken is None else taken
   zones = {"effusion": (LOWER,), "pneumothorax": (UPPER,), "pacemaker": (UPPER,)}
   spots = [(s, z) for s in (RIGHT, LEFT) for z in zones.get(name, (UPPER, MID, LOWER))]
@@ -99,12 +99,12 @@ def place(
 
 
 def draw(finding: Finding, chest: Chest) -> np.ndarray:
-  """[S, S] float32, what the finding adds to the image's attenuation."""
+  """Returns the attenuation that the finding adds, float32 [S, S]."""
   return _DRAW[finding.name](finding, chest)
 
 
 def enlarged_heart(findings: tuple[Finding, ...]) -> float:
-  """Heart's width as a share of the chest's where there is cardiomegaly, else 0."""
+  """Returns the heart's width as a share of the chest's with cardiomegaly, else 0."""
   sizes = [finding.size for finding in findings if finding.name == "cardiomegaly"]
   return _mix(0.57, 0.70, sizes[0]) if sizes else 0.0
 
@@ -114,7 +114,7 @@ def _mix(low: float, high: float, rank: float) -> float:
 
 
 def _blob(finding: Finding, chest: Chest, radius: float, rough: float, edge: float) -> np.ndarray:
-  """[S, S] in 0..1: a rounded shadow in the finding's lung, its outline `rough` by a share."""
+  """Draws a rounded shadow [S, S] in 0..1 in the finding's lung, its outline rough by a share."""
   radius = max(radius, 1.6 / chest.frame.size)
   angles = np.arange(9) * (2 * np.pi / 9)
   reach = radius * (1 + rough * (2 * finding.shape[:9] - 1))
@@ -242,7 +242,7 @@ def _pacemaker(finding: Finding, chest: Chest) -> np.ndarray:
 
 
 def fractured_rib(finding: Finding) -> int:
-  """Number of the broken rib, from 1 at the top."""
+  """Returns the number of the broken rib, from 1 at the top."""
   return (2, 5, 8)[finding.zone] + int(finding.shape[0] < 0.5)
 
 
@@ -251,15 +251,15 @@ def _fracture(finding: Finding, chest: Chest) -> np.ndarray:
   place, length = _mix(0.35, 0.62, finding.shape[1]), _mix(0.22, 0.34, finding.size)
   grid = np.linspace(0, 1, len(rib))
 
-  def token(start: float, end: float) -> np.ndarray:
+  def section(start: float, end: float) -> np.ndarray:
     t = np.linspace(start, end, 5)
     return np.stack([np.interp(t, grid, rib[:, axis]) for axis in (0, 1)], 1)
 
   frame = chest.frame
   gap = max(0.05, 3 / frame.size)
-  lost = frame.stroke([token(place, place + length)], 2 * chest.rib_width)
+  lost = frame.stroke([section(place, place + length)], 2 * chest.rib_width)
   # The lateral fragment leans away from the rib: most at the break, not at all at its far end.
-  fragment = token(place + gap, place + length)
+  fragment = section(place + gap, place + length)
   step = max(_mix(0.016, 0.03, finding.size), 2 / frame.size)
   fragment = fragment + np.linspace(step, 0, 5)[:, None] * [0, 1 if finding.shape[2] < 0.5 else -1]
   moved = frame.stroke([fragment], 1.6 * chest.rib_width)
@@ -272,7 +272,7 @@ def _hernia(finding: Finding, chest: Chest) -> np.ndarray:
   centre = [_mix(-0.03, 0.06, finding.shape[0]), chest.heart_base - 0.7 * radius]
   angles = np.arange(16) * (np.pi / 8)
   ring = np.stack([np.cos(angles) * 1.15, np.sin(angles)], 1) * radius
-  # Angles run downwards from the picture's right: the lower half holds fluid, the upper air.
+  # Angles run downwards from the image's right: the lower half holds fluid, the upper air.
   frame, wall = chest.frame, [np.concatenate([centre + ring, centre + ring[:1]])]
   fluid = frame.stroke(wall, 0.008)
   fluid = frame.fill([centre + ring[:9]], 255, fluid)

@@ -1,4 +1,4 @@
-"""A synthetic frontal chest radiograph with its report and its exact regions.
+"""Synthetic frontal chest radiographs with their reports and exact regions.
 
 Every image follows from (seed, index) alone. Image `index` is of patient
 `index // IMAGES_PER_PATIENT`, so a range of indices that starts and ends at multiples of
@@ -6,7 +6,7 @@ IMAGES_PER_PATIENT holds whole patients, and disjoint ranges of this kind make s
 patients.
 
 The image is composed as a radiograph is: attenuation adds up along the ray, then a sigmoid tone
-curve turns the sum into grey. The patient's right is on the left of the picture.
+curve turns the sum into grey. The patient's right is on the left of the image.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,10 @@ from input_pipeline.phantom import anatomy
 from input_pipeline.phantom import findings as phantom_findings
 from input_pipeline.phantom import reports as phantom_reports
 from input_pipeline.phantom.anatomy import Frame
-from input_pipeline.phantom.findings import FINDINGS, Finding
+from input_pipeline.phantom.findings import Finding
 from input_pipeline.text import reports
 
-__all__ = [
-  "IMAGES_PER_PATIENT",
-  "FINDINGS",
-  "SIZES_PX",
-  "Plan",
-  "patient",
-  "plan",
-  "render",
-  "example",
-]
-
+FINDINGS = phantom_findings.FINDINGS
 IMAGES_PER_PATIENT = 2
 SIZES_PX = (64, 512)  # smallest and largest image
 
@@ -40,7 +30,7 @@ SIZES_PX = (64, 512)  # smallest and largest image
 # of the finding's strongest change. A finding that changes less than _VISIBLE anywhere is stressed.
 _LEVELS, _SHARE, _VISIBLE = 3.0, 0.2, 16.0
 
-# Runs of equal bytes are all there is to find in noise and in masks.
+# Noise and masks have no other redundancy than runs of equal bytes.
 _PNG = [
   *(cv2.IMWRITE_PNG_COMPRESSION, 1),
   *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
@@ -53,7 +43,7 @@ _PATIENT, _IMAGE, _NOISE, _REPORT, _CORRUPTION = range(5)
 
 @dataclass(frozen=True)
 class Plan:
-  """All that fixes an image but its size in pixels.
+  """Description of an image that fixes all but its size in pixels.
 
   Attributes:
     seed, index: the image.
@@ -83,7 +73,7 @@ class Image:
     grey: [S, S] float32, noise-free grey levels, 0 to 255.
     pixels: [S, S] uint8, the image with noise.
     masks: [S, S] bool each, one a finding of the plan, in its order.
-    right: [S, S] bool, the patient's right half of the picture.
+    right: [S, S] bool, the patient's right half of the image.
   """
 
   grey: np.ndarray
@@ -93,7 +83,7 @@ class Image:
 
 
 def patient(index: int) -> str:
-  """Patient id of image `index`; IMAGES_PER_PATIENT images in a row share one."""
+  """Returns the patient id of image `index`, which IMAGES_PER_PATIENT images in a row share."""
   return f"phantom-patient-{index // IMAGES_PER_PATIENT:06d}"
 
 
@@ -106,17 +96,21 @@ def example(
   wrong_sentence_fraction: float = 0.0,
   swapped_side_fraction: float = 0.0,
 ) -> Example:
-  """Image `index` of the phantom with `seed`: deterministic, independent of every other image.
+  """Draws image `index` of the phantom with `seed`; it depends on no other image.
+
+    radiograph.example(seed=0, index=3, size_px=128)
 
   Args:
     seed: of the whole data set, 0 or more.
     index: of the image, 0 or more.
     size_px: side of the square image, 64 to 512.
     small_only: draws only findings that come in a small kind, and those small.
-    wrong_sentence_fraction: share of reports in which one sentence is dropped or names a finding
-      that is not there. Labels and regions stay true.
+    wrong_sentence_fraction: share of reports in which one sentence is dropped or names an absent
+      finding. Labels and regions stay true.
     swapped_side_fraction: share of reports in which one sentence that names sides has left and
       right swapped (a report that names none stays). Labels and regions stay true.
+
+  Raises ValueError where the size is out of range.
   """
   if not SIZES_PX[0] <= size_px <= SIZES_PX[1]:
     raise ValueError(f"size_px is {size_px}; it must be {SIZES_PX[0]} to {SIZES_PX[1]}")
@@ -161,14 +155,14 @@ def plan(seed: int, index: int, *, small_only: bool = False) -> Plan:
   breath, exposure = rng.uniform(-0.03, 0.03), (rng.uniform(0.38, 0.50), rng.uniform(0.14, 0.20))
   noise = rng.uniform(1.5, 4.5)
   findings = phantom_findings.choose(rng, small_only)
-  # A patient on a ventilator is filmed lying down.
+  # A patient on a ventilator is imaged lying down.
   lying = any(finding.name == "tube" for finding in findings) or rng.random() < 0.3
   view = "AP" if lying else "PA"
   return Plan(seed, index, findings, view, matrix, breath, exposure, noise)
 
 
 def render(drawn: Plan, size_px: int) -> Image:
-  """Draws the image, and each finding's mask: the pixels that change where it is taken away.
+  """Draws the image, and each finding's mask: the pixels that change when it is taken away.
 
   Cardiomegaly is the exception: its mask is the whole heart, as a radiologist would box it.
   """
@@ -202,7 +196,7 @@ def render(drawn: Plan, size_px: int) -> Image:
 
 
 def changed(grey: np.ndarray, without: np.ndarray) -> np.ndarray:
-  """[S, S] bool, where two noise-free images differ by enough to belong to a finding."""
+  """Returns bool [S, S]: two noise-free images differ by enough to belong to a finding."""
   difference = cv2.absdiff(grey, without)
   return difference >= max(_LEVELS, _SHARE * float(difference.max()))
 
@@ -216,7 +210,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _boxes(finding: Finding, mask: np.ndarray, right: np.ndarray) -> np.ndarray:
-  """[N, 4] tight boxes: one a lung for a finding of both lungs, else one."""
+  """Returns tight boxes [N, 4]: one a lung for a finding of both lungs, else one."""
   both = finding.side == 0 and finding.name in ("effusion", "edema")
   boxes = []
   for part in (mask & right, mask & ~right) if both else (mask,):
@@ -234,13 +228,13 @@ def _total(base: np.ndarray, changes: list[np.ndarray]) -> np.ndarray:
 
 
 def _light(size_px: int) -> np.ndarray:
-  """[S, S] share of the light that is left towards the corners."""
+  """Returns the share of the light that is left towards the corners, [S, S]."""
   way = np.linspace(-1, 1, size_px, dtype=np.float32) ** 2
   return 1 - 0.06 * (way[None] + way[:, None])
 
 
 def _grey(attenuation: np.ndarray, light: np.ndarray, exposure: tuple[float, float]) -> np.ndarray:
-  """The tone curve: [S, S] attenuation to grey levels; air alone is black."""
+  """Applies the tone curve: attenuation [S, S] to grey levels; air alone is black."""
   centre, width = exposure
   curve = 1 / (1 + cv2.exp((centre - attenuation) * np.float32(1 / width)))
   black = 1 / (1 + np.exp(centre / width))

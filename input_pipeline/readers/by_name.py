@@ -1,13 +1,19 @@
-"""Readers: one module a data set, each turning a raw folder into a list of items and their studies.
+"""Readers by name: one module a data set, each turning a raw folder into a list of its images.
 
 A new reader is a module with `open_source(source, **options) -> Source` and its line in `READERS`.
+`open_source` lists the images and reads none of them. It raises SourceError, which names file, row
+and column, where a table is missing or damaged, a cell cannot be right, or rows contradict each
+other. A reader that draws its images takes no source. `listing.Listing` collects items, notes and
+broken parts; `source.build_example` makes the example of an item.
 """
 
 import argparse
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from input_pipeline.phantom import reports as phantom_reports
 from input_pipeline.readers import (
   chestx_det10,
   chexpert,
@@ -43,26 +49,46 @@ READERS: dict[str, Callable[..., Source]] = {
 }
 
 
+@dataclass(frozen=True)
+class Facts:
+  """Facts of a data set that its records do not tell.
+
+  Attributes:
+    synthetic: made by a program, without a source; its metrics say nothing about patients.
+    word_kinds: sentence -> the kind of each of its words, "finding", "attribute" or "other"; None
+      where only annotations tell.
+  """
+
+  synthetic: bool = False
+  word_kinds: Callable[[str], list[str]] | None = None
+
+
+FACTS: dict[str, Facts] = {name: Facts() for name in READERS} | {
+  "phantom": Facts(synthetic=True, word_kinds=phantom_reports.word_kinds)
+}
+
+
 def default_options(dataset: str) -> dict[str, Any]:
-  """The keyword arguments of a reader's open_source and their defaults."""
+  """Returns the keyword arguments of a reader's open_source and their defaults."""
   parameters = inspect.signature(READERS[dataset]).parameters.values()
   return {p.name: p.default for p in parameters if p.name != "source"}
 
 
 def open_reader(dataset: str, source: str, options: dict[str, Any]) -> Source:
-  """Opens a source with options given by name.
-
-  Raises SourceError where the reader has no such option, and as the reader does.
-  """
+  """Opens a source. Raises SourceError as the reader does, and for options that it lacks."""
   known = default_options(dataset)
   if unknown := [name for name in options if name not in known]:
     listed = ", ".join(known) or "none"
     raise SourceError(f"{', '.join(unknown)}: no option of reader {dataset!r}; it has {listed}")
-  return READERS[dataset](source, **options)
+  if "source" in inspect.signature(READERS[dataset]).parameters:
+    return READERS[dataset](source, **options)
+  if source:
+    raise SourceError(f"{dataset} is drawn, not read: leave out source ({source!r})")
+  return READERS[dataset](**options)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-  """Adds the readers' options to a command line; what is not given is not in its namespace.
+  """Adds the readers' options to a command line; its namespace holds only those that are given.
 
   An option that several readers share is listed with the first, and names the others' defaults.
   """
@@ -79,5 +105,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
       if isinstance(default, bool):
         kind = {"action": argparse.BooleanOptionalAction}
       others = [f"of {other} {default_options(other)[name]}" for other in shared[name][1:]]
-      told = ", ".join([f"default {default}", *others])
-      group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=told, **kind)
+      text = ", ".join([f"default {default}", *others])
+      group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **kind)

@@ -18,39 +18,36 @@ Columns (UTF-8, first row names them; further columns are left aside):
                "phrase"; a mask has its image's size and is non-zero inside
 """
 
-import csv
 import functools
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from input_pipeline.example import SPLITS, Example, Region, UnreadableError
+from input_pipeline.readers.listing import Listing
+from input_pipeline.readers.raw import folders, tables
+from input_pipeline.readers.raw.boxes import Corners
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import image_size, open_image
-from input_pipeline.readers.source import Item, Source, draw_split
+from input_pipeline.readers.raw.stored_images import encode_mask, open_image
+from input_pipeline.readers.source import Item, Source, build_example, draw_split
 from input_pipeline.text import reports
 
 MANIFEST = "manifest.csv"
 _REQUIRED = ("image", "text")
-_OPTIONAL = (
-  "text_kind", "split", "patient_id", "study_id", "image_id", "view", "labels", "boxes", "mask",
-)  # fmt: skip
 _IDS = ("patient_id", "study_id", "image_id")
+_OPTIONAL = ("text_kind", "split", *_IDS, "view", "labels", "boxes", "mask")
 _TEXT_KINDS = ("report", "labels", "none")
 _TOLERANCE_PX = 1.0  # by how much a rounded box may stick out of its image; it is clipped
-_CELL_CHARACTERS = 1 << 24  # the csv module stops at 131,072, which a long list of boxes exceeds
 
 
 @dataclass(frozen=True)
 class _Box:
   phrase: str
   label: str
-  corners: tuple[float, float, float, float]  # x0, y0, x1, y1
+  corners: Corners
 
 
 @dataclass(frozen=True)
@@ -62,145 +59,92 @@ class _Mask:
 
 @dataclass(frozen=True)
 class _Row:
-  """A checked row of the manifest."""
+  """Checked row of the manifest; `number` counts as a spreadsheet does, column names first."""
 
-  number: int  # as a spreadsheet counts: the column names are row 1
+  number: int
   image: str
-  image_id: str
   study_id: str
-  view: str
   text: str
   text_kind: str
-  labels: tuple[tuple[str, int], ...]
   boxes: tuple[_Box, ...]
   masks: tuple[_Mask, ...]
 
 
 class _CellError(Exception):
-  """A cell says something it must not; `_rows` adds file and row."""
-
-  def __init__(self, column: str, problem: str):
-    super().__init__(f"column {column!r}: {problem}")
+  """Wrong cell: column and problem; file and row are added later."""
 
 
 def open_source(source: str) -> Source:
-  """Reads and checks the whole manifest; no image is touched.
-
-  Args:
-    source: the folder.
-
-  Raises:
-    SourceError: the folder or its manifest is missing, or a cell cannot be right; the message names
-      file, row and column.
-  """
-  folder = Path(source)
-  if not source:
-    raise SourceError("the folder reader needs a source: the folder that holds manifest.csv")
-  if not folder.is_dir():
-    raise SourceError(
-      f"{folder}: there is no such folder; name the raw folder (--source, config.data.source)"
-    )
-  manifest = folder / MANIFEST
-  columns, cells = _read_manifest(manifest)
-  items, first_row = [], {}
-  for number, values in cells:
+  """Lists the images of the manifest, which is checked whole. Raises SourceError."""
+  root = folders.folder(source, MANIFEST)
+  manifest = folders.find(root, MANIFEST, hint=f"it needs the columns {', '.join(_REQUIRED)}")
+  listing = Listing()
+  columns: tuple[str, ...] = ()
+  for row in tables.read(manifest, _REQUIRED):
+    columns = tuple(row)
     try:
-      row, split, patient_id = _parse(number, values)
-      if row.image_id in first_row:
+      item = _parse(row)
+      if (first := listing.items.setdefault(item.image_id, item)) is not item:
         raise _CellError(
-          "image_id" if "image_id" in values else "image",
-          f"the image id {row.image_id!r} is taken by row {first_row[row.image_id]}",
+          "image_id" if "image_id" in row else "image",
+          f"the image id {item.image_id!r} is taken by row {first.row.number}",
         )
     except _CellError as error:
-      raise SourceError(f"{manifest}, row {number}, {error}") from None
-    first_row[row.image_id] = number
-    key = f"{row.image} ({MANIFEST} row {number})"
-    items.append(Item(key, split, patient_id, row, row.image_id, row.view, row.labels))
-  if not items:
+      raise row.error(*error.args) from None
+  if not listing.items:
     raise SourceError(f"{manifest}: there is no row below the column names")
-  return Source("folder", items, functools.partial(_read, folder=folder), _notes(columns, items))
+  extra = [name for name in columns if name not in _REQUIRED + _OPTIONAL]
+  listing.note("columns left aside: {}", ", ".join(extra))
+  if "patient_id" not in columns:
+    listing.note("no column patient_id: every image counts as a patient of its own")
+  if "split" not in columns:
+    listing.note(f"no column split: drawn by patient_id ({listing.shares()})")
+  without = sum(not item.row.text for item in listing.items.values())
+  listing.note("rows without text: {} of {}", without, len(listing.items))
+  return listing.source("folder", functools.partial(_read, root=root))
 
 
-def _read_manifest(manifest: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-  """The column names and, for every row that is not blank, its number and cells."""
-  csv.field_size_limit(_CELL_CHARACTERS)
-  try:
-    with open(manifest, encoding="utf-8-sig", newline="") as file:
-      rows = list(csv.reader(file, strict=True))
-  except FileNotFoundError:
-    raise SourceError(
-      f"{manifest}: there is no manifest; it needs the columns {', '.join(_REQUIRED)}"
-    ) from None
-  except UnicodeDecodeError as error:
-    raise SourceError(f"{manifest}: not UTF-8 ({error}); save it as UTF-8") from None
-  except csv.Error as error:
-    raise SourceError(
-      f"{manifest}: not a CSV file with commas and double quotes ({error})"
-    ) from None
-  columns = [name.strip() for name in rows[0]] if rows else []
-  missing = [name for name in _REQUIRED if name not in columns]
-  if missing:
-    raise SourceError(
-      f"{manifest}: no column {', '.join(map(repr, missing))};"
-      f" the first row names {', '.join(map(repr, columns)) or 'nothing'}"
-    )
-  twice = [name for name, count in Counter(columns).items() if count > 1]
-  if twice:
-    raise SourceError(f"{manifest}: the first row names {', '.join(map(repr, twice))} twice")
-  cells = []
-  for number, values in enumerate(rows[1:], start=2):
-    if not any(values):
-      continue
-    if len(values) != len(columns):
-      raise SourceError(
-        f"{manifest}, row {number}: {len(values)} cells for {len(columns)} columns; a text that"
-        " holds a comma needs double quotes"
-      )
-    cells.append((number, dict(zip(columns, (value.strip() for value in values), strict=True))))
-  return columns, cells
-
-
-def _parse(number: int, values: dict[str, str]) -> tuple[_Row, str, str]:
-  """Row, split and patient id of one line. Raises _CellError."""
-  image = values["image"]
+def _parse(row: tables.Row) -> Item:
+  """Makes the item of a row. Raises _CellError."""
+  image = row["image"]
   if not image:
     raise _CellError("image", "is empty")
   for name in _IDS:
-    if values.get(name) == "":
+    if row.get(name) == "":
       raise _CellError(name, "is empty; fill it in every row, or leave the column out")
-  image_id = values.get("image_id") or Path(image).with_suffix("").as_posix()
-  patient_id = values.get("patient_id") or image_id
-  split = _one_of("split", values["split"], SPLITS) if "split" in values else draw_split(patient_id)
-  text_kind = _one_of("text_kind", values.get("text_kind") or "report", _TEXT_KINDS)
-  if text_kind == "none" and values["text"]:
+  image_id = row.get("image_id") or Path(image).with_suffix("").as_posix()
+  patient_id = row.get("patient_id") or image_id
+  split = row.one_of("split", SPLITS) if "split" in row else draw_split(patient_id)
+  text_kind = row.one_of("text_kind", _TEXT_KINDS) if row.get("text_kind") else "report"
+  if text_kind == "none" and row["text"]:
     raise _CellError("text", "must be empty where text_kind is 'none'")
-  row = _Row(
-    number=number,
-    image=image,
-    image_id=image_id,
-    study_id=values.get("study_id") or f"{patient_id}/{image_id}",
-    view=values.get("view", ""),
-    text=values["text"],
-    text_kind="labels" if text_kind == "labels" else "report",
-    labels=_parse_labels(values.get("labels", "")),
-    boxes=_parse_boxes(values.get("boxes", "")),
-    masks=_parse_masks(values.get("mask", "")),
-  )
+  labels = _parse_labels(row.get("labels", ""))
+  boxes, masks = _parse_boxes(row.get("boxes", "")), _parse_masks(row.get("mask", ""))
   label_of = {}
-  for column, part in [("boxes", b) for b in row.boxes] + [("mask", m) for m in row.masks]:
+  for column, part in [("boxes", box) for box in boxes] + [("mask", mask) for mask in masks]:
     if label_of.setdefault(part.phrase, part.label) != part.label:
       raise _CellError(
         column,
         f"the phrase {part.phrase!r} is one region, but has the labels"
         f" {label_of[part.phrase]!r} and {part.label!r}",
       )
-  return row, split, patient_id
-
-
-def _one_of(column: str, value: str, allowed: tuple[str, ...]) -> str:
-  if value not in allowed:
-    raise _CellError(column, f"is {value!r}; it must be {', '.join(allowed[:-1])} or {allowed[-1]}")
-  return value
+  return Item(
+    key=f"{image} ({row.place})",
+    split=split,
+    patient_id=patient_id,
+    row=_Row(
+      number=row.number,
+      image=image,
+      study_id=row.get("study_id") or f"{patient_id}/{image_id}",
+      text=row["text"],
+      text_kind="labels" if text_kind == "labels" else "report",
+      boxes=boxes,
+      masks=masks,
+    ),
+    image_id=image_id,
+    view=row.get("view", ""),
+    labels=labels,
+  )
 
 
 def _parse_labels(cell: str) -> tuple[tuple[str, int], ...]:
@@ -217,7 +161,7 @@ def _parse_labels(cell: str) -> tuple[tuple[str, int], ...]:
 
 
 def _parse_list(column: str, cell: str, text_keys: tuple[str, ...]) -> list[dict]:
-  """A JSON list of objects whose `text_keys` are texts that are not empty."""
+  """Parses a JSON list of objects whose `text_keys` are texts that are not empty."""
   try:
     entries = json.loads(cell)
   except ValueError as error:
@@ -252,76 +196,54 @@ def _parse_masks(cell: str) -> tuple[_Mask, ...]:
   return tuple(_Mask(entry["phrase"], entry["label"], entry["file"]) for entry in entries)
 
 
-def _notes(columns: list[str], items: list[Item]) -> tuple[str, ...]:
-  notes = []
-  extra = [name for name in columns if name not in _REQUIRED + _OPTIONAL]
-  if extra:
-    notes.append(f"columns left aside: {', '.join(extra)}")
-  if "patient_id" not in columns:
-    notes.append("no column patient_id: every image counts as a patient of its own")
-  if "split" not in columns:
-    counts = Counter(item.split for item in items)
-    drawn = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
-    notes.append(f"no column split: drawn by patient_id ({drawn})")
-  without = sum(not item.row.text for item in items)
-  if without:
-    notes.append(f"rows without text: {without} of {len(items)}")
-  return tuple(notes)
-
-
-def _read(item: Item, *, folder: Path) -> Example:
-  """The study of a row. Raises UnreadableError; SourceError for boxes and masks that do not fit."""
+def _read(item: Item, *, root: Path) -> Example:
+  """Reads an example. Raises UnreadableError; SourceError for boxes and masks that do not fit."""
   row = item.row
-  image = _bytes(folder, row.image)
-  width, height = image_size(image)
   sections = reports.sections(row.text)
   try:
-    regions = _regions(row, folder, width, height)
+    return build_example(
+      item,
+      _read_bytes(root, row.image),
+      study_id=row.study_id,
+      sections=sections,
+      sentences=tuple(reports.report_sentences(sections)),
+      regions=functools.partial(_regions, row, root),
+      text_kind=row.text_kind,
+    )
   except _CellError as error:
-    raise SourceError(f"{folder / MANIFEST}, row {row.number} ({row.image}), {error}") from None
-  return Example(
-    image=image,
-    width=width,
-    height=height,
-    image_id=row.image_id,
-    study_id=row.study_id,
-    patient_id=item.patient_id,
-    view=row.view,
-    sections=sections,
-    sentences=tuple(reports.report_sentences(sections)),
-    labels=dict(row.labels),
-    regions=regions,
-    text_kind=row.text_kind,
-  )
+    column, problem = error.args
+    place = f"{root / MANIFEST}, row {row.number} ({row.image})"
+    raise SourceError(f"{place}, column {column!r}: {problem}") from None
 
 
-def _bytes(folder: Path, file: str) -> bytes:
+def _read_bytes(root: Path, file: str) -> bytes:
+  """Reads a file, which may lie anywhere: the manifest is the user's own."""
   try:
-    return (folder / file).read_bytes()
+    return (root / file).read_bytes()
   except OSError as error:
-    raise UnreadableError(f"{folder / file}: {error.strerror or error}") from None
+    raise UnreadableError(f"{root / file}: {error.strerror or error}") from None
 
 
-def _regions(row: _Row, folder: Path, width: int, height: int) -> tuple[Region, ...]:
-  """Boxes and masks, united by phrase, in the order of their first mention."""
+def _regions(row: _Row, root: Path, width: int, height: int) -> tuple[Region, ...]:
+  """Unites boxes and masks by phrase, in the order of their first mention."""
   parts: dict[str, tuple[str, list, list]] = {}
   for box in row.boxes:
-    parts.setdefault(box.phrase, (box.label, [], []))[1].append(_inside(box, width, height))
+    parts.setdefault(box.phrase, (box.label, [], []))[1].append(_clip(box, width, height))
   for mask in row.masks:
-    pixels = _mask_pixels(mask.file, folder, width, height)
+    pixels = _read_mask(mask.file, root, width, height)
     parts.setdefault(mask.phrase, (mask.label, [], []))[2].append(pixels)
   return tuple(
     Region(
       phrase,
       label,
       np.array(boxes, np.float32).reshape(-1, 4),
-      _png(np.logical_or.reduce(masks)) if masks else b"",
+      encode_mask(np.logical_or.reduce(masks)) if masks else b"",
     )
     for phrase, (label, boxes, masks) in parts.items()
   )
 
 
-def _inside(box: _Box, width: int, height: int) -> tuple[float, float, float, float]:
+def _clip(box: _Box, width: int, height: int) -> Corners:
   x0, y0, x1, y1 = box.corners
   clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
   shift = max(abs(a - b) for a, b in zip(clipped, box.corners, strict=True))
@@ -334,15 +256,15 @@ def _inside(box: _Box, width: int, height: int) -> tuple[float, float, float, fl
   return clipped
 
 
-def _mask_pixels(file: str, folder: Path, width: int, height: int) -> np.ndarray:
-  """A mask file as bool [height, width]."""
-  encoded = _bytes(folder, file)
+def _read_mask(file: str, root: Path, width: int, height: int) -> np.ndarray:
+  """Reads a mask file as bool [height, width]."""
+  encoded = _read_bytes(root, file)
   try:
     with open_image(encoded) as image:
       lossy, pixels = image.format == "JPEG", np.asarray(image)
       has_alpha = image.mode in ("LA", "RGBA")
   except Exception as error:  # Pillow raises many kinds
-    raise UnreadableError(f"{folder / file}: not a readable mask ({error})") from error
+    raise UnreadableError(f"{root / file}: not a readable mask ({error})") from error
   if lossy:
     raise _CellError("mask", f"{file} is a JPEG, which blurs outlines; save it as PNG")
   if pixels.ndim == 3:
@@ -356,7 +278,3 @@ def _mask_pixels(file: str, folder: Path, width: int, height: int) -> np.ndarray
   if not pixels.any():
     raise _CellError("mask", f"{file} is empty; leave out a region that is not there")
   return pixels != 0
-
-
-def _png(mask: np.ndarray) -> bytes:
-  return cv2.imencode(".png", mask.astype(np.uint8) * 255)[1].tobytes()

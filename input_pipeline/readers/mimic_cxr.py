@@ -11,7 +11,7 @@ The source is a folder that holds PhysioNet's projects, each with or without its
 
 Tables may also lie there unpacked (.csv). A project, or its "files", may be a link to another disk.
 
-An image is a study of its own with its study's report; sections and sentences are `mimic_reports`',
+An image is an example, with its study's report; sections and sentences are `mimic_reports`',
 entities `radgraph`'s. Splits are the official ones. Labels are the study's, by published names;
 what its row leaves blank is unknown, as are all of a study without a row. An image without a row in
 the table of splits is left out and listed. One without its report's file cannot be read; a report
@@ -23,22 +23,19 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from input_pipeline.example import Example, UnreadableError
+from input_pipeline.readers import chexpert
 from input_pipeline.readers import ms_cxr as ms_cxr_reader
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, physionet, radgraph, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import image_size
-from input_pipeline.readers.source import Item, Source
+from input_pipeline.readers.source import Item, Source, build_example
 from input_pipeline.text import mimic_reports
 
-LABELS = (
-  "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum",
-  "Fracture", "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other",
-  "Pneumonia", "Pneumothorax", "Support Devices",
-)  # fmt: skip
+LABELS = tuple(sorted(chexpert.LABELS))
 _FRONTAL = ("AP", "PA")
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
 _IDS = ("subject_id", "study_id")
@@ -53,24 +50,17 @@ class _Image:
 def open_source(
   source: str, *, views: str = "frontal", labels: str = "chexpert", ms_cxr: str = "exclude"
 ) -> Source:
-  """Lists the images; no image and no report is touched.
+  """Lists the images. Raises SourceError, also where two rows contradict.
 
   Args:
     source: the folder that holds mimic-cxr-jpg and mimic-cxr.
     views: "frontal" (AP and PA) or "all".
-    labels: whose labels: "chexpert" or "negbio".
+    labels: labeler of the table, "chexpert" or "negbio".
     ms_cxr: "exclude" leaves the patients of MS-CXR out of the training split, "keep" keeps them.
-
-  Raises SourceError: an option that is none of these, a project or a table that is missing or
-  cannot be right, rows that contradict each other.
   """
-  for name, given, known in (
-    ("views", views, ("frontal", "all")),
-    ("labels", labels, ("chexpert", "negbio")),
-    ("ms_cxr", ms_cxr, ("exclude", "keep")),
-  ):
-    if given not in known:
-      raise SourceError(f"{name} is {given!r}; it must be {' or '.join(known)}")
+  folders.check_option("views", views, ("frontal", "all"))
+  folders.check_option("labels", labels, ("chexpert", "negbio"))
+  folders.check_option("ms_cxr", ms_cxr, ("exclude", "keep"))
   root = folders.folder(source, "mimic-cxr-jpg and mimic-cxr")
   images = physionet.find(root, "mimic-cxr-jpg", "files")
   texts = physionet.find(root, "mimic-cxr", "mimic-cxr-reports.zip", "files")
@@ -79,17 +69,8 @@ def open_source(
   rows = _unique(_table(root, "metadata"), ("dicom_id", "ViewPosition", *_IDS), _view)
   splits = _unique(_table(root, "split"), ("dicom_id", "split", *_IDS), _split)
   labels_of = _unique(_table(root, labels), (*_IDS, *LABELS), _labels)
-  notes = []
-  excluded: set[str] = set()
-  if ms_cxr == "exclude" and physionet.has(root, "ms-cxr"):
-    excluded = {row.patient_id for row in ms_cxr_reader.annotations(root)}
-  elif ms_cxr == "exclude":
-    notes.append(
-      "there is no ms-cxr: its patients could not be left out of training, so that an evaluation on"
-      " MS-CXR would leak"
-    )
-
-  chosen, left_out = [], []
+  listing = Listing()
+  excluded = _patients_of_ms_cxr(root, listing) if ms_cxr == "exclude" else set()
   aside, in_ms_cxr = Counter(), Counter()
   for dicom_id, (patient_id, study_id, view) in rows.items():
     path = f"files/{physionet.stem(patient_id, study_id)}/{dicom_id}.jpg"
@@ -97,7 +78,7 @@ def open_source(
       aside[view or "not known"] += 1
       continue
     if dicom_id not in splits:
-      left_out.append((path, "the table of splits has no row for it"))
+      listing.leave_out(path, "the table of splits has no row for it")
       continue
     *ids, split = splits[dicom_id]
     if ids != [patient_id, study_id]:
@@ -108,40 +89,52 @@ def open_source(
     if split == "train" and patient_id in excluded:
       in_ms_cxr[patient_id] += 1
       continue
-    chosen.append((path, dicom_id, patient_id, study_id, view, split))
-  examples = {(patient_id, study_id) for _, _, patient_id, study_id, _, _ in chosen}
-  graphs, file = {}, None
-  if physionet.has(root, "radgraph"):
-    file = physionet.find(root, "radgraph", "MIMIC-CXR_graphs.json")
-    graphs = radgraph.places(file, {f"{physionet.stem(*ids)}.txt" for ids in examples})
-    notes.append(f"studies with RadGraph's entities: {len(graphs)} of {len(examples)}")
-  items = [
-    Item(
-      path,
-      split,
-      patient_id,
-      _Image(study_id, graphs.get(f"{physionet.stem(patient_id, study_id)}.txt")),
-      dicom_id,
-      view,
-      labels_of.get((patient_id, study_id), ()),
-    )
-    for path, dicom_id, patient_id, study_id, view, split in chosen
-  ]
-
-  if aside:
-    listed = ", ".join(f"{view} {count}" for view, count in aside.most_common())
-    notes.append(f"views left aside: {aside.total()} of {len(rows)} images ({listed})")
+    row, study_labels = _Image(study_id, None), labels_of.get((patient_id, study_id), ())
+    listing.items[dicom_id] = Item(path, split, patient_id, row, dicom_id, view, study_labels)
+  graphs = _add_graphs(root, listing)
+  studies = {(item.patient_id, item.row.study_id) for item in listing.items.values()}
+  listed = ", ".join(f"{view} {count}" for view, count in aside.most_common())
+  listing.note("views left aside: {} of {} images ({})", aside.total(), len(rows), listed)
   if excluded:
-    notes.append(
+    listing.note(
       f"left out of train, for MS-CXR has images of theirs: {in_ms_cxr.total()} images of"
       f" {len(in_ms_cxr)} patients (ms_cxr=keep keeps them)"
     )
-  if unlabelled := len(examples - labels_of.keys()):
-    notes.append(f"studies that {labels} does not label: {unlabelled} of {len(examples)}")
-  if unknown := len(splits.keys() - rows.keys()):
-    notes.append(f"images in the table of splits that the metadata lacks: {unknown}")
-  read = functools.partial(_read, images=images, texts=texts, graphs=file)
-  return Source("mimic_cxr", items, read, tuple(notes), tuple(left_out))
+  unlabelled = len(studies - labels_of.keys())
+  listing.note(f"studies that {labels} does not label: {{}} of {{}}", unlabelled, len(studies))
+  unknown = len(splits.keys() - rows.keys())
+  listing.note("images in the table of splits that the metadata lacks: {}", unknown)
+  read = functools.partial(_read, images=images, texts=texts, graphs=graphs)
+  return listing.source("mimic_cxr", read)
+
+
+def _patients_of_ms_cxr(root: Path, listing: Listing) -> set[str]:
+  """Reads the patients of MS-CXR, where the download holds it."""
+  if physionet.has(root, "ms-cxr"):
+    return {row.patient_id for row in ms_cxr_reader.annotations(root)}
+  listing.note(
+    "there is no ms-cxr: its patients could not be left out of training, so that an evaluation on"
+    " MS-CXR would leak"
+  )
+  return set()
+
+
+def _add_graphs(root: Path, listing: Listing) -> Path | None:
+  """Adds the places of RadGraph's entries to the items; returns its file, None without one."""
+  if not physionet.has(root, "radgraph"):
+    return None
+  file = physionet.find(root, "radgraph", "MIMIC-CXR_graphs.json")
+  report_of = {
+    name: f"{physionet.stem(item.patient_id, item.row.study_id)}.txt"
+    for name, item in listing.items.items()
+  }
+  reports = set(report_of.values())
+  places = radgraph.places(file, reports)
+  listing.note(f"studies with RadGraph's entities: {len(places)} of {len(reports)}")
+  for name, item in listing.items.items():
+    if place := places.get(report_of[name]):
+      listing.items[name] = replace(item, row=_Image(item.row.study_id, place))
+  return file
 
 
 def _table(root: Path, name: str) -> Path:
@@ -151,22 +144,22 @@ def _table(root: Path, name: str) -> Path:
 
 
 def _unique(path: Path, columns: Sequence[str], parse: Callable[[tables.Row], tuple]) -> dict:
-  """A table by its key. `parse` makes key and value of a row.
+  """Reads a table by its key. `parse` makes key and value of a row.
 
   A row that stands twice counts once. Raises SourceError where two rows of a key differ.
   """
-  found, numbers = {}, {}
+  values, numbers = {}, {}
   for row in tables.read(path, columns):
     key, value = parse(row)
-    if found.setdefault(key, value) != value:
+    if values.setdefault(key, value) != value:
       raise SourceError(
         f"{path}: rows {numbers[key]} and {row.number} say different things of"
         f" {key if isinstance(key, str) else ', '.join(key)}"
       )
     numbers.setdefault(key, row.number)
-  if not found:
+  if not values:
     raise SourceError(f"{path}: there is no row below the column names")
-  return found
+  return values
 
 
 def _view(row: tables.Row) -> tuple[str, tuple[str, str, str]]:
@@ -178,37 +171,30 @@ def _split(row: tables.Row) -> tuple[str, tuple[str, str, str]]:
 
 
 def _labels(row: tables.Row) -> tuple[tuple[str, str], tuple[tuple[str, int], ...]]:
-  values = ((name, row.label(name)) for name in LABELS if row[name])
-  return tuple(map(row.text, _IDS)), tuple((name, v) for name, v in values if v is not None)
+  return tuple(map(row.text, _IDS)), row.labels(LABELS)
 
 
 def _read(item: Item, *, images: Path, texts: Path, graphs: Path | None) -> Example:
-  """The study of an image. Raises UnreadableError; SourceError where RadGraph's file has changed."""
+  """Reads an example. Raises UnreadableError; SourceError where RadGraph's file has changed."""
   stem = physionet.stem(item.patient_id, item.row.study_id)
   image = folders.read_bytes(images, f"{stem}/{item.image_id}.jpg")
-  width, height = image_size(image)
-  sections = mimic_reports.sections(folders.text(_report(texts, f"{stem}.txt")))
+  sections = mimic_reports.sections(folders.text(_read_report(texts, f"{stem}.txt")))
   sentences = tuple(mimic_reports.sentences(sections))
   entities = ()
   if item.row.graph:
     entities, _ = radgraph.entities(radgraph.entry(graphs, item.row.graph), sentences)
-  return Example(
-    image=image,
-    width=width,
-    height=height,
-    image_id=item.image_id,
+  return build_example(
+    item,
+    image,
     study_id=item.row.study_id,
-    patient_id=item.patient_id,
-    view=item.view,
     sections=sections,
     sentences=sentences,
-    labels=dict(item.labels),
     entities=entities,
   )
 
 
-def _report(texts: Path, name: str) -> bytes:
-  """A report's bytes, from the zip or the folder. Raises UnreadableError."""
+def _read_report(texts: Path, name: str) -> bytes:
+  """Reads a report from the zip or the folder. Raises UnreadableError."""
   if texts.suffix != ".zip":
     return folders.read_bytes(texts, name)
   archive, files = _archive(texts)
@@ -222,7 +208,7 @@ def _report(texts: Path, name: str) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _archive(path: Path) -> tuple[zipfile.ZipFile, str]:
-  """The reports' archive, opened once a process, and its folder "files/". Raises SourceError."""
+  """Opens the reports' archive, once a process, and finds its "files/". Raises SourceError."""
   try:
     archive = zipfile.ZipFile(path)
   except (zipfile.BadZipFile, OSError) as error:

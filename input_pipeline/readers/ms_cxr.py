@@ -7,14 +7,14 @@ The source is a folder that holds the PhysioNet projects (see `mimic_cxr`):
                   or, where there is no CSV, the COCO file MS_CXR_Local_Alignment_v*.json
   mimic-cxr-jpg/  files/p10/p10000032/s50414267/DICOM_ID.jpg
 
-An image is a study; all boxes of one (category_name, label_text) are one region, whose phrase is
+An image is an example; all boxes of one (category_name, label_text) are one region, whose phrase is
 label_text and whose label is category_name. The same phrase with two categories makes two regions.
 Categories are labels that are present; of others nothing is known. There is no report: the section
 "findings" is the image's phrases, and so are its sentences. The view is not known.
 
-Boxes are pixels of the original image (image_width x image_height); where the JPEG has another size,
-they are scaled. Splits are MS-CXR's own; 1.0.0 has none, and all images are "test". They are not the
-splits of MIMIC-CXR: its reader leaves the patients of MS-CXR out of training.
+Boxes are pixels of the original image (image_width x image_height); where the JPEG has another
+size, they are scaled. Splits are MS-CXR's own; 1.0.0 has none, and all images are "test". They are
+not the splits of MIMIC-CXR: its reader leaves the patients of MS-CXR out of training.
 """
 
 import functools
@@ -28,16 +28,16 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, physionet, tables
+from input_pipeline.readers.raw.boxes import Corners
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import image_size
-from input_pipeline.readers.source import Item, Source
+from input_pipeline.readers.source import Item, Source, build_example
 from input_pipeline.text import reports
 
-_COLUMNS = (
-  "dicom_id", "category_name", "label_text", "path", "x", "y", "w", "h", "image_width",
-  "image_height",
-)  # fmt: skip
+_SIZE = ("image_width", "image_height")
+_BOX = ("x", "y", "w", "h")
+_COLUMNS = ("dicom_id", "category_name", "label_text", "path", *_BOX, *_SIZE)
 _TABLES = ("MS_CXR_Local_Alignment_v*.csv", "MS_CXR_Local_Alignment_v*.json")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _PATH = re.compile(r"(?:files/)?(p\d\d/p(\d+)/s(\d+)/[^/]+\.jpg)")
@@ -46,7 +46,7 @@ _DISTORTION = 0.02  # by how much the JPEG's proportions may differ from the tab
 
 @dataclass(frozen=True)
 class Annotation:
-  """A row of the table.
+  """Row of the table.
 
   Attributes:
     place: file and row, for errors.
@@ -75,23 +75,17 @@ class _Image:
   path: str
   study_id: str
   size: tuple[float, ...]
-  regions: tuple[tuple[str, str, tuple[tuple[float, ...], ...]], ...]  # phrase, label, corners
+  regions: tuple[tuple[str, str, tuple[Corners, ...]], ...]  # phrase, label, corners
 
 
 def open_source(source: str) -> Source:
-  """Lists the images of MS-CXR; no image is touched.
-
-  Args:
-    source: the folder that holds ms-cxr and mimic-cxr-jpg.
-
-  Raises SourceError: a table is missing or cannot be right, or its rows contradict each other.
-  """
+  """Lists the images of MS-CXR. Raises SourceError, also where two rows contradict."""
   root = folders.folder(source, "ms-cxr and mimic-cxr-jpg")
   rows = annotations(root)
   images = physionet.find(root, "mimic-cxr-jpg", "files")
+  listing = Listing()
   first: dict[str, Annotation] = {}
-  regions: dict[str, dict[tuple[str, str], list[tuple[float, ...]]]] = {}
-  left_out, repeated = [], 0
+  regions_of: dict[str, dict[tuple[str, str], list[Corners]]] = {}
   for row in rows:
     before = first.setdefault(row.dicom_id, row)
     if (before.path, before.size, before.split) != (row.path, row.size, row.split):
@@ -100,35 +94,38 @@ def open_source(source: str) -> Source:
       )
     corners = _corners(row)
     if isinstance(corners, str):
-      left_out.append((f"{row.path} ({row.place})", corners))
+      listing.leave_out(f"{row.path} ({row.place})", corners)
       continue
-    boxes = regions.setdefault(row.dicom_id, {}).setdefault((row.phrase, row.category), [])
+    boxes = regions_of.setdefault(row.dicom_id, {}).setdefault((row.phrase, row.category), [])
     if corners in boxes:
-      repeated += 1
+      listing.counts["repeated"] += 1
     else:
       boxes.append(corners)
-  items = []
-  for dicom_id, of_image in regions.items():
+  for dicom_id, regions in regions_of.items():
     row = first[dicom_id]
-    boxes = tuple((*names, tuple(corners)) for names, corners in of_image.items())
-    image = _Image(row.path, row.study_id, row.size, boxes)
-    labels = tuple((label, 1) for label in sorted({label for _, label in of_image}))
-    split = row.split or "test"
-    items.append(Item(f"files/{row.path}", split, row.patient_id, image, dicom_id, "", labels))
-  if not items:
+    boxes = tuple((*names, tuple(corners)) for names, corners in regions.items())
+    listing.items[dicom_id] = Item(
+      key=f"files/{row.path}",
+      split=row.split or "test",
+      patient_id=row.patient_id,
+      row=_Image(row.path, row.study_id, row.size, boxes),
+      image_id=dicom_id,
+      labels=tuple((label, 1) for label in sorted({label for _, label in regions})),
+    )
+  if not listing.items:
     raise SourceError(f"{root}: MS-CXR's table holds no box that can be used")
-  pairs = sum(len(item.row.regions) for item in items)
-  notes = [f"{pairs} phrases on {len(items)} images; sentences are the phrases, not the report"]
+  pairs = sum(map(len, regions_of.values()))
+  listing.note(
+    f"{pairs} phrases on {len(listing.items)} images; sentences are the phrases, not the report"
+  )
   if not rows[0].split:
-    notes.append("MS-CXR's table has no splits (1.0.0 has none): every image is test")
-  if repeated:
-    notes.append(f"boxes that stand twice, taken once: {repeated}")
-  read = functools.partial(_read, images=images)
-  return Source("ms_cxr", items, read, tuple(notes), tuple(left_out))
+    listing.note("MS-CXR's table has no splits (1.0.0 has none): every image is test")
+  listing.note("boxes that stand twice, taken once: {}", listing.counts["repeated"])
+  return listing.source("ms_cxr", functools.partial(_read, images=images))
 
 
 def annotations(root: Path) -> list[Annotation]:
-  """The rows of MS-CXR's table in a folder of PhysioNet projects. Raises SourceError."""
+  """Reads MS-CXR's table in a folder of PhysioNet projects. Raises SourceError."""
   path = physionet.find(root, "ms-cxr", *_TABLES)
   return list(_from_json(path) if path.suffix == ".json" else _from_csv(path))
 
@@ -139,15 +136,15 @@ def _from_csv(path: Path) -> Iterator[Annotation]:
       row.place,
       row.text("dicom_id"),
       row.text("path"),
-      (row.text("label_text"), row.text("category_name")),
-      row.numbers("x", "y", "w", "h"),
-      row.numbers("image_width", "image_height"),
-      row.one_of("split", tuple(_SPLITS)) if "split" in row else "",
+      names=(row.text("label_text"), row.text("category_name")),
+      box=row.numbers(*_BOX),
+      size=row.numbers(*_SIZE),
+      split=row.one_of("split", tuple(_SPLITS)) if "split" in row else "",
     )
 
 
 def _from_json(path: Path) -> Iterator[Annotation]:
-  """COCO: the split, where there is one, is the annotation's."""
+  """Reads a COCO file: the split, where there is one, is the annotation's."""
   number = 0
   try:
     content = json.loads(path.read_bytes())
@@ -165,10 +162,10 @@ def _from_json(path: Path) -> Iterator[Annotation]:
         f"{path.name} annotation {number}",
         Path(image["path"]).stem,
         image["path"],
-        (entry["label_text"], categories[entry["category_id"]]),
-        box,
-        (float(image["width"]), float(image["height"])),
-        split,
+        names=(entry["label_text"], categories[entry["category_id"]]),
+        box=box,
+        size=(float(image["width"]), float(image["height"])),
+        split=split,
       )
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise SourceError(
@@ -177,23 +174,31 @@ def _from_json(path: Path) -> Iterator[Annotation]:
     ) from None
 
 
-def _annotation(place, dicom_id, path, names, box, size, split) -> Annotation:
+def _annotation(
+  place: str,
+  dicom_id: str,
+  path: str,
+  *,
+  names: tuple[str, str],
+  box: tuple[float, ...] | None,
+  size: tuple[float, ...],
+  split: str,
+) -> Annotation:
   match = _PATH.fullmatch(path)
   if not match:
     raise SourceError(
       f"{place}: path is {path!r}; it must be files/p10/p10000032/s50414267/DICOM_ID.jpg"
     )
+  below, patient_id, study_id = match.groups()
   phrase, category = (" ".join(name.split()) for name in names)
-  patient_id, study_id = match.group(2, 3)
   split = _SPLITS.get(split, "")
-  below = match.group(1)
   return Annotation(
     place, dicom_id, patient_id, study_id, below, phrase, category, box, size, split
   )
 
 
-def _corners(row: Annotation) -> tuple[float, ...] | str:
-  """x0, y0, x1, y1 within the original image, or why there are none."""
+def _corners(row: Annotation) -> Corners | str:
+  """Returns the box's corners within the original image, or the reason why there are none."""
   if row.box is None or row.size is None:
     return "the row has no box, or no size of the image"
   (x, y, w, h), (width, height) = row.box, row.size
@@ -206,31 +211,29 @@ def _corners(row: Annotation) -> tuple[float, ...] | str:
 
 
 def _read(item: Item, *, images: Path) -> Example:
-  """The study of an image. Raises UnreadableError."""
-  image = item.row
-  encoded = folders.read_bytes(images, image.path)
-  width, height = image_size(encoded)
-  scale = np.array([width / image.size[0], height / image.size[1]] * 2)
+  row = item.row
+  # A blank line between phrases ends a sentence.
+  sections = {"findings": "\n\n".join(dict.fromkeys(phrase for phrase, _, _ in row.regions))}
+  return build_example(
+    item,
+    folders.read_bytes(images, row.path),
+    study_id=row.study_id,
+    sections=sections,
+    sentences=tuple(reports.report_sentences(sections)),
+    regions=functools.partial(_regions, row),
+  )
+
+
+def _regions(row: _Image, width: int, height: int) -> tuple[Region, ...]:
+  """Scales the boxes to the JPEG. Raises UnreadableError where its proportions differ."""
+  scale = np.array([width / row.size[0], height / row.size[1]] * 2)
   if abs(scale[0] / scale[1] - 1) > _DISTORTION:
     raise UnreadableError(
       f"the image is {width} x {height}, MS-CXR's boxes are of one of"
-      f" {image.size[0]:g} x {image.size[1]:g}: it was cut or distorted"
+      f" {row.size[0]:g} x {row.size[1]:g}: it was cut or distorted"
     )
-  regions = tuple(
-    Region(phrase, label, np.minimum(np.array(boxes) * scale, [width, height] * 2).astype("f4"))
-    for phrase, label, boxes in image.regions
-  )
-  # Apart by a blank line, which ends a sentence.
-  sections = {"findings": "\n\n".join(dict.fromkeys(phrase for phrase, _, _ in image.regions))}
-  return Example(
-    image=encoded,
-    width=width,
-    height=height,
-    image_id=item.image_id,
-    study_id=image.study_id,
-    patient_id=item.patient_id,
-    sections=sections,
-    sentences=tuple(reports.report_sentences(sections)),
-    labels=dict(item.labels),
-    regions=regions,
+  size = [width, height] * 2
+  return tuple(
+    Region(phrase, label, np.minimum(np.array(boxes) * scale, size).astype("f4"))
+    for phrase, label, boxes in row.regions
   )

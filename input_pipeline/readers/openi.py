@@ -8,9 +8,9 @@ The folder holds
                               1_IM-0001-3001.dcm.png
   indiana_projections.csv     optional: Kaggle's table that tells frontal from lateral
 
-Every parentImage of a report is an image; the report is its study, and its patient, since the reports
-name none (uId). The four AbstractText become sections; findings and impression the text. What was
-removed to hide who it is stays as it stands, "XXXX".
+Every parentImage of a report is an image; the report is its study, and its patient, since the
+reports name none (uId). The four AbstractText become sections; findings and impression the text.
+What was removed to hide who it is stays as it stands, "XXXX".
 
 Labels (1, nothing is known absent) are the headings of the MeSH terms that were assigned by hand
 ("Opacity" of "Opacity/lung/base/left") and the terms that were found automatically, as spelled.
@@ -23,27 +23,21 @@ import functools
 import re
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from input_pipeline.example import SPLITS, Example, UnreadableError
+from input_pipeline.example import Example, UnreadableError
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import image_size
-from input_pipeline.readers.source import Item, Source, draw_split
+from input_pipeline.readers.source import Item, Source, build_example, draw_split
 from input_pipeline.text import reports
 
 VIEWS = ("all", "frontal")
 _FOLDER, _ARCHIVE, _PROJECTIONS = "ecgen-radiology", "NLMCXR_reports.tgz", "indiana_projections.csv"
-_TEXT = ("findings", "impression")  # what a study's sentences are taken from
-_COUNTED = {
-  "without an image": "",
-  "without findings and impression": "; their images have no text",
-  "with XXXX in them": "",
-}
+_TEXT = ("findings", "impression")  # the sections that training reads
 
 
 @dataclass(frozen=True)
@@ -61,30 +55,26 @@ class _Report:
 
 
 def open_source(source: str, *, views: str = "all") -> Source:
-  """Lists the images of all reports.
+  """Lists the images of all reports. Raises SourceError, also for one uId or image twice.
 
   Args:
     source: the folder.
     views: "all", or "frontal", which needs indiana_projections.csv.
-
-  Raises SourceError: no reports, a damaged archive or table, two reports with one uId or image.
   """
   root = folders.folder(source, "ecgen-radiology or NLMCXR_reports.tgz, and the images")
-  if views not in VIEWS:
-    raise SourceError(f"views is {views!r}; it must be one of {', '.join(VIEWS)}")
+  folders.check_option("views", views, VIEWS)
   view_of = _views(root)
   if views == "frontal" and view_of is None:
     raise SourceError(f"{root}: views='frontal' needs {_PROJECTIONS}, Kaggle's table of the views")
   png, dcm = folders.file_names(root, ".png"), folders.file_names(root, ".dcm")
-  items: dict[str, Item] = {}
-  left_out: list[tuple[str, str]] = []
-  counts = Counter()
-  for name, report in _reports(root, left_out):
+  listing = Listing()
+  items, counts = listing.items, listing.counts
+  for name, report in _reports(root, listing):
+    text = " ".join(text for section, text in report.sections if section in _TEXT)
     counts["reports"] += 1
     counts["without an image"] += not report.image_ids
-    said = " ".join(text for section, text in report.sections if section in _TEXT)
-    counts["without findings and impression"] += not said
-    counts["with XXXX in them"] += "XXXX" in said
+    counts["without findings and impression"] += not text
+    counts["with XXXX in them"] += "XXXX" in text
     for image_id in report.image_ids:
       short = _short(image_id)
       view = (view_of or {}).get(short, "")
@@ -92,42 +82,40 @@ def open_source(source: str, *, views: str = "all") -> Source:
         counts["not frontal"] += 1
         continue
       file = png.get(f"{image_id}.png") or png.get(f"{short}.dcm.png") or dcm.get(f"{short}.dcm")
-      item = Item(
-        f"{image_id} ({name})", draw_split(report.uid), report.uid,
-        _Row(file or f"NLMCXR_png/{image_id}.png", report.sections),
-        image_id, view, report.labels,
-      )  # fmt: skip
+      key, split = f"{image_id} ({name})", draw_split(report.uid)
+      row = _Row(file or f"NLMCXR_png/{image_id}.png", report.sections)
+      item = Item(key, split, report.uid, row, image_id, view, report.labels)
       if items.setdefault(image_id, item) is not item:
         raise SourceError(f"{root}: {item.key} is an image of {items[image_id].key} too")
   if not items:
     raise SourceError(f"{root}: the reports name no image")
-  images = list(items.values())
-  notes = _notes(images, counts, view_of)
-  read = functools.partial(_read, root=root)
-  return Source("openi", images, read, notes, tuple(left_out))
+  _add_notes(listing, views_known=view_of is not None)
+  return listing.source("openi", functools.partial(_read, root=root))
 
 
-def _notes(images: list[Item], counts: Counter, view_of: dict | None) -> tuple[str, ...]:
-  splits = Counter(item.split for item in images)
-  drawn = ", ".join(f"{split} {splits[split]}" for split in SPLITS)
-  notes = [f"no official split: drawn by uId ({drawn})"]
-  for what, why in _COUNTED.items():
-    if counts[what]:
-      notes.append(f"reports {what}: {counts[what]} of {counts['reports']}{why}")
-  if aside := counts["not frontal"]:
-    notes.append(f"views left aside that are not frontal: {aside} of {aside + len(images)}")
-  if view_of is None:
-    notes.append(f"no {_PROJECTIONS}: views are unknown, laterals are among the images")
-  return tuple(notes)
+def _add_notes(listing: Listing, *, views_known: bool) -> None:
+  listing.note(f"no official split: drawn by uId ({listing.shares()})")
+  counts = listing.counts
+  for name, remark in (
+    ("without an image", ""),
+    ("without findings and impression", "; their images have no text"),
+    ("with XXXX in them", ""),
+  ):
+    listing.note(f"reports {name}: {{}} of {{}}{remark}", counts[name], counts["reports"])
+  aside = counts["not frontal"]
+  total = aside + len(listing.items)
+  listing.note("views left aside that are not frontal: {} of {}", aside, total)
+  if not views_known:
+    listing.note(f"no {_PROJECTIONS}: views are unknown, laterals are among the images")
 
 
 def _short(image_id: str) -> str:
-  """The name of an image's DICOM file, without the suffix: "CXR1_1_IM-0001" -> "1_IM-0001"."""
+  """Returns the name of an image's DICOM file: "1_IM-0001" of "CXR1_1_IM-0001"."""
   return re.sub(r"^CXR(\d+)_(?:\1_)?", r"\1_", image_id)
 
 
 def _views(root: Path) -> dict[str, str] | None:
-  """Short name -> "FRONTAL" or "LATERAL"; None where there is no table."""
+  """Maps short names to "FRONTAL" or "LATERAL"; None where there is no table."""
   path = root / _PROJECTIONS
   if not path.exists():
     return None
@@ -138,14 +126,14 @@ def _views(root: Path) -> dict[str, str] | None:
   return view_of
 
 
-def _reports(root: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[str, _Report]]:
-  """File name and report, by number; damaged ones are added to `left_out`."""
+def _reports(root: Path, listing: Listing) -> Iterator[tuple[str, _Report]]:
+  """Reads file name and report, by number; lists damaged ones as left out."""
   name_of: dict[str, str] = {}
-  for name, data in _files(root, left_out):
+  for name, data in _files(root, listing):
     try:
       report = _parse(data)
     except (ElementTree.ParseError, UnreadableError) as error:
-      left_out.append((name, f"not a report: {error}"))
+      listing.leave_out(name, f"not a report: {error}")
       continue
     if report.uid in name_of:
       raise SourceError(f"{root}: {name_of[report.uid]} and {name} have the uId {report.uid}")
@@ -153,25 +141,25 @@ def _reports(root: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[str,
     yield name, report
 
 
-def _files(root: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
-  """The XML files, by number, from the folder or else the archive."""
+def _files(root: Path, listing: Listing) -> Iterator[tuple[str, bytes]]:
+  """Reads the XML files, by number, from the folder or else the archive."""
   folder, archive = root / _FOLDER, root / _ARCHIVE
   if folder.is_dir():
     for name in sorted((path.name for path in folder.glob("*.xml")), key=_number):
       try:
         yield name, folders.read_bytes(root, f"{_FOLDER}/{name}")
       except UnreadableError as error:
-        left_out.append((name, str(error)))
+        listing.leave_out(name, str(error))
     return
   try:
-    with tarfile.open(folders.find(root, _ARCHIVE, what=f"or unpack it: {_FOLDER}")) as tar:
+    with tarfile.open(folders.find(root, _ARCHIVE, hint=f"or unpack it: {_FOLDER}")) as tar:
       members = [m for m in tar.getmembers() if m.isfile() and m.name.endswith(".xml")]
-      found = [(Path(member.name).name, tar.extractfile(member).read()) for member in members]
+      files = [(Path(member.name).name, tar.extractfile(member).read()) for member in members]
   except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
     raise SourceError(
       f"{archive}: cannot be read to its end ({error}); download it again"
     ) from None
-  yield from sorted(found, key=lambda each: _number(each[0]))
+  yield from sorted(files, key=lambda file: _number(file[0]))
 
 
 def _number(name: str) -> tuple[int, str]:
@@ -179,7 +167,7 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def _parse(data: bytes) -> _Report:
-  """Raises ParseError, and UnreadableError where the XML is no report."""
+  """Parses a report. Raises ParseError, and UnreadableError where the XML is no report."""
   xml = ElementTree.fromstring(data)
   uid = xml.find("uId")
   if uid is None or not uid.get("id"):
@@ -202,18 +190,12 @@ def _read(item: Item, *, root: Path) -> Example:
   image = folders.read_bytes(root, item.row.file)
   if item.row.file.endswith(".dcm"):
     image = dicom.to_pgm(image)
-  width, height = image_size(image)
   sections = dict(item.row.sections)
-  said = {name: text for name, text in sections.items() if name in _TEXT}
-  return Example(
-    image=image,
-    width=width,
-    height=height,
-    image_id=item.image_id,
+  text = {name: text for name, text in sections.items() if name in _TEXT}
+  return build_example(
+    item,
+    image,
     study_id=item.patient_id,
-    patient_id=item.patient_id,
-    view=item.view,
     sections=sections,
-    sentences=tuple(reports.report_sentences(said)),
-    labels=dict(item.labels),
+    sentences=tuple(reports.report_sentences(text)),
   )

@@ -14,13 +14,12 @@ Findings of an image with the same sentence are one, with the boxes of both. Lab
 abnormal findings; what the others deny has no name in the table and stays unknown. Left aside:
 extra_boxes (a second outline), locations, progression, prior studies, and all about the patient.
 
-Images are windowed from the 0.5th to the 99.5th percentile to 8 bits; 8-bit copies stay as they are.
+Images are windowed from the 0.5th to the 99.5th percentile to 8 bits; 8-bit copies stay as they
+are.
 """
 
 import functools
-import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,11 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.example import SPLITS, Example, Region, UnreadableError
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import boxes, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import image_size, open_image
-from input_pipeline.readers.source import Item, Source
+from input_pipeline.readers.raw.stored_images import encode_pgm, open_image
+from input_pipeline.readers.source import Item, Source, build_example
 
 LANGUAGES = ("en", "es")
 _REPORTS, _TABLE, _IMAGES = "grounded_reports_*.json", "master_table.csv", "Padchest_GR_files"
@@ -54,7 +54,7 @@ class _Row:
 
 @dataclass
 class _Image:
-  """What the table says of an image."""
+  """Content of the table for an image."""
 
   place: str
   study_id: str
@@ -64,62 +64,55 @@ class _Image:
 
 
 def open_source(source: str, *, language: str = "en") -> Source:
-  """Lists the images of the reports.
+  """Lists the images of the reports. Raises SourceError, also where two contradict.
 
   Args:
     source: the folder.
     language: of the sentences, "en" (a translation) or "es".
-
-  Raises SourceError: a file is missing or damaged, a study or a row lacks what it must say, or two
-  of one image contradict each other.
   """
   root = folders.folder(source, "PadChest-GR's grounded_reports_20240819.json and master_table.csv")
-  if language not in LANGUAGES:
-    raise SourceError(f"language is {language!r}; it must be one of {', '.join(LANGUAGES)}")
+  folders.check_option("language", language, LANGUAGES)
   path = folders.find(root, _REPORTS)
-  images = _table(root)
+  images = _read_table(root)
   home = _IMAGES if (root / _IMAGES).is_dir() else ""
   files = folders.file_names(root / home, ".png")
-  items: dict[str, Item] = {}
+  listing = Listing()
   first: dict[str, dict] = {}
-  left_out: list[tuple[str, str]] = []
-  counts = Counter()
-  for number, example in enumerate(_examples(path)):
-    name, key = example["ImageID"], f"{example['ImageID']} ({path.name} study {number})"
-    if first.setdefault(name, example) != example:
-      raise SourceError(f"{path}: {key} contradicts {items[name].key}; remove one of the two")
-    if name in items:
-      counts["twice"] += 1
-      continue
-    if name not in images:
-      left_out.append((key, f"has no row in {_TABLE}"))
-      continue
-    image = images[name]
-    findings, labels = _findings(example, image, language, key, left_out, counts)
-    file = Path(home, files.get(name, name)).as_posix()
-    items[name] = Item(
-      key, image.split, image.patient_id, _Row(file, image.study_id, findings), Path(name).stem,
-      labels=labels,
-    )  # fmt: skip
-  notes = [
-    f"{what}: {counts[name]}"
-    for name, what in (
-      ("twice", "studies given twice, dropped"),
-      ("same", "findings with the sentence of another on the image, united"),
-      ("silent", "findings without a sentence and boxes, left aside"),
-      ("extra", "extra boxes left aside"),
-    )
-    if counts[name]
-  ]
-  if lost := sum(name not in first for name in images):
-    notes.append(f"images of {_TABLE} without a report, left aside: {lost}")
-  read = functools.partial(_read, root=root)
-  return Source("padchest_gr", list(items.values()), read, tuple(notes), tuple(left_out))
+  for number, study in enumerate(_read_studies(path)):
+    name, key = study["ImageID"], f"{study['ImageID']} ({path.name} study {number})"
+    if first.setdefault(name, study) != study:
+      earlier = listing.items[name].key
+      raise SourceError(f"{path}: {key} contradicts {earlier}; remove one of the two")
+    if name in listing.items:
+      listing.counts["studies given twice, dropped"] += 1
+    elif name not in images:
+      listing.leave_out(key, f"has no row in {_TABLE}")
+    else:
+      image = images[name]
+      findings, labels = _parse_findings(study, image, language, key, listing)
+      listing.items[name] = Item(
+        key=key,
+        split=image.split,
+        patient_id=image.patient_id,
+        row=_Row(Path(home, files.get(name, name)).as_posix(), image.study_id, findings),
+        image_id=Path(name).stem,
+        labels=labels,
+      )
+  for text in (
+    "studies given twice, dropped",
+    "findings with the sentence of another on the image, united",
+    "findings without a sentence and boxes, left aside",
+    "extra boxes left aside",
+  ):
+    listing.note(f"{text}: {{}}", listing.counts[text])
+  lost = sum(name not in first for name in images)
+  listing.note(f"images of {_TABLE} without a report, left aside: {{}}", lost)
+  return listing.source("padchest_gr", functools.partial(_read, root=root))
 
 
-def _table(root: Path) -> dict[str, _Image]:
-  """ImageID -> what the table says. Raises SourceError where its rows contradict each other."""
-  path = folders.find(root, _TABLE, f"{_TABLE}.zip", what="it tells splits and patients")
+def _read_table(root: Path) -> dict[str, _Image]:
+  """Reads the table by ImageID. Raises SourceError where its rows contradict each other."""
+  path = folders.find(root, _TABLE, f"{_TABLE}.zip", hint="it tells splits and patients")
   images: dict[str, _Image] = {}
   columns = ("StudyID", "ImageID", "PatientID", "split", "sentence_en", "label_group")
   for row in tables.read(path, columns):
@@ -127,73 +120,61 @@ def _table(root: Path) -> dict[str, _Image]:
       row.place, row.text("StudyID"), row.text("PatientID"), row.one_of("split", SPLITS), {}
     )
     image = images.setdefault(row.text("ImageID"), image)
-    for column, said in (
-      ("StudyID", image.study_id), ("PatientID", image.patient_id), ("split", image.split),
-    ):  # fmt: skip
-      if row[column] != said:
-        raise row.wrong(column, f"{said!r}, as in {image.place}, for the same image")
+    earlier = {"StudyID": image.study_id, "PatientID": image.patient_id, "split": image.split}
+    for column, value in earlier.items():
+      if row[column] != value:
+        raise row.wrong(column, f"{value!r}, as in {image.place}, for the same image")
     if not tables.is_blank(row["label_group"]):
       image.groups.setdefault(_fold(row["sentence_en"]), row["label_group"])
   return images
 
 
-def _examples(path: Path) -> list[dict[str, Any]]:
-  """The studies of the file. Raises SourceError, naming the study's number, from 0."""
-  try:
-    examples = json.loads(path.read_text(encoding="utf-8-sig"))
-  except ValueError as error:
-    raise SourceError(f"{path}: not JSON in UTF-8 ({error}); download it again") from None
-  if not isinstance(examples, list):
-    raise SourceError(f"{path}: must be a list of studies")
-  for number, example in enumerate(examples):
-    fits = (
-      isinstance(example, dict) and isinstance(example.get("ImageID"), str) and example["ImageID"]
-    )
-    findings = example.get("findings") if fits else None
+def _read_studies(path: Path) -> list[dict[str, Any]]:
+  """Reads the studies of the file. Raises SourceError, naming the study's number, from 0."""
+  studies = tables.read_list(path, "studies")
+  for number, study in enumerate(studies):
+    fits = isinstance(study, dict) and isinstance(study.get("ImageID"), str) and study["ImageID"]
+    findings = study.get("findings") if fits else None
     if not isinstance(findings, list) or not all(isinstance(each, dict) for each in findings):
       raise SourceError(f"{path}, study {number}: must have an ImageID and a list of findings")
-  return examples
+  return studies
 
 
-def _findings(
-  example: dict[str, Any],
-  image: _Image,
-  language: str,
-  key: str,
-  left_out: list[tuple[str, str]],
-  counts: Counter,
+def _parse_findings(
+  study: dict[str, Any], image: _Image, language: str, key: str, listing: Listing
 ) -> tuple[tuple[_Finding, ...], tuple[tuple[str, int], ...]]:
-  """Findings, one a sentence, and labels; adds to `left_out` and `counts`."""
+  """Parses findings, united by sentence, and labels."""
   united: dict[str, _Finding] = {}
   labels: dict[str, int] = {}
-  for number, finding in enumerate(example["findings"]):
+  for number, finding in enumerate(study["findings"]):
     place = f"{key} finding {number}"
     sentence = _fold(_of_type(finding, f"sentence_{language}", str, place))
     names = [str(name) for name in _of_type(finding, "labels", list, place)]
-    corners = _corners(finding, place, left_out)
-    counts["extra"] += len(_of_type(finding, "extra_boxes", list, place))
+    corners = _parse_boxes(finding, place, listing)
+    extra = _of_type(finding, "extra_boxes", list, place)
+    listing.counts["extra boxes left aside"] += len(extra)
     if finding.get("abnormal"):
       labels |= dict.fromkeys(names, 1)
     if not sentence:
       if corners:
-        left_out.append((place, f"has boxes, but no sentence_{language}"))
-      counts["silent"] += not corners
+        listing.leave_out(place, f"has boxes, but no sentence_{language}")
+      else:
+        listing.counts["findings without a sentence and boxes, left aside"] += 1
       continue
     english = _fold(_of_type(finding, "sentence_en", str, place))
     label = image.groups.get(english) or (names[0] if names else "finding")
-    before = united.get(sentence)
-    if before:
-      counts["same"] += 1
+    if before := united.get(sentence):
+      listing.counts["findings with the sentence of another on the image, united"] += 1
       label, corners = before.label, before.boxes + corners
     united[sentence] = _Finding(sentence, label, tuple(dict.fromkeys(corners)))
   return tuple(united.values()), tuple(labels.items())
 
 
-def _corners(
-  finding: dict[str, Any], place: str, left_out: list[tuple[str, str]]
+def _parse_boxes(
+  finding: dict[str, Any], place: str, listing: Listing
 ) -> tuple[boxes.Corners, ...]:
-  """The boxes of a finding, clipped to the image; adds those without area to `left_out`."""
-  found = []
+  """Parses a finding's boxes, clipped to the image; lists those without area as left out."""
+  clipped = []
   for box in _of_type(finding, "boxes", list, place):
     if not isinstance(box, list) or not [type(n) in (int, float) for n in box] == [True] * 4:
       raise SourceError(f"{place}: the box {box!r} must be four numbers, x1, y1, x2, y2")
@@ -201,14 +182,14 @@ def _corners(
       raise SourceError(f"{place}: the box {box!r} must be of finite numbers")
     corners = boxes.clip(tuple(box), 1, 1)
     if corners is None:
-      left_out.append((place, f"the box {box} is empty or outside its image"))
+      listing.leave_out(place, f"the box {box} is empty or outside its image")
     else:
-      found.append(corners)
-  return tuple(found)
+      clipped.append(corners)
+  return tuple(clipped)
 
 
 def _of_type(finding: dict[str, Any], name: str, kind: type, place: str) -> Any:
-  """A value, or an empty one where there is none. Raises SourceError for another type."""
+  """Returns a value, an empty one where there is none. Raises SourceError for another type."""
   value = finding.get(name)
   value = kind() if value is None else value
   if not isinstance(value, kind):
@@ -221,31 +202,29 @@ def _fold(text: str) -> str:
 
 
 def _read(item: Item, *, root: Path) -> Example:
-  row = item.row
-  image = _windowed(folders.read_bytes(root, row.file))
-  width, height = image_size(image)
-  size = np.array([width, height] * 2)
-  sentences = tuple(finding.sentence for finding in row.findings)
-  return Example(
-    image=image,
-    width=width,
-    height=height,
-    image_id=item.image_id,
-    study_id=row.study_id,
-    patient_id=item.patient_id,
+  findings = item.row.findings
+  sentences = tuple(finding.sentence for finding in findings)
+
+  def regions(width: int, height: int) -> tuple[Region, ...]:
+    size = np.array([width, height] * 2)
+    return tuple(
+      Region(each.sentence, each.label, (np.array(each.boxes) * size).astype(np.float32))
+      for each in findings
+      if each.boxes
+    )
+
+  return build_example(
+    item,
+    _windowed(folders.read_bytes(root, item.row.file)),
+    study_id=item.row.study_id,
     sections={"findings": " ".join(sentences)} if sentences else {},
     sentences=sentences,
-    labels=dict(item.labels),
-    regions=tuple(
-      Region(each.sentence, each.label, (np.array(each.boxes) * size).astype(np.float32))
-      for each in row.findings
-      if each.boxes
-    ),
+    regions=regions,
   )
 
 
 def _windowed(data: bytes) -> bytes:
-  """A 16-bit image as binary PGM, which Pillow reads; any other as it is."""
+  """Brings a 16-bit image to binary PGM, which Pillow reads; returns any other as it is."""
   try:
     with open_image(data) as image:
       if not image.mode.startswith("I"):
@@ -259,5 +238,4 @@ def _windowed(data: bytes) -> bytes:
   if low == high:  # nearly all of one grey
     low, high = pixels.min(), pixels.max()
   grey = np.clip((pixels - low) * (255 / (high - low) if high > low else 0), 0, 255)
-  height, width = grey.shape
-  return b"P5\n%d %d\n255\n" % (width, height) + np.rint(grey).astype(np.uint8).tobytes()
+  return encode_pgm(np.rint(grey).astype(np.uint8))

@@ -1,6 +1,7 @@
 """Reader of the synthetic phantom: it draws its images, so there is no folder to read."""
 
 import functools
+import math
 
 from input_pipeline.example import SPLITS, Example
 from input_pipeline.phantom import radiograph
@@ -9,7 +10,6 @@ from input_pipeline.readers.source import Item, Source
 
 
 def open_source(
-  source: str = "",
   *,
   train_images: int = 20_000,
   validation_images: int = 500,
@@ -23,7 +23,6 @@ def open_source(
   """Lists the images of a phantom data set; splits take consecutive numbers, whole patients each.
 
   Args:
-    source: must stay empty.
     train_images: images of the split, rounded up to whole patients.
     validation_images: likewise.
     test_images: likewise.
@@ -34,38 +33,36 @@ def open_source(
     swapped_side_fraction: share of *training* reports with left and right swapped. Validation and
       test reports stay true: they measure.
 
-  Raises:
-    SourceError: an option is out of its range.
+  Raises SourceError: an option is out of its range.
   """
-  if source:
-    raise SourceError(f"the phantom is drawn, not read: leave out source ({source!r})")
   counts = dict(zip(SPLITS, (train_images, validation_images, test_images), strict=True))
-  for split, images in counts.items():
-    if images < 0:
-      raise SourceError(f"{split}_images is {images}; it must be 0 or more")
-  low, high = radiograph.SIZES_PX
-  if not low <= size_px <= high:
-    raise SourceError(f"size_px is {size_px}; it must be {low} to {high}")
-  if seed < 0:
-    raise SourceError(f"seed is {seed}; it must be 0 or more")
+  for split, count in counts.items():
+    _check_range(f"{split}_images", count, 0)
+  _check_range("size_px", size_px, *radiograph.SIZES_PX)
+  _check_range("seed", seed, 0)
   wrong = {
     "wrong_sentence_fraction": wrong_sentence_fraction,
     "swapped_side_fraction": swapped_side_fraction,
   }
   for name, fraction in wrong.items():
-    if not 0 <= fraction <= 1:
-      raise SourceError(f"{name} is {fraction}; it must be 0 to 1")
+    _check_range(name, fraction, 0, 1)
 
   items, notes, start = [], [], 0
-  for split, images in counts.items():
-    whole = -(-images // radiograph.IMAGES_PER_PATIENT) * radiograph.IMAGES_PER_PATIENT
-    if whole != images:
-      notes.append(f"{split}_images: {images} rounded up to {whole}, whole patients")
+  for split, count in counts.items():
+    whole = -(-count // radiograph.IMAGES_PER_PATIENT) * radiograph.IMAGES_PER_PATIENT
+    if whole != count:
+      notes.append(f"{split}_images: {count} rounded up to {whole}, whole patients")
     for index in range(start, start + whole):
       items.append(Item(f"phantom image {index}", split, radiograph.patient(index), index))
     start += whole
   read = functools.partial(_read, seed=seed, size_px=size_px, small_only=small_only, wrong=wrong)
   return Source("phantom", items, read, tuple(notes))
+
+
+def _check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
+  if not least <= value <= most:
+    limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+    raise SourceError(f"{name} is {value}; it must be {limits}")
 
 
 def _read(item: Item, *, seed: int, size_px: int, small_only: bool, wrong: dict) -> Example:

@@ -7,8 +7,8 @@ The folder holds
                                         named by ImageId
 
 A mask is run lengths over the image of 1024 x 1024 pixels, column by column: pairs of a gap since
-the end of the run before and a length (not start and length, as elsewhere). The masks of an image are
-united to one region, "pneumothorax". Label: "Pneumothorax", 1 or 0.
+the end of the run before and a length (not start and length, as elsewhere). The masks of an image
+are united to one region, "pneumothorax". Label: "Pneumothorax", 1 or 0.
 
 The table knows no patients, so every image is one of its own; it has several rows of some images,
 which splits by row tear apart. 80/10/10 is drawn by ImageId; the selection `siim_images` is
@@ -19,18 +19,17 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import image_size, resize_mask
-from input_pipeline.readers.source import Item, Source, draw_split
+from input_pipeline.readers.raw.stored_images import encode_mask, resize_mask
+from input_pipeline.readers.source import Item, Source, build_example, draw_split
 
 _TABLES = ("train-rle.csv", "stage_2_train.csv")
 _SIZE_PX = 1024
-_COLUMNS = ("ImageId", "EncodedPixels")
 
 
 @dataclass(frozen=True)
@@ -40,52 +39,40 @@ class _Row:
 
 
 def open_source(source: str) -> Source:
-  """Lists the images.
-
-  Args:
-    source: the folder.
-
-  Raises SourceError: the table is missing or damaged, a run leaves the image, or an image has a mask
-  and none.
-  """
+  """Lists the images of the table. Raises SourceError, also where two rows contradict."""
   root = folders.folder(source, f"SIIM's {_TABLES[0]} and its DICOM images")
   table = folders.find(
-    root, *_TABLES, *(f"*/{name}" for name in _TABLES), what="get it from Kaggle"
+    root, *_TABLES, *(f"*/{name}" for name in _TABLES), hint="get it from Kaggle"
   )
+  listing = Listing()
   masks: dict[str, dict[tuple[int, ...], None]] = {}
   first: dict[str, tables.Row] = {}
-  twice = 0
-  for row in tables.read(table, _COLUMNS):
+  for row in tables.read(table, ("ImageId", "EncodedPixels")):
     name, runs = row.text("ImageId"), _runs(row)
     before = first.setdefault(name, row)
-    mine = masks.setdefault(name, {})
-    if before is not row and bool(runs) != bool(mine):
+    own = masks.setdefault(name, {})
+    if before is not row and bool(runs) != bool(own):
       raise SourceError(
         f"{table}: row {row.number} and row {before.number} say that {name} has a mask and none;"
         " remove one"
       )
-    twice += before is not row and (not runs or runs in mine)
+    listing.counts["repeated"] += before is not row and (not runs or runs in own)
     if runs:
-      mine[runs] = None
+      own[runs] = None
   files = folders.file_names(root, ".dcm")
-  items = [
-    Item(
-      f"{name} ({row.place})", draw_split(name), name,
-      _Row(files.get(f"{name}.dcm", f"{name}.dcm"), tuple(masks[name])),
-      name, "", (("Pneumothorax", int(bool(masks[name]))),),
-    )
-    for name, row in first.items()
-  ]  # fmt: skip
-  notes = ["no patients and no official split: drawn by ImageId (80/10/10); see the selections"]
-  if twice:
-    notes.append(f"rows that say the same as an earlier one, dropped: {twice}")
-  if aside := sum(Path(file).stem not in first for file in files):
-    notes.append(f"images without a row, left aside: {aside}")
-  return Source("siim", items, functools.partial(_read, root=root), tuple(notes))
+  for name, row in first.items():
+    key, labels = f"{name} ({row.place})", (("Pneumothorax", int(bool(masks[name]))),)
+    image = _Row(files.get(f"{name}.dcm", f"{name}.dcm"), tuple(masks[name]))
+    listing.items[name] = Item(key, draw_split(name), name, image, image_id=name, labels=labels)
+  listing.note("no patients and no official split: drawn by ImageId (80/10/10); see the selections")
+  listing.note_repeated()
+  aside = sum(Path(file).stem not in first for file in files)
+  listing.note("images without a row, left aside: {}", aside)
+  return listing.source("siim", functools.partial(_read, root=root))
 
 
 def decode_runs(runs: tuple[int, ...]) -> np.ndarray:
-  """Gaps and lengths in turn -> bool [1024, 1024]."""
+  """Decodes gaps and lengths in turn to a mask, bool [1024, 1024]."""
   flat = np.zeros(_SIZE_PX * _SIZE_PX, bool)
   ends = np.cumsum(runs)
   for start, end in zip(ends[::2], ends[1::2], strict=True):
@@ -94,7 +81,7 @@ def decode_runs(runs: tuple[int, ...]) -> np.ndarray:
 
 
 def _runs(row: tables.Row) -> tuple[int, ...]:
-  """The numbers of a row's mask; () for none. Raises SourceError."""
+  """Parses the numbers of a row's mask; () for none. Raises SourceError."""
   cell = row.text("EncodedPixels")
   if cell == "-1":
     return ()
@@ -111,27 +98,16 @@ def _runs(row: tables.Row) -> tuple[int, ...]:
 
 def _read(item: Item, *, root: Path) -> Example:
   image, view = dicom.to_image(folders.read_bytes(root, item.row.file))
-  width, height = image_size(image)
-  return Example(
-    image=image,
-    width=width,
-    height=height,
-    image_id=item.image_id,
-    study_id=item.image_id,
-    patient_id=item.patient_id,
-    view=view,
-    labels=dict(item.labels),
-    regions=_regions(item.row.runs, width, height),
-  )
+  return build_example(item, image, view=view, regions=functools.partial(_regions, item.row.runs))
 
 
 def _regions(masks: tuple[tuple[int, ...], ...], width: int, height: int) -> tuple[Region, ...]:
+  """Unites the masks to one region, none where there is none."""
   if not masks:
     return ()
   if width != height:
     raise UnreadableError(f"the image is {width} x {height}, its mask is of a square one")
-  mask = np.logical_or.reduce([decode_runs(runs) for runs in masks]).astype(np.uint8) * 255
-  encoded = cv2.imencode(".png", mask)[1].tobytes()
+  mask = encode_mask(np.logical_or.reduce([decode_runs(runs) for runs in masks]))
   if width != _SIZE_PX:
-    encoded = resize_mask(encoded, (width, height))
-  return (Region("pneumothorax", "pneumothorax", np.zeros((0, 4), np.float32), encoded),)
+    mask = resize_mask(mask, (width, height))
+  return (Region("pneumothorax", "pneumothorax", np.zeros((0, 4), np.float32), mask),)

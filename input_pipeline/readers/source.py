@@ -1,24 +1,25 @@
-"""A data set before conversion: its images as a list, and how each is read."""
+"""Data set before conversion: its images as a list, and the function that reads them."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from input_pipeline.example import Example
+from input_pipeline.example import Example, Region
 from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.stored_images import image_size
 
 
 @dataclass(frozen=True)
 class Item:
-  """All that is known of one image before its image is read; small and picklable.
+  """Image before it is read, with all that the listing knows; small and picklable.
 
   Attributes:
     key: path (and row) by which errors and skipped.jsonl name it.
     split: "train", "validation" or "test".
     patient_id: the converter refuses a patient that sits in two splits.
-    row: the reader's own; its repr must say all that decides the study.
-    image_id: as in the study; "" where the listing does not know it yet.
+    row: the reader's own; its repr must say all that decides the example.
+    image_id: as in the example; "" where the listing does not know it yet.
     view: likewise.
     labels: (name, 1, 0 or -1) that the listing knows; selections choose by them.
   """
@@ -34,17 +35,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-  """A data set before conversion.
+  """Data set before conversion.
 
   Attributes:
-    name: what its shards' names begin with.
+    name: prefix of its shards' names.
     items: its images in a fixed order.
-    read: makes the study of an item, picklable. The study's image may be any encoded image that
-      `stored.store_image` takes; the converter brings it to the stored form. Raises
+    read: makes the example of an item, picklable. The example's image may be any encoded image that
+      `stored_images.store_image` takes; the converter brings it to the stored form. Raises
       UnreadableError for what cannot be read, SourceError where the source contradicts itself.
-    notes: what the user should know of the listing: defaults taken, images left aside on purpose.
-    left_out: (key, reason) of what the listing found broken: rows, boxes, images. The converter adds
-      them to skipped.jsonl, and they count against max_skipped_fraction.
+    notes: facts of the listing for the user: defaults taken, images left aside on purpose.
+    left_out: (key, reason) of broken rows, boxes and images. The converter adds them to
+      skipped.jsonl, and they count against max_skipped_fraction.
   """
 
   name: str
@@ -54,13 +55,47 @@ class Source:
   left_out: tuple[tuple[str, str], ...] = ()
 
 
+def build_example(
+  item: Item,
+  image: bytes,
+  *,
+  regions: Callable[[int, int], tuple[Region, ...]] | None = None,
+  **fields: Any,
+) -> Example:
+  """Builds the example of an item from its encoded image.
+
+  Args:
+    item: gives ids, view and labels; the image is a study of its own if `fields` hold no study_id.
+    image: encoded as `Source.read` allows.
+    regions: makes the regions, given the image's width and height in pixels.
+    fields: further fields of the example, and those that replace the item's.
+
+  Raises UnreadableError where the image's size cannot be read.
+  """
+  width, height = image_size(image)
+  defaults = {
+    "image_id": item.image_id,
+    "study_id": item.image_id,
+    "patient_id": item.patient_id,
+    "view": item.view,
+    "labels": dict(item.labels),
+    "regions": regions(width, height) if regions else (),
+  }
+  return Example(image=image, width=width, height=height, **(defaults | fields))
+
+
 def draw(patient_id: str) -> float:
-  """A number in [0, 1) by the patient's name alone, so that adding images moves nobody."""
+  """Draws a number in [0, 1) by the patient's name alone, so that adding images moves nobody."""
   return int.from_bytes(hashlib.blake2b(patient_id.encode(), digest_size=4).digest(), "big") / 2**32
 
 
+def draw_validation(patient_id: str, share: float) -> str:
+  """Draws "validation" for a share of the patients, "train" for the others."""
+  return "validation" if draw(patient_id) < share else "train"
+
+
 def draw_split(patient_id: str) -> str:
-  """A split, 80/10/10, by the patient's name alone."""
+  """Draws a split, 80/10/10, by the patient's name alone."""
   drawn = draw(patient_id)
   return "train" if drawn < 0.8 else "validation" if drawn < 0.9 else "test"
 

@@ -10,28 +10,33 @@ PhysioNet's folder:
 
 Kaggle's folder: train.csv (as annotations_train.csv, with class_id) and train/*.dicom or *.dcm.
 
-Each training image was read by three radiologists. A finding is 1 where two or more of them name it,
--1 (uncertain) where one does, else 0; of the test images, as the consensus says. "No finding" is a
-label like the others, but no label of a reader who names a finding of the same image. The test
-images' "Other disease" takes the name that training gives it, "Other diseases". The boxes of an image
-and finding are fused (`fusion`) to one region; boxes of a finding that is uncertain are left aside,
-since a region is what a phrase truly speaks of. Every image is a patient of its own, as far as the
-data tell. Of the training images, a tenth, drawn by image_id, is validation; Kaggle's folder, whose
-test images have no labels, gives test images by draw too (80/10/10).
+Each training image was read by three radiologists. A finding is 1 where two or more of them name
+it, -1 (uncertain) where one does, else 0; of the test images, as the consensus says. "No finding"
+is a label like the others, but no label of a reader who names a finding of the same image. The test
+images' "Other disease" takes the name that training gives it, "Other diseases". The boxes of an
+image and finding are fused (`fusion`) to one region; boxes of a finding that is uncertain are left
+aside, since a region is what a phrase truly speaks of. Every image is a patient of its own, as far
+as the data tell. Of the training images, a tenth, drawn by image_id, is validation; Kaggle's
+folder, whose test images have no labels, gives test images by draw too (80/10/10).
 """
 
 import functools
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.example import Example, UnreadableError
+from input_pipeline.example import Example, Region, UnreadableError
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import box_fusion, boxes, dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import image_size
-from input_pipeline.readers.source import Item, Source, draw, draw_split
+from input_pipeline.readers.source import (
+  Item,
+  Source,
+  build_example,
+  draw_split,
+  draw_validation,
+)
 
 NO_FINDING = "No finding"
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -40,77 +45,81 @@ _READER = ("rad_id", "rad_ID")
 _SPELLINGS = {"Other disease": "Other diseases"}
 _SUFFIXES = (".dicom", ".dcm")
 
+_Box = tuple[str, str, boxes.Corners]  # label, reader, corners
+
 
 @dataclass(frozen=True)
 class _Row:
   folder: str
   fusion: str
-  boxes: tuple[tuple[str, str, boxes.Corners], ...]  # label, reader, corners
+  boxes: tuple[_Box, ...]
 
 
+@dataclass
 class _Image:
-  """What the tables say of one image: finding -> its readers, and boxes."""
+  """Readings of one image."""
 
-  def __init__(self, place: str):
-    self.place = place
-    self.named: dict[str, set[str]] = {}
-    self.readers: set[str] = set()
-    self.boxes: dict[tuple[str, str, boxes.Corners], None] = {}
+  place: str
+  readers_of: dict[str, set[str]] = field(default_factory=dict)  # finding -> who names it
+  readers: set[str] = field(default_factory=set)
+  boxes: dict[_Box, None] = field(default_factory=dict)
+
+  def label(self, name: str) -> int:
+    """Returns 1, 0, or -1 where one of several readers names the finding."""
+    count = len(self.readers_of.get(name, ()))
+    return -1 if count == 1 < len(self.readers) else int(count > 0)
+
+  def settle_doubts(self) -> int:
+    """Takes "No finding" from readers who name a finding too; returns how many they are."""
+    nothing = self.readers_of.get(NO_FINDING, set())
+    findings = self.readers_of.keys() - {NO_FINDING}
+    doubted = nothing & set().union(*(self.readers_of[name] for name in findings))
+    nothing -= doubted
+    return len(doubted)
 
 
 def open_source(source: str, *, fusion: str = "weighted") -> Source:
-  """Lists the images.
+  """Lists the images. Raises SourceError.
 
   Args:
     source: the folder.
     fusion: a name of box_fusion.FUSIONS: "weighted", "largest" or "every".
-
-  Raises SourceError: a table is missing or damaged, or a cell cannot be right.
   """
   root = folders.folder(source, "VinDr-CXR's annotations, or VinBigData's train.csv")
-  if fusion not in box_fusion.FUSIONS:
-    raise SourceError(f"fusion is {fusion!r}; it must be one of {', '.join(box_fusion.FUSIONS)}")
+  folders.check_option("fusion", fusion, tuple(box_fusion.FUSIONS))
   kaggle = not (root / "annotations").is_dir()
-  parts = {"train": folders.find(root, "train.csv", what="or annotations/, see the module") if kaggle
-           else folders.find(root, "annotations/annotations_train.csv")}  # fmt: skip
-  if not kaggle:
-    parts["test"] = folders.find(root, "annotations/annotations_test.csv")
-  items, left_out, notes, aside = [], [], [], 0
+  if kaggle:
+    parts = {"train": folders.find(root, "train.csv", hint="or annotations/, see the module")}
+  else:
+    names = {part: f"annotations/annotations_{part}.csv" for part in ("train", "test")}
+    parts = {part: folders.find(root, name) for part, name in names.items()}
+  listing = Listing()
   for part, table in parts.items():
-    images, broken, told = _images(table, root, part)
-    left_out += broken
-    notes += told
-    names = sorted({name for image in images.values() for name in image.named})
+    images = _read_images(table, root, part, listing)
+    findings = sorted({name for image in images.values() for name in image.readers_of})
     for image_id, image in images.items():
       split = part
       if kaggle:
         split = draw_split(image_id)
-      elif part == "train" and draw(image_id) < _VALIDATION:
-        split = "validation"
-      labels = {name: _label(image, name) for name in names}
-      kept = tuple(box for box in image.boxes if labels[box[0]] == 1)
-      aside += len(image.boxes) - len(kept)
-      items.append(
-        Item(
-          f"{image_id} ({image.place})", split, image_id, _Row(part, fusion, kept),
-          image_id, "", tuple(labels.items()),
-        )
-      )  # fmt: skip
-  if aside:
-    notes.append(f"boxes of findings that one reader alone names, left aside: {aside}")
-  counts = Counter(item.split for item in items)
-  shares = ", ".join(f"{split} {count}" for split, count in sorted(counts.items()))
-  notes.append(f"{'splits' if kaggle else 'validation'} drawn by image_id ({shares})")
-  example = functools.partial(_read, root=root)
-  return Source("vindr", items, example, tuple(notes), tuple(left_out))
+      elif part == "train":
+        split = draw_validation(image_id, _VALIDATION)
+      labels = {name: image.label(name) for name in findings}
+      certain = tuple(box for box in image.boxes if labels[box[0]] == 1)
+      listing.counts["uncertain"] += len(image.boxes) - len(certain)
+      key = f"{image_id} ({image.place})"
+      row, values = _Row(part, fusion, certain), tuple(labels.items())
+      listing.items[key] = Item(key, split, image_id, row, image_id=image_id, labels=values)
+  aside = listing.counts["uncertain"]
+  listing.note("boxes of findings that one reader alone names, left aside: {}", aside)
+  drawn = "splits" if kaggle else "validation"
+  listing.note(f"{drawn} drawn by image_id ({listing.shares()})")
+  return listing.source("vindr", functools.partial(_read, root=root))
 
 
-def _images(
-  table: Path, root: Path, part: str
-) -> tuple[dict[str, _Image], list[tuple[str, str]], list[str]]:
-  """Image id -> image, what was left out, and notes."""
+def _read_images(table: Path, root: Path, part: str, listing: Listing) -> dict[str, _Image]:
+  """Reads the readings of every image, by its id; lists boxes without area as left out."""
   images: dict[str, _Image] = {}
-  left_out, twice = [], 0
+  repeated = 0
   for row in tables.read(table, ("image_id", "class_name", *_CORNERS)):
     image_id, name, reader = row.text("image_id"), row.text("class_name"), _reader(row, part)
     image = images.setdefault(image_id, _Image(row.place))
@@ -118,28 +127,28 @@ def _images(
     numbers = row.numbers(*_CORNERS)
     if (numbers is None) != (name == NO_FINDING):
       raise row.wrong("x_min", f"empty for {NO_FINDING!r}, and a number for all else")
-    image.named.setdefault(name, set()).add(reader)
+    image.readers_of.setdefault(name, set()).add(reader)
     if numbers is None:
       continue
     x0, y0, x1, y1 = numbers
     if x0 >= x1 or y0 >= y1:
       reason = f"the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) of {name} is empty"
-      left_out.append((f"{image_id} ({row.place})", reason))
+      listing.leave_out(f"{image_id} ({row.place})", reason)
       continue
     box = (name, reader, numbers)
-    twice += box in image.boxes
+    repeated += box in image.boxes
     image.boxes[box] = None
-  notes = [f"{table.name}: boxes given twice by a reader, dropped: {twice}"] if twice else []
+  listing.note(f"{table.name}: boxes given twice by a reader, dropped: {{}}", repeated)
   labels = root / "annotations" / f"image_labels_{part}.csv"
   if labels.exists():
     _add_labels(labels, images, part)
-  if doubted := sum(map(_doubt, images.values())):
-    notes.append(f"{table.name}: readers who name a finding and {NO_FINDING!r}: {doubted}")
-  return images, left_out, notes
+  doubts = sum(image.settle_doubts() for image in images.values())
+  listing.note(f"{table.name}: readers who name a finding and {NO_FINDING!r}: {{}}", doubts)
+  return images
 
 
 def _reader(row: tables.Row, part: str) -> str:
-  """Who read the image. The consensus of the test images counts as one reader."""
+  """Returns the reader of a row. The consensus of the test images counts as one reader."""
   column = next((name for name in _READER if name in row), None)
   if column:
     return row.text(column)
@@ -151,63 +160,37 @@ def _reader(row: tables.Row, part: str) -> str:
 
 
 def _add_labels(table: Path, images: dict[str, _Image], part: str) -> None:
-  """Findings that have no box, such as "Pneumonia", from the labels of whole images."""
+  """Adds findings that have no box, such as "Pneumonia", from the labels of whole images."""
   for row in tables.read(table, ("image_id",)):
     image = images.setdefault(row.text("image_id"), _Image(row.place))
     reader = _reader(row, part)
     image.readers.add(reader)
     for name in row:
       if name not in ("image_id", *_READER):
-        readers = image.named.setdefault(_SPELLINGS.get(name, name), set())
+        readers = image.readers_of.setdefault(_SPELLINGS.get(name, name), set())
         if row.label(name) == 1:
           readers.add(reader)
 
 
-def _doubt(image: _Image) -> int:
-  """Takes "No finding" from the readers who name a finding; how many they are."""
-  nothing = image.named.get(NO_FINDING, set())
-  something = set().union(*(image.named[name] for name in image.named if name != NO_FINDING))
-  doubted = nothing & something
-  nothing -= doubted
-  return len(doubted)
-
-
-def _label(image: _Image, name: str) -> int:
-  """1, 0, or -1 where one of several readers names the finding."""
-  count = len(image.named.get(name, ()))
-  return -1 if count == 1 < len(image.readers) else int(count > 0)
-
-
 def _read(item: Item, *, root: Path) -> Example:
-  row = item.row
-  names = [f"{row.folder}/{item.image_id}{suffix}" for suffix in _SUFFIXES]
-  image, view = dicom.to_image(
-    folders.read_bytes(root, next((name for name in names if (root / name).exists()), names[0]))
-  )
-  width, height = image_size(image)
-  found: dict[str, tuple[list[boxes.Corners], list[str]]] = {}
+  files = (f"{item.row.folder}/{item.image_id}{suffix}" for suffix in _SUFFIXES)
+  image, view = dicom.to_image(folders.read_bytes(root, *files))
+  return build_example(item, image, view=view, regions=functools.partial(_regions, item.row))
+
+
+def _regions(row: _Row, width: int, height: int) -> tuple[Region, ...]:
+  """Fuses the boxes of each finding."""
+  readings: dict[str, list[tuple[str, boxes.Corners]]] = {}
   for label, reader, corners in row.boxes:
     clipped = boxes.clip(corners, width, height)
     if clipped is None:
       raise UnreadableError(
         f"the box {corners} of {label} lies outside its {width} x {height} image"
       )
-    found.setdefault(label, ([], []))[0].append(clipped)
-    found[label][1].append(reader)
+    readings.setdefault(label, []).append((reader, clipped))
   fuse = box_fusion.FUSIONS[row.fusion]
-  fused = [
-    (label, tuple(box))
-    for label, (corners, readers) in found.items()
-    for box in fuse(np.array(corners), np.array(readers)).tolist()
-  ]
-  return Example(
-    image=image,
-    width=width,
-    height=height,
-    image_id=item.image_id,
-    study_id=item.image_id,
-    patient_id=item.patient_id,
-    view=view,
-    labels=dict(item.labels),
-    regions=boxes.by_label(fused),
-  )
+  fused = []
+  for label, pairs in readings.items():
+    readers, corners = map(np.array, zip(*pairs, strict=True))
+    fused += [(label, tuple(box)) for box in fuse(corners, readers).tolist()]
+  return boxes.by_label(fused)

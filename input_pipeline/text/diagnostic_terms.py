@@ -1,4 +1,4 @@
-"""Diagnostic terms: which words of a sentence name something that its image shows.
+"""Diagnostic terms: the words of a sentence that name something which its image shows.
 
 A list of words, and a few rules of negation after the manner of NegEx (Chapman et al. 2001): within
 a statement, which ends at a semicolon, a full stop, a "but" or a ", with", a denial such as "no"
@@ -18,26 +18,43 @@ _FORWARD = {"no", "not", "without", "absence", "negative", "neither", "nor", "la
 _BACKWARD = {"absent", "resolved", "removed", "excluded"}
 # After "not": the denial is the predicate, and what came before is denied.
 _SEEN = {
-  "seen", "present", "identified", "evident", "visible", "visualized", "demonstrated", "noted",
-  "found", "detected", "observed", "appreciated",
-}  # fmt: skip
-# After "no" or "not" and at most two words more: what is spoken of is there, and has not changed.
+  "seen",
+  "present",
+  "identified",
+  "evident",
+  "visible",
+  "visualized",
+  "demonstrated",
+  "noted",
+  "found",
+  "detected",
+  "observed",
+  "appreciated",
+}
+# After "no" or "not" and at most two words more: the finding is present, and has not changed.
 _CHANGE = {
-  "change", "changes", "changed", "increase", "decrease", "improvement", "worsening", "progression",
+  "change",
+  "changes",
+  "changed",
+  "increase",
+  "decrease",
+  "improvement",
+  "worsening",
+  "progression",
   "growth",
-}  # fmt: skip
+}
 _NOT_CHANGED = {"increased", "decreased", "improved", "worsened", "progressed"}  # after "not" alone
 _HEDGED = re.compile(r"\b(?:cannot|can not|not|may not) be (?:excluded|ruled out)|\bnot excluded")
 _ENDS = {"but", "however", "except", "although", "though"}
 
 
 class TermsError(UserError):
-  """The list cannot be read; the message names the file, the line and the remedy."""
+  """A list of terms cannot be read; the message names file and line."""
 
 
 @dataclass(frozen=True)
 class Terms:
-  """A list of terms.
+  """Terms of a list.
 
   Attributes:
     findings: words that name a finding or a device; singular, lower case.
@@ -48,7 +65,7 @@ class Terms:
   anatomy: frozenset[str]
 
   def named(self, sentence: str) -> list[bool]:
-    """For each span of `reports.words(sentence)`, whether the word names something seen there."""
+    """Marks each span of `reports.words(sentence)` whose word names something that is seen."""
     spans = reports.words(sentence)
     words = [sentence[start:end].lower() for start, end in spans]
     if not words:
@@ -63,56 +80,57 @@ class Terms:
       statement = words[start:stop]
       terms = [_is_in(word, self.findings) for word in statement]
       text = sentence[spans[start][0] : spans[stop - 1][1]].lower()
-      seen = [True] * len(terms) if _HEDGED.search(text) else _affirmed(statement, terms)
-      finding = [is_term and is_seen for is_term, is_seen in zip(terms, seen, strict=True)]
+      affirmed = [True] * len(terms) if _HEDGED.search(text) else _affirmed(statement, terms)
+      finding = [is_term and stands for is_term, stands in zip(terms, affirmed, strict=True)]
       beside = any(finding)
       out += [
-        named or (beside and is_seen and _is_in(word, self.anatomy))
-        for word, named, is_seen in zip(statement, finding, seen, strict=True)
+        named or (beside and stands and _is_in(word, self.anatomy))
+        for word, named, stands in zip(statement, finding, affirmed, strict=True)
       ]
     return out
 
 
 def load(path: str | Path = "") -> Terms:
-  """The terms of a file, one a line, "~" before anatomy, "#" before a remark; "" is the chest's.
+  """Reads the terms of a file, one a line, "~" before anatomy, "#" before a remark.
 
-  Raises TermsError, naming `config.text.terms`, where the file cannot be read or holds no finding.
+  Without a path, the terms are those of the chest. Raises TermsError where the file cannot be read
+  or holds no finding.
   """
   path = Path(path) if path else CHEST
   findings, anatomy = set(), set()
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
   except (OSError, UnicodeDecodeError) as error:
-    raise TermsError(f"config.text.terms: {path} cannot be read ({error})") from error
+    raise TermsError(f"{path}: the list of terms cannot be read ({error})") from error
   for number, line in enumerate(lines, 1):
     word = line.split("#")[0].strip().lower()
     if not word:
       continue
     chosen, word = (anatomy, word[1:].strip()) if word.startswith("~") else (findings, word)
     if len(reports.words(word)) != 1:
-      raise TermsError(f"config.text.terms: {path}, line {number}: {line!r} is not one word")
+      raise TermsError(f"{path}, line {number}: {line!r} is not one word")
     chosen.add(word)
   if not findings:
-    raise TermsError(f"config.text.terms: {path} names no finding")
+    raise TermsError(f"{path}: the list of terms names no finding")
   return Terms(frozenset(findings), frozenset(anatomy))
 
 
 def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:
-  """Whether each word of a statement stands, or is denied; `terms` marks the findings."""
-  seen = [True] * len(statement)
+  """Marks the words of a statement that no denial reaches; `terms` marks the findings."""
+  stands = [True] * len(statement)
   for i, word in enumerate(statement):
     after = statement[i + 1 : i + 4]
     if word == "no" and after[:1] == ["longer"]:
       return [False] * len(statement)
     if word in _BACKWARD or (word == "not" and _SEEN & set(after[:2])):
-      seen[: i + 1] = [False] * (i + 1)
+      stands[: i + 1] = [False] * (i + 1)
     elif _denies(word, after, terms[i + 1 : i + 4]):
-      seen[i:] = [False] * (len(statement) - i)
-  return seen
+      stands[i:] = [False] * (len(statement) - i)
+  return stands
 
 
 def _denies(word: str, after: list[str], terms: list[bool]) -> bool:
-  """Whether a word denies what follows; not where it is a change that is denied."""
+  """Tells whether a word denies the words after it; a denied change denies nothing."""
   if word in ("free", "clear"):
     return after[:1] in (["of"], ["from"])
   between = set(after[: terms.index(True)] if True in terms else after)
@@ -121,7 +139,7 @@ def _denies(word: str, after: list[str], terms: list[bool]) -> bool:
 
 
 def _is_in(word: str, terms: frozenset[str]) -> bool:
-  """Whether a word, or its singular, is a term."""
+  """Tells whether a word, or its singular, is a term."""
   singular = [word[:-1]] if word.endswith("s") else []
   singular += [word[:-2]] if word.endswith("es") else []
   singular += [f"{word[:-3]}y"] if word.endswith("ies") else []

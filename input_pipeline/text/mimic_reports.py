@@ -1,4 +1,4 @@
-"""MIMIC-CXR's reports: their sections, and the sentences that training reads.
+"""Reports of MIMIC-CXR: their sections, and the sentences that training reads.
 
 The rules follow the section parser of MIMIC's authors (MIT-LCP, mimic-cxr/txt/section_parser.py):
 
@@ -6,7 +6,7 @@ The rules follow the section parser of MIMIC's authors (MIT-LCP, mimic-cxr/txt/s
   - Headings are named alike ("CONCLUSION" is an impression), misspelt ones by their likeness
     (theirs is a list), and one that says how the image was taken ("CHEST, TWO VIEWS") is findings.
   - Empty findings and impressions count as absent.
-  - Where both are absent, what follows the first blank line of the last section is the
+  - Where both are absent, the text after the first blank line of the last section is the
     "last_paragraph".
 
 Where we differ: a heading that no rule names ("LUNGS") stays in the text of its section instead of
@@ -22,14 +22,25 @@ from input_pipeline.text import reports
 
 _HEADING = re.compile(r"^ ?([A-Z][A-Z ()/,-]*):(?=\s|$)", re.MULTILINE)
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
-# A title, no sentence of anything.
+# Titles, which are no sentences.
 _TITLE = re.compile(
   r"^[ \t]*(?:FINAL|PRELIMINARY|INTERIM) (?:REPORT|ADDENDUM)[ \t]*$", re.MULTILINE
 )
 _SECTIONS = (
-  "findings", "impression", "indication", "history", "comparison", "examination", "technique",
-  "recommendations", "notification", "addendum", "comment", "date", "wet read",
-)  # fmt: skip
+  "findings",
+  "impression",
+  "indication",
+  "history",
+  "comparison",
+  "examination",
+  "technique",
+  "recommendations",
+  "notification",
+  "addendum",
+  "comment",
+  "date",
+  "wet read",
+)
 _OTHER_NAMES = {
   "conclusion": "impression",
   "conclusions": "impression",
@@ -55,12 +66,12 @@ _IMAGE = re.compile(
   r"\b(?:chest|portable|ribs|bone window|upright|(?:one|two|three|frontal|lateral|pa|ap) views?"
   r"|(?:pa|ap|frontal) and|lateral and (?:pa|ap))\b"
 )
-# The first of these that gives a sentence is what training reads.
+# Training reads the first of these that gives a sentence.
 _READ = (("findings", "impression"), ("last_paragraph",), ("full report",), ("comparison",))
 
 
 def sections(text: str) -> dict[str, str]:
-  """Splits a report; section name -> text, empty ones left out, in the order of the report.
+  """Splits a report: section name -> text, empty ones left out, in the order of the report.
 
   Text before the first heading is "preamble"; a report without headings is "full report". Either
   keeps no line that says FINAL REPORT.
@@ -76,30 +87,30 @@ def sections(text: str) -> dict[str, str]:
     last, part = parts[-1]
     if blank := _BLANK_LINE.search(part):
       parts[-1:] = [(last, part[: blank.start()]), ("last_paragraph", part[blank.end() :])]
-  found: dict[str, list[str]] = {}
+  texts: dict[str, list[str]] = {}
   for name, part in parts:
     if part := _TITLE.sub("", part).strip():
-      found.setdefault(name, []).append(part)
-  # Apart by a blank line, which ends a sentence.
-  return {name: "\n\n".join(several) for name, several in found.items()}
+      texts.setdefault(name, []).append(part)
+  # A blank line between parts ends a sentence.
+  return {name: "\n\n".join(several) for name, several in texts.items()}
 
 
 def sentences(parts: dict[str, str]) -> list[str]:
-  """The sentences training reads: findings and impression, or what stands in for them.
+  """Splits into the sentences that training reads: findings and impression, or a substitute.
 
-  That is the last paragraph, else a report without headings, else the comparison (where some
-  reports say everything). Indication, history and technique say nothing of the image and are never
-  read. "___", which stands for what was removed, stays in its sentence and is no word.
+  The substitute is the last paragraph, else a report without headings, else the comparison (where
+  some reports say everything). Indication, history and technique say nothing of the image and are
+  never read. "___", which replaces removed names and dates, stays in its sentence and is no word.
   """
   for names in _READ:
-    found = reports.report_sentences({name: parts[name] for name in names if name in parts})
-    if found:
-      return found
+    chosen = {name: parts[name] for name in names if name in parts}
+    if split := reports.report_sentences(chosen):
+      return split
   return []
 
 
 def _name(heading: str) -> str | None:
-  """The section that a heading opens; None where it opens none."""
+  """Returns the section that a heading opens; None where it opens none."""
   heading = " ".join(heading.lower().split())
   if heading in _SECTIONS:
     return heading

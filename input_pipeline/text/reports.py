@@ -1,4 +1,4 @@
-"""Radiology text: sections, sentences, words, and when two reports say the same."""
+"""Radiology text: sections, sentences, words, and keys that equal reports share."""
 
 import hashlib
 import re
@@ -40,21 +40,21 @@ def sections(text: str) -> dict[str, str]:
   Returns section name -> text, white space folded; empty sections are left out. A heading that
   repeats continues its section. Unknown headings stay in the text of the section they stand in.
   """
-  found: dict[str, list[str]] = {}
+  parts_of: dict[str, list[str]] = {}
   name, start = "", 0
   for match in _HEADING.finditer(text):
     heading = _KNOWN.get(match.group(1).strip().lower())
     if heading is None:
       continue
-    found.setdefault(name, []).append(text[start : match.start()])
+    parts_of.setdefault(name, []).append(text[start : match.start()])
     name, start = heading, match.end()
-  found.setdefault(name, []).append(text[start:])
-  joined = {name: "\n".join(part.strip() for part in parts) for name, parts in found.items()}
+  parts_of.setdefault(name, []).append(text[start:])
+  joined = {name: "\n".join(part.strip() for part in parts) for name, parts in parts_of.items()}
   return {name: part.strip() for name, part in joined.items() if part.strip()}
 
 
 def sentences(text: str) -> list[str]:
-  """Splits text into sentences, white space folded, list numbers and empty tokens dropped."""
+  """Splits text into sentences, white space folded, without list numbers and empty sentences."""
   out, start = [], 0
   for match in _STOP.finditer(text):
     before = text[start : match.start()]
@@ -75,7 +75,7 @@ def sentences(text: str) -> list[str]:
 
 
 def report_sentences(parts: dict[str, str]) -> list[str]:
-  """The sentences training reads: findings, then impression.
+  """Splits into the sentences that training reads: findings, then impression.
 
   Where no section is headed findings, the text before the first heading takes its place; where
   neither gives a sentence, all sections do. A sentence that stands twice is kept once.
@@ -85,36 +85,30 @@ def report_sentences(parts: dict[str, str]) -> list[str]:
     chosen = [parts[""], *chosen]
   if not any(map(sentences, chosen)):
     chosen = list(parts.values())
-  found = {}
+  unique = {}
   for part in chosen:
     for sentence in sentences(part):
-      found.setdefault(normalise(sentence), sentence)
-  return list(found.values())
+      unique.setdefault(normalise(sentence), sentence)
+  return list(unique.values())
 
 
 def words(sentence: str) -> list[tuple[int, int]]:
-  """Character spans of the words; punctuation is no word, "right-sided" and "1.5" are one each."""
+  """Finds the words' character spans; punctuation is no word, "right-sided" and "1.5" are one."""
   return [match.span() for match in _WORD.finditer(sentence)]
 
 
 def normalise(text: str) -> str:
-  """Lower case, words only, one blank between: what two reports must share to say the same."""
+  """Reduces text to its words in lower case, one blank between; equal reports share this form."""
   return " ".join(text[start:end] for start, end in words(text)).lower()
 
 
 def key(text: str) -> int:
-  """A 31-bit hash, never 0, of the normalised text; 0 for a text without words."""
+  """Hashes the normalised text to 31 bits, never 0; 0 for a text without words."""
   normal = normalise(text)
-  if not normal:
-    return 0
-  return (
-    int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=4).digest(), "big") % (2**31 - 1)
-    + 1
-  )
+  return identity(normal) if normal else 0
 
 
 def identity(name: str) -> int:
-  """A 31-bit hash, never 0, of an id as it stands (studies, patients)."""
-  return (
-    int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") % (2**31 - 1) + 1
-  )
+  """Hashes an id (of a study, of a patient) as it is written to 31 bits, never 0."""
+  digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
+  return int.from_bytes(digest, "big") % (2**31 - 1) + 1

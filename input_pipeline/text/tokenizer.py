@@ -1,4 +1,4 @@
-"""A WordPiece vocabulary, and reports as arrays in which each token knows its word."""
+"""WordPiece vocabulary, and reports as arrays in which each token knows its word."""
 
 import json
 import os
@@ -18,21 +18,21 @@ PAD, UNKNOWN, CLASS, SEPARATOR, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[S
 
 
 class TokenizerError(UserError):
-  """The tokenizer folder is missing something; the message names file and remedy."""
+  """A tokenizer folder lacks something; the message names folder and remedy."""
 
 
 class Encoded(NamedTuple):
-  """One report as arrays.
+  """Report as arrays of L tokens and W words.
 
   Attributes:
-    tokens: [L] int32 token ids; each sentence stands as [CLS] tokens [SEP].
-    word_index: [L] int32, the word a token belongs to; -1 for specials, punctuation, padding.
-    sentence_index: [L] int32, which sentence a token stands in; -1 for padding.
+    tokens: [L] int32 token ids; each sentence is [CLS] tokens [SEP].
+    word_index: [L] int32, number of the token's word; -1 for specials, punctuation, padding.
+    sentence_index: [L] int32, number of the token's sentence; -1 for padding.
     position: [L] int32, place in the sentence: a sentence reads the same wherever it stands.
     word_mask: [W] bool.
     words: the words' text, in the order of word_index.
-    kept: the sentences that found room, by their number.
-    dropped: how many found none.
+    kept: numbers of the sentences that fit.
+    dropped: how many did not fit.
   """
 
   tokens: np.ndarray
@@ -45,7 +45,7 @@ class Encoded(NamedTuple):
   dropped: int
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """What the model reads, by the name it has in a batch."""
+    """Returns the model's inputs by their names in a batch."""
     names = ("tokens", "word_index", "sentence_index", "position", "word_mask")
     return {name: getattr(self, name) for name in names}
 
@@ -73,8 +73,8 @@ class Tokenizer:
     ids = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
     if None in ids or len(tokenizer) < 10:
       raise TokenizerError(
-        f"{self.folder}: a BERT-style vocabulary with [CLS], [SEP] and [PAD] is needed,"
-        f" found {len(tokenizer)} entries"
+        f"{self.folder}: a BERT-style vocabulary with [CLS], [SEP] and [PAD] is needed;"
+        f" this one has {len(tokenizer)} entries"
       )
     self.class_id, self.separator_id, self.pad_id = ids
     self.vocabulary_size = len(tokenizer)
@@ -126,7 +126,7 @@ class Tokenizer:
 def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokenizer:
   """Trains a lower-case WordPiece vocabulary on the texts and saves it as a Hugging Face folder.
 
-  The same texts give the same vocabulary, bit by bit.
+  Equal texts give an equal vocabulary, bit by bit.
   """
   from tokenizers import BertWordPieceTokenizer
 
@@ -159,15 +159,15 @@ def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokeni
 def copy(source: Path, folder: Path) -> Tokenizer:
   """Copies a local Hugging Face tokenizer into `folder`, so that a run keeps its own.
 
-  Raises TokenizerError, naming the folder, if it is none that fits.
+  Raises TokenizerError, naming the folder, where it holds no such tokenizer.
   """
   from transformers import AutoTokenizer
 
   source = Path(source)
   if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
     raise TokenizerError(
-      f"config.text.tokenizer {source} holds neither tokenizer.json nor vocab.txt: name a local"
-      " Hugging Face folder, or leave the key empty to train one on the training reports"
+      f"{source} holds neither tokenizer.json nor vocab.txt: name a local Hugging Face folder, or"
+      " none to train a tokenizer on the training reports"
     )
   if (source / "tokenizer_config.json").is_file() or (source / "config.json").is_file():
     tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
@@ -185,7 +185,7 @@ def copy(source: Path, folder: Path) -> Tokenizer:
 
 
 def _owners(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-  """For each token the word whose span it starts in, -1 for none."""
+  """Finds, for each token, the word in whose span it starts; -1 for none."""
   owners, word = [], 0
   for start, _ in offsets:
     while word < len(spans) and spans[word][1] <= start:

@@ -1,23 +1,25 @@
-"""Soft regions: from a word's similarity to every pixel to the weights of the pixels it names.
+"""Soft regions: from a word's similarity to every pixel to weights of the pixels it names.
 
-All functions take similarities [..., P] and give weights [..., P] that are >= 0 and sum to one.
+All functions take similarities and give weights that are >= 0 and sum to one over the pixels.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+TOP_SHARE = 1 / 16
 _LEAST = 0.01  # of the attention that suppression lets pass, before the plain one fills it up
 
 
-def softmax(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
-  """Plain soft attention at temperature `tau`; `gamma` is not used."""
+def softmax(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Array, "*n P"]:
+  """Attends softly at temperature `tau`; `gamma` is not used."""
   return jax.nn.softmax(similarity / tau, axis=-1)
 
 
-def threshold(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
-  """Soft attention less `gamma` uniform shares: pixels below that lose all weight (ours).
+def threshold(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Array, "*n P"]:
+  """Subtracts `gamma` uniform shares from soft attention: pixels below lose all weight (ours).
 
   Where less than a hundredth of the attention passes, the plain one fills it up to that: a word
   that fits all pixels alike keeps the plain attention, and the gradient stays bounded.
@@ -30,10 +32,11 @@ def threshold(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
   return (kept + jax.nn.relu(_LEAST - total) * weight) / jnp.maximum(total, _LEAST)
 
 
-def minmax(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
-  """SPARC (Bica et al. 2024): min-max scaling, pixels below 1 / P cut; `tau`, `gamma` not used.
+def minmax(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Array, "*n P"]:
+  """Scales to [0, 1] and cuts pixels below 1 / P (SPARC, Bica et al. 2024).
 
-  Equal similarities, where the formula divides by zero, give equal weights.
+  `tau` and `gamma` are not used. Equal similarities, where the formula divides by zero, give equal
+  weights.
   """
   low = similarity.min(-1, keepdims=True)
   spread = similarity.max(-1, keepdims=True) - low
@@ -71,13 +74,16 @@ def _entmax15_backward(y, gradient):
 _entmax15.defvjp(_entmax15_forward, _entmax15_backward)
 
 
-def entmax15(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
-  """1.5-entmax at temperature `tau` (Peters et al. 2019, exact by sorting); `gamma` not used."""
+def entmax15(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Array, "*n P"]:
+  """Applies 1.5-entmax at temperature `tau` (Peters et al. 2019, exact by sorting).
+
+  `gamma` is not used.
+  """
   return _entmax15(similarity / tau)
 
 
-def topk(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
-  """A hard region: equal weights to the best `TOP_SHARE` of the pixels; `tau`, `gamma` not used.
+def topk(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Array, "*n P"]:
+  """Gives equal weights to the best `TOP_SHARE` of the pixels; `tau`, `gamma` are not used.
 
   Pixels that tie for the last place, to rounding, all belong.
   """
@@ -85,38 +91,38 @@ def topk(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
   least = jax.lax.top_k(similarity, count)[0][..., -1:]
   # The compiler may compute the two sides apart, with other roundings; none must go empty.
   rounding = 4 * jnp.finfo(similarity.dtype).eps * jnp.abs(least)
-  return _equal(similarity >= least - rounding, similarity.dtype)
+  return _equal_weights(similarity >= least - rounding, similarity.dtype)
 
 
-def box(similarity: jax.Array, tau: float, gamma: float) -> jax.Array:
-  """A hard region: equal weights in the smallest box round the lit pixels of a square grid (ours).
+def box(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Array, "*n P"]:
+  """Gives equal weights to the smallest box round the foreground of a square grid (ours).
 
-  Lit are the pixels with at least half of the highest soft attention at temperature `tau`; `gamma`
-  is not used. Raises ValueError where P is no square number.
+  Foreground are the pixels with at least half of the highest soft attention at temperature `tau`;
+  `gamma` is not used. Raises ValueError where P is no square number.
   """
   side = math.isqrt(similarity.shape[-1])
   if side * side != similarity.shape[-1]:
     raise ValueError(f"boxes need a square grid, not {similarity.shape[-1]} pixels")
   highest = similarity.max(-1, keepdims=True)
-  lit = (similarity >= highest - tau * math.log(2)).reshape(*similarity.shape[:-1], side, side)
+  foreground = similarity >= highest - tau * math.log(2)
+  foreground = foreground.reshape(*similarity.shape[:-1], side, side)
 
-  def spanned(line):
-    """[..., side] bool: between the first and the last true one."""
-    seen = jnp.cumsum(line, -1) > 0
-    ahead = jnp.cumsum(line[..., ::-1], -1)[..., ::-1] > 0
-    return seen & ahead
+  def span(line):
+    """Marks all from the first to the last true entry of [..., side]."""
+    begun = jnp.cumsum(line, -1) > 0
+    remaining = jnp.cumsum(line[..., ::-1], -1)[..., ::-1] > 0
+    return begun & remaining
 
-  rows, columns = spanned(lit.any(-1)), spanned(lit.any(-2))
+  rows, columns = span(foreground.any(-1)), span(foreground.any(-2))
   inside = (rows[..., :, None] & columns[..., None, :]).reshape(similarity.shape)
-  return _equal(inside, similarity.dtype)
+  return _equal_weights(inside, similarity.dtype)
 
 
-def _equal(region: jax.Array, dtype) -> jax.Array:
+def _equal_weights(region: jax.Array, dtype) -> jax.Array:
   weight = region.astype(dtype)
   return weight / weight.sum(-1, keepdims=True)
 
 
-TOP_SHARE = 1 / 16
 SPARSIFIERS = {
   "softmax": softmax,
   "threshold": threshold,

@@ -1,24 +1,28 @@
 """BioViL and BioViL-T (Boecking et al., ECCV 2022; Bannur et al., CVPR 2023; hi-ml-multimodal, read
 as code).
 
-Image: ResNet-50 on the middle 480 px (BioViL) or 448 px (BioViL-T) of an image; BioViL-T reduces its
-last map to 256 channels and, for an image without an earlier one, puts a learned vector beside them
-in every cell. A projector (1x1 convolution, batch norm, ReLU, 1x1 convolution) makes 128 channels;
-the image is their mean. Text: CXR-BERT, [CLS] through its projection. Patch and phrase: the cosine,
-smoothed on the grid by a Gaussian of 1.5 cells where the project shows a map. There are no vectors
-of words: a map by words is that of the phrase.
+Image: ResNet-50 on the middle 480 px (BioViL) or 448 px (BioViL-T) of an image; BioViL-T reduces
+its last map to 256 channels and, for an image without an earlier one, puts a learned vector beside
+them in every cell. A projector (1x1 convolution, batch norm, ReLU, 1x1 convolution) makes 128
+channels; the image is their mean. Text: CXR-BERT, [CLS] through its projection. Patch and phrase:
+the cosine, smoothed on the grid by a Gaussian of 1.5 cells where the project shows a map. There are
+no vectors of words: each word stands for the whole text, and a map by words is that of the phrase.
 """
+
+from collections.abc import Mapping
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.baselines import spec
+from plan_jax.alignment.similarity import l2_normalize
+from plan_jax.baselines import base
+from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
 from plan_jax.baselines.heads import hidden_states
 from plan_jax.baselines.preprocessing import MiddleOfShortSide
-from plan_jax.baselines.spec import Images, Kind, Texts
-from plan_jax.baselines.tokenization import PlainReader
+from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary, read_plain
+from plan_jax.inference.spec import ModelSpec
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 
@@ -30,63 +34,79 @@ class BioVil(nn.Module):
   """Both encoders.
 
   Attributes:
-    image, text: arguments of ResNet and Bert; what is not asked for may be empty.
+    image, text: arguments of ResNet and Bert; empty for an encoder that is not called.
     embed_dim: D.
-    reduced: channels that BioViL-T reduces the image encoder's to; 0: BioViL, which does not.
+    reduced_dim: channels that BioViL-T reduces the image encoder's to; 0: BioViL, which does not.
   """
 
-  image: dict
-  text: dict
+  image: Mapping
+  text: Mapping
   embed_dim: int
-  reduced_size: int = 0
+  reduced_dim: int = 0
 
   def setup(self):  # noqa: D102
     self.image_encoder = ResNet(**self.image, **_PLAIN, output_stride=32)
     self.text_encoder = Bert(**self.text, projector=self.embed_dim)
-    if self.reduced_size:
-      self.reduced = nn.Dense(self.reduced_size, use_bias=False)
-      self.no_previous = self.param("no_previous", nn.initializers.zeros, (self.reduced_size,))
+    if self.reduced_dim:
+      self.reduced = nn.Dense(self.reduced_dim, use_bias=False)
+      self.no_previous = self.param("no_previous", nn.initializers.zeros, (self.reduced_dim,))
     self.projector_in = nn.Dense(self.embed_dim, use_bias=False)
     self.projector_norm = nn.BatchNorm(use_running_average=True)
     self.projector_out = nn.Dense(self.embed_dim)
 
-  def embed_images(self, image: jax.Array) -> Images:
-    """[B, S, S, 1] float32 in [0, 1]."""
+  def embed_images(self, image: jax.Array) -> ImageEmbeddings:
+    """Embeds [B, S, S, 1] float32 in [0, 1]."""
     x = self.image_encoder(image)
     x = x.reshape(x.shape[0], -1, x.shape[-1])
-    if self.reduced_size:
+    if self.reduced_dim:
       x = self.reduced(x)
       x = jnp.concatenate([x, jnp.broadcast_to(self.no_previous, x.shape)], -1)
     x = self.projector_out(nn.relu(self.projector_norm(self.projector_in(x))))
-    return Images(unit(x), unit(x.mean(1)))
+    return ImageEmbeddings(l2_normalize(x), l2_normalize(x.mean(1)))
 
-  def embed_texts(self, batch: dict) -> Texts:
-    """Arrays of `text.arrays`; there are no words."""
-    report = unit(hidden_states(self.text_encoder, batch)[:, 0])
-    none = jnp.zeros((len(report), 1))
-    return Texts(none[..., None], none > 0, none, report)
+  def embed_texts(self, batch: dict) -> TextEmbeddings:
+    """Embeds arrays of `BaselineTexts`; there are no words."""
+    embedding = l2_normalize(hidden_states(self.text_encoder, batch)[:, 0])
+    none = jnp.zeros((len(embedding), 1))
+    return TextEmbeddings(none[..., None], none > 0, none, embedding)
 
 
-def _phrase(image: Images, text: Texts) -> jax.Array:
-  return image.pixels @ text.report
+def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
+  return image.pixels @ text.embedding
+
+
+def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
+  """One region, for the text as a whole."""
+  return base.positive_regions(_phrase_similarity(image, text)[None]), jnp.ones(1)
 
 
 def _build(shapes: dict, settings: dict) -> BioVil:
-  """Of the image's file or the text's folder: what is known of the one half."""
-  size = shapes.get("projector_out/bias") or shapes.get("text_encoder/projector_out/bias") or (128,)
+  """Builds one half: that of the image's file, or of the text's folder."""
+  out = shapes.get("projector_out/bias") or shapes.get("text_encoder/projector_out/bias") or (128,)
   reduced = shapes.get("no_previous", (0,))
-  return BioVil(spec.resnet(shapes), spec.bert(shapes, settings), size[0], reduced[0])
+  return BioVil(base.resnet(shapes), base.bert(shapes, settings), out[0], reduced[0])
 
 
-BIOVIL, BIOVIL_T = (
-  Kind(
+def _spec(
+  title: str, images: MiddleOfShortSide, network: BioVil, variables: dict, vocabulary: Vocabulary
+) -> ModelSpec:
+  max_tokens = min(_MAX_TOKENS, network.text["max_position"])
+  return base.baseline_spec(
+    network,
+    variables,
+    BaselineTexts(vocabulary, max_tokens, read_plain),
+    _phrase_similarity,
     title=title,
-    build=_build,
-    preprocessing=MiddleOfShortSide(crop_px),
-    reader=lambda vocabulary, positions: PlainReader(vocabulary, min(_MAX_TOKENS, positions)),
-    phrase=_phrase,
-    sigma=1.5,
-    nearest=True,
+    images=images,
+    attend=_attend,
+    map_sigma=1.5,
+    map_nearest=True,
   )
-  for title, crop_px in (("BioViL", 480), ("BioViL-T", 448))
-)
+
+
+def _baseline(title: str, crop_px: int) -> Baseline:
+  images = MiddleOfShortSide(crop_px)
+  return Baseline(title, _build, images, partial(_spec, title, images), separate_text=True)
+
+
+BIOVIL, BIOVIL_T = _baseline("BioViL", 480), _baseline("BioViL-T", 448)

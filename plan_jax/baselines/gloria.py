@@ -1,27 +1,29 @@
 """GLoRIA (Huang et al., ICCV 2021; marshuang80/gloria, read as code).
 
 Image: ResNet-50 on 224 px enlarged to 299; regions are stage 3 (19 x 19) through a 1x1 convolution
-without bias, the image is stage 4, averaged, through a dense layer. Text: Bio_ClinicalBERT, its last
-four layers summed; a word is the sum of its tokens, a report the mean over [CLS], words and [SEP]
-(over 97 places, pads zero, there: the same direction). Global similarity: the cosine. Word and
-region: the dot product. Local score of training, with [CLS] as a word: S = 10 log sum_w exp(5
-cos(t_w, c_w)), c_w the regions' sum by softmax_r(4 softmax_w(s)). The local similarity of its
+without bias, the image is stage 4, averaged, through a dense layer. Text: Bio_ClinicalBERT, its
+last four layers summed; a word is the sum of its tokens, a report the mean over [CLS], words and
+[SEP] (in its code over 97 places, pads zero: the same direction). Global similarity: the cosine.
+Word and region: the dot product. Local score of training, with [CLS] as a word: S = 10 log sum_w
+exp(5 cos(t_w, c_w)), c_w the regions' sum by softmax_r(4 softmax_w(s)). The local similarity of its
 zero-shot code is log max_w exp(5 cos), of the words alone; that code also let in pads, as many as
 the text has letters, which is left out here.
 """
+
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import METHODS
-from plan_jax.alignment.similarity import GloriaScore
-from plan_jax.baselines import spec
+from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.similarity import l2_normalize
+from plan_jax.baselines import base
+from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
 from plan_jax.baselines.heads import hidden_states, sums
 from plan_jax.baselines.preprocessing import PaddedSquare
-from plan_jax.baselines.spec import Images, Kind, Texts
-from plan_jax.baselines.tokenization import CleanedReader
+from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary, read_cleaned
+from plan_jax.inference.spec import ModelSpec
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 
@@ -39,8 +41,8 @@ class Gloria(nn.Module):
     embed_dim: D, that of the text encoder.
   """
 
-  image: dict
-  text: dict
+  image: Mapping
+  text: Mapping
   embed_dim: int
 
   def setup(self):  # noqa: D102
@@ -50,67 +52,68 @@ class Gloria(nn.Module):
     self.image_head = nn.Dense(self.embed_dim)
     self.pixel_head = nn.Dense(self.embed_dim, use_bias=False)
 
-  def __call__(self, image: jax.Array, batch: dict) -> tuple[Images, Texts]:
-    """Both."""
+  def __call__(self, image: jax.Array, batch: dict) -> tuple[ImageEmbeddings, TextEmbeddings]:
+    """Runs both."""
     return self.embed_images(image), self.embed_texts(batch)
 
-  def embed_images(self, image: jax.Array) -> Images:
-    """[B, 299, 299, 1] float32 in [0, 1]."""
+  def embed_images(self, image: jax.Array) -> ImageEmbeddings:
+    """Embeds [B, 299, 299, 1] float32 in [0, 1]."""
     last, third = self.image_encoder(image, tapped=3)
     pixels = third.reshape(third.shape[0], -1, third.shape[-1])
-    return Images(self.pixel_head(pixels), unit(self.image_head(last.mean((1, 2)))))
+    return ImageEmbeddings(
+      self.pixel_head(pixels), l2_normalize(self.image_head(last.mean((1, 2))))
+    )
 
-  def embed_texts(self, batch: dict) -> Texts:
-    """Arrays of `text.arrays`."""
+  def embed_texts(self, batch: dict) -> TextEmbeddings:
+    """Embeds arrays of `BaselineTexts`."""
     words = sums(hidden_states(self.text_encoder, batch), batch["word_index"])
     mask = batch["word_mask"]
-    return Texts(words, mask, mask.astype(jnp.float32), unit(words.mean(1)))
+    return TextEmbeddings(words, mask, mask.astype(jnp.float32), l2_normalize(words.mean(1)))
 
 
-def logits(pixels: jax.Array, words: jax.Array, say: jax.Array) -> jax.Array:
-  """The local score of training: [I, P, D], [J, W, D], [J, W] above 0 for words -> [I, J]."""
+def local_logits(pixels, words, significance, scale, stage) -> jax.Array:
+  """The local score of training [I, J], [CLS] being a word, of features in any precision."""
   score = GloriaScore()
-  return score.logits(score.prepare(pixels), words, say, 1.0)[0][0]
+  pixels, words = pixels.astype(jnp.float32), words.astype(jnp.float32)
+  weights = significance + (jnp.arange(significance.shape[-1]) == 0)
+  return score.logits(score.prepare(pixels), words, weights, 1.0)[0][0]
 
 
-def similar(pixels: jax.Array, words: jax.Array, say: jax.Array) -> jax.Array:
-  """The local similarity of its zero-shot classification, arguments as in `logits`: [I, J].
-
-  0 for a text without words.
-  """
-  score, mask = GloriaScore(), say > 0
+def local_similarity(pixels, words, significance, scale, stage) -> jax.Array:
+  """The local similarity of its zero-shot classification [I, J]; 0 for a text without words."""
+  score, mask = GloriaScore(), significance > 0
   cosine = score.cosines(score.prepare(pixels), words, mask)
   best = jnp.where(mask, cosine, -1.0).max(-1)
   return jnp.where(mask.any(-1), _WORD_SCALE * best, 0)
 
 
-def _say(texts: Texts) -> jax.Array:
-  """[CLS] is a word of the local score."""
-  return texts.mask.astype("float32") + (jnp.arange(texts.mask.shape[-1]) == 0)
+def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
+  return base.positive_regions(text.words @ image.pixels.T), text.significance
 
 
-def _look(image: Images, text: Texts):
-  return METHODS["gloria"].look(image, text, None, None), text.significance
-
-
-def _phrase(image: Images, text: Texts) -> jax.Array:
-  return unit(image.pixels) @ text.report
+def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
+  return l2_normalize(image.pixels) @ text.embedding
 
 
 def _build(shapes: dict, settings: dict) -> Gloria:
-  text = spec.bert(shapes, settings)
-  return Gloria(spec.resnet(shapes), text, text.get("embed_dim", 768))
+  text = base.bert(shapes, settings)
+  return Gloria(base.resnet(shapes), text, text.get("embed_dim", 768))
 
 
-KIND = Kind(
-  title="GLoRIA",
-  build=_build,
-  preprocessing=ENLARGED,
-  reader=lambda vocabulary, positions: CleanedReader(vocabulary, min(_MAX_TOKENS, positions)),
-  phrase=_phrase,
-  look=_look,
-  global_scale=_GLOBAL_SCALE,
-  logits=logits,
-  similar=similar,
-  say=_say,
-)
+def _spec(network: Gloria, variables: dict, vocabulary: Vocabulary) -> ModelSpec:
+  max_tokens = min(_MAX_TOKENS, network.text["max_position"])
+  return base.baseline_spec(
+    network,
+    variables,
+    BaselineTexts(vocabulary, max_tokens, read_cleaned),
+    _phrase_similarity,
+    title="GLoRIA",
+    images=ENLARGED,
+    attend=_attend,
+    scales=lambda variables: (_GLOBAL_SCALE, 1.0),
+    local_logits=local_logits,
+    local_similarity=local_similarity,
+  )
+
+
+GLORIA = Baseline("GLoRIA", _build, ENLARGED, _spec)

@@ -1,4 +1,6 @@
-"""Layers and sums that several baselines put behind their encoders."""
+"""Layers and sums behind the encoders of several baselines."""
+
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -6,7 +8,7 @@ import jax.numpy as jnp
 
 
 class Mlp(nn.Module):
-  """MGCA's: dense layer, batch norm, ReLU, dense layer, batch norm without scale and bias.
+  """The head of MGCA: two dense layers, each with batch norm, the last without scale and bias.
 
   Attributes:
     hidden, out: widths.
@@ -17,21 +19,20 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., C] -> [..., out]."""
+    """Maps [..., C] to [..., out]."""
+    norm = partial(nn.BatchNorm, use_running_average=True)
     x = nn.Dense(self.hidden, name="hidden")(x)
-    x = nn.relu(nn.BatchNorm(use_running_average=True, name="hidden_norm")(x))
+    x = nn.relu(norm(name="hidden_norm")(x))
     x = nn.Dense(self.out, name="out")(x)
-    return nn.BatchNorm(
-      use_running_average=True, use_scale=False, use_bias=False, name="out_norm"
-    )(x)  # fmt: skip
+    return norm(use_scale=False, use_bias=False, name="out_norm")(x)
 
 
 def sums(tokens: jax.Array, owner: jax.Array) -> jax.Array:
-  """Tokens [B, L, C] -> sums [B, L, C] of those of each word; `owner` [B, L], -1 for none."""
+  """Sums tokens [B, L, C] by word: [B, L, C]; `owner` is [B, L], -1 for none."""
   count = tokens.shape[1]
   return jax.nn.one_hot(owner, count, axis=1, dtype=tokens.dtype) @ tokens
 
 
 def hidden_states(encoder: nn.Module, batch: dict) -> jax.Array:
-  """[B, L, C] of the text arrays of `text.arrays`."""
+  """Runs a BERT on arrays of `BaselineTexts`: [B, L, C] float32."""
   return encoder(batch["tokens"], batch["sentence_index"], batch["position"]).astype(jnp.float32)

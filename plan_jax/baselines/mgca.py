@@ -10,20 +10,21 @@ here, as no similarity depends on it. Words are compared with the regions of the
 there is no local score of pairs.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.l2_normalize import unit
-from plan_jax.alignment.methods import METHODS
-from plan_jax.baselines import spec
+from plan_jax.alignment.similarity import l2_normalize
+from plan_jax.baselines import base
+from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
 from plan_jax.baselines.gloria import ENLARGED
 from plan_jax.baselines.heads import Mlp, hidden_states, sums
 from plan_jax.baselines.preprocessing import PaddedSquare
-from plan_jax.baselines.spec import Images, Kind, Texts
-from plan_jax.baselines.tokenization import CleanedReader
+from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary, read_cleaned
+from plan_jax.inference.spec import ModelSpec
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
@@ -43,8 +44,8 @@ class Mgca(nn.Module):
     hidden, embed_dim: widths of the heads, and of the shared space D.
   """
 
-  image: dict
-  text: dict
+  image: Mapping
+  text: Mapping
   is_vit: bool
   hidden: int
   embed_dim: int
@@ -55,76 +56,84 @@ class Mgca(nn.Module):
     )
     self.text_encoder = Bert(**self.text)
     head = partial(Mlp, self.hidden, self.embed_dim)
-    self.image_head, self.pixel_head, self.report_head, self.word_head = (
-      head(),
-      head(),
-      head(),
-      head(),
-    )
+    self.image_head, self.pixel_head = head(), head()
+    self.report_head, self.word_head = head(), head()
 
-  def __call__(self, image: jax.Array, batch: dict) -> tuple[Images, Texts]:
-    """Both."""
+  def __call__(self, image: jax.Array, batch: dict) -> tuple[ImageEmbeddings, TextEmbeddings]:
+    """Runs both."""
     return self.embed_images(image), self.embed_texts(batch)
 
-  def embed_images(self, image: jax.Array) -> Images:
-    """[B, S, S, 1] float32 in [0, 1], S 299 for a ResNet and 224 for a ViT."""
+  def embed_images(self, image: jax.Array) -> ImageEmbeddings:
+    """Embeds [B, S, S, 1] float32 in [0, 1], S 299 for a ResNet and 224 for a ViT."""
     if self.is_vit:
       grid, pooled = self.image_encoder(image, class_too=True)
     else:
       last, grid = self.image_encoder(image, tapped=3)
       pooled = last.mean((1, 2))
     pixels = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-    return Images(unit(self.pixel_head(pixels)), unit(self.image_head(pooled)))
+    return ImageEmbeddings(
+      l2_normalize(self.pixel_head(pixels)), l2_normalize(self.image_head(pooled))
+    )
 
-  def embed_texts(self, batch: dict) -> Texts:
-    """Arrays of `text.arrays`; all words have the same say, see `embed_texts`."""
+  def embed_texts(self, batch: dict) -> TextEmbeddings:
+    """Embeds arrays of `BaselineTexts`; all words weigh alike, see `weighted_texts`."""
     words = sums(hidden_states(self.text_encoder, batch), batch["word_index"])
     mask = batch["word_mask"]
-    report = unit(self.report_head(words[:, 0]))
-    return Texts(unit(self.word_head(words)), mask, mask.astype(jnp.float32), report)
+    embedding = l2_normalize(self.report_head(words[:, 0]))
+    return TextEmbeddings(
+      l2_normalize(self.word_head(words)), mask, mask.astype(jnp.float32), embedding
+    )
 
 
-def embed_texts(network: Mgca, variables: dict, batch: dict) -> Texts:
-  """Texts of which each word has its share of the attention that [CLS] pays words."""
-  texts, found = network.apply(variables, batch, method="embed_texts", mutable=["attention"])
-  last = f"layer{network.text['layers']}"
-  attention = found["attention"]["text_encoder"][last]["first"][0]
-  of_words = jnp.where(texts.mask, sums(attention[..., None], batch["word_index"])[..., 0], 0)
-  total = of_words.sum(-1, keepdims=True)
-  return texts._replace(significance=of_words / jnp.where(total > 0, total, 1))
+def weighted_texts(network: Mgca, variables: dict, batch: dict) -> TextEmbeddings:
+  """Embeds texts; a word's significance is its share of the attention that [CLS] pays words."""
+  texts, state = network.apply(variables, batch, method="embed_texts", mutable=["attention"])
+  last = f"layer{network.text['depth']}"
+  attention = state["attention"]["text_encoder"][last]["first"][0]
+  word_attention = sums(attention[..., None], batch["word_index"])[..., 0]
+  word_attention = jnp.where(texts.mask, word_attention, 0)
+  total = word_attention.sum(-1, keepdims=True)
+  return texts._replace(significance=word_attention / jnp.where(total > 0, total, 1))
 
 
-def _look(image: Images, text: Texts):
-  return METHODS["mgca"].look(image, text, None, None), text.significance
+def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
+  similarity = l2_normalize(text.words) @ l2_normalize(image.pixels).T
+  return base.positive_regions(similarity), text.significance
 
 
-def _phrase(image: Images, text: Texts) -> jax.Array:
-  return image.pixels @ text.report
+def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
+  return image.pixels @ text.embedding
 
 
 def _build(shapes: dict, settings: dict, *, is_vit: bool) -> Mgca:
-  hidden, size = (
-    shapes.get("image_head/hidden/bias", (2048,)),
-    shapes.get("image_head/out/bias", (128,)),
-  )
-  image = spec.vit(shapes) if is_vit else spec.resnet(shapes)
-  return Mgca(image, spec.bert(shapes, settings), is_vit, hidden[0], size[0])
+  image = base.vit(shapes) if is_vit else base.resnet(shapes)
+  (hidden,) = shapes.get("image_head/hidden/bias", (2048,))
+  (embed_dim,) = shapes.get("image_head/out/bias", (128,))
+  return Mgca(image, base.bert(shapes, settings), is_vit, hidden, embed_dim)
 
 
-RESNET, VIT = (
-  Kind(
-    title=f"MGCA ({name})",
-    build=partial(_build, is_vit=is_vit),
-    preprocessing=preprocessing,
-    reader=lambda vocabulary, positions: CleanedReader(vocabulary, min(_MAX_TOKENS, positions)),
-    phrase=_phrase,
-    look=_look,
-    embed_texts=embed_texts,
-    global_scale=_GLOBAL_SCALE,
+def _spec(
+  title: str, images: PaddedSquare, network: Mgca, variables: dict, vocabulary: Vocabulary
+) -> ModelSpec:
+  max_tokens = min(_MAX_TOKENS, network.text["max_position"])
+  return base.baseline_spec(
+    network,
+    variables,
+    BaselineTexts(vocabulary, max_tokens, read_cleaned),
+    _phrase_similarity,
+    title=title,
+    images=images,
+    embed_texts=partial(weighted_texts, network),
+    attend=_attend,
+    scales=lambda variables: (_GLOBAL_SCALE, 1.0),
     has_significance=True,
   )
-  for name, is_vit, preprocessing in (
-    ("ResNet", False, ENLARGED),
-    ("ViT", True, PaddedSquare(cell_px=16.0, first_px=7.5)),
-  )
-)
+
+
+def _baseline(title: str, images: PaddedSquare, *, is_vit: bool) -> Baseline:
+  build = partial(_build, is_vit=is_vit)
+  return Baseline(title, build, images, partial(_spec, title, images))
+
+
+MGCA_RESNET = _baseline("MGCA (ResNet)", ENLARGED, is_vit=False)
+MGCA_VIT = _baseline("MGCA (ViT)", PaddedSquare(cell_px=16.0, first_px=7.5), is_vit=True)

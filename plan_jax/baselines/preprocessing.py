@@ -1,4 +1,4 @@
-"""How baselines bring an image to their square, and their grid back to the image.
+"""Images brought to the square of a baseline, and its grid back to the image.
 
 Images come as they are stored (uint8, short side bounded by `config.data.stored_px`); the steps
 from there on are the baselines' own, pixel by pixel.
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 
 @dataclass(frozen=True)
 class PaddedSquare:
-  """GLoRIA's and MGCA's: the longer side to `side_px`, black to a square, its middle cut out.
+  """The square of GLoRIA and MGCA: longer side to `side_px`, black margin, middle cut out.
 
   Attributes:
     side_px, crop_px: of the square and its middle.
@@ -31,11 +32,11 @@ class PaddedSquare:
 
   @property
   def input_px(self) -> int:
-    """Side of what the network sees."""
+    """Side of the network's input."""
     return self.enlarged_px or self.crop_px
 
-  def fit(self, image: np.ndarray) -> np.ndarray:
-    """Uint8 [H, W] -> float32 [input_px, input_px] in [0, 1]."""
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the network's input, in [0, 1]."""
     (rows, columns), (top, left) = self._placed(image.shape)
     square = np.zeros((self.side_px, self.side_px), np.uint8)
     square[top : top + rows, left : left + columns] = cv2.resize(
@@ -49,9 +50,9 @@ class PaddedSquare:
     return resample(middle, between, between)
 
   def to_image(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
-  ) -> np.ndarray:
-    """A map [h, w] on the grid -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape; NaN beyond the middle."""
     places = []
     for length, size, start in zip(shape, *self._placed(shape), strict=True):
       places.append((np.arange(length) + 0.5) * size / length - 0.5 + start - self._edge)
@@ -63,7 +64,7 @@ class PaddedSquare:
 
   @property
   def _edge(self) -> int:
-    """Of the square, that is cut off on each side."""
+    """Width of what is cut off the square on each side."""
     return round((self.side_px - self.crop_px) / 2)
 
   def _placed(self, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -75,13 +76,13 @@ class PaddedSquare:
 
 @dataclass(frozen=True)
 class MiddleOfShortSide:
-  """BioViL's: grey values spread to 0 to 255, the shorter side to `short_px`, the middle cut out.
+  """The square of BioViL: the middle of the image, its shorter side brought to `short_px`.
 
-  The way back is the project's own: the cells tile the square on the image that the middle was, its
-  side and its margin in whole pixels.
+  Grey values are spread to 0 to 255 before. The way back is the project's own: the cells tile the
+  square of the image that the middle was, its side and its margin in whole pixels.
 
   Attributes:
-    crop_px: side of the middle, and of what the network sees.
+    crop_px: side of the middle, and of the network's input.
     short_px: of the image before.
   """
 
@@ -90,11 +91,11 @@ class MiddleOfShortSide:
 
   @property
   def input_px(self) -> int:
-    """Side of what the network sees."""
+    """Side of the network's input."""
     return self.crop_px
 
-  def fit(self, image: np.ndarray) -> np.ndarray:
-    """Uint8 [H, W] -> float32 [crop_px, crop_px] in [0, 1]; a constant image becomes 0."""
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the network's input, in [0, 1]; a constant image becomes 0."""
     grey = image.astype(np.float64) - image.min()
     grey = (grey / max(grey.max(), 1) * 255).astype(np.uint8)
     height, width = image.shape
@@ -112,16 +113,14 @@ class MiddleOfShortSide:
     return middle.astype(np.float32) / 255
 
   def to_image(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
-  ) -> np.ndarray:
-    """A map [h, w] on the grid -> float32 [H, W] of an image of that shape, NaN beyond the middle."""
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape; NaN beyond the middle."""
     side = int(self.crop_px * min(shape) / self.short_px)
-    places = [
-      # torch's nearest takes the cell that a pixel begins in, else its centre tells.
-      (np.arange(side) * count / side - 0.5 + 1e-9) if nearest
-      else (np.arange(side) + 0.5) * count / side - 0.5
-      for count in grid.shape
-    ]  # fmt: skip
+    # torch's nearest takes the cell that a pixel begins in; bilinear goes by the pixel's centre.
+    first = 0.0 if nearest else 0.5
+    shift = 1e-9 if nearest else 0.0
+    places = [(np.arange(side) + first) * count / side - 0.5 + shift for count in grid.shape]
     image = np.full(shape, np.nan, np.float32)
     top, left = ((length - side) // 2 for length in shape)
     image[top : top + side, left : left + side] = resample(
@@ -131,11 +130,15 @@ class MiddleOfShortSide:
 
 
 def resample(
-  grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, nearest: bool = False
-) -> np.ndarray:
-  """A map float32 [h, w] at places [H] and [W], counted in cells: float32 [H, W].
+  grid: Float[np.ndarray, "h w"],
+  rows: Float[np.ndarray, " H"],
+  columns: Float[np.ndarray, " W"],
+  *,
+  nearest: bool = False,
+) -> Float[np.ndarray, "H W"]:
+  """Samples a map at rows and columns, counted in cells.
 
-  Bilinear, or of the nearest cell; beyond the outermost centres it goes on as it is there.
+  Bilinear, or of the nearest cell; beyond the outermost centres their values continue.
   """
   if nearest:
     i, j = (
@@ -147,6 +150,6 @@ def resample(
 
 
 def _weights(places: np.ndarray, count: int) -> np.ndarray:
-  """Float32 [places, count]: the share of each cell in a value between two of them."""
+  """Shares of the cells in bilinear values, float32 [places, count]."""
   places = np.clip(places, 0, count - 1)
   return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(count))).astype(np.float32)

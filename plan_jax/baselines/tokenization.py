@@ -1,8 +1,8 @@
-"""How baselines read a text: its tokens, and which of their words each belongs to."""
+"""Texts as the baselines read them: tokens, and the word that each token belongs to."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.text import reports
+from plan_jax.inference.spec import EncodedTexts, Text
 
 _NAMES = ("[CLS]", "[SEP]", "[PAD]")
 _BREAK = re.compile(r"[0-9]+\.|\.")  # between the statements of a report
@@ -38,9 +39,9 @@ class Vocabulary:
       tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     elif (folder / "vocab.txt").is_file():
       settings = folder / "tokenizer_config.json"
-      said = json.loads(settings.read_text()) if settings.is_file() else {}
+      options = json.loads(settings.read_text()) if settings.is_file() else {}
       tokenizer = BertTokenizerFast(
-        vocab=str(folder / "vocab.txt"), do_lower_case=said.get("do_lower_case", True)
+        vocab=str(folder / "vocab.txt"), do_lower_case=options.get("do_lower_case", True)
       )
     else:
       raise UserError(
@@ -67,13 +68,14 @@ class Word(NamedTuple):
 
 
 class Reading(NamedTuple):
-  """A text.
+  """The tokens and words of a text.
 
   Attributes:
     tokens: ids, [CLS] and [SEP] with them.
-    owner: of each token its word, from 1; [CLS] is 0, [SEP] the number after the last word's.
-    words: those that found room.
-    cut: whether some did not.
+    owner: the word of each token, from 1; [CLS] is 0, [SEP] the number after the last word's; -1 of
+      tokens whose words have no vectors.
+    words: those that fit.
+    cut: whether others did not.
   """
 
   tokens: list[int]
@@ -81,118 +83,134 @@ class Reading(NamedTuple):
   words: list[Word]
   cut: bool
 
+  @property
+  def places(self) -> list[int]:
+    """The place of each word's vector; that of [CLS], 0, where words have none."""
+    has_vectors = self.owner[-1] > 0
+    return [number if has_vectors else 0 for number in range(1, len(self.words) + 1)]
+
+
+def read_cleaned(vocabulary: Vocabulary, max_tokens: int, sentences: Text) -> Reading:
+  """Reads as GLoRIA and MGCA do: lower-case words without punctuation.
+
+  The vector of a word is the sum of its tokens. A report is broken up at full stops and numbered
+  points; a statement of one word is dropped, as in their code, unless nothing else would be left
+  (ours: a finding's name must be readable).
+  """
+  statements = [words for number, text in enumerate(sentences) for words in _cleaned(text, number)]
+  kept = [words for words in statements if len(words) > 1] or statements
+  cleaned = [word for words in kept for word in words if word.text]
+  text = " ".join(word.text for word in cleaned)
+  tokens = vocabulary.backend.encode(text, add_special_tokens=False)
+  ends = np.cumsum([len(word.text) + 1 for word in cleaned])
+  words, owner = [], []
+  for token, (start, _) in zip(tokens.tokens, tokens.offsets, strict=True):
+    if not token.startswith("##") or not words:
+      words.append(cleaned[int(np.searchsorted(ends, start, side="right"))])
+    owner.append(len(words))
+  room = max_tokens - 2
+  cut, owner = len(owner) > room, owner[:room]
+  words = words[: max(owner, default=0)]
+  ids = [vocabulary.class_id, *tokens.ids[:room], vocabulary.separator_id]
+  return Reading(ids, [0, *owner, len(words) + 1], words, cut)
+
+
+def read_plain(vocabulary: Vocabulary, max_tokens: int, sentences: Text) -> Reading:
+  """Reads as CXR-BERT does: the text as it is, without the punctuation at its end.
+
+  Words are those of `input_pipeline.text.reports`, and have no vectors.
+  """
+  text = " ".join(sentences).rstrip("!?.")
+  ids = vocabulary.backend.encode(text, add_special_tokens=False).ids
+  words = [
+    Word(sentence[start:end], number, start, end)
+    for number, sentence in enumerate(sentences)
+    for start, end in reports.words(sentence)
+  ]
+  room = max_tokens - 2
+  tokens = [vocabulary.class_id, *ids[:room], vocabulary.separator_id]
+  return Reading(tokens, [0] + [-1] * (len(tokens) - 1), words, len(ids) > room)
+
 
 @dataclass(frozen=True)
-class CleanedReader:
-  """GLoRIA's and MGCA's: lower-case words without punctuation, a word the sum of its tokens.
-
-  A report is broken up at full stops and numbered points; a statement of one word is dropped, as
-  there, unless nothing else would be left (ours: a finding's name must be readable).
+class BaselineTexts:
+  """Texts as a baseline's arrays.
 
   Attributes:
     vocabulary: the tokens.
     max_tokens: with [CLS] and [SEP]; what goes beyond is cut.
+    reader: `read_cleaned` or `read_plain`.
   """
 
   vocabulary: Vocabulary
   max_tokens: int
+  reader: Callable[[Vocabulary, int, Text], Reading]
 
-  def read(self, sentences: Sequence[str]) -> Reading:
-    """Of the sentences of a text."""
-    statements = [some for number, text in enumerate(sentences) for some in _cleaned(text, number)]
-    kept = [some for some in statements if len(some) > 1] or statements
-    cleaned = [word for some in kept for word in some if word.text]
-    tokens = self.vocabulary.backend.encode(
-      " ".join(word.text for word in cleaned), add_special_tokens=False
-    )
-    ends = np.cumsum([len(word.text) + 1 for word in cleaned])
-    words, owner = [], []
-    for token, (start, _) in zip(tokens.tokens, tokens.offsets, strict=True):
-      if not token.startswith("##") or not words:
-        words.append(cleaned[int(np.searchsorted(ends, start, side="right"))])
-      owner.append(len(words))
-    room = self.max_tokens - 2
-    cut, owner = len(owner) > room, owner[:room]
-    words = words[: max(owner, default=0)]
-    return Reading(
-      [self.vocabulary.class_id, *tokens.ids[:room], self.vocabulary.separator_id],
-      [0, *owner, len(words) + 1], words, cut,
-    )  # fmt: skip
+  def read(self, text: Text) -> Reading:
+    """Reads the sentences of a text."""
+    return self.reader(self.vocabulary, self.max_tokens, text)
 
+  def encode(self, texts: Sequence[Text], *, same_length: bool = False) -> EncodedTexts:
+    """Arrays of N texts, see `to_arrays`; counts the texts that were cut."""
+    readings = [self.read(text) for text in texts]
+    length = self.max_tokens
+    if not same_length:
+      longest = max((len(reading.tokens) for reading in readings), default=0)
+      length = min(next(n for n in (*_LENGTHS, longest) if n >= longest), length)
+    arrays = [to_arrays(reading, length, self.vocabulary.pad_id) for reading in readings]
+    return EncodedTexts(arrays, sum(reading.cut for reading in readings))
 
-@dataclass(frozen=True)
-class PlainReader:
-  """CXR-BERT's: the text as it is, without the punctuation at its end; its words are ours.
+  def words(self, text: Text) -> list[tuple[str, int]]:
+    """The words that the baseline reads, and the places of their vectors."""
+    reading = self.read(text)
+    return [(w.text, place) for w, place in zip(reading.words, reading.places, strict=True)]
 
-  No token belongs to a word: only [CLS] is looked at.
-
-  Attributes:
-    vocabulary, max_tokens: as of `CleanedReader`.
-  """
-
-  vocabulary: Vocabulary
-  max_tokens: int = 512
-
-  def read(self, sentences: Sequence[str]) -> Reading:
-    """Of the sentences of a text."""
-    ids = self.vocabulary.backend.encode(
-      " ".join(sentences).rstrip("!?."), add_special_tokens=False
-    ).ids
-    words = [
-      Word(text[start:end], number, start, end)
-      for number, text in enumerate(sentences)
-      for start, end in reports.words(text)
+  def report_words(self, text: Text) -> list[tuple[str, list[int]]]:
+    """The words of the report as far as it is read, with the baseline's words in each."""
+    reading = self.read(text)
+    read = list(zip(reading.words, reading.places, strict=True))
+    spans = [(number, *span) for number, s in enumerate(text) for span in reports.words(s)]
+    if reading.cut:
+      last = reading.words[-1] if reading.words else Word("", 0, 0, 0)
+      spans = [span for span in spans if span[:2] <= (last.sentence, last.start)]
+    return [
+      (
+        text[number][start:end],
+        [p for word, p in read if word.sentence == number and start <= word.start < end],
+      )
+      for number, start, end in spans
     ]
-    room = self.max_tokens - 2
-    tokens = [self.vocabulary.class_id, *ids[:room], self.vocabulary.separator_id]
-    return Reading(tokens, [0] + [-1] * (len(tokens) - 1), words, len(ids) > room)
 
 
-Reader = CleanedReader | PlainReader
-
-
-def arrays(readings: Sequence[Reading], length: int, pad_id: int) -> dict[str, np.ndarray]:
-  """N readings as the networks take them, [N, length] each.
+def to_arrays(reading: Reading, length: int, pad_id: int) -> dict[str, np.ndarray]:
+  """Arrays [length] of a text, as the networks take them.
 
   tokens, position, sentence_index (0, -1 pads) and word_index (`Reading.owner`, -1 pads) are int32;
-  word_mask is bool, which numbers of word_index are words.
+  word_mask is bool, true at the numbers of word_index that are words.
   """
-  shape = (len(readings), length)
-  out = {
-    "tokens": np.full(shape, pad_id, np.int32),
-    "word_index": np.full(shape, -1, np.int32),
-    "sentence_index": np.full(shape, -1, np.int32),
-    "position": np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy(),
-    "word_mask": np.zeros(shape, bool),
+  count = len(reading.tokens)
+  tokens = np.full(length, pad_id, np.int32)
+  word_index, sentence_index = np.full((2, length), -1, np.int32)
+  word_mask = np.zeros(length, bool)
+  tokens[:count], word_index[:count], sentence_index[:count] = reading.tokens, reading.owner, 0
+  word_mask[1 : max(reading.owner[-1], 1)] = True
+  return {
+    "tokens": tokens,
+    "word_index": word_index,
+    "sentence_index": sentence_index,
+    "position": np.arange(length, dtype=np.int32),
+    "word_mask": word_mask,
   }
-  for i, reading in enumerate(readings):
-    here = slice(0, len(reading.tokens))
-    out["tokens"][i, here] = reading.tokens
-    out["word_index"][i, here] = reading.owner
-    out["sentence_index"][i, here] = 0
-    if reading.owner[-1] > 0:
-      out["word_mask"][i, 1 : reading.owner[-1]] = True
-  return out
-
-
-def room(readings: Sequence[Reading], most: int) -> int:
-  """A length that the longest fits in, of few; at most `most`."""
-  longest = max(len(reading.tokens) for reading in readings)
-  return min(next(length for length in (*_LENGTHS, longest) if length >= longest), most)
 
 
 def _cleaned(text: str, number: int) -> list[list[Word]]:
   """The statements of a sentence, each a list of words; what is not ASCII is dropped."""
   statements, start = [], 0
   for end, following in [*(match.span() for match in _BREAK.finditer(text)), (len(text), 0)]:
-    found = re.finditer(r"\w+", text[start:end])
-    words = [
-      Word(
-        match[0].lower().encode("ascii", "ignore").decode(),
-        number, start + match.start(), start + match.end(),
-      )
-      for match in found
-    ]  # fmt: skip
+    words = []
+    for match in re.finditer(r"\w+", text[start:end]):
+      word = match[0].lower().encode("ascii", "ignore").decode()
+      words.append(Word(word, number, start + match.start(), start + match.end()))
     statements.append(words)
     start = following
   return [words for words in statements if words]

@@ -1,4 +1,4 @@
-"""Grounding without looking at the image: what a model must beat before its maps mean anything.
+"""Chance baselines of grounding: maps that are made without looking at the image.
 
 Every map is float32 [H, W] in [0, 1] at the image's stored resolution, scaled as a model's map is,
 and is scored by the same functions.
@@ -21,7 +21,7 @@ def to_unit_maximum(values: np.ndarray) -> np.ndarray:
 
 
 def random(grid: tuple[int, int], *, image_id: str, phrase: str, seed: int = 0) -> np.ndarray:
-  """Uniform noise on the model's grid, float32 [h, w] of maximum 1.
+  """Draws uniform noise on the model's grid, float32 [h, w] of maximum 1.
 
   It is a function of the seed, the image and the phrase alone.
   """
@@ -31,7 +31,7 @@ def random(grid: tuple[int, int], *, image_id: str, phrase: str, seed: int = 0) 
 
 @functools.lru_cache(maxsize=16)
 def centre(height: int, width: int) -> np.ndarray:
-  """A round Gaussian about the image's centre; its sigma is a quarter of the short side."""
+  """Makes a round Gaussian about the image's centre; its sigma is a quarter of the short side."""
   sigma = min(height, width) / 4
   y = np.arange(height) - (height - 1) / 2
   x = np.arange(width) - (width - 1) / 2
@@ -43,12 +43,12 @@ def centre(height: int, width: int) -> np.ndarray:
 
 @dataclass
 class BoxPrior:
-  """Where findings sit in the training split: the mean of its region masks.
+  """Mean of the region masks of the training split, by finding.
 
-  Each mask is shrunk to a grid x grid map of the share of each cell that it covers, so images of any
-  size and shape add up. `add` the masks, then ask for `mean_box` (all findings in one mean, each
-  region of equal weight) or `mean_box_per_finding` (which knows the finding, so the model must
-  look at the image to beat it).
+  Each mask is shrunk to a grid x grid map of the share of each cell that it covers, so images of
+  any size and shape add up. `add` the masks, then take `mean_box` (all findings in one mean, each
+  region of equal weight) or `mean_box_per_finding` (which knows the finding, so a model must look
+  at the image to beat it).
   """
 
   grid: int = 128
@@ -66,11 +66,11 @@ class BoxPrior:
     self._maps.clear()
 
   def mean_box(self, height: int, width: int) -> np.ndarray:
-    """The mean of all regions, stretched to the image. Raises ValueError where there are none."""
+    """Stretches the mean of all regions to the image. Raises ValueError where there are none."""
     return self._stretched(tuple(self.counts), height, width)
 
   def mean_box_per_finding(self, label: str, height: int, width: int) -> np.ndarray:
-    """The mean of the finding's regions; `mean_box` for a finding that training never saw."""
+    """Stretches the mean of the finding's regions; `mean_box` for a finding without any."""
     labels = (label,) if label in self.counts else tuple(self.counts)
     return self._stretched(labels, height, width)
 

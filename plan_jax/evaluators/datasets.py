@@ -1,4 +1,4 @@
-"""What a run is evaluated on: a split of its own data, and the data sets that it attaches."""
+"""Data sets to evaluate on: a split of the run's own data, and the sets that it attaches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from input_pipeline import records
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from input_pipeline.readers.by_name import FACTS
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
@@ -25,7 +26,7 @@ class EvaluationSet:
     dataset: the reader its records come from.
     folder: of the records.
     split: "train", "validation" or "test".
-    is_own: whether it is of the run's own data.
+    is_own: it is of the run's own data.
   """
 
   name: str
@@ -36,7 +37,7 @@ class EvaluationSet:
 
   @property
   def attached_name(self) -> str:
-    """The folder of its units; "" for the run's own data."""
+    """Folder of its per-example scores; "" for the run's own data."""
     return "" if self.is_own else self.name
 
   @property
@@ -47,9 +48,9 @@ class EvaluationSet:
   def examples(
     self, where: str | None = None, what: str = "", split: str = ""
   ) -> Iterator[Example]:
-    """The studies, all or those with `where` ("text", "regions"), of its own or another split.
+    """Reads examples, all or those with `where` ("text", "regions"), of its own or another split.
 
-    With `what`, shows a bar and says how many have not.
+    With `what`, shows a bar and logs how many have not.
     """
     split = split or self.split
     source = records.RecordSource(self.folder, split, where=where)
@@ -60,16 +61,19 @@ class EvaluationSet:
     return (source[i] for i in bar)
 
   def has(self, where: str, split: str = "") -> bool:
-    """Whether a study has `where`; False for a split that is not there."""
+    """Tells whether an example has `where`; False for a split that does not exist."""
     split = split or self.split
-    there = records.splits(self.folder)
-    return bool(there.get(split)) and bool(
-      len(records.RecordSource(self.folder, split, where=where))
-    )
+    if not records.splits(self.folder).get(split):
+      return False
+    return len(records.RecordSource(self.folder, split, where=where)) > 0
 
 
 def own(config: ConfigDict, folder) -> EvaluationSet:
-  """The run's own data. Raises UserError where the split is not there or holds nothing to score."""
+  """Opens the run's own data.
+
+  Raises:
+    UserError: the split does not exist or holds nothing to score.
+  """
   return _checked(
     EvaluationSet(
       config.data.dataset, config.data.dataset, Path(folder), config.evaluation.split, True
@@ -79,7 +83,7 @@ def own(config: ConfigDict, folder) -> EvaluationSet:
 
 
 def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
-  """The further sets whose records are there, by `make_attached`. Raises UserError as `own`."""
+  """Opens the further sets that `make_attached` converted. Raises UserError as `own`."""
   return [
     _checked(
       EvaluationSet(name, chosen.dataset, _folder(name, chosen, workdir), chosen.split, False),
@@ -91,12 +95,12 @@ def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
 
 
 def is_given(chosen: ConfigDict) -> bool:
-  """Whether a set of `config.evaluation.sets` has data: a source, or records."""
-  return bool(chosen.source or chosen.records or chosen.dataset == "phantom")
+  """Tells whether a set of `config.evaluation.sets` has data: a source, or records."""
+  return bool(chosen.source or chosen.records or FACTS[chosen.dataset].synthetic)
 
 
 def make_attached(config: ConfigDict, workdir: Workdir) -> None:
-  """Converts the attached sets that are not converted yet, and says which are not given.
+  """Converts the attached sets that are not converted yet, and logs which are not given.
 
   Raises UserError where a source or its records are not fit.
   """
@@ -115,7 +119,7 @@ def make_attached(config: ConfigDict, workdir: Workdir) -> None:
 
 
 def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
-  """Sees to it that `folder` holds the shards of a data set: converts the source if it does not.
+  """Converts the source of a data set, unless `folder` holds its shards already.
 
   Args:
     chosen: `config.data`, or an entry of `config.evaluation.sets`.
@@ -124,7 +128,7 @@ def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
 
   Raises UserError where shards without a source are not whole, or the source is not fit.
   """
-  if chosen.dataset != "phantom" and not chosen.source:
+  if not chosen.source and not FACTS[chosen.dataset].synthetic:
     records.splits(folder)  # raises where they are not whole
     return
   summary = convert.convert(
@@ -145,7 +149,7 @@ def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
 
 
 def fingerprints(sets: Sequence[EvaluationSet]) -> dict[str, str]:
-  """Data -> fingerprint of its records."""
+  """Computes the fingerprint of the records of each set, by its `data`."""
   return {chosen.data: records.fingerprint(chosen.folder) for chosen in sets}
 
 
@@ -154,9 +158,11 @@ def _folder(name: str, chosen: ConfigDict, workdir: Workdir) -> Path:
 
 
 def _checked(chosen: EvaluationSet, key: str) -> EvaluationSet:
-  there = records.splits(chosen.folder)
-  if not there.get(chosen.split):
-    raise UserError(f"{key} {chosen.split!r} is not in {chosen.folder} (there: {', '.join(there)})")
+  splits = records.splits(chosen.folder)
+  if not splits.get(chosen.split):
+    raise UserError(
+      f"{key} {chosen.split!r} is not in {chosen.folder} (its splits: {', '.join(splits)})"
+    )
   if not (
     chosen.has("regions")
     or chosen.has("text")

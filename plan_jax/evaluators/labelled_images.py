@@ -1,14 +1,21 @@
-"""Images with labels, embedded: what zero-shot classification and linear probes score."""
+"""Images with labels, embedded: examples of zero-shot classification and of linear probes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from input_pipeline import images
 from input_pipeline.example import Example
-from plan_jax.evaluators.retrieval import ImageEmbedder
+from input_pipeline.images import decode_example
 from plan_jax.runtime.logging import log
+
+
+class ImageEmbedder(Protocol):
+  """A model that embeds images: a `Predictor`, or an encoder alone."""
+
+  def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
+    """Embeds images, uint8 [H, W], of any size: float32 [N, D]."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class Images:
   Attributes:
     vectors: float32 [N, D], of the model.
     ids, patients, views: [N].
-    labels: [N], of the studies.
+    labels: [N], of the examples.
   """
 
   vectors: np.ndarray
@@ -28,17 +35,45 @@ class Images:
   labels: list[dict[str, int]]
 
   def labelled(self, finding: str) -> tuple[np.ndarray, np.ndarray]:
-    """Places int [K] of the images labelled 1 or 0, and bool [K], which are labelled 1."""
+    """Finds the places int [K] of the images labelled 1 or 0, and bool [K], labelled 1."""
     values = np.array([labels.get(finding, -1) for labels in self.labels])
     places = np.flatnonzero(values >= 0)
     return places, values[places] == 1
 
   def findings(self) -> tuple[list[str], list[str]]:
-    """Those that some images have and some have not, and those of one kind only; sorted."""
+    """Lists findings that are both present and absent, and those of one kind only; sorted."""
     kinds = {(name, value) for labels in self.labels for name, value in labels.items()}
     names = sorted({name for name, value in kinds if value != -1})
     both = [name for name in names if {(name, 0), (name, 1)} <= kinds]
     return both, [name for name in names if name not in both]
+
+
+class ImageVectors:
+  """Embeddings of images by id, each made once; images are decoded `batch` at a time."""
+
+  def __init__(self, model: ImageEmbedder, batch: int = 64):
+    self._model, self._batch = model, batch
+    self._known: dict[str, np.ndarray] = {}
+    self._waiting: dict[str, np.ndarray] = {}
+
+  def add(self, example: Example) -> None:
+    """Adds an image. Raises ValueError, naming it, where it is unreadable."""
+    if example.image_id in self._known or example.image_id in self._waiting:
+      return
+    self._waiting[example.image_id] = decode_example(example)
+    if len(self._waiting) == self._batch:
+      self._embed()
+
+  def of(self, ids: Sequence[str]) -> np.ndarray:
+    """Looks up images that were added: float32 [N, D]."""
+    self._embed()
+    return np.stack([self._known[name] for name in ids])
+
+  def _embed(self) -> None:
+    if self._waiting:
+      vectors = np.asarray(self._model.embed_images(list(self._waiting.values())), np.float32)
+      self._known |= zip(self._waiting, vectors, strict=True)
+      self._waiting.clear()
 
 
 def embed(
@@ -48,48 +83,44 @@ def embed(
   *,
   batch: int = 64,
   tell: Callable[[str], None] = log.info,
+  vectors: ImageVectors | None = None,
 ) -> Images | None:
-  """The decoded with a label of 1 or 0, `batch` at a time; None where there is none.
+  """Embeds the images with a label of 1 or 0; None where there is none.
 
-  What is left out goes to `tell`, after `what`. Raises ValueError, naming the image, where an image
-  is unreadable.
+  Args:
+    model: embeds images.
+    examples: the images.
+    what: begins the messages on what is left out.
+    batch: images embedded at a time.
+    tell: takes those messages.
+    vectors: embeddings that are known already; by default none.
+
+  Raises:
+    ValueError: an image is unreadable; the message names it.
   """
-  vectors, decoded = [], []
+  vectors = vectors or ImageVectors(model, batch)
   ids, patients, views, labels = [], [], [], []
   without = 0
-
-  def flush() -> None:
-    if decoded:
-      vectors.append(np.asarray(model.embed_images(list(decoded)), np.float32))
-      decoded.clear()
-
   for example in examples:
     if not any(value in (0, 1) for value in example.labels.values()):
       without += 1
       continue
-    try:
-      decoded.append(images.decode(example.image))
-    except ValueError as error:
-      raise ValueError(f"{example.image_id}: {error}") from error
+    vectors.add(example)
     ids.append(example.image_id)
     patients.append(example.patient_id)
     views.append(example.view)
     labels.append(example.labels)
-    if len(decoded) == batch:
-      flush()
-  flush()
   if without:
-    tell(
-      f"{what}: {without} of {without + len(ids)} decoded have no label of 1 or 0 and are left out"
-    )
+    total = without + len(ids)
+    tell(f"{what}: {without} of {total} images have no label of 1 or 0 and are left out")
   if not ids:
     return None
-  found = Images(np.concatenate(vectors), ids, patients, views, labels)
+  embedded = Images(vectors.of(ids), ids, patients, views, labels)
   if uncertain := sum(value == -1 for each in labels for value in each.values()):
     tell(f"{what}: {uncertain} uncertain pairs of image and finding are left out")
-  if alone := found.findings()[1]:
+  if alone := embedded.findings()[1]:
     tell(
       f"{what}: {len(alone)} findings are only present or only absent and left out:"
       f" {', '.join(alone)}"
     )
-  return found
+  return embedded

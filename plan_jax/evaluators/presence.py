@@ -1,32 +1,37 @@
-"""Presence: does a finding's name light up only in images that have the finding?
+"""Presence: the peak of a finding's map in images with the finding and in images without it.
 
-Grounding asks where a phrase lies in an image that is known to hold it, of a map scaled to maximum 1.
-Here the map is not scaled: a phrase that lights up alike in every image scores .5.
+Grounding asks where a phrase lies in an image that is known to hold it, of a map scaled to maximum
+1. Here the map is not scaled: a phrase whose map peaks alike in every image scores .5.
 
 Protocol "presence-v1":
 
-- The unit is an image and a finding that the image's study labels 1 (present) or 0 (absent). Pairs
-  that are labelled uncertain (-1) are left out, and so are those without a label, over all images of
-  the split and all findings that any of them labels; both are counted.
+- An example is an image and a finding that is labelled 1 (present) or 0 (absent) in it. Pairs that
+  are labelled uncertain (-1) are left out, and so are those without a label, over all images of the
+  split and all findings that any of them labels; both are counted.
 - The phrase is the finding's name as the label has it. The score is the peak of its map before any
-  scaling: the maximum over the pixels of the mean similarity of its words, each word by its say in
-  the model. Its scale is the model's own: AUCs of two models can be compared, their peaks cannot.
-- AUC is the probability that the peak of an image with the finding exceeds that of one without, ties
-  counted half (see `auc`). Mean peak present and mean peak absent are the plain means of either.
-- A finding scores by its own units, `macro` is the plain mean of the findings. A finding with units
-  of one kind only is left out and named. Intervals are 95 % percentile intervals of 1,000 bootstrap
-  draws of patients.
-- Floor `chance`: an AUC of .5, without an interval. Peaks have no floor.
+  scaling: the maximum over the pixels of the mean similarity of its words, each word by its weight
+  in the model. Its scale is the model's own: AUCs of two models can be compared, their peaks
+  cannot.
+- AUC is the probability that the peak of an image with the finding exceeds that of one without,
+  ties counted half (see `auc`). Mean peak present and mean peak absent are the plain means of
+  either.
+- A finding scores by its own examples, `macro` is the plain mean of the findings. A finding with
+  examples of one kind only is left out and named. Intervals are 95 % percentile intervals of 1,000
+  bootstrap draws of patients.
+- Chance baseline `chance`: an AUC of .5, without an interval. Peaks have none.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from input_pipeline import images
 from input_pipeline.example import Example
+from input_pipeline.images import decode_example
+from plan_jax.evaluators.base import Evaluator
+from plan_jax.evaluators.datasets import EvaluationSet
+from plan_jax.evaluators.embeddings import Embeddings
+from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import auc, bootstrap
 from plan_jax.results.example_scores import SCORED, ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
@@ -36,16 +41,30 @@ PROTOCOL = "presence-v1"
 METRICS = ("AUC", "mean peak present", "mean peak absent")
 
 
-class Grounder(Protocol):
-  """What presence needs of a model."""
+@dataclass(frozen=True, kw_only=True)
+class Presence(Evaluator):
+  """Evaluator of "presence-v1"."""
 
-  def peaks(self, images: list[np.ndarray], phrases: list[str]) -> np.ndarray:
-    """Peak of the unscaled map of phrase i on image i, uint8 [H, W]: float32 [N]."""
+  protocols: tuple[str, ...] = (PROTOCOL,)
+
+  def score(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> ExampleScores | None:
+    """Scores every image and finding."""
+    return score_presence(model, dataset.examples(what="presence"))
+
+  def rows(self, scores: ExampleScores | None, **common) -> list[Row]:
+    """Makes the rows."""
+    return presence_rows(scores, **common)
+
+  def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
+    """Picks the peaks."""
+    return {"presence": scores} if scores else {}
 
 
 @dataclass(frozen=True)
-class Unit:
-  """An image and a finding; `present` as the study labels it."""
+class _Pair:
+  """An image and a finding, `present` by its label."""
 
   image_id: str
   patient_id: str
@@ -53,79 +72,59 @@ class Unit:
   present: bool
 
 
-def evaluate_presence(
-  grounder: Grounder,
-  examples: Iterable[Example],
-  *,
-  data: str,
-  batch: int = 64,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
-) -> list[Row]:
-  """Scores a model under protocol "presence-v1" (see the top of this file).
+def score_presence(
+  model: Predictor, examples: Iterable[Example], *, batch: int = 64
+) -> ExampleScores | None:
+  """Takes the peak of every image and finding; None where no finding has both kinds.
 
   Args:
-    grounder: the model.
-    studies: the images; those without a label of 1 or 0 are not decoded.
-    data: name of data set and split, for the rows.
-    batch: how many phrases the grounder is given at a time; those of an image follow each other.
-    resamples: bootstrap draws.
-    seed: of the draws.
+    model: gives peaks.
+    examples: the images; those without a label of 1 or 0 are not decoded.
+    batch: phrases at a time; those of an image follow each other.
 
   Returns:
-    As `presence_rows`. What was left out is said.
+    `example_scores.SCORED` are the metrics. What is left out is logged.
 
   Raises:
-    ValueError: an image is unreadable (the message names the image), or a peak is no number.
-  """
-  scores = score_presence(grounder, examples, batch=batch)
-  return presence_rows(scores, data=data, resamples=resamples, seed=seed)
-
-
-def score_presence(
-  grounder: Grounder, examples: Iterable[Example], *, batch: int = 64
-) -> ExampleScores | None:
-  """The peak of every unit, with `units.SCORED` as metrics; None where no finding has both kinds.
-
-  Arguments and errors are those of `evaluate_presence`.
+    ValueError: an image is unreadable (the message names it), or a peak is no number.
   """
   counts = _Counts()
-  units, peaks = [], []
-  for decoded, some in _batches(examples, batch, counts):
-    found = np.asarray(grounder.peaks(decoded, [unit.finding for unit in some]), np.float64)
-    if found.shape != (len(some),):
-      raise ValueError(f"the grounder gave peaks {found.shape} for {len(some)} phrases")
-    units += some
-    peaks.append(found)
+  pairs, peaks = [], []
+  for images, part in _batches(examples, batch, counts):
+    values = np.asarray(model.peaks(images, [pair.finding for pair in part]), np.float64)
+    if values.shape != (len(part),):
+      raise ValueError(f"the model gave peaks {values.shape} for {len(part)} phrases")
+    pairs += part
+    peaks.append(values)
   for text in counts.left_out():
     log.info(f"presence: {text}")
-  present = {unit.finding for unit in units if unit.present}
-  absent = {unit.finding for unit in units if not unit.present}
+  present = {pair.finding for pair in pairs if pair.present}
+  absent = {pair.finding for pair in pairs if not pair.present}
   if alone := sorted(present ^ absent):
     log.info(
       f"presence: {len(alone)} of {len(present | absent)} findings are only present or only absent"
       f" and left out: {', '.join(alone)}"
     )
   both = present & absent
-  kept = [i for i, unit in enumerate(units) if unit.finding in both]
+  kept = [i for i, pair in enumerate(pairs) if pair.finding in both]
   if not kept:
     return None
-  units, peaks = [units[i] for i in kept], np.concatenate(peaks)[kept]
+  pairs, peaks = [pairs[i] for i in kept], np.concatenate(peaks)[kept]
   if np.isnan(peaks).any():
     raise ValueError("a peak is NaN")
   return ExampleScores(
-    [example_id(unit.image_id, unit.finding) for unit in units],
-    [unit.finding for unit in units],
-    [unit.patient_id for unit in units],
+    [example_id(pair.image_id, pair.finding) for pair in pairs],
+    [pair.finding for pair in pairs],
+    [pair.patient_id for pair in pairs],
     SCORED,
-    np.stack([peaks, [unit.present for unit in units]], axis=1),
+    np.stack([peaks, [pair.present for pair in pairs]], axis=1),
   )
 
 
 def presence_rows(
   scores: ExampleScores | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
 ) -> list[Row]:
-  """Rows of `score_presence` by group ("macro" first), metric and model; none of no scores."""
+  """Makes rows by group ("macro" first), metric and model; none of no scores."""
   if scores is None:
     return []
   peaks, present = scores.values[:, 0], scores.values[:, 1] == 1
@@ -144,7 +143,7 @@ def presence_rows(
 
 
 class _Counts:
-  """What the protocol leaves out of a split."""
+  """Counts of what the protocol leaves out of a split."""
 
   def __init__(self):
     self.images, self.labels, self.uncertain = 0, 0, 0
@@ -158,7 +157,7 @@ class _Counts:
     self.findings.update(example.labels)
 
   def left_out(self) -> list[str]:
-    """A line for each reason that left anything out."""
+    """Makes a line for each reason that left anything out."""
     pairs = self.images * len(self.findings)
     lines = []
     if self.uncertain:
@@ -174,23 +173,21 @@ class _Counts:
 
 def _batches(
   examples: Iterable[Example], batch: int, counts: _Counts
-) -> Iterator[tuple[list[np.ndarray], list[Unit]]]:
-  """Lists of at most `batch` units, and the image of each."""
-  decoded, units = [], []
+) -> Iterator[tuple[list[np.ndarray], list[_Pair]]]:
+  """Yields at most `batch` pairs at a time, and the image of each."""
+  images: list[np.ndarray] = []
+  pairs: list[_Pair] = []
   for example in examples:
     counts.add(example)
     known = {name: value == 1 for name, value in example.labels.items() if value != -1}
     if not known:
       continue
-    try:
-      image = images.decode(example.image)
-    except ValueError as error:
-      raise ValueError(f"{example.image_id}: {error}") from error
+    image = decode_example(example)
     for finding, present in known.items():
-      decoded.append(image)
-      units.append(Unit(example.image_id, example.patient_id, finding, present))
-      if len(units) == batch:
-        yield decoded, units
-        decoded, units = [], []
-  if units:
-    yield decoded, units
+      images.append(image)
+      pairs.append(_Pair(example.image_id, example.patient_id, finding, present))
+      if len(pairs) == batch:
+        yield images, pairs
+        images, pairs = [], []
+  if pairs:
+    yield images, pairs

@@ -8,9 +8,9 @@ A set of prompts is a JSON file, one of those in `plan_jax/evaluators/prompt_set
    "template": {"positive": ["There is {}."], "negative": ["There is no {}."]}}
 
 A prompt is a text, or lists of parts that are put together in all ways: [["", "mild"], ["edema"]]
-are the prompts "edema" and "mild edema". Findings are found by their name without case and
-punctuation. The template is for all other labels, "{}" being the label as one would write it. It is
-not for labels that begin with "no", "normal" or "other": what would their denial say? Either all of
+are the prompts "edema" and "mild edema". Labels are matched by name without case and
+punctuation. The template is for all other labels, "{}" being the label as in a sentence. It is not
+for labels that begin with "no", "normal" or "other", whose denial would say nothing. Either all of
 a set have negative prompts, or none.
 """
 
@@ -37,7 +37,7 @@ class PromptsError(UserError):
 
 @dataclass(frozen=True)
 class Prompts:
-  """What is said where a finding is there, and where it is not (may be empty)."""
+  """Texts for a finding that is present, and for one that is absent (may be empty)."""
 
   positive: tuple[str, ...]
   negative: tuple[str, ...]
@@ -49,48 +49,51 @@ class PromptSet:
 
   Attributes:
     name: of the file, without ".json".
-    mark: six hexadecimal digits that change with the content of the file.
+    fingerprint: six hexadecimal digits that change with the content of the file.
     ensemble: one of `ENSEMBLES`.
     findings: normalised name of a finding -> its prompts.
     template: for other labels, or None.
   """
 
   name: str
-  mark: str
+  fingerprint: str
   ensemble: str
   findings: dict[str, Prompts]
   template: Prompts | None
 
   @property
   def has_negatives(self) -> bool:
-    """Whether every finding has negative prompts; else none has."""
+    """Tells whether the findings have negative prompts: all have, or none."""
     return any(each.negative for each in (*self.findings.values(), self.template) if each)
 
-  def of(self, label: str) -> Prompts | None:
-    """The prompts of a label; None where the set has nothing to say of it."""
+  def prompts(self, label: str) -> Prompts | None:
+    """Looks up the prompts of a label; None where the set has none."""
     name = reports.normalise(label.replace("_", " "))
     if name in self.findings:
       return self.findings[name]
     if self.template is None or not name or name.split()[0] in _NOT_FOR_TEMPLATES:
       return None
-    said = written(label)
-    return Prompts(*(tuple(t.replace("{}", said) for t in side) for side in _sides(self.template)))
+    name = written(label)
+    return Prompts(*(tuple(t.replace("{}", name) for t in side) for side in _sides(self.template)))
 
 
 def load(names: Sequence[str]) -> list[PromptSet]:
-  """The sets of `config.evaluation.prompts`, each the name of one in `FOLDER` or a .json file.
+  """Reads sets of prompts, each the name of one in `FOLDER` or a .json file.
 
-  Raises PromptsError where one is not there or not as above, or two have the same name.
+  Raises:
+    PromptsError: one is missing or not as above, or two have the same name.
   """
-  found = [read(_path(name)) for name in names]
-  for one in found:
-    if sum(other.name == one.name for other in found) > 1:
-      raise PromptsError(f"config.evaluation.prompts: two sets are called {one.name!r}; rename one")
-  return found
+  sets = [read(_path(name)) for name in names]
+  for each in sets:
+    if sum(other.name == each.name for other in sets) > 1:
+      raise PromptsError(
+        f"config.evaluation.prompts: two sets are called {each.name!r}; rename one"
+      )
+  return sets
 
 
 def read(path: Path) -> PromptSet:
-  """The set of a file. Raises PromptsError."""
+  """Reads the set of a file. Raises PromptsError."""
   try:
     raw = path.read_bytes()
     content = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
@@ -103,7 +106,7 @@ def read(path: Path) -> PromptSet:
 
 
 def written(label: str) -> str:
-  """A label as one writes it in a sentence: "Nodule/Mass" is "nodule or mass", "ILD" stays."""
+  """Writes a label as in a sentence: "Nodule/Mass" becomes "nodule or mass", "ILD" stays."""
   words = label.replace("_", " ").replace("/", " or ").split()
   return " ".join(word if word.isupper() else word.lower() for word in words)
 
@@ -111,17 +114,17 @@ def written(label: str) -> str:
 def _path(name: str) -> Path:
   if name.endswith(".json"):
     return Path(name)
-  there = sorted(path.stem for path in FOLDER.glob("*.json"))
-  if name not in there:
+  names = sorted(path.stem for path in FOLDER.glob("*.json"))
+  if name not in names:
     raise PromptsError(
-      f"config.evaluation.prompts: there is no set {name!r}; it must be one of {', '.join(there)},"
+      f"config.evaluation.prompts: there is no set {name!r}; it must be one of {', '.join(names)},"
       " or a .json file"
     )
   return FOLDER / f"{name}.json"
 
 
-def _parse(name: str, mark: str, content) -> PromptSet:
-  """Raises ValueError, naming the place."""
+def _parse(name: str, fingerprint: str, content) -> PromptSet:
+  """Checks and parses the content. Raises ValueError, naming the place."""
   if not isinstance(content, dict):
     raise ValueError("must be a JSON object")
   if unknown := sorted(content.keys() - set(_KEYS)):
@@ -139,19 +142,19 @@ def _parse(name: str, mark: str, content) -> PromptSet:
     raise ValueError("'template': each prompt must hold {}, the place of the label")
   findings: dict[str, Prompts] = {}
   for label, entry in given.items():
-    same = entry
-    if isinstance(entry, str) and not isinstance(same := given.get(entry), dict):
+    target = entry
+    if isinstance(entry, str) and not isinstance(target := given.get(entry), dict):
       raise ValueError(f"{label!r} is the same as {entry!r}, which has no prompts of its own")
     key = reports.normalise(label.replace("_", " "))
     if not key or key in findings:
-      raise ValueError(f"{label!r} has no name, or one that stands there already")
-    findings[key] = _prompts(label, same)
+      raise ValueError(f"{label!r} has no name, or one that stands in the set already")
+    findings[key] = _prompts(label, target)
   every = [*findings.values(), *([template] if template else [])]
   if not every:
     raise ValueError("there are neither 'findings' nor a 'template'")
   if len({bool(each.negative) for each in every}) > 1:
     raise ValueError("some have 'negative' prompts and some have none; their scores do not compare")
-  return PromptSet(name, mark, ensemble, findings, template)
+  return PromptSet(name, fingerprint, ensemble, findings, template)
 
 
 def _prompts(place: str, entry) -> Prompts:
@@ -171,14 +174,14 @@ def _prompts(place: str, entry) -> Prompts:
 
 
 def _texts(place: str, item) -> list[str]:
-  """One text, or all that the lists of parts make."""
+  """Expands an item: one text, or all that the lists of parts make."""
   parts = [[item]] if isinstance(item, str) else item
   if not isinstance(parts, list) or not all(
     isinstance(part, list) and part and all(isinstance(text, str) for text in part)
     for part in parts
   ):
     raise ValueError(f"{place}: {item!r} must be a text, or lists of texts to put together")
-  texts = [" ".join(" ".join(some).split()) for some in itertools.product(*parts)]
+  texts = [" ".join(" ".join(words).split()) for words in itertools.product(*parts)]
   if not all(reports.normalise(text.replace("{}", "x")) for text in texts):
     raise ValueError(f"{place}: a prompt has no word")
   return texts
@@ -189,10 +192,10 @@ def _sides(prompts: Prompts) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _once(pairs: list[tuple]) -> dict:
-  """An object of JSON; two equal keys are an error, for one would be lost."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
+  """Makes an object of JSON; two equal keys are an error, for one would be lost."""
+  content = dict(pairs)
+  if len(content) < len(pairs):
     names = [name for name, _ in pairs]
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(f"the key {twice!r} stands twice")
-  return found
+  return content

@@ -1,9 +1,9 @@
-"""Image-text retrieval: does an image find its own report among many, and a report its image?
+"""Image-text retrieval: the rank of an image's own report among many, and of a report's image.
 
 Protocol "retrieval-v1":
 
 - The gallery is every image of the data that has text, with its text, each pair once. Its size is
-  in every row, since the figures fall as it grows. Studies without a word of text are left out.
+  in every row, since the metrics fall as it grows. Images without a word of text are left out.
 - Candidates are ranked by the dot product of unit-norm global embeddings. A candidate is a hit
   where its text equals the query's after normalisation (case, punctuation, blanks): duplicate
   reports, and other images of the study, are right answers, not wrong ones.
@@ -14,347 +14,113 @@ Protocol "retrieval-v1":
   model that gives every candidate the same score gets chance, not rank 1.
 - R@1, R@5, R@10 and the median rank, image-to-text and text-to-image. Intervals are 95 %
   percentile intervals of 1,000 bootstrap draws of the queries' patients; the gallery stays whole.
-- Floor `chance`: random scores on the same gallery. R@K is the exact expectation; the median rank
-  is that of the distribution of ranks over all queries and orders. Neither has an interval.
+- Chance baseline `chance`: random scores on the same gallery. R@K is the exact expectation; the
+  median rank is that of the distribution of ranks over all queries and orders. Neither has an
+  interval.
 - Data with both radiologists' reports and sentences made from labels is also scored by kind of
   text, each kind its own gallery; group "all" holds all.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
-from input_pipeline import images
-from input_pipeline.example import Example
-from input_pipeline.text import reports
+from plan_jax.evaluators.base import Evaluator
+from plan_jax.evaluators.datasets import EvaluationSet
+from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
+from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap
+from plan_jax.metrics.ranking import Ranks, chance_ranks, rank_embeddings
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
-from plan_jax.runtime.logging import log
 
 PROTOCOL = "retrieval-v1"
 AT = (1, 5, 10)
-DIRECTIONS = ("image-to-text", "text-to-image")
-TOLERANCE = 1e-6
 _NONE = float("nan")
 # (direction, pairs that are the gallery) -> (start, stop) -> [stop - start, pairs], of its queries.
-Scores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
-
-
-class ImageEmbedder(Protocol):
-  """A model that makes a vector of an image."""
-
-  def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
-    """Images uint8 [H, W], of any size, to float32 [N, D]."""
-
-
-class Embedder(ImageEmbedder, Protocol):
-  """What retrieval needs of a model: unit-norm global embeddings of one width."""
-
-  def embed_texts(self, texts: list[tuple[str, ...]]) -> np.ndarray:
-    """Reports, each a tuple of sentences, to float32 [N, D]."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-  """Where the best hit of each of N queries stands; int64 [N] each.
-
-  Attributes:
-    above: candidates scored higher than the best hit.
-    tied_hits: hits that share its score, itself included; at least 1.
-    tied_misses: other candidates that share its score.
-  """
-
-  above: np.ndarray
-  tied_hits: np.ndarray
-  tied_misses: np.ndarray
-
-  def expected(self) -> np.ndarray:
-    """Float64 [N]: the rank of the first hit, from 1, in the mean over orders of the tied."""
-    return 1 + self.above + self.tied_misses / (self.tied_hits + 1)
-
-  def recall(self, k: int) -> np.ndarray:
-    """Float64 [N]: the probability that a hit is among the first k, 0 or 1 without ties."""
-    tied = self.tied_misses + self.tied_hits
-    places = k - self.above  # left for the tied
-    missed = np.ones(len(tied))
-    for i in range(k):
-      factor = np.maximum(self.tied_misses - i, 0) / np.maximum(tied - i, 1)
-      missed = np.where(i < places, missed * factor, missed)
-    return np.where(places > 0, 1 - missed, 0.0)
-
-
-def rank(
-  scores: Callable[[int, int], np.ndarray],
-  keys: np.ndarray,
-  *,
-  block: int = 512,
-  tolerance: float = TOLERANCE,
-) -> Ranks:
-  """Ranks N candidates for each of N queries, never holding more than block x N scores.
-
-  Args:
-    scores: (start, stop) -> float [stop - start, N], scores of queries start..stop-1.
-    keys: int [N]; candidate j is a hit for query i where keys[i] == keys[j].
-    block: queries at a time.
-    tolerance: scores closer than this are tied.
-
-  Raises:
-    ValueError: a block of scores has the wrong shape or holds a NaN.
-  """
-  _, group, sizes = np.unique(np.asarray(keys), return_inverse=True, return_counts=True)
-  n, hits = len(group), np.argsort(group, kind="stable")  # candidates, group by group
-  first = np.concatenate([[0], np.cumsum(sizes)])
-  counts = np.zeros((3, n), np.int64)
-  starts = tqdm(range(0, n, block), desc="ranks", unit="block", delay=1, mininterval=1)
-  for start in starts:
-    stop = min(start + block, n)
-    found = np.asarray(scores(start, stop))
-    if found.shape != (stop - start, n):
-      raise ValueError(f"scores are {found.shape}, not {(stop - start, n)}")
-    if np.isnan(found).any():
-      raise ValueError("a score is NaN")
-    # Hits are few: looked up, so that the whole block is gone through for the counts alone.
-    own = group[start:stop]
-    size = sizes[own]
-    ends = np.cumsum(size)
-    place = np.arange(ends[-1]) - np.repeat(ends - size - first[own], size)
-    of_hits = found[np.repeat(np.arange(stop - start), size), hits[place]]
-    best = np.maximum.reduceat(of_hits, ends - size)
-    tied_hits = np.add.reduceat(of_hits >= np.repeat(best - tolerance, size), ends - size)
-    above = np.count_nonzero(found > best[:, None] + tolerance, axis=1)  # never a hit
-    reached = np.count_nonzero(found >= best[:, None] - tolerance, axis=1)
-    counts[:, start:stop] = above, tied_hits, reached - above - tied_hits
-  return Ranks(*counts)
-
-
-def rank_embeddings(
-  queries: np.ndarray, candidates: np.ndarray, keys: np.ndarray, *, block: int = 512
-) -> Ranks:
-  """`rank` by the dot product of queries [N, D] and candidates [N, D], query i with candidate i.
-
-  Raises:
-    ValueError: the shapes do not fit, or an embedding is not of unit norm (to 1 %).
-  """
-  if queries.ndim != 2 or queries.shape != candidates.shape or len(queries) != len(keys):
-    raise ValueError(f"{queries.shape}, {candidates.shape} and {len(keys)} keys do not fit")
-  for name, values in (("query", queries), ("candidate", candidates)):
-    norm = np.linalg.norm(values.astype(np.float32), axis=1)
-    if len(norm) and not np.abs(norm - 1).max() < 0.01:
-      raise ValueError(f"a {name} is not of unit norm")
-  turned = np.ascontiguousarray(candidates.T, np.float32)
-  return rank(lambda a, b: queries[a:b].astype(np.float32) @ turned, keys, block=block)
-
-
-def chance(keys: np.ndarray) -> tuple[dict[int, float], float]:
-  """What random scores get: K -> R@K for K of `AT`, and the median rank.
-
-  Args:
-    keys: int [N], at least one; see `rank`.
-  """
-  _, inverse, counts = np.unique(np.asarray(keys), return_inverse=True, return_counts=True)
-  hits, n = counts[inverse], len(inverse)
-  everything_tied = Ranks(np.zeros(n, np.int64), hits, n - hits)
-  recalls = {k: float(everything_tied.recall(k).mean()) for k in AT}
-  beyond = np.zeros(n)  # beyond[r - 1]: share of queries whose first hit ranks lower than r
-  sizes, queries = np.unique(hits, return_counts=True)
-  for size, share in zip(sizes.tolist(), (queries / n).tolist(), strict=True):
-    drawn = np.arange(n)
-    beyond += share * np.cumprod(np.maximum(n - size - drawn, 0) / (n - drawn))
-  # As np.median of many ranks would: between two ranks where exactly half lie at or under one.
-  lower = int(np.argmax(beyond <= 0.5 + 1e-12)) + 1
-  upper = int(np.argmax(beyond < 0.5 - 1e-12)) + 1
-  return recalls, (lower + upper) / 2
+PairScores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Gallery:
-  """What the queries of one gallery score, and what chance does.
+  """Scores of the queries of one gallery, and those of chance.
 
   Attributes:
-    units: the pairs, by the image; metrics "R@K DIRECTION" for K of `AT`, then "rank DIRECTION"
-      (the expected rank), for both of `DIRECTIONS`.
+    example_scores: of the pairs, by the image; metrics "R@K DIRECTION" for K of `AT`, then "rank
+      DIRECTION" (the expected rank), for both directions.
     recalls: K -> R@K of chance.
     median: the median rank of chance.
   """
 
-  units: ExampleScores
+  example_scores: ExampleScores
   recalls: dict[int, float]
   median: float
 
 
-def score_gallery(
-  v: np.ndarray,
-  t: np.ndarray,
-  keys: np.ndarray,
-  ids: Sequence[str],
-  patients: Sequence[str],
-  *,
-  group: str = "all",
-  block: int = 512,
-) -> Gallery:
-  """Ranks every pair of a gallery in both directions.
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Evaluator):
+  """Evaluator of "retrieval-v1"."""
 
-  Args:
-    v: [N, D] unit-norm embeddings of images.
-    t: [N, D] unit-norm embeddings of their texts.
-    keys: int [N], equal for equal texts.
-    ids: [N], the images.
-    patients: [N], for the bootstrap.
-    group: name of the gallery.
-    block: queries ranked at a time.
+  needs = "text"
+  protocols: tuple[str, ...] = (PROTOCOL,)
 
-  Raises:
-    ValueError: as `rank_embeddings`.
+  def score(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> dict[str, Gallery]:
+    """Scores the galleries."""
+    return score_retrieval(embeddings.pairs)
+
+  def rows(self, scores: dict[str, Gallery], **common) -> list[Row]:
+    """Makes the rows of all galleries."""
+    return retrieval_rows(scores, **common)
+
+  def example_scores(self, scores: dict[str, Gallery]) -> dict[str, ExampleScores]:
+    """Picks those of the whole gallery."""
+    return {"retrieval": scores["all"].example_scores} if scores else {}
+
+
+def score_retrieval(pairs: Pairs | None, *, block: int = 512) -> dict[str, Gallery]:
+  """Scores the gallery "all" and, where there are several kinds of text, that of each kind.
+
+  Empty where there are no pairs. Raises ValueError where the embeddings do not fit.
   """
-  found = {}
-  for direction, queries, candidates in zip(DIRECTIONS, (v, t), (t, v), strict=True):
-    found |= figures(rank_embeddings(queries, candidates, keys, block=block), direction)
-  return gallery(found, keys, ids, patients, group=group)
+  if pairs is None:
+    return {}
+  kinds = np.array(pairs.kinds)
+  groups = {"all": np.arange(len(kinds))}
+  if len(set(pairs.kinds)) > 1:
+    groups |= {kind: np.flatnonzero(kinds == kind) for kind in sorted(set(pairs.kinds))}
+  return {group: score_gallery(pairs, places, group, block) for group, places in groups.items()}
 
 
-def figures(ranks: Ranks, direction: str) -> dict[str, np.ndarray]:
-  """The metrics of a direction -> float64 [N], of every query."""
-  found = {f"R@{k} {direction}": ranks.recall(k) for k in AT}
-  return found | {f"rank {direction}": ranks.expected()}
+def score_gallery(pairs: Pairs, places: np.ndarray, group: str, block: int = 512) -> Gallery:
+  """Ranks the pairs at these places in both directions, `block` queries at a time."""
+  values = {}
+  for direction in DIRECTIONS:
+    ranks = rank_embeddings(*pairs.sides(direction, places), pairs.keys[places], block=block)
+    values |= rank_metrics(ranks, direction)
+  return gallery(values, pairs, places, group)
+
+
+def rank_metrics(ranks: Ranks, direction: str) -> dict[str, np.ndarray]:
+  """Names the metrics of a direction: -> float64 [N], of every query."""
+  recalls = {f"R@{k} {direction}": ranks.recall(k) for k in AT}
+  return recalls | {f"rank {direction}": ranks.expected()}
 
 
 def gallery(
-  found: dict[str, np.ndarray],
-  keys: np.ndarray,
-  ids: Sequence[str],
-  patients: Sequence[str],
-  *,
-  group: str = "all",
+  values: dict[str, np.ndarray], pairs: Pairs, places: Sequence[int], group: str
 ) -> Gallery:
-  """A gallery of the `figures` of both directions; the rest as in `score_gallery`."""
-  names = [example_id(image_id) for image_id in ids]
-  values = np.stack(list(found.values()), axis=1)
-  units = ExampleScores(names, [group] * len(names), list(patients), tuple(found), values)
-  return Gallery(units, *chance(keys))
-
-
-@dataclass(frozen=True)
-class Embedded:
-  """The pairs of a gallery.
-
-  Attributes:
-    images, texts: float32 [N, D], unit norm.
-    keys: int [N], equal for texts that say the same.
-    ids, patients, kinds: [N], image, patient and kind of text.
-    labels: [N], of the studies.
-  """
-
-  images: np.ndarray
-  texts: np.ndarray
-  keys: np.ndarray
-  ids: list[str]
-  patients: list[str]
-  kinds: list[str]
-  labels: list[dict[str, int]]
-
-  def sides(self, direction: str, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and candidates [len(pairs), D] of one of `DIRECTIONS`, those of these pairs."""
-    images, texts = self.images[pairs], self.texts[pairs]
-    return (images, texts) if direction == DIRECTIONS[0] else (texts, images)
-
-
-def evaluate_retrieval(
-  embedder: Embedder,
-  examples: Iterable[Example],
-  *,
-  data: str,
-  batch: int = 64,
-  block: int = 512,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
-) -> list[Row]:
-  """Scores a model under protocol "retrieval-v1" (see the top of this file).
-
-  Args:
-    embedder: the model.
-    studies: the gallery; images are decoded and embedded `batch` at a time, and not kept.
-    data: name of data set and split, for the rows.
-    batch: images embedded at a time.
-    block: queries ranked at a time.
-    resamples: bootstrap draws.
-    seed: of the draws.
-
-  Returns:
-    As `retrieval_rows`.
-
-  Raises:
-    ValueError: as `embed` and `score_retrieval`.
-  """
-  galleries = score_retrieval(embed(embedder, examples, batch=batch), block=block)
-  return retrieval_rows(galleries, data=data, resamples=resamples, seed=seed)
-
-
-def embed(embedder: Embedder, examples: Iterable[Example], *, batch: int = 64) -> Embedded | None:
-  """The pairs of the studies with text, `batch` decoded at a time; None where there is none.
-
-  How many had no text is said. Raises ValueError, naming the image, where an image is unreadable.
-  """
-  v, t, decoded, texts = [], [], [], []
-  known: dict[str, int] = {}
-  keys, ids, patients, kinds, labels = [], [], [], [], []
-  without = 0
-
-  def flush() -> None:
-    if decoded:
-      v.append(np.asarray(embedder.embed_images(list(decoded)), np.float32))
-      t.append(np.asarray(embedder.embed_texts(list(texts)), np.float32))
-      decoded.clear()
-      texts.clear()
-
-  for example in examples:
-    normal = reports.normalise(" ".join(example.sentences))
-    if not normal:
-      without += 1
-      continue
-    try:
-      decoded.append(images.decode(example.image))
-    except ValueError as error:
-      raise ValueError(f"{example.image_id}: {error}") from error
-    texts.append(example.sentences)
-    keys.append(known.setdefault(normal, len(known)))
-    ids.append(example.image_id)
-    patients.append(example.patient_id)
-    kinds.append(example.text_kind)
-    labels.append(example.labels)
-    if len(decoded) == batch:
-      flush()
-  flush()
-  if without:
-    log.info(f"retrieval: {without} of {without + len(keys)} studies have no text and are left out")
-  if not keys:
-    return None
-  return Embedded(
-    np.concatenate(v), np.concatenate(t), np.array(keys), ids, patients, kinds, labels
+  """Makes a gallery of the `rank_metrics` of both directions."""
+  scores = ExampleScores(
+    [example_id(pairs.ids[i]) for i in places],
+    [group] * len(places),
+    [pairs.patients[i] for i in places],
+    tuple(values),
+    np.stack(list(values.values()), axis=1),
   )
-
-
-def score_retrieval(found: Embedded | None, *, block: int = 512) -> dict[str, Gallery]:
-  """The gallery "all" and, where there are several kinds of text, that of each kind.
-
-  Empty where nothing was found. Raises ValueError where the embeddings do not fit.
-  """
-  if found is None:
-    return {}
-  kinds, ids, patients = (np.array(x) for x in (found.kinds, found.ids, found.patients))
-  groups = {"all": np.ones(len(kinds), bool)}
-  if len(set(found.kinds)) > 1:
-    groups |= {kind: kinds == kind for kind in sorted(set(found.kinds))}
-  return {
-    group: score_gallery(
-      found.images[chosen], found.texts[chosen], found.keys[chosen], ids[chosen].tolist(),
-      patients[chosen].tolist(), group=group, block=block,
-    )
-    for group, chosen in groups.items()
-  }  # fmt: skip
+  return Gallery(scores, *chance_ranks(pairs.keys[places], AT))
 
 
 def retrieval_rows(
@@ -366,24 +132,24 @@ def retrieval_rows(
   resamples: int = bootstrap.RESAMPLES,
   seed: int = 0,
 ) -> list[Row]:
-  """Rows of `score_retrieval` by gallery, direction and metric, the run beside chance."""
+  """Makes rows by gallery, direction and metric, the run beside chance."""
   rows = []
-  for group, gallery in galleries.items():
-    units, n = gallery.example_scores, len(gallery.example_scores.ids)
+  for group, each in galleries.items():
+    scores, n = each.example_scores, len(each.example_scores.ids)
     means = bootstrap.grouped_means(
-      units.values, units.groups, units.patients, resamples=resamples, seed=seed
+      scores.values, scores.groups, scores.patients, resamples=resamples, seed=seed
     )[group]
-    means = dict(zip(units.metrics, means, strict=True))
-    found = []
+    means = dict(zip(scores.metrics, means, strict=True))
+    metrics = []
     for direction in DIRECTIONS:
       for k in AT:
         metric = f"R@{k} {direction}"
-        found.append((metric, means[metric], gallery.recalls[k]))
-      ranks = units.values[:, units.metrics.index(f"rank {direction}")]
-      middle = bootstrap.median(ranks, units.patients, resamples=resamples, seed=seed)
-      found.append((f"median rank {direction}", middle, gallery.median))
-    for metric, run, floor in found:
+        metrics.append((metric, means[metric], each.recalls[k]))
+      ranks = scores.values[:, scores.metrics.index(f"rank {direction}")]
+      middle = bootstrap.median(ranks, scores.patients, resamples=resamples, seed=seed)
+      metrics.append((f"median rank {direction}", middle, each.median))
+    for metric, run, chance in metrics:
       head = (task, protocol, data, group, metric)
       rows.append(Row(*head, RUN, run.value, run.low, run.high, n, gallery=n))
-      rows.append(Row(*head, "chance", floor, _NONE, _NONE, n, gallery=n))
+      rows.append(Row(*head, "chance", chance, _NONE, _NONE, n, gallery=n))
   return rows

@@ -1,13 +1,13 @@
-"""Terms: does the significance of words tell those that name a visible finding from the rest?
+"""Terms: the significance of words that name a visible finding, against that of the rest.
 
 Protocol "terms-v1":
 
-- The unit is a word of a sentence of a report; every occurrence counts. The kind of each word is
+- An example is a word of a sentence of a report; every occurrence counts. The kind of each word is
   given with the data: "finding" for words that name a finding the image shows or may show,
-  "attribute" for those that say where it lies or how large it is, "other" for all the rest. The
-  phantom knows it of every word; elsewhere it is RadGraph's entities (Jain et al. 2021): words of
-  an observation that is present or uncertain are findings, words of anatomy attributes, and all
-  others, denied observations too, the rest. Reports without entities are left out.
+  "attribute" for those that say where it lies or how large it is, "other" for all the rest. A
+  synthetic data set knows it of every word; elsewhere it is RadGraph's entities (Jain et al. 2021):
+  words of an observation that is present or uncertain are findings, words of anatomy attributes,
+  and all others, denied observations too, the rest. Reports without entities are left out.
 - The score of a word is its significance in its sentence, read alone.
 - A sentence of which the model does not return every word (its limits on tokens or words cut it) is
   left out whole, and counted.
@@ -15,18 +15,24 @@ Protocol "terms-v1":
   `auc`): finding against rest (attribute and other), finding against other (attributes left out),
   finding or attribute against other. Mean significance is the plain mean over the words of a kind.
 - Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
-- Floors, without intervals: `chance`, an AUC of .5, and `term_list`, the list of diagnostic terms
-  (with its rules of denial) as a significance of 0 or 1. A model taught by that list can only
-  reproduce it here; what it gains is to know without the list. Mean significances have no floor.
+- Chance baselines, without intervals: `chance`, an AUC of .5, and `term_list`, the list of
+  diagnostic terms (with its rules of denial) as a significance of 0 or 1. A model taught by that
+  list can only reproduce it here; what it gains is to know without the list. Mean significances
+  have none.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
 from input_pipeline.example import Example
+from input_pipeline.readers.by_name import FACTS
 from input_pipeline.text import reports
+from plan_jax.evaluators.base import Evaluator
+from plan_jax.evaluators.datasets import EvaluationSet
+from plan_jax.evaluators.embeddings import Embeddings
+from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import auc, bootstrap
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
@@ -43,16 +49,55 @@ CONTRASTS = {
 }
 _ENTITIES = {"finding": ("OBS-DP", "OBS-U"), "attribute": ("ANAT-DP",)}
 
+WordKinds = Callable[[Example, int], list[str]]  # of a sentence, by its number
 
-class Reader(Protocol):
-  """What terms needs of a model."""
 
-  def significances(self, texts: list[tuple[str, ...]]) -> list[list[tuple[str, float]]]:
-    """The words of each text, a tuple of sentences, in order, with their significance."""
+@dataclass(frozen=True, kw_only=True)
+class Terms(Evaluator):
+  """Evaluator of "terms-v1"; `listed` tells which words of a sentence the term list names."""
+
+  needs = "text"
+  listed: Callable[[str], list[bool]]
+  protocols: tuple[str, ...] = (PROTOCOL,)
+
+  def score(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> ExampleScores | None:
+    """Scores every word whose kind is known; None without such, or without significances."""
+    of_sentence = FACTS[dataset.dataset].word_kinds
+    annotated = None if of_sentence else _annotated(dataset)
+    if not of_sentence and not annotated:
+      return None
+    if not model.has_significance:
+      log.info("terms are left out: this model gives its words no weight")
+      return None
+    examples = dataset.examples("text", "terms")
+    if of_sentence:
+      return score_terms(
+        model, examples, lambda example, i: of_sentence(example.sentences[i]), self.listed
+      )
+    with_entities = (example for example in examples if example.entities)
+    return score_terms(model, with_entities, entity_kinds, self.listed)
+
+  def rows(self, scores: ExampleScores | None, **common) -> list[Row]:
+    """Makes the rows."""
+    return terms_rows(scores, **common)
+
+  def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
+    """Picks the words."""
+    return {"terms": scores} if scores else {}
+
+
+def _annotated(dataset: EvaluationSet) -> int:
+  """Counts the reports that have entities, and logs how many have none."""
+  has_entities = [bool(example.entities) for example in dataset.examples("text", "entities")]
+  count, total = sum(has_entities), len(has_entities)
+  log.info(f"terms: {total - count} of {total} reports have no entities and are left out")
+  return count
 
 
 def entity_kinds(example: Example, number: int) -> list[str]:
-  """The kind of each word of a sentence by the study's entities, whose labels are RadGraph's."""
+  """Finds the kind of each word of a sentence by the example's entities, labelled as RadGraph's."""
   spans = {
     kind: [
       (entity.start, entity.end)
@@ -63,7 +108,7 @@ def entity_kinds(example: Example, number: int) -> list[str]:
   }
   return [
     next(
-      (kind for kind, found in spans.items() if any(a < end and start < b for a, b in found)),
+      (kind for kind, ends in spans.items() if any(a < end and start < b for a, b in ends)),
       "other",
     )
     for start, end in reports.words(example.sentences[number])
@@ -71,93 +116,99 @@ def entity_kinds(example: Example, number: int) -> list[str]:
 
 
 def score_terms(
-  reader: Reader,
+  model: Predictor,
   examples: Iterable[Example],
-  kinds: Callable[[Example, int], list[str]],
+  kinds: WordKinds,
   listed: Callable[[str], list[bool]],
   *,
   batch: int = 64,
 ) -> ExampleScores | None:
-  """The words of the reports, grouped by kind, with `METRICS`; None where no sentence is left.
+  """Scores the words of the reports, grouped by kind; None where no sentence is left.
 
   Args:
-    reader: the model.
-    studies: the reports.
-    kinds: (study, number of a sentence) -> one of `KINDS` for each of its words.
-    listed: sentence -> whether the list of terms names each of its words.
-    batch: how many sentences the reader is given at a time.
+    model: gives words their significance.
+    examples: the reports.
+    kinds: gives one of `KINDS` for each word of a sentence.
+    listed: tells of each word of a sentence whether the list of terms names it.
+    batch: sentences read at a time.
 
-  How many sentences were left out is said.
+  Returns:
+    `METRICS` of every word. How many sentences were left out is logged.
 
   Raises:
     ValueError: `kinds` gives something else than `KINDS`, or a significance is no number.
   """
-  said = [
+  sentences = [
     (example, number, sentence, kinds(example, number))
     for example in examples
     for number, sentence in enumerate(example.sentences)
   ]
-  # A sentence read alone says the same in every report: it is read once.
-  read: dict[str, list[float]] = {}
-  distinct = list(dict.fromkeys(sentence for _, _, sentence, _ in said))
+  # A sentence read alone has the same words in every report: it is read once.
+  significances: dict[str, list[float]] = {}
+  distinct = list(dict.fromkeys(sentence for _, _, sentence, _ in sentences))
   for start in range(0, len(distinct), batch):
-    some = distinct[start : start + batch]
-    found = reader.significances([(sentence,) for sentence in some])
-    for sentence, words in zip(some, found, strict=True):
-      read[sentence] = [figure for _, figure in words]
+    part = distinct[start : start + batch]
+    texts = model.significances([(sentence,) for sentence in part])
+    for sentence, words in zip(part, texts, strict=True):
+      significances[sentence] = [significance for _, significance in words]
 
   cut = 0
-  ids, kind_of, patients, values = [], [], [], []
-  for example, number, sentence, some in said:
-    if unknown := set(some) - set(KINDS):
+  ids, groups, patients, values = [], [], [], []
+  for example, number, sentence, word_kinds in sentences:
+    if unknown := set(word_kinds) - set(KINDS):
       raise ValueError(f"{sentence!r} has words of kind {', '.join(sorted(unknown))}")
-    if len(some) != len(read[sentence]):
+    if len(word_kinds) != len(significances[sentence]):
       cut += 1
       continue
-    ids += [example_id(example.image_id, f"{number}.{word}") for word in range(len(some))]
-    kind_of += some
-    patients += [example.patient_id] * len(some)
-    values += zip(read[sentence], listed(sentence), strict=True)
+    ids += [example_id(example.image_id, f"{number}.{word}") for word in range(len(word_kinds))]
+    groups += word_kinds
+    patients += [example.patient_id] * len(word_kinds)
+    values += zip(significances[sentence], listed(sentence), strict=True)
   if cut:
     log.info(
-      f"terms: {cut} of {len(said)} sentences came back without all their words and are left out"
+      f"terms: {cut} of {len(sentences)} sentences came back without all their words and are left"
+      " out"
     )
-  return (
-    ExampleScores(ids, kind_of, patients, METRICS, np.array(values, np.float64)) if ids else None
-  )
+  if not ids:
+    return None
+  return ExampleScores(ids, groups, patients, METRICS, np.array(values, np.float64))
 
 
-def contrasts(units: ExampleScores) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[str]]]:
-  """AUC of `CONTRASTS`, the places of its units, which are to score high, and their patients."""
-  kinds, patients = np.array(units.groups), np.array(units.patients)
+def contrasts(
+  scores: ExampleScores,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[str]]]:
+  """Yields each AUC of `CONTRASTS`: places of its words, which should score high, patients."""
+  kinds, patients = np.array(scores.groups), np.array(scores.patients)
   for metric, (high, low) in CONTRASTS.items():
     places = np.flatnonzero(np.isin(kinds, high + low))
     yield metric, places, np.isin(kinds[places], high), patients[places].tolist()
 
 
 def terms_rows(
-  found: ExampleScores | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+  scores: ExampleScores | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
 ) -> list[Row]:
-  """Rows of `score_terms`, of group "all", by metric and model; none of none.
+  """Makes rows, of group "all", by metric and model; none of none.
 
   An AUC of which one side has no words is NaN.
   """
-  if found is None:
+  if scores is None:
     return []
   draws = {"resamples": resamples, "seed": seed}
-  figures, on_list = found.values.T
+  significance, on_list = scores.values.T
   rows = []
-  for metric, places, high, patients in contrasts(found):
-    s, floor = (
-      auc.grouped(scores[places], high, ["all"] * len(places), patients, **draws)[bootstrap.MACRO]
-      for scores in (figures, on_list)  # of one group; it is there without words, too
+  for metric, places, high, patients in contrasts(scores):
+    s, term_list = (
+      auc.grouped(column[places], high, ["all"] * len(places), patients, **draws)[bootstrap.MACRO]
+      for column in (significance, on_list)  # of one group; it exists without words, too
     )
     head = ("terms", PROTOCOL, data, "all", metric)
     rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))
     rows.append(Row(*head, "chance", 0.5, np.nan, np.nan, s.n))
-    rows.append(Row(*head, "term_list", floor.value, np.nan, np.nan, s.n))
-  each = np.where(np.array(found.groups)[:, None] == np.array(KINDS), figures[:, None], np.nan)
-  means = bootstrap.grouped_means(each, ["all"] * len(each), found.patients, **draws)["all"]
+    rows.append(Row(*head, "term_list", term_list.value, np.nan, np.nan, s.n))
+  each = np.where(
+    np.array(scores.groups)[:, None] == np.array(KINDS), significance[:, None], np.nan
+  )
+  means = bootstrap.grouped_means(each, ["all"] * len(each), scores.patients, **draws)["all"]
   for kind, s in zip(KINDS, means, strict=True):
     head = ("terms", PROTOCOL, data, "all", f"mean significance {kind}")
     rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))

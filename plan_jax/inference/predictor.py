@@ -1,312 +1,329 @@
-"""What evaluators call: images and texts embedded, phrases grounded, words looked at, in batches.
-
-A model of two towers is a class below `TwoTowers` that says how its images and texts become arrays,
-and what its encoders make of them.
-"""
+"""The model as users and evaluators call it: embeddings, maps and scores of images and texts."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
+from scipy import ndimage
 
+from plan_jax.alignment.curriculum import Stage
+from plan_jax.inference.spec import ModelSpec, Text
 from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
+from plan_jax.training.state import TrainState
 
-_MATCHED_BYTES = 2**28  # of features, on each device at a time
+Images = Sequence[UInt8[np.ndarray, "_ _"]]
+_FEATURE_BYTES = 2**28  # of local features, on each device at a time
 
 
-class TwoTowers:
-  """A model with its weights and vocabulary.
+@final
+class Predictor:
+  """A model with its weights.
 
-  Images are uint8 [H, W] of any size; texts are tuples of sentences; phrases are strings. Work is
-  done in batches of one size, so each function compiles once, and each batch is shared among the
-  devices of the mesh. With several processes all call the same with the same, and get the same.
-
-  A class below it has the methods `_images_in` to `_matched`, and `to_image`.
+  Images are uint8 [H, W] of any size; texts are sequences of sentences; phrases are strings. Work
+  is done in batches of one size, so that each function compiles once, and each batch is shared
+  among the devices. With several processes all call the same with the same, and get the same.
 
   Attributes:
-    grid: rows and columns of the pixels.
-    step: of training.
-    own_sigma, own_nearest: of its maps, see evaluators.grounding_compat.
-    has_significance: whether its words have a significance.
-    has_local_scores: whether all images and texts can be compared by words and pixels.
-    local_bytes: of `local_features` of a pair.
+    spec: description of the model.
+    grid, local_bytes, has_significance, map_sigma, map_nearest: of `spec`.
+    variables: the weights in use, {"params", "batch_stats"}.
+    step: of training; 0 of a baseline.
+    stage: of the curriculum at that step, as which words are attended; None of a baseline.
   """
 
-  own_sigma, own_nearest = 0.0, False
-  has_significance = True
-  has_local_scores: bool
-  local_bytes: int
-  grid: tuple[int, int]
-  step: int
+  def __init__(
+    self, spec: ModelSpec, variables: dict, mesh: Mesh, *, batch_size: int, step: int = 0
+  ):
+    """`batch_size`: of images or texts, rounded up to the devices of `mesh`."""
+    self.spec, self.grid, self.local_bytes = spec, spec.grid, spec.local_bytes
+    self.has_significance = spec.has_significance
+    self.map_sigma, self.map_nearest = spec.map_sigma, spec.map_nearest
+    self._mesh, self._batch = mesh, -(-batch_size // mesh.size) * mesh.size
+    self._left_out = 0
 
-  def __init__(self, mesh: Mesh, batch_size: int):
-    """`mesh`: where the work is done; `batch_size`: of images or texts, rounded up to devices."""
-    self._mesh = mesh
-    self._batch = -(-batch_size // mesh.size) * mesh.size
+    def jit(function, **kwargs):
+      return jit_on(mesh, function, precision=spec.matmul_precision, **kwargs)
 
-  # --- what a class below says -------------------------------------------------------------------
+    self._embed_images, self._embed_texts = jit(spec.embed_images), jit(spec.embed_texts)
+    ground_words = partial(ground_pair, spec.attend)
+    pairs = {"attend": spec.attend, "words": ground_words, "phrase": spec.ground_phrase}
+    self._pair_functions = {
+      name: jit(jax.vmap(function, (0, 0, None)), static_argnums=2)
+      for name, function in pairs.items()
+    }
+    if spec.local_logits is not None:
+      logits = jax.vmap(spec.local_logits, (0, 0, 0, None, None))
+      self._local_logits = jit(logits, static_argnums=4)
+      self._local_similarity = jit(spec.local_similarity, static_argnums=4)
+    self._set(variables, step)
 
-  def _images_in(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Images as the image encoder takes them, float32 [N, H, W, 1]; only of those asked for."""
-    raise NotImplementedError
+  def _set(self, variables: dict, step: int) -> None:
+    self.variables, self.step, self.stage = variables, step, self.spec.stage_at(step)
 
-  def _side_px(self) -> int:
-    """Height and width of those."""
-    raise NotImplementedError
+  def take(self, state: TrainState) -> None:
+    """Takes the weights and the stage of another point of training."""
+    self._set(weights_of(state), int(state.step))
 
-  def _encoded(self, texts: Sequence[tuple[str, ...]], *, whole: bool = False) -> list:
-    """What `_texts_in` takes, one a text; with `whole` the arrays of all calls have one length."""
-    raise NotImplementedError
-
-  def _texts_in(self, encoded: list) -> dict[str, np.ndarray]:
-    """Texts as the text encoder takes them, arrays that lead with N."""
-    raise NotImplementedError
-
-  def _words_of(self, text: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The words of a text, and where each stands among the text encoder's."""
-    raise NotImplementedError
-
-  def _image_encoder(self, images: jax.Array):
-    """Of a batch: something with `pixels` [B, P, D] and `image` [B, D], unit norm."""
-    raise NotImplementedError
-
-  def _text_encoder(self, arrays: dict):
-    """Of a batch: with `words` [B, W, D], `mask`, `significance` [B, W], `report` [B, D]."""
-    raise NotImplementedError
-
-  def _paired(self, kind: str, image, text):
-    """Each image of a batch with the text at its place.
-
-    By kind: "words" or "phrase": map [B, P] of any scale, similarity [B, P]; "look": `Looked` of
-    the words, and their say [B, W].
-    """
-    raise NotImplementedError
-
-  def _matched(self, held: tuple) -> jax.Array:
-    """Pixels [Q, I, P, D], words [Q, J, W, D], their say [Q, J, W] -> local logits [Q, I, J]."""
-    raise NotImplementedError
-
-  def _similar(self, pixels: jax.Array, words: np.ndarray, say: np.ndarray) -> jax.Array:
-    """[I, P, D], [J, W, D], [J, W] -> local similarities [I, J], without a temperature."""
-    raise NotImplementedError
-
-  def _say(self, text) -> np.ndarray:
-    """[N, W] of the text encoder's output: above 0 for the words of local scores."""
-    return text.significance
-
-  def global_scale(self) -> float:
-    """The global contrast's inverse temperature."""
-    raise NotImplementedError
+  @property
+  def has_local_scores(self) -> bool:
+    """True if all images and texts can be compared by words and pixels at this stage."""
+    return self.spec.has_local_scores(self.stage)
 
   @property
   def note(self) -> str:
-    """What was left out of the texts so far, in a line; empty where nothing was."""
-    raise NotImplementedError
+    """A line about what was left out of the texts so far; empty for nothing."""
+    return self.spec.note.format(self._left_out) if self._left_out else ""
 
-  def to_image(
-    self, grid: np.ndarray, shape: tuple[int, int], *, nearest: bool = False
-  ) -> np.ndarray:
-    """A map [rows, columns] on the model's grid -> float32 [H, W] of an image of that shape.
+  def global_scale(self) -> float | None:
+    """Inverse temperature of the global contrast; None where it is not known."""
+    scale, _ = self.spec.scales(self.variables)
+    return None if scale is None else float(scale)
 
-    Bilinear, or of the nearest cell. NaN where the model did not look.
-    """
-    raise NotImplementedError
+  def embed_images(self, images: Images) -> Float[np.ndarray, "N D"]:
+    """Embeddings of N images, float32, unit norm."""
+    return self._run(lambda batch: self._image_features(batch).embedding, images)
 
-  # --- what all have -----------------------------------------------------------------------------
-
-  def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """N images -> [N, D] float32, unit norm."""
-    return self._run(lambda some: self._seen(some).image, images)
-
-  def embed_texts(self, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """N texts, each of sentences -> [N, D] float32, unit norm."""
-    return self._run(lambda some: self._read(some).report, self._encoded(texts))
+  def embed_texts(self, texts: Sequence[Text]) -> Float[np.ndarray, "N D"]:
+    """Embeddings of N texts, float32, unit norm."""
+    return self._run(lambda batch: self._text_features(batch).embedding, self._encode(texts))
 
   def ground(
-    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
-  ) -> list[np.ndarray]:
-    """Maps of phrase i on image i: float32 [H, W] of the image, maximum 1 on the model's grid."""
+    self, images: Images, phrases: Sequence[str], query: str = "words"
+  ) -> list[Float[np.ndarray, "_ _"]]:
+    """Maps of phrase i on image i, of the image's shape; maximum 1 on the grid.
+
+    NaN where the model crops the image. Arguments as of `ground_on_grid`.
+    """
+    maps = self.ground_on_grid(images, phrases, query)
     return [
-      np.clip(self.to_image(m, image.shape), 0, 1)
-      for m, image in zip(self.ground_on_grid(images, phrases, of), images, strict=True)
+      np.clip(self.to_image(heatmap, image.shape), 0, 1)
+      for heatmap, image in zip(maps, images, strict=True)
     ]
 
   def ground_on_grid(
-    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
-  ) -> np.ndarray:
-    """[N, rows, columns] float32, maximum 1.
+    self, images: Images, phrases: Sequence[str], query: str = "words"
+  ) -> Float[np.ndarray, "N rows columns"]:
+    """Maps of phrase i on image i, maximum 1, smoothed where the model's project smooths.
 
     Args:
       images: N images.
-      phrases: N.
-      of: "words": their soft regions, weighted by significance; "phrase": the pixels like the
-        phrase's own vector (a run's: as a softmax; a baseline's: what is positive of the cosine).
+      phrases: N phrases.
+      query: "words": their soft regions, weighted by significance; "phrase": the pixels like the
+        phrase's own embedding (a run's: as a softmax; a baseline's: the positive cosine).
     """
-    maps, _ = self._ground_pairs(images, phrases, of)
-    return to_maximum_1(maps.reshape(-1, *self.grid))
+    maps, similarity = self._ground_pairs(images, phrases, query)
+    maps, similarity = (x.reshape(-1, *self.grid) for x in (maps, similarity))
+    if sigma := self.map_sigma:
+      maps = np.maximum(ndimage.gaussian_filter(similarity, (0, sigma, sigma)), 0)
+    top = maps.max((1, 2), keepdims=True)
+    return maps / np.where(top > 0, top, 1)
 
   def similarities(
-    self, images: Sequence[np.ndarray], phrases: Sequence[str], of: str = "words"
-  ) -> np.ndarray:
-    """[N, rows, columns] float32, signed: how like each pixel is to the phrase.
+    self, images: Images, phrases: Sequence[str], query: str = "words"
+  ) -> Float[np.ndarray, "N rows columns"]:
+    """Signed similarity of each pixel to the phrase.
 
-    Arguments as in `ground_on_grid`: the words' similarities, weighted by their say, or the cosine
-    of the pixels with the phrase's vector.
+    That of the words, by their weights, or the cosine with the phrase's own embedding. Arguments as
+    of `ground_on_grid`.
     """
-    return self._ground_pairs(images, phrases, of)[1].reshape(-1, *self.grid)
+    return self._ground_pairs(images, phrases, query)[1].reshape(-1, *self.grid)
 
-  def peaks(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
-    """[N] float32: how brightly phrase i lights up on image i, before a map is scaled.
+  def peaks(self, images: Images, phrases: Sequence[str]) -> Float[np.ndarray, " N"]:
+    """The highest similarity of any pixel of image i to the words of phrase i.
 
-    The highest of the pixels' mean similarity to the words, each word by its say. Of any scale:
-    peaks of one model can be compared, those of two cannot.
+    Peaks of one model can be compared, those of two models cannot.
     """
     return self._ground_pairs(images, phrases, "words")[1].max(-1)
 
-  def significances(self, texts: Sequence[tuple[str, ...]]) -> list[list[tuple[str, float]]]:
-    """The words of each text in order, with their significance."""
-    found = self._run(lambda some: self._read(some).significance, self._encoded(texts))
-    return [
-      [(word, float(found[i, w])) for word, w in self._words_of(text)]
-      for i, text in enumerate(texts)
-    ]
-
-  def look(
-    self, images: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
-  ) -> list[list[tuple[str, float, np.ndarray]]]:
-    """The words of each text in order: (word, its say, region [rows, columns])."""
-    looked, say = self._pairs("look", images, texts)
+  def significances(self, texts: Sequence[Text]) -> list[list[tuple[str, float]]]:
+    """The words of each text in order, as far as the model reads it, with their significance."""
+    significance = self._run(
+      lambda batch: self._text_features(batch).significance, self._encode(texts)
+    )
     return [
       [
-        (word, float(say[i, w]), looked.weight[i, w].reshape(self.grid))
-        for word, w in self._words_of(text)
+        (word, sum(float(weights[place]) for place in places))
+        for word, places in self.spec.texts.report_words(text)
+      ]
+      for text, weights in zip(texts, significance, strict=True)
+    ]
+
+  def attend(
+    self, images: Images, texts: Sequence[Text]
+  ) -> list[list[tuple[str, float, Float[np.ndarray, "rows columns"]]]]:
+    """The words of text i in order: (word, its weight, its region on image i)."""
+    attention, weights = self._pairs("attend", images, texts)
+    return [
+      [
+        (word, float(weights[i, w]), attention.weight[i, w].reshape(self.grid))
+        for word, w in self.spec.texts.words(text)
       ]
       for i, text in enumerate(texts)
     ]
 
   def local_features(
-    self, images: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
-  ) -> tuple[np.ndarray, ...]:
-    """Of N images and texts: pixels [N, P, D] and words [N, W, D] float16, their say [N, W]."""
-    pixels = self._run(lambda some: self._seen(some).pixels, images)
-    text = self._run(self._read, self._encoded(texts, whole=True))
-    return pixels.astype(np.float16), text.words.astype(np.float16), self._say(text)
+    self, images: Images, texts: Sequence[Text]
+  ) -> tuple[Float[np.ndarray, "N P D"], Float[np.ndarray, "N W D"], Float[np.ndarray, "N W"]]:
+    """Pixels and words in float16, and the words' significance, of N images and texts."""
+    pixels = self._run(lambda batch: self._image_features(batch).pixels, images)
+    text = self._run(self._text_features, self._encode(texts, same_length=True))
+    return pixels.astype(np.float16), text.words.astype(np.float16), text.significance
 
-  def local_logits(self, features, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+  def local_logits(
+    self, features, images: Int[np.ndarray, "Q I"], texts: Int[np.ndarray, "Q J"]
+  ) -> Float[np.ndarray, "Q I J"]:
     """Local logits of the last round, temperature included.
 
     Args:
       features: of `local_features`.
-      images: int [Q, I], places in the features.
-      texts: int [Q, J].
+      images: places in the features.
+      texts: places in the features.
 
-    Returns:
-      float32 [Q, I, J].
-
-    Raises ValueError where the method has no local scores.
+    Raises:
+      ValueError: the method has no local scores.
     """
     self._check_local()
-    pixels, words, say = features
+    pixels, words, significance = features
+    scale = self.spec.scales(self.variables)[1]
 
-    def some(queries):
+    def logits(queries):
       i, j = (np.stack(places) for places in zip(*queries, strict=True))
-      return self._matched(spread((pixels[i], words[j], say[j]), self._mesh))
+      arrays = spread((pixels[i], words[j], significance[j]), self._mesh)
+      return self._local_logits(*arrays, scale, self.stage)
 
-    # No more at a time than some hundred megabytes.
-    held = 4 * (images.shape[1] * pixels[0].size + texts.shape[1] * words[0].size)
-    batch = max(1, _MATCHED_BYTES // held) * self._mesh.size
-    return self._run(some, list(zip(images, texts, strict=True)), min(batch, self._batch))
+    query_bytes = 4 * (images.shape[1] * pixels[0].size + texts.shape[1] * words[0].size)
+    batch = max(1, _FEATURE_BYTES // query_bytes) * self._mesh.size
+    return self._run(logits, list(zip(images, texts, strict=True)), min(batch, self._batch))
 
   def local_similarities(
-    self, texts: Sequence[tuple[str, ...]]
-  ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """A function of N images: their local similarity to each of T texts, float32 [N, T].
+    self, texts: Sequence[Text]
+  ) -> Callable[[Images], Float[np.ndarray, "N T"]]:
+    """Makes a function of N images: their local similarity to each of T texts.
 
-    That of the last round, without the temperature of the loss. Raises ValueError as
-    `local_logits`.
+    That of the last round, without the temperature of the loss.
+
+    Raises:
+      ValueError: the method has no local scores.
     """
     self._check_local()
-    text = self._run(self._read, self._encoded(texts))
-    longest = 1 + int(np.flatnonzero(text.mask.any(0)).max(initial=0))
-    held = text.words[:, :longest], text.significance[:, :longest]
-    return lambda images: self._run(
-      lambda some: self._similar(self._seen(some).pixels, *held), images
-    )
+    text = self._run(self._text_features, self._encode(texts))
+    length = 1 + int(np.flatnonzero(text.mask.any(0)).max(initial=0))
+    words, significance = text.words[:, :length], text.significance[:, :length]
 
-  def on_image(self, region: np.ndarray, shape: tuple[int, int], side: int = 32) -> np.ndarray:
-    """A map on the model's grid over the image alone, without the margin: its longer side `side`.
+    def similarity(batch):
+      pixels = self._image_features(batch).pixels
+      logits = self._local_similarity(pixels, words, significance, 1, self.stage)
+      return logits / self.spec.similarity_divisor
 
-    0 where the model did not look.
+    return lambda images: self._run(similarity, images)
+
+  def to_image(
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map on the grid to an image of that shape; NaN where the model crops it.
+
+    Bilinear, or of the nearest cell.
     """
+    return self.spec.images.to_image(grid, shape, nearest=nearest)
+
+  def on_image(
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], side: int = 32
+  ) -> Float[np.ndarray, "h w"]:
+    """Brings a map on the grid to the image reduced to a longer side of `side`; 0 where cropped."""
     scale = side / max(shape)
-    # The image reduced to so many pixels stands in for the image: it fits the square just so.
+    # The reduced image fits the square just as the whole one does.
     rows, columns = (max(1, round(scale * length)) for length in shape)
-    return np.nan_to_num(self.to_image(region, (rows, columns)))
+    return np.nan_to_num(self.to_image(grid, (rows, columns)))
 
   def _check_local(self) -> None:
     if not self.has_local_scores:
       raise ValueError("this method has no score of an image and a text by words and pixels")
 
-  def _ground_pairs(self, images, phrases, of: str):
-    return self._pairs(of, images, [(phrase,) for phrase in phrases])
+  def _ground_pairs(self, images, phrases, query: str):
+    return self._pairs(query, images, [(phrase,) for phrase in phrases])
 
-  def _pairs(self, kind: str, images, texts):
-    """`_paired` of each image and its text; one that comes again is embedded once."""
-    image_index, images_there = _first_seen(images, id)
-    text, texts_there = _first_seen(texts, tuple)
-    image = self._run(self._seen, images_there)
-    words = self._run(self._read, self._encoded(texts_there))
+  def _pairs(self, name: str, images, texts):
+    """A pair function of each image and its text; what is repeated is embedded once."""
+    image_places, images = _distinct(images, id)
+    text_places, texts = _distinct(texts, tuple)
+    image = self._run(self._image_features, images)
+    text = self._run(self._text_features, self._encode(texts))
 
-    def some(pairs):
+    def function(pairs):
       i, j = np.array(pairs).T
-      picked = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], words)
-      return self._paired(kind, *spread(picked, self._mesh))
+      batch = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], text)
+      return self._pair_functions[name](*spread(batch, self._mesh), self.stage)
 
-    return self._run(some, list(zip(image_index, text, strict=True)))
+    return self._run(function, list(zip(image_places, text_places, strict=True)))
 
-  def _seen(self, images):
-    # A process fits only what its devices look at.
-    shape = (len(images), self._side_px(), self._side_px(), 1)
-    arrays = jax.make_array_from_callback(
-      shape, batch_sharding(self._mesh), lambda index: self._images_in(images[index[0]])
-    )
-    return self._image_encoder(arrays)
+  def _encode(self, texts, *, same_length: bool = False) -> list[dict]:
+    encoded = self.spec.texts.encode(texts, same_length=same_length)
+    self._left_out += encoded.left_out
+    return encoded.arrays
 
-  def _read(self, encoded):
-    return self._text_encoder(spread(self._texts_in(encoded), self._mesh))
+  def _image_features(self, images):
+    def fit(index):  # a process fits only the images of its devices
+      return np.stack([self.spec.images.fit(image) for image in images[index[0]]])[..., None]
+
+    side = self.spec.images.input_px
+    shape = (len(images), side, side, 1)
+    arrays = jax.make_array_from_callback(shape, batch_sharding(self._mesh), fit)
+    return self._embed_images(self.variables, arrays)
+
+  def _text_features(self, encoded):
+    arrays = {name: np.stack([text[name] for text in encoded]) for name in encoded[0]}
+    return self._embed_texts(self.variables, spread(arrays, self._mesh))
 
   def _run(self, function, items, batch: int = 0):
-    """Applies `function` to lists of one size, the last filled up, and joins what comes back."""
+    """Applies `function` to lists of one size, the last filled up, and joins the results."""
     if not items:
       raise ValueError("nothing to embed: the list is empty")
     batch = batch or self._batch
     parts = []
     for start in range(0, len(items), batch):
-      some = list(items[start : start + batch])
-      filled = some + [some[-1]] * (batch - len(some))
-      parts.append(jax.tree.map(np.asarray, function(filled)))
+      chunk = list(items[start : start + batch])
+      chunk += [chunk[-1]] * (batch - len(chunk))
+      parts.append(jax.tree.map(np.asarray, function(chunk)))
     return jax.tree.map(lambda *x: np.concatenate(x)[: len(items)], *parts)
 
 
-def jit_on(mesh: Mesh) -> Callable:
-  """`jax.jit` of which every process reads all results."""
-  return partial(jax.jit, out_shardings=everywhere(mesh))
+def weights_of(state: TrainState) -> dict:
+  """The weights that are evaluated: the parameters, or their running mean where there is one."""
+  params = state.params if state.ema is None else state.ema
+  return {"params": params, "batch_stats": state.batch_stats}
 
 
-def to_maximum_1(maps: np.ndarray) -> np.ndarray:
-  """Maps [N, rows, columns] >= 0, each over its maximum; zeros stay."""
-  top = maps.max((1, 2), keepdims=True)
-  return maps / np.where(top > 0, top, 1)
+def ground_pair(attend: Callable, image, text, stage: Stage | None) -> tuple[jax.Array, jax.Array]:
+  """Grounds the words of a phrase: map [P] of any scale, mean similarity [P].
+
+  Args:
+    attend: of a ModelSpec.
+    image, text: features without a batch axis.
+    stage: of the curriculum.
+  """
+  attention, weights = attend(image, text, stage)
+  similarity = weights @ attention.similarity / jnp.maximum(weights.sum(), 1e-12)
+  return weights @ attention.weight, similarity
 
 
-def _first_seen(items: Sequence, key) -> tuple[list[int], list]:
-  """The place of each item among the different ones, and these."""
+def jit_on(mesh: Mesh, function: Callable, *, precision: str | None = None, **kwargs) -> Callable:
+  """`jax.jit` of which every process reads all results; `precision` of products."""
+  if precision is not None:
+    function = jax.default_matmul_precision(precision)(function)
+  return jax.jit(function, out_shardings=everywhere(mesh), **kwargs)
+
+
+def _distinct(items: Sequence, key: Callable) -> tuple[list[int], list]:
+  """The place of each item among the distinct ones, and these."""
   places: dict = {}
-  different = []
+  distinct = []
   for item in items:
     if key(item) not in places:
-      places[key(item)] = len(different)
-      different.append(item)
-  return [places[key(item)] for item in items], different
+      places[key(item)] = len(distinct)
+      distinct.append(item)
+  return [places[key(item)] for item in items], distinct

@@ -1,28 +1,29 @@
 """Area under the ROC curve, with cluster bootstrap intervals.
 
-It is the probability that a positive unit scores higher than a negative one, ties counted half:
+It is the probability that a positive example scores higher than a negative one, ties counted half:
 the Mann-Whitney statistic (Hanley and McNeil, "The meaning and use of the area under a receiver
 operating characteristic (ROC) curve", Radiology 1982).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
+from jaxtyping import Bool, Float64, Num
 
 from plan_jax.metrics import bootstrap
-from plan_jax.metrics.bootstrap import Summary
+from plan_jax.metrics.bootstrap import Names, Summary
 
 
-def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """The area for each of R weightings of N units, exact.
+def auc(
+  scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N"], weights: Num[np.ndarray, "R N"]
+) -> Float64[np.ndarray, " R"]:
+  """Computes the area for each of R weightings of N examples, exactly.
 
   Args:
-    scores: [N] float.
-    positive: [N] bool.
-    weights: [R, N] >= 0, how often each unit counts.
+    scores: higher for what should be positive.
+    positive: the truth.
+    weights: >= 0, how often each example counts.
 
   Returns:
-    float64 [R]; NaN where the positive or the negative units have no weight.
+    NaN where the positive or the negative examples have no weight.
 
   Raises:
     ValueError: a score is NaN.
@@ -44,69 +45,68 @@ def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def grouped(
-  scores: np.ndarray,
-  positive: np.ndarray,
-  groups: Sequence[str],
-  clusters: Sequence[str],
+  scores: Num[np.ndarray, " U"],
+  positive: Bool[np.ndarray, " U"],
+  groups: Names,
+  clusters: Names,
   *,
   resamples: int = bootstrap.RESAMPLES,
   seed: int = 0,
 ) -> dict[str, Summary]:
-  """Areas by group and their macro mean, with intervals.
+  """Computes areas by group and their macro mean, with intervals.
 
   Args:
-    scores: [U] float.
-    positive: [U] bool.
-    groups: [U], the group of each unit; no group may be called "macro".
-    clusters: [U], the patient of each unit.
+    scores: of U examples.
+    positive: the truth.
+    groups: [U], the group of each example; no group may be called "macro".
+    clusters: [U], the patient of each example.
     resamples: how many draws of patients; 0 for no intervals.
     seed: of the draws.
 
   Returns:
     Group -> summary: first "macro", the plain mean of the groups' areas, then the groups by name.
-    A group without both kinds of units is NaN and no part of the mean, in a draw as in the whole.
-    There is no interval where all units of a figure are of one patient.
+    A group without both kinds of examples is NaN and no part of the mean, in a draw as in the
+    whole. There is no interval where all examples of a value are of one patient.
 
   Raises:
     ValueError: lengths differ, a score is NaN, or a group is called "macro".
   """
-  return _grouped((np.asarray(scores),), positive, groups, clusters, resamples, seed)
+  return _grouped((scores,), positive, groups, clusters, resamples, seed)
 
 
 def grouped_difference(
-  scores: np.ndarray,
-  minus: np.ndarray,
-  positive: np.ndarray,
-  groups: Sequence[str],
-  clusters: Sequence[str],
+  scores: Num[np.ndarray, " U"],
+  minus: Num[np.ndarray, " U"],
+  positive: Bool[np.ndarray, " U"],
+  groups: Names,
+  clusters: Names,
   *,
   resamples: int = bootstrap.RESAMPLES,
   seed: int = 0,
 ) -> dict[str, Summary]:
-  """Areas by `scores` minus those by `minus`, on the same units and draws; else as `grouped`."""
-  both = np.asarray(scores), np.asarray(minus)
-  return _grouped(both, positive, groups, clusters, resamples, seed)
+  """Computes areas by `scores` minus those by `minus`, on the same draws; else as `grouped`."""
+  return _grouped((scores, minus), positive, groups, clusters, resamples, seed)
 
 
 def _grouped(
   scores: tuple[np.ndarray, ...],
   positive: np.ndarray,
-  groups: Sequence[str],
-  clusters: Sequence[str],
+  groups: Names,
+  clusters: Names,
   resamples: int,
   seed: int,
 ) -> dict[str, Summary]:
-  """Of one array of scores its areas, of two the first's minus the second's."""
-  positive = np.asarray(positive, bool)
-  if {len(some) for some in (*scores, positive, groups, clusters)} != {len(positive)}:
+  """Computes the areas of one array of scores, or the difference of two."""
+  if {len(values) for values in (*scores, positive, groups, clusters)} != {len(positive)}:
     raise ValueError(
-      f"{' and '.join(str(len(some)) for some in scores)} scores, {len(positive)} kinds,"
+      f"{' and '.join(str(len(values)) for values in scores)} scores, {len(positive)} kinds,"
       f" {len(groups)} groups and {len(clusters)} clusters do not fit"
     )
 
-  def area(units: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    first, *rest = (auc(some[units], positive[units], weights) for some in scores)
+  def areas(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    first, *rest = (auc(values[places], positive[places], weights) for values in scores)
     return (first - rest[0] if rest else first)[:, None]
 
-  found = bootstrap.grouped_figures(area, 1, groups, clusters, resamples=resamples, seed=seed)
-  return {group: figures[0] for group, figures in found.items()}
+  draws = {"resamples": resamples, "seed": seed}
+  summaries = bootstrap.grouped_metrics(areas, 1, groups, clusters, **draws)
+  return {group: summary[0] for group, summary in summaries.items()}

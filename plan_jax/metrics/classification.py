@@ -1,30 +1,30 @@
-"""Figures of classification for many weightings of the same units at once, as a bootstrap asks.
+"""Classification metrics for many weightings of the same examples at once, as a bootstrap asks.
 
-Of two kinds: average precision, and with a threshold F1, accuracy, Matthews' correlation (MCC;
+Binary: average precision, and with a threshold F1, accuracy, Matthews' correlation (MCC;
 Biochimica et Biophysica Acta 405, 1975), sensitivity and specificity. Of k classes: accuracy and
-the F1 of each class. Weights are how often a unit counts; a weighting without one of two kinds has
-no figure, nor has a class without units an F1.
+the F1 of each class. Weights are how often an example counts; a weighting without positive or
+without negative examples has no metric, nor has a class without examples an F1.
+
+Shapes: N examples, R weightings, k classes.
 """
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Num
 
-from plan_jax.evaluators.retrieval import TOLERANCE
+from plan_jax.metrics.ranking import TOLERANCE
 
 THRESHOLDED = ("F1", "accuracy", "MCC", "sensitivity", "specificity")
 
 
-def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """The sum over distinct scores, from the highest, of gained recall x precision down to there.
+def average_precision(
+  scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N"], weights: Num[np.ndarray, "R N"]
+) -> Float64[np.ndarray, " R"]:
+  """Sums gained recall x precision over distinct scores, from the highest.
 
-  ExampleScores of equal scores come together. It is scikit-learn's `average_precision_score`.
-
-  Args:
-    scores: [N] float.
-    positive: [N] bool.
-    weights: [R, N] >= 0.
+  Examples of equal scores come together. It is scikit-learn's `average_precision_score`.
 
   Returns:
-    float64 [R]; NaN where the positive or the negative units have no weight.
+    NaN where the positive or the negative examples have no weight.
 
   Raises:
     ValueError: a score is NaN.
@@ -33,21 +33,20 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
   if not tp.shape[1]:
     return np.full(len(weights), np.nan)
   precision = _ratio(tp, tp + fp, 0.0)
-  found = (np.diff(tp, axis=1, prepend=0) * precision).sum(1)
-  return np.where(fp[:, -1] > 0, _ratio(found, tp[:, -1]), np.nan)
+  gained = (np.diff(tp, axis=1, prepend=0) * precision).sum(1)
+  return np.where(fp[:, -1] > 0, _ratio(gained, tp[:, -1]), np.nan)
 
 
-def thresholded(predicted: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """The figures of `THRESHOLDED` for R weightings.
-
-  Args:
-    predicted: [N] bool.
-    positive: [N] bool.
-    weights: [R, N] >= 0.
+def thresholded(
+  predicted: Bool[np.ndarray, " N"],
+  positive: Bool[np.ndarray, " N"],
+  weights: Num[np.ndarray, "R N"],
+) -> Float64[np.ndarray, "R 5"]:
+  """Computes the metrics of `THRESHOLDED`.
 
   Returns:
-    float64 [R, 5]; NaN where the positive or the negative units have no weight. MCC is 0 where all
-    predictions are alike.
+    NaN where the positive or the negative examples have no weight. MCC is 0 where all predictions
+    are alike.
   """
   cells = np.stack(
     [predicted & positive, predicted & ~positive, ~predicted & positive, ~predicted & ~positive],
@@ -55,7 +54,7 @@ def thresholded(predicted: np.ndarray, positive: np.ndarray, weights: np.ndarray
   )
   tp, fp, fn, tn = (np.asarray(weights, np.float64) @ cells.astype(np.float64)).T
   margins = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-  figures = np.stack(
+  metrics = np.stack(
     [
       _ratio(2 * tp, 2 * tp + fp + fn),
       _ratio(tp + tn, tp + fp + fn + tn),
@@ -65,22 +64,18 @@ def thresholded(predicted: np.ndarray, positive: np.ndarray, weights: np.ndarray
     ],
     axis=1,
   )
-  return np.where(((tp + fn > 0) & (tn + fp > 0))[:, None], figures, np.nan)
+  return np.where(((tp + fn > 0) & (tn + fp > 0))[:, None], metrics, np.nan)
 
 
-def best_threshold(scores: np.ndarray, positive: np.ndarray) -> float:
-  """What `scores >= threshold` has the highest F1, the highest such; between two scores midway.
-
-  Args:
-    scores: [N] float.
-    positive: [N] bool, of both kinds.
+def best_threshold(scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N"]) -> float:
+  """Finds the highest threshold of the highest F1 of `scores >= threshold`, midway between scores.
 
   Raises:
-    ValueError: a score is NaN, or the units are of one kind.
+    ValueError: a score is NaN, or all examples are positive, or all negative.
   """
   if positive.all() or not positive.any():
-    raise ValueError("units of one kind have no threshold")
-  tp, fp = (some[0] for some in _cumulated(scores, positive, np.ones((1, len(scores)))))
+    raise ValueError("examples of one kind have no threshold")
+  tp, fp = (counts[0] for counts in _cumulated(scores, positive, np.ones((1, len(scores)))))
   best = int(np.argmax(2 * tp / (tp + fp + tp[-1])))
   distinct = np.unique(np.asarray(scores, np.float64))[::-1]
   if best + 1 == len(distinct):
@@ -89,11 +84,16 @@ def best_threshold(scores: np.ndarray, positive: np.ndarray) -> float:
   return float(middle if middle > distinct[best + 1] else distinct[best])
 
 
-def top(scores: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
-  """Which class each unit is given: scores [N, k] -> [N, k], 1 for the highest.
+def top(
+  scores: Float[np.ndarray, "N k"], tolerance: float = TOLERANCE
+) -> Float64[np.ndarray, "N k"]:
+  """Assigns each example to the class of the highest score: 1 there, 0 elsewhere.
 
   Classes within `tolerance` of the highest share it, so that a model that tells nothing gets
-  chance. Raises ValueError where a score is NaN.
+  chance.
+
+  Raises:
+    ValueError: a score is NaN.
   """
   if np.isnan(scores).any():
     raise ValueError("a score is NaN")
@@ -101,20 +101,21 @@ def top(scores: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
   return first / first.sum(1, keepdims=True)
 
 
-def class_figures(given: np.ndarray, of: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Accuracy, macro F1 and the F1 of each class, for R weightings.
+def class_metrics(
+  given: Float[np.ndarray, "N k"], classes: Int[np.ndarray, " N"], weights: Num[np.ndarray, "R N"]
+) -> Float64[np.ndarray, "R M"]:
+  """Computes accuracy, macro F1 and the F1 of each of k classes.
 
   Args:
-    given: [N, k] float, the share of each unit that is given to a class, rows of sum 1.
-    of: int [N], the true classes.
-    weights: [R, N] >= 0.
+    given: the share of each example that is given to a class, rows of sum 1.
+    classes: the true ones.
+    weights: >= 0.
 
   Returns:
-    float64 [R, 2 + k]. The F1 of a class whose units have no weight is NaN, and no part of the
-    macro F1.
+    M is 2 + k. The F1 of a class whose examples have no weight is NaN, and no part of the macro F1.
   """
   weights = np.asarray(weights, np.float64)
-  truth = of[:, None] == np.arange(given.shape[1])
+  truth = classes[:, None] == np.arange(given.shape[1])
   hits, guesses, size = weights @ (given * truth), weights @ given, weights @ truth
   f1 = np.where(size > 0, _ratio(2 * hits, guesses + size), np.nan)
   known = ~np.isnan(f1)
@@ -126,7 +127,7 @@ def class_figures(given: np.ndarray, of: np.ndarray, weights: np.ndarray) -> np.
 def _cumulated(
   scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Positive and negative weight [R, S] at or above each distinct score, from the highest."""
+  """Cumulates positive and negative weight [R, S] by distinct score, from the highest."""
   if np.isnan(scores).any():
     raise ValueError("a score is NaN")
   order = np.argsort(-np.asarray(scores, np.float64), kind="stable")

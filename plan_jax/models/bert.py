@@ -1,8 +1,11 @@
 """BERT-style text encoder (Devlin et al. 2019: post-norm, learned positions)."""
 
+from typing import Any
+
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from plan_jax.models.layers.attention import attend, first_attention
 from plan_jax.models.layers.dense import dot_general
@@ -18,13 +21,15 @@ class Layer(nn.Module):
   num_heads: int
   mlp_dim: int
   dropout: float
-  dtype: jnp.dtype
+  dtype: Any
   train: bool
 
   @nn.compact
-  def __call__(self, x: jax.Array, allowed: jax.Array) -> jax.Array:
-    """[B, L, C], allowed [B, 1, L, L] bool -> [B, L, C]."""
-    size = x.shape[-1]
+  def __call__(
+    self, x: Float[Array, "B L C"], allowed: Bool[Array, "B 1 L L"]
+  ) -> Float[Array, "B L C"]:
+    """Applies the layer; `allowed` tells which tokens a token attends to."""
+    embed_dim = x.shape[-1]
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
 
     def dense(features, name):
@@ -33,16 +38,16 @@ class Layer(nn.Module):
       )
 
     def heads(y):
-      return y.reshape(*y.shape[:2], self.num_heads, size // self.num_heads)
+      return y.reshape(*y.shape[:2], self.num_heads, embed_dim // self.num_heads)
 
-    query, key, value = (heads(dense(size, name)(x)) for name in ("query", "key", "value"))
+    query, key, value = (heads(dense(embed_dim, name)(x)) for name in ("query", "key", "value"))
     if self.is_mutable_collection("attention") and not self.is_initializing():
       self.sow("attention", "first", first_attention(query, key, allowed))
     y = attend(query, key, value, allowed)
-    y = drop(dense(size, "attention_out")(y.reshape(x.shape)))
+    y = drop(dense(embed_dim, "attention_out")(y.reshape(x.shape)))
     x = nn.LayerNorm(1e-12, dtype=self.dtype, name="attention_norm")(x + y)
     y = gelu(dense(self.mlp_dim, "mlp_in")(x))
-    y = drop(dense(size, "mlp_out")(y))
+    y = drop(dense(embed_dim, "mlp_out")(y))
     return nn.LayerNorm(1e-12, dtype=self.dtype, name="mlp_norm")(x + y)
 
 
@@ -53,11 +58,12 @@ class Bert(nn.Module):
   token: {"layer1": {"first": ([B, L],)}, ...}.
 
   Attributes:
-    vocabulary_size: word-tokens.
+    vocabulary_size: number of tokens known.
     embed_dim, depth, num_heads, mlp_dim: as in BERT.
-    max_position: learned positions; one sentence, or one report where sentences see each other.
+    max_position: learned positions; one sentence, or one report where sentences attend to each
+      other.
     across_sentences: whether a token may attend to other sentences. Off by default: a filler word
-      that sees the whole report can carry it, and then grounds nothing.
+      that attends to the whole report can carry it, and then grounds nothing.
     dropout: rate, while training.
     last_layers: how many of the last layers are summed; 1: the last alone.
     projector: width of a dense layer, GELU, layer norm and dense layer behind it all, as CXR-BERT
@@ -77,15 +83,20 @@ class Bert(nn.Module):
   last_layers: int = 1
   projector: int = 0
   remat: str = "none"
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
-    self, tokens: jax.Array, sentence_index: jax.Array, position: jax.Array, *, train: bool = False
-  ) -> jax.Array:
-    """tokens, sentence_index (-1 pads), position: [B, L] int32 -> hidden states [B, L, embed_dim].
+    self,
+    tokens: Int[ArrayLike, "B L"],
+    sentence_index: Int[ArrayLike, "B L"],
+    position: Int[ArrayLike, "B L"],
+    *,
+    train: bool = False,
+  ) -> Float[Array, "B L C"]:
+    """Encodes tokens to hidden states of width `projector`, or `embed_dim` without one.
 
-    With a projector [B, L, projector].
+    A sentence index of -1 marks padding.
     """
 
     def embed(count, name):
@@ -109,9 +120,10 @@ class Bert(nn.Module):
     layer = remat(Layer, self.remat)
     after = [x]
     for i in range(self.depth):
-      x = layer(
-        self.num_heads, self.mlp_dim, self.dropout, self.dtype, train, name=f"layer{i + 1}"
-      )(x, allowed)  # fmt: skip
+      name = f"layer{i + 1}"
+      x = layer(self.num_heads, self.mlp_dim, self.dropout, self.dtype, train, name=name)(
+        x, allowed
+      )
       after.append(x)
     x = sum(after[-self.last_layers :])
     if self.projector:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from plan_jax.models.layers.batch_norm import BatchNorm
 from plan_jax.models.layers.convolution import Conv, Conv1x1
@@ -13,13 +16,13 @@ from plan_jax.models.layers.remat import remat
 
 NORMS = ("batch", "group", "channel")
 # Strided layers pad both sides alike, so a pixel of the feature map is centred on image pixel
-# stride * index: the first one on the image's first, not half a cell in.
+# stride * index: the first on the image's first, not half a cell in.
 FIRST_PX = 0.0
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 def _join(block: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
-  """The block's input added to its output, through a 1x1 convolution where shapes differ."""
+  """Adds the block's input to its output, through a 1x1 convolution where shapes differ."""
   if x.shape != y.shape:
     x = Conv1x1(y.shape[-1], block.stride, block.dtype, name="shortcut")(x)
     x = block.norm(name="shortcut_norm")(x)
@@ -33,11 +36,11 @@ class BasicBlock(nn.Module):
   stride: int
   dilations: tuple[int, int]
   norm: Callable
-  dtype: jnp.dtype
+  dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H / stride, W / stride, features]."""
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+    """Returns H / stride rows, W / stride columns and `features` channels."""
     y = Conv(self.features, 3, self.stride, self.dilations[0], self.dtype, name="conv1")(x)
     y = nn.relu(self.norm(name="norm1")(y))
     y = Conv(self.features, 3, 1, self.dilations[1], self.dtype, name="conv2")(y)
@@ -52,11 +55,11 @@ class Bottleneck(nn.Module):
   stride: int
   dilations: tuple[int, int]
   norm: Callable
-  dtype: jnp.dtype
+  dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H / stride, W / stride, 4 * features]."""
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+    """Returns H / stride rows, W / stride columns and 4 * `features` channels."""
     y = Conv1x1(self.features, 1, self.dtype, name="conv1")(x)
     y = nn.relu(self.norm(name="norm1")(y))
     y = Conv(self.features, 3, self.stride, self.dilations[0], self.dtype, name="conv2")(y)
@@ -67,7 +70,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-  """ResNet trunk.
+  """Image encoder.
 
   Attributes:
     depth: 18, 34 or 50.
@@ -75,16 +78,16 @@ class ResNet(nn.Module):
     stages: how many of the four stages run; fewer keep the receptive field of a pixel small.
     output_stride: image pixels per pixel of the last feature map, 8, 16 or 32; strides that would
       go beyond it are dropped.
-    dilated: whether a dropped stride dilates the later convolutions, so that they see what they
-      would have seen (weights trained at stride 32 stay valid); without, the receptive field stays
-      small.
+    dilated: whether a dropped stride dilates the later convolutions, so that they read what
+      they would have read (weights trained at stride 32 stay valid); without, the receptive field
+      stays small.
     norm: "batch" (running statistics in the "batch_stats" collection), "group" (8 channels a
       group) or "channel" (each pixel over its own channels: nothing leaks between pixels).
-    projector: width of a 1x1 convolution, norm, ReLU and 1x1 convolution behind the trunk, as
-      BioViL has it; 0: none.
-    mean, std: of image pixels, one value, or one a channel: an image is then repeated, as weights of
-      colour pictures want it.
-    freeze: patterns of the paths of parameters that do not learn, for batch norm.
+    projector: width of a 1x1 convolution, norm, ReLU and 1x1 convolution behind it all, as BioViL
+      has it; 0: none.
+    mean, std: of image pixels, one value, or one a channel: images are then repeated, as weights of
+      colour images want it.
+    freeze: patterns of the paths of frozen parameters, for batch norm.
     remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.
   """
@@ -100,17 +103,17 @@ class ResNet(nn.Module):
   std: tuple[float, ...] = (0.25,)
   freeze: tuple[str, ...] = ()
   remat: str = "none"
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   first_px = FIRST_PX
 
   @nn.compact
   def __call__(
-    self, image: jax.Array, *, train: bool = False, tapped: int = 0
-  ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """[B, H, W, 1] float32 in [0, 1] -> [B, H / output_stride, W / output_stride, C].
+    self, image: Float[ArrayLike, "B H W 1"], *, train: bool = False, tapped: int = 0
+  ) -> Float[Array, "B h w C"] | tuple[Float[Array, "B h w C"], Float[Array, "B y x c"]]:
+    """Encodes images in [0, 1] to H / output_stride rows and W / output_stride columns.
 
-    With `tapped`, the number of a stage, also the map behind that one.
+    With `tapped`, the number of a stage, also returns the map behind that one.
     """
     norm = {
       "batch": partial(BatchNorm, train, self.dtype, freeze=tuple(self.freeze)),
@@ -133,10 +136,8 @@ class ResNet(nn.Module):
             step, stride = 2, stride * 2
           elif self.dilated:
             dilation *= 2  # of what comes after the dropped stride
-        x = block(
-          base * 2**stage, step, (before, dilation), norm, self.dtype,
-          name=f"stage{stage + 1}_block{i + 1}",
-        )(x)  # fmt: skip
+        name = f"stage{stage + 1}_block{i + 1}"
+        x = block(base * 2**stage, step, (before, dilation), norm, self.dtype, name=name)(x)
       if stage + 1 == tapped:
         tap = x
     if self.projector:
@@ -147,12 +148,12 @@ class ResNet(nn.Module):
 
 
 def first_channels(width: float) -> int:
-  """Channels of the stem: 64 times the width, a multiple of 8."""
+  """Returns the channels of the stem: 64 times the width, a multiple of 8."""
   return max(8, int(64 * width) // 8 * 8)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-  """3x3 maximum with stride 2, [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
+def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+  """Takes the 3x3 maximum with stride 2, to ceil(H / 2) rows and ceil(W / 2) columns.
 
   By shifted slices: the gradient of a windowed maximum is slow on CPU (five times, measured).
   """

@@ -1,15 +1,18 @@
-"""The two towers: pixels V and image v; words T, their significance r, and report t.
+"""The pre-trained model: an image encoder and a text encoder into one shared space.
 
-Pixels and words leave as they are; a method of alignment brings them to unit norm if it wants that.
+Pixels and words leave with any norm; a method of alignment normalises them if it wants that.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
 
-from plan_jax.alignment.l2_normalize import unit
+from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
@@ -21,55 +24,55 @@ class ImageFeatures(NamedTuple):
   """Features of images, float32.
 
   Attributes:
-    pixels: [B, P, D], rows of the grid one after another.
-    image: [B, D], unit norm.
-    image_pixels: [B, P, D], unit norm: what each pixel alone would make of the image.
+    pixels: rows of the grid one after another.
+    embedding: unit norm.
+    global_pixels: unit norm: the embedding that each pixel alone would give.
   """
 
-  pixels: jax.Array
-  image: jax.Array
-  image_pixels: jax.Array
+  pixels: Float[Array, "B P D"]
+  embedding: Float[Array, "B D"]
+  global_pixels: Float[Array, "B P D"]
 
 
 class TextFeatures(NamedTuple):
   """Features of reports, float32.
 
   Attributes:
-    words: [B, W, D], zero where there is no word.
-    mask: [B, W] bool.
-    significance: [B, W] in (0, 1): the say a word has (zero where there is no word).
-    attention: [B, W] >= 0, sums to one: the share of a word in the report's vector.
-    report: [B, D], unit norm (zero for a report without words).
+    words: zero for padding.
+    mask: which words are words.
+    significance: in (0, 1), weight of a word in the local score (zero for padding).
+    attention: >= 0, sums to one: share of a word in the embedding.
+    embedding: unit norm (zero for a report without words).
   """
 
-  words: jax.Array
-  mask: jax.Array
-  significance: jax.Array
-  attention: jax.Array
-  report: jax.Array
+  words: Float[Array, "B W D"]
+  mask: Bool[Array, "B W"]
+  significance: Float[Array, "B W"]
+  attention: Float[Array, "B W"]
+  embedding: Float[Array, "B D"]
 
 
-class Plan(nn.Module):
+class TwoTowers(nn.Module):
   """Image encoder, text encoder and the learned temperatures of the two contrasts.
 
   Attributes:
     image: keyword arguments of the image encoder.
     text: keyword arguments of Bert.
-    image_name: of IMAGE_ENCODERS.
+    image_name: a name of IMAGE_ENCODERS.
     embed_dim: D, width of the shared space.
-    scale_init, scale_max: the temperatures' inverse at the start, and the clip.
+    scale_init, scale_max: inverse temperatures at the start, and their upper bound.
     remat: a name of remat.REMAT.
     dtype: of the encoders' computation; features and parameters are float32.
   """
 
-  image: dict
-  text: dict
+  image: Mapping[str, Any]
+  text: Mapping[str, Any]
   image_name: str = "resnet"
   embed_dim: int = 128
   scale_init: float = 10.0
   scale_max: float = 100.0
   remat: str = "none"
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   def setup(self):  # noqa: D102
     encoder = IMAGE_ENCODERS[self.image_name]
@@ -79,10 +82,10 @@ class Plan(nn.Module):
     self.pixel_head = nn.Dense(self.embed_dim)
     self.image_head = nn.Dense(self.embed_dim)
     self.word_head = nn.Dense(self.embed_dim)
-    self.report_head = nn.Dense(self.embed_dim)
-    # Starts at one half for every word: the contrast decides who gets more.
+    self.text_head = nn.Dense(self.embed_dim, name="report_head")  # names seed the first weights
+    # Starts at one half for every word: the contrast decides which gets more.
     self.significance_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
-    # Apart from the significance: what a report denies tells it from others, but lights no pixel.
+    # Apart from the significance: what a report denies tells it from others, but has no pixels.
     self.attention_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
     # In logarithms, [global, local].
     self.log_scale = self.param(
@@ -92,24 +95,28 @@ class Plan(nn.Module):
   def __call__(
     self, batch: dict, *, train: bool = False
   ) -> tuple[ImageFeatures, TextFeatures, jax.Array]:
-    """Both encoders over a batch of the loader, and the scales."""
+    """Encodes a batch of the loader; returns the scales too."""
     return (
       self.embed_images(batch["image"], train=train),
       self.embed_texts(batch, train=train),
       self.scales(),
     )
 
-  def embed_images(self, image: jax.Array, *, train: bool = False) -> ImageFeatures:
-    """[B, H, W, 1] float32 in [0, 1] -> ImageFeatures."""
+  def embed_images(
+    self, image: Float[ArrayLike, "B H W 1"], *, train: bool = False
+  ) -> ImageFeatures:
+    """Embeds images in [0, 1]."""
     x = self.image_encoder(image, train=train).astype(jnp.float32)
-    # Over a pixel's own channels: a norm over the image would tell every pixel what the others show.
+    # Over a pixel's own channels: a norm over the image would tell every pixel of the others.
     x = self.pixel_norm(x.reshape(x.shape[0], -1, x.shape[-1]))
     return ImageFeatures(
-      self.pixel_head(x), unit(self.image_head(x.mean(1))), unit(self.image_head(x))
+      pixels=self.pixel_head(x),
+      embedding=l2_normalize(self.image_head(x.mean(1))),
+      global_pixels=l2_normalize(self.image_head(x)),
     )
 
   def embed_texts(self, batch: dict, *, train: bool = False) -> TextFeatures:
-    """tokens, word_index, sentence_index, position [B, L]; word_mask [B, W] -> TextFeatures."""
+    """Embeds texts: tokens, word_index, sentence_index, position [B, L]; word_mask [B, W]."""
     mask = batch["word_mask"]
     x = self.text_encoder(
       batch["tokens"], batch["sentence_index"], batch["position"], train=train
@@ -120,23 +127,23 @@ class Plan(nn.Module):
     significance = jnp.where(mask, nn.sigmoid(self.significance_head(x)[..., 0]), 0)
     attention = jnp.where(mask, nn.sigmoid(self.attention_head(x)[..., 0]), 0)
     attention /= jnp.maximum(attention.sum(-1, keepdims=True), 1e-6)
-    report = jnp.einsum("bw,bwd->bd", attention, x)
+    pooled = jnp.einsum("bw,bwd->bd", attention, x)
     any_word = mask.any(-1, keepdims=True)
     return TextFeatures(
       words=jnp.where(mask[..., None], self.word_head(x), 0),
       mask=mask,
       significance=significance,
       attention=attention,
-      report=jnp.where(any_word, unit(self.report_head(report)), 0),
+      embedding=jnp.where(any_word, l2_normalize(self.text_head(pooled)), 0),
     )
 
-  def scales(self) -> jax.Array:
-    """[2] inverse temperatures (global, local); `bounded` keeps them in [1, scale_max]."""
+  def scales(self) -> Float[Array, "2"]:
+    """Returns the inverse temperatures (global, local); `bounded` keeps them in [1, scale_max]."""
     return jnp.exp(self.log_scale)
 
 
 def bounded(params: dict, scale_max: float) -> dict:
-  """Parameters with the scales brought back to [1, scale_max].
+  """Clips the scales among the parameters to [1, scale_max].
 
   Applied after each update: a clip inside the model would stop the gradient that leads back.
   """
@@ -144,21 +151,21 @@ def bounded(params: dict, scale_max: float) -> dict:
 
 
 def image_encoder(image) -> ResNet | ViT:
-  """The encoder that `config.model.image` names, in float32."""
+  """Builds the image encoder from its settings (name, weights, vit, the rest), in float32."""
   return IMAGE_ENCODERS[image.name](**_image_arguments(image))
 
 
 def text_encoder(text, vocabulary_size: int) -> Bert:
-  """The encoder of `config.model.text`, in float32."""
+  """Builds the text encoder from its settings, in float32."""
   return Bert(**_text_arguments(text, vocabulary_size))
 
 
-def build(model, vocabulary_size: int, *, freeze: tuple[str, ...] = ()) -> Plan:
-  """The encoders of `config.model`, for a vocabulary; `freeze` as in train_state.make_step."""
+def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowers:
+  """Builds the model from its settings, for a vocabulary; `freeze` as in `freezing`."""
   image = _image_arguments(model.image)
   if model.image.name == "resnet":
     image["freeze"] = tuple(freeze)
-  return Plan(
+  return TwoTowers(
     image=image,
     text=_text_arguments(model.text, vocabulary_size),
     image_name=model.image.name,
@@ -171,10 +178,11 @@ def build(model, vocabulary_size: int, *, freeze: tuple[str, ...] = ()) -> Plan:
 
 
 def _image_arguments(image) -> dict:
-  arguments = dict(image)
+  # A config that is read back from a file has lists.
+  arguments = dict(image, mean=tuple(image.mean), std=tuple(image.std))
   name, vit = arguments.pop("name"), arguments.pop("vit")
   del arguments["weights"]
-  return dict(vit, mean=image.mean, std=image.std) if name == "vit" else arguments
+  return dict(vit, mean=arguments["mean"], std=arguments["std"]) if name == "vit" else arguments
 
 
 def _text_arguments(text, vocabulary_size: int) -> dict:

@@ -1,8 +1,12 @@
 """ViT image encoder (Dosovitskiy et al. 2021, in the form of DeiT: pre-norm, learned positions)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from plan_jax.models.layers.attention import attend
 from plan_jax.models.layers.dense import dot_general
@@ -18,12 +22,12 @@ class Block(nn.Module):
 
   num_heads: int
   mlp_dim: int
-  dtype: jnp.dtype
+  dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, L, C] -> [B, L, C]."""
-    size = x.shape[-1]
+  def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
+    """Applies the block."""
+    embed_dim = x.shape[-1]
 
     def dense(features, name):
       return nn.Dense(
@@ -35,24 +39,24 @@ class Block(nn.Module):
 
     y = norm("attention_norm")(x)
     query, key, value = (
-      dense(size, name)(y).reshape(*y.shape[:2], self.num_heads, size // self.num_heads)
+      dense(embed_dim, name)(y).reshape(*y.shape[:2], self.num_heads, embed_dim // self.num_heads)
       for name in ("query", "key", "value")
     )
-    x += dense(size, "attention_out")(attend(query, key, value).reshape(x.shape))
+    x += dense(embed_dim, "attention_out")(attend(query, key, value).reshape(x.shape))
     y = gelu(dense(self.mlp_dim, "mlp_in")(norm("mlp_norm")(x)))
-    return x + dense(size, "mlp_out")(y)
+    return x + dense(embed_dim, "mlp_out")(y)
 
 
 class ViT(nn.Module):
-  """ViT trunk; its class token takes part in attention.
+  """Image encoder; its class token takes part in attention.
 
   Attributes:
     embed_dim, depth, num_heads, mlp_dim: as in ViT.
     patch_px: side of a patch, and the stride of the grid.
     grid: patches a side that the learned positions stand for; on another grid they are
       interpolated.
-    mean, std: of image pixels, one value, or one a channel: an image is then repeated, as weights of
-      colour pictures want it.
+    mean, std: of image pixels, one value, or one a channel: images are then repeated, as weights of
+      colour images want it.
     remat: a name of remat.REMAT.
     dtype: of the computation; parameters are float32.
   """
@@ -66,22 +70,22 @@ class ViT(nn.Module):
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.25,)
   remat: str = "none"
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   first_px = None  # patches tile the image
 
   @property
   def output_stride(self) -> int:
-    """Image pixels per pixel of the feature map."""
+    """Number of image pixels per pixel of the feature map."""
     return self.patch_px
 
   @nn.compact
   def __call__(
-    self, image: jax.Array, *, train: bool = False, class_too: bool = False
-  ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """[B, H, W, 1] float32 in [0, 1] -> [B, H / patch_px, W / patch_px, embed_dim].
+    self, image: Float[ArrayLike, "B H W 1"], *, train: bool = False, class_too: bool = False
+  ) -> Float[Array, "B h w C"] | tuple[Float[Array, "B h w C"], Float[Array, "B C"]]:
+    """Encodes images in [0, 1] to H / patch_px rows and W / patch_px columns.
 
-    With `class_too` also what the class token has become, [B, embed_dim].
+    With `class_too` also returns the features of the class token.
     """
     del train  # the same in training
     x = patches((image - jnp.array(self.mean)) / jnp.array(self.std), self.patch_px)
@@ -101,15 +105,17 @@ class ViT(nn.Module):
     return (grid, norm(x[:, 0])) if class_too else grid
 
 
-def patches(x: jax.Array, side: int) -> jax.Array:
-  """[B, H, W, C] -> [B, H / side, W / side, side * side * C]; a dot with it is a convolution."""
+def patches(x: Float[Array, "B H W C"], side: int) -> Float[Array, "B h w F"]:
+  """Flattens patches of side * side * C numbers; a dot with them is a convolution."""
   batch, height, width, channels = x.shape
   x = x.reshape(batch, height // side, side, width // side, side, channels)
   return x.swapaxes(2, 3).reshape(batch, height // side, width // side, -1)
 
 
-def interpolate(position: jax.Array, rows: int, columns: int) -> jax.Array:
-  """Positions [h, w, C] on another grid, [rows, columns, C].
+def interpolate(
+  position: Float[ArrayLike, "h w C"], rows: int, columns: int
+) -> Float[ArrayLike, "{rows} {columns} C"]:
+  """Resamples positions to another grid.
 
   Bicubic with anti-aliasing (Keys' kernel, a = -0.5), as timm resamples them and as torch's
   F.interpolate(mode="bicubic", antialias=True, align_corners=False) does; the same grid is left as

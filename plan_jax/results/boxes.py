@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from plan_jax.evaluators.detection import Image
+from plan_jax.metrics.detection import Image
 
 _TEXTS = ("image_id", "patient_id")
 _SIZES = ("height", "width")
-_PER_BOX = {"truth": ("truth", "truth_labels"), "found": ("boxes", "scores", "labels")}
+_PER_BOX = {"truth": ("truth", "truth_labels"), "predicted": ("boxes", "scores", "labels")}
 
 
 def write(path: str | os.PathLike, images: Sequence[Image], findings: Sequence[str]) -> None:
@@ -21,8 +21,8 @@ def write(path: str | os.PathLike, images: Sequence[Image], findings: Sequence[s
   for side, names in _PER_BOX.items():
     arrays[f"{side}_count"] = np.array([len(getattr(image, names[0])) for image in images])
     for name in names:
-      kind = np.int32 if name.endswith("labels") else np.float32
-      arrays[name] = np.concatenate([getattr(image, name) for image in images]).astype(kind)
+      dtype = np.int32 if name.endswith("labels") else np.float32
+      arrays[name] = np.concatenate([getattr(image, name) for image in images]).astype(dtype)
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp.npz")
@@ -31,7 +31,7 @@ def write(path: str | os.PathLike, images: Sequence[Image], findings: Sequence[s
 
 
 def read(path: str | os.PathLike) -> tuple[list[Image], list[str]]:
-  """The images and the findings that `write` wrote. Raises ValueError, naming the file, else."""
+  """Reads images and findings that `write` wrote. Raises ValueError, naming the file, else."""
   try:
     with np.load(path) as file:
       arrays = {name: file[name] for name in file.files}
@@ -40,6 +40,7 @@ def read(path: str | os.PathLike) -> tuple[list[Image], list[str]]:
     for side, names in _PER_BOX.items():
       ends = np.cumsum(arrays[f"{side}_count"])[:-1]
       sides += [np.split(arrays[name], ends) for name in names]
-    return [Image(*one) for one in zip(*texts, *sides, strict=True)], arrays["findings"].tolist()
+    images = [Image(*fields) for fields in zip(*texts, *sides, strict=True)]
+    return images, arrays["findings"].tolist()
   except (OSError, KeyError, ValueError, EOFError) as error:
     raise ValueError(f"{path} holds no boxes of a detector: {error}") from error

@@ -1,4 +1,4 @@
-"""Images side by side on one picture."""
+"""Contact sheets: small images side by side in one."""
 
 from collections.abc import Sequence
 
@@ -7,29 +7,29 @@ import numpy as np
 
 from plan_jax.results.drawing import boxed, caption
 
-SIDE = 320  # of an image in the picture
+SIDE = 320  # of a small image
 _COLUMNS = 4
 _IMAGES = 12
 
 
 def spread_over(count: int) -> list[int]:
-  """Twelve places, or all, spread evenly over `count`."""
+  """Returns twelve indices, or all, spread evenly over `count`."""
   return np.unique(np.linspace(0, count - 1, min(_IMAGES, count)).round().astype(int)).tolist()
 
 
 def enlarged(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-  """An image uint8 [H, W] as BGR, small ones enlarged by a whole number, and that number."""
+  """Converts an image uint8 [H, W] to BGR, small ones enlarged; returns it and the whole factor."""
   scale = max(1, round(SIDE / max(pixels.shape)))
   size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
   large = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
   return cv2.cvtColor(large, cv2.COLOR_GRAY2BGR), scale
 
 
-def sheet(pictures: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
-  """BGR pictures of any size side by side, each above its name."""
+def sheet(images: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+  """Puts BGR images of any size side by side, each above its name."""
   cells = [
-    np.concatenate([boxed(picture, SIDE), caption(name, SIDE + 4)])
-    for picture, name in zip(pictures, names, strict=True)
+    np.concatenate([boxed(image, SIDE), caption(name, SIDE + 4)])
+    for image, name in zip(images, names, strict=True)
   ]
   cells += [np.full_like(cells[0], 255)] * (-len(cells) % min(_COLUMNS, len(cells)))
   columns = min(_COLUMNS, len(cells))

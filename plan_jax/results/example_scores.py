@@ -1,8 +1,8 @@
-"""The scores of every unit of a run, so that two runs can be compared pair by pair.
+"""Per-example scores of a run, so that two runs can be compared pair by pair.
 
-A file is CSV with the header `image_id,phrase,patient_id,group,METRIC,...` and one line a unit. The
-phrase is empty where the unit is a whole image with its text; an empty cell is a figure that the
-unit does not have.
+A file is CSV with the header `image_id,phrase,patient_id,group,METRIC,...` and one line an example.
+The phrase is empty where the example is a whole image with its text; a cell is empty where the
+example has no such value.
 """
 
 import csv
@@ -16,21 +16,21 @@ import numpy as np
 
 from input_pipeline.files import replace_text
 
-# The metrics of units that are ranked, not averaged: AUC is taken from all of a group.
+# The metrics of examples that are ranked, not averaged: AUC is taken from all of a group.
 SCORED = ("score", "positive")
 _HEAD = ("image_id", "phrase", "patient_id", "group")
 
 
 @dataclass(frozen=True)
 class ExampleScores:
-  """Figures of U units.
+  """Values of M metrics for N examples.
 
   Attributes:
-    ids: [U], each `example_id` of its image and phrase; no two are equal.
-    groups: [U], the finding of each unit, or "all".
-    patients: [U].
-    metrics: names of the M figures.
-    values: float64 [U, M]; NaN where a unit has no such figure.
+    ids: [N], each `example_id` of its image and phrase; no two are equal.
+    groups: [N], the finding of each example, or "all".
+    patients: [N].
+    metrics: [M], their names.
+    values: float64 [N, M]; NaN where an example has no such value.
   """
 
   ids: list[str]
@@ -47,40 +47,38 @@ class ExampleScores:
         f"{len(self.ids)} ids, {len(self.groups)} groups, {len(self.patients)} patients,"
         f" {len(self.metrics)} metrics and values {self.values.shape} do not fit"
       )
-    seen = set()
-    for name in self.ids:
-      if name in seen:
-        raise ValueError(f"unit {name!r} stands twice")
-      seen.add(name)
+    if len(set(self.ids)) < len(self.ids):
+      name = next(name for name in self.ids if self.ids.count(name) > 1)
+      raise ValueError(f"example {name!r} stands twice")
 
 
 def example_id(image_id: str, phrase: str = "") -> str:
-  """What names a unit in every run on the same data."""
+  """Names an example; every run on the same data gives it the same name."""
   return f"{image_id}\t{phrase}"
 
 
-def write(path: str | os.PathLike, units: ExampleScores) -> None:
-  """Writes the units as CSV, whole or not at all; figures keep their full precision.
+def write(path: str | os.PathLike, scores: ExampleScores) -> None:
+  """Writes the scores as CSV, whole or not at all; values keep their full precision.
 
   Raises:
-    ValueError: a figure is infinite.
+    ValueError: a value is infinite.
   """
-  if np.isinf(units.values).any():
-    raise ValueError(f"{path}: a figure is infinite")
+  if np.isinf(scores.values).any():
+    raise ValueError(f"{path}: a value is infinite")
   text = io.StringIO()
   out = csv.writer(text, lineterminator="\n")
-  out.writerow([*_HEAD, *units.metrics])
-  for name, group, patient, figures in zip(
-    units.ids, units.groups, units.patients, units.values.tolist(), strict=True
+  out.writerow([*_HEAD, *scores.metrics])
+  for name, group, patient, values in zip(
+    scores.ids, scores.groups, scores.patients, scores.values.tolist(), strict=True
   ):
     image_id, _, phrase = name.partition("\t")
-    cells = ["" if math.isnan(figure) else repr(figure) for figure in figures]
+    cells = ["" if math.isnan(value) else repr(value) for value in values]
     out.writerow([image_id, phrase, patient, group, *cells])
   replace_text(path, text.getvalue())
 
 
 def read(path: str | os.PathLike) -> ExampleScores:
-  """Reads what `write` wrote.
+  """Reads a file that `write` wrote.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -98,19 +96,19 @@ def read(path: str | os.PathLike) -> ExampleScores:
           raise ValueError(f"{len(line)} cells, the header has {len(head)}")
         image_id, phrase, patient, group, *cells = line
         if (name := example_id(image_id, phrase)) in ids:
-          raise ValueError(f"unit {name!r} stands twice")
+          raise ValueError(f"example {name!r} stands twice")
         ids[name] = None
         patients.append(patient)
         groups.append(group)
-        values.append([_figure(cell) for cell in cells])
+        values.append([_value(cell) for cell in cells])
     except (ValueError, csv.Error) as error:  # also of bytes that are not UTF-8
       raise ValueError(f"{path}, line {max(1, lines.line_num)}: {error}") from error
   values = np.array(values, np.float64).reshape(len(ids), len(head) - 4)
   return ExampleScores(list(ids), groups, patients, tuple(head[4:]), values)
 
 
-def _figure(cell: str) -> float:
-  figure = float(cell) if cell else math.nan
-  if cell and not math.isfinite(figure):
+def _value(cell: str) -> float:
+  value = float(cell) if cell else math.nan
+  if cell and not math.isfinite(value):
     raise ValueError(f"{cell!r} is not a finite number")
-  return figure
+  return value

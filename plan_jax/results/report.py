@@ -1,38 +1,29 @@
-"""The report of a run: one HTML page that needs nothing but itself, and a picture of its images.
+"""The report of a run: one HTML page that needs nothing but itself, and an image of overlays.
 
-The page holds the run's facts, its figures beside their floors, its curves, and images with their
-true regions, phrase maps and the soft region of every word.
+The page holds facts about the run, its metrics beside chance baselines, its curves, and images
+with their true regions, phrase maps and the soft region of every word.
 """
 
 import base64
-import inspect
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from input_pipeline import pages
 from input_pipeline.files import replace_text
-from plan_jax.evaluators import grounding, presence, retrieval, terms
-from plan_jax.results import drawing
-from plan_jax.results import rows as results
+from plan_jax.results import drawing, plots, tables
 from plan_jax.results.rows import RUN, Row
 
-PROTOCOLS = {
-  module.PROTOCOL: inspect.cleandoc(module.__doc__)
-  for module in (grounding, retrieval, presence, terms)
-}
-_TEMPLATE = Path(__file__).with_name("report.html")
-_IMAGE_PX, _MAP_PX, _TILE_PX = 640, 96, 224  # longest sides
+_IMAGE_PX, _MAP_PX, _TILE_PX, _CANVAS_PX = 640, 96, 224, 384  # longest sides
 
 
 class Word(NamedTuple):
-  """A word of a report, with what the model makes of it.
+  """A word of a report, with the model's reading of it.
 
   Attributes:
     text: as written.
@@ -52,13 +43,13 @@ class Phrase(NamedTuple):
     text: the phrase.
     label: its finding.
     mask: [H, W], non-zero in the true region; None where that is not known.
-    heat: float [h, w] in [0, 1], the model's map over the whole image, of any resolution.
+    heatmap: float [h, w] in [0, 1], the model's map over the whole image, of any resolution.
   """
 
   text: str
   label: str
   mask: np.ndarray | None
-  heat: np.ndarray
+  heatmap: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class ImageView:
     image: uint8 [H, W].
     image_id: its name.
     sentences: the report, each sentence a list of words.
-    phrases: (text, label, mask, heat) each; see `Phrase`.
+    phrases: (text, label, mask, heatmap) each; see `Phrase`.
   """
 
   image: np.ndarray
@@ -98,7 +89,7 @@ def write_report(
   curves: Mapping[str, Sequence[tuple[int, float]]],
   images: Sequence[ImageView],
   notes: Mapping[str, str],
-  protocols: Mapping[str, str] = PROTOCOLS,
+  protocols: Mapping[str, str],
 ) -> Path:
   """Writes the page, whole or not at all.
 
@@ -114,28 +105,22 @@ def write_report(
   Returns:
     The path.
   """
-  facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in notes.items())
-  body = [f'<h1>{escape(title)}</h1>\n<div class="card"><dl class="notes">{facts}</dl></div>']
-  if rows:
-    body.append(_results_section(rows, protocols))
-  if curves:
-    figures = "\n".join(drawing.curve(name, points) for name, points in curves.items())
-    body.append(f'<h2>Curves</h2>\n<div class="curves">\n{figures}\n</div>')
-  maps: list[list[dict]] = []
-  if images:
-    body.append(_IMAGES_HEAD)
-    for image in images:
-      html, of_image = _image(image)
-      body.append(html)
-      maps.append(of_image)
+  views = [_image(image) for image in images]
   colours = base64.b64encode(drawing.COLOURS[:, ::-1].tobytes()).decode()
-  data = json.dumps({"colours": colours, "images": maps})  # numbers and base64: no "<"
   stops = drawing.COLOURS[::17, ::-1].tolist()
-  ramp = ", ".join(f"rgb({red}, {green}, {blue})" for red, green, blue in stops)
-  page = _TEMPLATE.read_text(encoding="utf-8").replace("<!--RAMP-->", ramp)
-  # What replaces a mark is escaped and so holds no mark of its own.
-  for mark, text in (("TITLE", escape(title)), ("BODY", "\n".join(body)), ("IMAGES", data)):
-    page = page.replace(f"<!--{mark}-->", text)
+  page = (
+    pages.environment(Path(__file__).parent)
+    .get_template("report.html")
+    .render(
+      title=title,
+      notes=notes,
+      sections=[_section(*block, protocols) for block in tables.grouped(rows).items()],
+      curves=[plots.curve(name, points) for name, points in curves.items()],
+      images=views,
+      maps={"colours": colours, "images": [view["maps"] for view in views]},
+      ramp=", ".join(f"rgb({red}, {green}, {blue})" for red, green, blue in stops),
+    )
+  )
   replace_text(path, page)
   return Path(path)
 
@@ -151,8 +136,7 @@ def save_overlays(
   for image in [image for image in images if image.phrases][:most]:
     phrase = image.phrases[0]
     plain = cv2.cvtColor(image.image, cv2.COLOR_GRAY2BGR)
-    lit = drawing.coloured(image.image, phrase.heat)
-    tiles = [plain, drawing.outlined(plain, phrase.mask), drawing.outlined(lit, phrase.mask)]
+    tiles = [plain, *_outlined(image, phrase)]
     strip = np.concatenate([drawing.boxed(tile, _TILE_PX) for tile in tiles], 1)
     entry = np.concatenate([strip, drawing.caption(phrase.text, strip.shape[1])])
     entries.append(np.pad(entry, ((6, 4), (6, 6), (0, 0)), constant_values=255))
@@ -170,136 +154,106 @@ def save_overlays(
   return path
 
 
-_READING = """<p class="soft">Each figure stands beside floors, which do not look at the image.
-The plot shows the run with its 95&nbsp;% interval, and the floors as ticks, the best one thick.
-A run is better or worse than its best floor (underlined) only where its interval does not hold the
-floor's figure, else level with it.</p>"""
-
-_IMAGES_HEAD = """<h2>Images</h2>
-<div class="legend">
-<span>map <i class="ramp"></i> none to maximum</span>
-<span><i class="mark"></i> true region</span>
-<span>word <i class="shade"></i> significance 0 to 1</span>
-<label>opacity <input type="range" id="opacity" min="0" max="1" step="0.05" value="0.7"></label>
-</div>
-<p class="soft">Hover a word, or move to it with Tab, to see its soft region, scaled to its own
-maximum. Choose a phrase to keep its map.</p>"""
-
-
-def _results_section(rows: Sequence[Row], protocols: Mapping[str, str]) -> str:
-  out = [f"<h2>Results</h2>\n{_READING}"]
-  for (task, protocol, data), block in results.grouped(rows).items():
-    cells = results.cells_of(block)
-    floors = results.floors_of(block)
-    gallery = any(row.gallery is not None for row in block)
-    first = next(iter(cells))[0]
-    out.append(
-      f'<section class="card"><h3>{escape(task.capitalize())} on {escape(data)}'
-      f" <small>{escape(protocol)}</small></h3>"
-    )
-    lines = {metric: found for (group, metric), found in cells.items() if group == first}
-    out.append(_table(first, lines, floors, gallery, shared=False))
-    for metric in dict.fromkeys(metric for group, metric in cells if group != first):
-      lines = {g: found for (g, m), found in cells.items() if m == metric and g != first}
-      opened = " open" if metric == next(iter(cells))[1] else ""
-      out.append(f"<details{opened}><summary>{escape(metric)} by group</summary>")
-      out.append(_table("", lines, floors, gallery, shared=True) + "</details>")
-    if protocol in protocols:
-      text = escape(protocols[protocol])
-      out.append(f"<details><summary>Protocol {escape(protocol)}</summary>")
-      out.append(f"<pre>{text}</pre></details>")
-    out.append("</section>")
-  return "\n".join(out)
+def _section(
+  name: tuple[str, str, str], rows: Sequence[Row], protocols: Mapping[str, str]
+) -> dict[str, object]:
+  """Returns the tables of one (task, protocol, data): its first group, and each metric by group."""
+  task, protocol, data = name
+  cells = tables.cells_of(rows)
+  first, *groups = dict.fromkeys(group for group, _ in cells)
+  by_group = {}
+  for metric in dict.fromkeys(metric for group, metric in cells if group != first):
+    chosen = {g: cells[g, metric] for g in groups if (g, metric) in cells}
+    together = [row for models in chosen.values() for row in models.values()]  # one scale
+    by_group[metric] = [_line(group, models, together) for group, models in chosen.items()]
+  return {
+    "task": task.capitalize(),
+    "protocol": protocol,
+    "data": data,
+    "definition": protocols.get(protocol),
+    "models": tables.chance_baselines(rows),
+    "gallery": any(row.gallery is not None for row in rows),
+    "group": first,
+    "lines": [
+      _line(metric, models, list(models.values()))
+      for (group, metric), models in cells.items()
+      if group == first
+    ],
+    "by_group": by_group,
+  }
 
 
-def _table(
-  head: str, lines: dict[str, dict[str, Row]], floors: list[str], gallery: bool, *, shared: bool
-) -> str:
-  """One line a metric (or group): plot, run, floors, verdict. `shared`: one scale for all plots."""
-  titles = "".join(f"<th>{escape(name).replace('_', '_<wbr>')}</th>" for name in floors)
-  sizes = "<th>n</th>" + "<th>gallery</th>" * gallery
-  out = [
-    f'<div class="wide"><table><thead><tr><th>{escape(head)}</th><th></th>'
-    f'<th>run [95 % interval]</th>{titles}<th class="text">against best floor</th>'
-    f"{sizes}</tr></thead><tbody>"
-  ]
-  together = [row for cells in lines.values() for row in cells.values()]
-  for name, cells in lines.items():
-    run, best = cells.get(RUN), results.best_floor(cells)
-    standing = results.standing(cells)
-    value = ""
-    if run:
-      figure, _, rest = results.with_interval(run).partition(" ")
-      value = f"{figure} <span>{rest}</span>"
-    plot = drawing.range_plot(cells, together if shared else list(cells.values()))
-    line = f'<tr><th>{escape(name)}</th><td class="plot">{plot}</td>'
-    line += f'<td class="run {standing}">{value}</td>'
-    for floor in floors:
-      mark = ' class="best"' if best and floor == best.model else ""
-      line += f"<td{mark}>{results.number(cells[floor].value) if floor in cells else '-'}</td>"
-    some = run or next(iter(cells.values()))
-    line += f'<td class="verdict {standing}">{standing}</td><td>{some.n}</td>'
-    out.append(line + f"<td>{some.gallery}</td>" * gallery + "</tr>")
-  return "\n".join(out) + "</tbody></table></div>"
+def _line(name: str, cells: dict[str, Row], together: Sequence[Row]) -> dict[str, object]:
+  """Returns one line of a table; `together` are the rows that share the scale of its plot."""
+  run, best = cells.get(RUN), tables.best_chance(cells)
+  value, _, interval = tables.with_interval(run).partition(" ") if run else ("", "", "")
+  any_row = run or next(iter(cells.values()))
+  return {
+    "name": name,
+    "plot": plots.range_plot(cells, together),
+    "value": value,
+    "interval": interval,
+    "standing": tables.standing(cells),
+    "chance": {model: tables.number(row.value) for model, row in cells.items()},
+    "best": best.model if best else None,
+    "n": any_row.n,
+    "gallery": any_row.gallery,
+  }
 
 
-def _image(image: ImageView) -> tuple[str, list[dict]]:
-  """The image's part of the page, and the maps that its words and phrases point at."""
+def _image(view: ImageView) -> dict[str, object]:
+  """Returns the image's part of the page, with the maps that its words and phrases point at."""
   maps: list[dict] = []
 
-  def keep(heat: np.ndarray) -> int:
-    heat = drawing.reduced(np.nan_to_num(np.asarray(heat, np.float32)), _MAP_PX)
-    values = np.round(255 * np.clip(heat, 0, 1)).astype(np.uint8)
+  def keep(heatmap: np.ndarray) -> int:
+    heatmap = drawing.reduced(np.nan_to_num(np.asarray(heatmap, np.float32)), _MAP_PX)
+    values = np.round(255 * np.clip(heatmap, 0, 1)).astype(np.uint8)
     rows, columns = values.shape
     text = base64.b64encode(values.tobytes()).decode()
     maps.append({"rows": rows, "columns": columns, "values": text})
     return len(maps) - 1
 
-  paths, buttons, stills = [], [], []
-  for i, phrase in enumerate(image.phrases):
-    text, label = escape(phrase.text), escape(phrase.label)
-    if phrase.mask is not None:
-      paths.append(f'<path data-phrase="{i}" d="{drawing.outline(phrase.mask)}"/>')
-    buttons.append(
-      f'<button type="button" aria-pressed="false" data-phrase="{i}" data-map="{keep(phrase.heat)}"'
-      f' data-caption="phrase: {text}">{text}<small>{label}</small></button>'
+  phrases = []
+  for number, phrase in enumerate(view.phrases):
+    pair = [drawing.reduced(still, drawing.STILL_PX) for still in _outlined(view, phrase)]
+    phrases.append(
+      {
+        "number": number,
+        "text": phrase.text,
+        "label": phrase.label,
+        "outline": None if phrase.mask is None else drawing.outline(phrase.mask),
+        "map": keep(phrase.heatmap),
+        "still": drawing.uri(np.concatenate(pair, 1), ".jpg"),
+      }
     )
-    plain = cv2.cvtColor(image.image, cv2.COLOR_GRAY2BGR)
-    lit = drawing.coloured(image.image, phrase.heat)
-    pair = [drawing.outlined(plain, phrase.mask), drawing.outlined(lit, phrase.mask)]
-    pair = np.concatenate([drawing.reduced(still, drawing.STILL_PX) for still in pair], 1)
-    stills.append(
-      f'<figure><img alt="true region and map of {text}" src="{drawing.uri(pair, ".jpg")}">'
-      f"<figcaption>{text}</figcaption></figure>"
-    )
-  lines = []
-  for sentence in image.sentences:
+  sentences = []
+  for sentence in view.sentences:
     words = []
     for word in sentence:
-      score = min(max(float(np.nan_to_num(word.significance)), 0.0), 1.0)
-      text, note = escape(word.text), f"significance {score:.2f}"
-      hover = ""
+      significance = min(max(float(np.nan_to_num(word.significance)), 0.0), 1.0)
+      number = None
       if word.region is not None:
         top = np.nanmax(word.region)
         number = keep(word.region / top if top > 0 else word.region)
-        hover = f' tabindex="0" data-map="{number}" data-caption="word: {text}, {note}"'
-      words.append(
-        f'<span class="word" style="--s:{score:.3f}" title="{note}"{hover}>{text}</span>'
-      )
-    lines.append(f'<p class="sentence">{" ".join(words)}</p>')
+      words.append({"text": word.text, "significance": significance, "map": number})
+    sentences.append(words)
 
-  height, width = image.image.shape
-  scale = min(1.0, 384 / max(height, width))
-  canvas = (max(1, round(width * scale)), max(1, round(height * scale)))
-  name = escape(image.image_id)
-  side = ['<h4>Phrases</h4><div class="phrases">' + "".join(buttons) + "</div>"] * bool(buttons)
-  side += ["<h4>Report</h4>", *lines] * bool(lines)
-  side += ['<div class="stills">' + "".join(stills) + "</div>"] * bool(stills)
-  return (
-    f'<article class="card image"><h3>{name}</h3><div>'
-    f'<div class="viewer" style="aspect-ratio:{width}/{height}">'
-    f'<img alt="image {name}" src="{drawing.uri(drawing.reduced(image.image, _IMAGE_PX), ".png")}">'
-    f'<canvas width="{canvas[0]}" height="{canvas[1]}"></canvas>'
-    f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{"".join(paths)}</svg></div>'
-    f'<p class="shown" aria-live="polite"></p></div><div>{"".join(side)}</div></article>'
-  ), maps
+  height, width = view.image.shape
+  scale = min(1.0, _CANVAS_PX / max(height, width))
+  return {
+    "name": view.image_id,
+    "width": width,
+    "height": height,
+    "canvas": (max(1, round(width * scale)), max(1, round(height * scale))),
+    "uri": drawing.uri(drawing.reduced(view.image, _IMAGE_PX), ".png"),
+    "phrases": phrases,
+    "sentences": sentences,
+    "maps": maps,
+  }
+
+
+def _outlined(view: ImageView, phrase: Phrase) -> list[np.ndarray]:
+  """Returns the image, and the image under the phrase's map, both with the true region."""
+  plain = cv2.cvtColor(view.image, cv2.COLOR_GRAY2BGR)
+  mixed = drawing.coloured(view.image, phrase.heatmap)
+  return [drawing.outlined(image, phrase.mask) for image in (plain, mixed)]

@@ -57,15 +57,15 @@ class Checkpoints:
     )
 
   def latest(self) -> int | None:
-    """Step of the newest whole checkpoint."""
+    """Gives the step of the newest whole checkpoint, None without any."""
     return self._manager.latest_step()
 
   def best(self) -> int | None:
-    """Step of the checkpoint with the highest `best_metric`."""
+    """Gives the step of the checkpoint with the highest `best_metric`, None without any."""
     return self._manager.best_step() if self._best_metric else None
 
   def to_evaluate(self, which: str) -> int | None:
-    """Step of the "last" or the "best" checkpoint, None without any.
+    """Gives the step of the "last" or the "best" checkpoint, None without any.
 
     Raises CheckpointError where the best is asked for and none was scored.
     """
@@ -85,11 +85,11 @@ class Checkpoints:
       return
     if metrics is not None and self._best_metric not in metrics:
       metrics = None
-    # Forced: whether to save is decided already, and asking would disturb plan_jax.runtime.preemption.
+    # Forced: that it saves is decided already, and to ask would disturb runtime/preemption.py.
     self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
   def restore(self, abstract, step: int | None = None):
-    """The state of `step` (the newest by default), laid out as `abstract` says.
+    """Restores the state of `step` (the newest by default), laid out as `abstract` is.
 
     Args:
       abstract: tree of jax.ShapeDtypeStruct with shardings.
@@ -98,13 +98,13 @@ class Checkpoints:
     Raises:
       CheckpointError: if there is none, or its arrays differ from `abstract`.
     """
-    there = sorted(self._manager.all_steps())
+    steps = sorted(self._manager.all_steps())
     if step is None:
       step = self.latest()
-    if step is None or step not in there:
+    if step is None or step not in steps:
       raise CheckpointError(
         f"no checkpoint {'' if step is None else f'of step {step} '}in {self._folder}"
-        f" (there: {there or 'none'}): train first (--mode=train), or name another --workdir"
+        f" (there: {steps or 'none'}): train first (--mode=train), or name another --workdir"
       )
     try:
       return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
@@ -114,7 +114,7 @@ class Checkpoints:
       ) from error
 
   def wait(self) -> None:
-    """Returns once every save is on disk."""
+    """Waits until every save is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -123,7 +123,7 @@ class Checkpoints:
 
 
 def abstract_state(make: Callable, shardings):
-  """The shapes of `make()` with the given shardings, as `restore` wants them."""
+  """Gives the shapes of `make()` with these shardings, for `restore`."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     jax.eval_shape(make),

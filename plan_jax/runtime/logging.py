@@ -1,4 +1,4 @@
-"""What a run says while it runs: scalars to files, progress to the terminal."""
+"""The log of a run: scalars to files, messages and progress to the terminal."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ class Scalars:
   """Scalars by step, in `metrics.jsonl` (one JSON object a line) and as TensorBoard events."""
 
   def __init__(self, workdir: Path, *, from_step: int, mute: bool = False):
-    """Opens the files; what an earlier run wrote after `from_step` will happen again and is cut.
+    """Opens the files, and cuts what an earlier run wrote after `from_step`: it will come again.
 
     With `mute` there are no files: another process writes them.
     """
@@ -31,7 +31,7 @@ class Scalars:
     self._events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=from_step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Adds the values at `step`; what is not finite becomes null in the JSON."""
+    """Adds the values at `step`; those that are not finite become null in the JSON."""
     if self._mute:
       return
     finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
@@ -50,7 +50,7 @@ class Scalars:
 
 
 def read_scalars(path: Path) -> list[dict]:
-  """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+  """Reads the lines of a metrics.jsonl; a last line cut short by a kill is left out."""
   if not Path(path).exists():
     return []
   rows = []
@@ -63,32 +63,32 @@ def read_scalars(path: Path) -> list[dict]:
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-  """Name -> [(step, value), ...] of a metrics.jsonl."""
-  found: dict[str, list[tuple[int, float]]] = {}
+  """Reads the curves of a metrics.jsonl: name -> [(step, value), ...]."""
+  points: dict[str, list[tuple[int, float]]] = {}
   for row in read_scalars(path):
     for name, value in row.items():
       if name != "step" and value is not None:
-        found.setdefault(name, []).append((row["step"], value))
-  return found
+        points.setdefault(name, []).append((row["step"], value))
+  return points
 
 
 class Progress:
   """One line now and then: step, share, rate, time left."""
 
-  def __init__(self, what: str, total: int, *, start: int, unit: str, per_step: int):
+  def __init__(self, name: str, total: int, *, start: int, unit: str, per_step: int):
     """`per_step` units are done in a step, of `total` steps, `start` of which are done before."""
-    self._what, self._total, self._unit, self._per_step = what, total, unit, per_step
+    self._name, self._total, self._unit, self._per_step = name, total, unit, per_step
     self._last = (start, time.monotonic())
 
   def line(self, step: int, extra: str = "") -> str:
-    """The line at `step`; the rate is that since the line before."""
+    """Writes the line at `step`; the rate is that since the line before."""
     before, then = self._last
     now = time.monotonic()
     self._last = (step, now)
     rate = (step - before) / max(now - then, 1e-9)
     left = duration((self._total - step) / rate) if rate else "?"
     return (
-      f"{self._what} {step}/{self._total} ({step / self._total:.0%})"
+      f"{self._name} {step}/{self._total} ({step / self._total:.0%})"
       f"  {rate:.2f} steps/s, {rate * self._per_step:.0f} {self._unit}/s  ETA {left}  {extra}"
     )
 
@@ -98,14 +98,14 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-  """Hours, minutes and seconds: 1:02:03, or 2:03 below an hour."""
+  """Writes hours, minutes and seconds: 1:02:03, or 2:03 below an hour."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class _Stdout(logging.Handler):
-  """Prints each message as it is to standard output, whatever that is at the time."""
+  """A handler that prints each message to standard output, whatever that is at the time."""
 
   def emit(self, record: logging.LogRecord) -> None:
     print(self.format(record), flush=True)

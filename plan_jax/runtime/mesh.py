@@ -12,27 +12,29 @@ from input_pipeline.errors import UserError
 _SMALL = 2**18  # parameters below this many numbers are not worth splitting
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-  """Mesh with axes "data" and "fsdp"; `data` -1 takes all devices that `fsdp` leaves.
+class MeshError(UserError):
+  """The devices do not divide as asked for; the message names the axis."""
 
-  Raises UserError, naming the key, where the devices do not divide.
+
+def make_mesh(data: int, fsdp: int) -> Mesh:
+  """Makes a mesh with axes "data" and "fsdp"; `data` -1 takes all devices that `fsdp` leaves.
+
+  Raises MeshError where the devices do not divide.
   """
   count = jax.device_count()
   if fsdp < 1 or count % fsdp:
-    raise UserError(f"config.mesh.fsdp {fsdp} does not divide {count} devices")
+    raise MeshError(f"fsdp: is {fsdp}; must divide the {count} devices")
   if data == -1:
     data = count // fsdp
   if data < 1 or data * fsdp != count:
-    raise UserError(
-      f"config.mesh.data {data} x mesh.fsdp {fsdp} are not the {count} devices there are"
-    )
+    raise MeshError(f"data: is {data}; times fsdp, {fsdp}, it must be the {count} devices")
   # Auto axes: the compiler places the collectives (explicit axes would reject the B x B product).
   return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 @contextlib.contextmanager
 def quick_draws() -> Iterator[None]:
-  """On GPUs, random numbers come from one kernel, not from as many as there are parameters.
+  """Draws random numbers on GPUs by one kernel, not by as many as there are parameters.
 
   To compile those takes three minutes for a ResNet-50 and a BERT-base on an H100. The numbers are
   the same. For first weights alone: dropout would draw for the whole batch on every device.
@@ -47,12 +49,12 @@ def quick_draws() -> Iterator[None]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis over all devices."""
+  """Splits the first axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(state, mesh: Mesh):
-  """A sharding per leaf: the largest axis that divides over "fsdp" is split, small leaves none."""
+  """Gives each leaf a sharding: the largest axis that divides over "fsdp" is split, if large."""
   size = mesh.shape["fsdp"]
 
   def place(leaf):
@@ -67,12 +69,12 @@ def state_sharding(state, mesh: Mesh):
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-  """All of it on every device."""
+  """Puts the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def spread(tree, mesh: Mesh):
-  """Arrays [B, ...] that every host has whole, to global arrays over all devices."""
+  """Turns arrays [B, ...] that every host has whole into global arrays over all devices."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
@@ -80,7 +82,7 @@ def spread(tree, mesh: Mesh):
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Host batches, [B / hosts, ...] each, to global arrays [B, ...] over all devices."""
+  """Turns host batches, [B / hosts, ...] each, into global arrays [B, ...] over all devices."""
   sharding = batch_sharding(mesh)
   return {
     name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()

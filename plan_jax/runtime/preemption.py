@@ -1,4 +1,4 @@
-"""SIGTERM, the notice that the machine will be taken away: save, and exit with a special code."""
+"""Preemption: SIGTERM says that the machine will be taken away; save, and exit with a code."""
 
 import ctypes
 import os
@@ -15,30 +15,30 @@ _END_SECONDS = 4
 
 
 class Preempted(KeyboardInterrupt):
-  """SIGTERM came; all that can be saved is. The same command goes on from there."""
+  """SIGTERM came, and all that can be saved is; the same command goes on from there."""
 
 
 def interrupt(*_) -> None:
-  """Signal handler for all work that is merely begun again: raises Preempted."""
+  """Raises Preempted: the signal handler for all work that is merely begun again."""
   raise Preempted
 
 
 def take_over() -> None:
-  """SIGTERM raises Preempted after hosts.start, too, where JAX took it for a service of its own.
+  """Takes SIGTERM back after processes.start, where JAX took it for a service of its own.
 
-  The main thread hears of it only when it waits for no other process. One that waits for longer
-  ends all the same, process 0 last: its end would abort the others.
+  It raises Preempted, but in the main thread only while that waits for no other process. A process
+  that waits for longer ends all the same, process 0 last: its end would abort the others.
   """
   get = ctypes.pythonapi.PyOS_getsig
   get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_int]
   Notice.service = get(signal.SIGTERM)
   signal.signal(signal.SIGTERM, interrupt)
-  heard, told = socket.socketpair()
-  told.setblocking(False)
-  signal.set_wakeup_fd(told.detach())
+  receiver, sender = socket.socketpair()
+  sender.setblocking(False)
+  signal.set_wakeup_fd(sender.detach())
 
   def end():
-    while heard.recv(1) != bytes([signal.SIGTERM]):
+    while receiver.recv(1) != bytes([signal.SIGTERM]):
       pass
     time.sleep(_END_SECONDS * (1 if jax.process_index() else 2))
     os._exit(EXIT_CODE)
@@ -47,9 +47,9 @@ def take_over() -> None:
 
 
 class Notice:
-  """While open, SIGTERM interrupts nothing; `came` tells of it between steps.
+  """A context in which SIGTERM interrupts nothing; `received` tells of it between steps.
 
-  With several processes the notice to any of them is one to all, and all hear of it after the same
+  With several processes the notice to any of them is one to all, and all learn of it after the same
   step (JAX's preemption service, which has its own handler of SIGTERM).
   """
 
@@ -69,8 +69,8 @@ class Notice:
   def __exit__(self, *_):
     signal.signal(signal.SIGTERM, self._before)
 
-  def came(self, count: int) -> bool:
-    """Whether to stop now; `count` must be 1 at the first call, and grow by 1."""
+  def received(self, count: int) -> bool:
+    """Tells whether to stop now; `count` must be 1 at the first call, and grow by 1."""
     if jax.distributed.is_initialized():
       return multihost_utils.reached_preemption_sync_point(count)
     return self._noticed

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and whose it is."""
+"""The folder of a run: its paths, and the run that it belongs to."""
 
 import json
 import shutil
@@ -9,12 +9,19 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 
-# What may differ when a run goes on or is evaluated again: none of it changes what is learned.
-# Where the records lie is free too: their fingerprint tells whether they are the same.
+# Keys that may differ when a run goes on or is evaluated again: none of them changes what is
+# learned. The folder of the records is free too: their fingerprint tells whether they are the same.
 FREE = (
-  "evaluation", "checkpoint", "mesh", "data.workers", "data.threads", "data.records", "data.source",
-  "data.max_skipped_fraction", "train.log_every_steps",
-)  # fmt: skip
+  "evaluation",
+  "checkpoint",
+  "mesh",
+  "data.workers",
+  "data.threads",
+  "data.records",
+  "data.source",
+  "data.max_skipped_fraction",
+  "train.log_every_steps",
+)
 
 
 class WorkdirError(UserError):
@@ -38,7 +45,7 @@ class Workdir:
     self.report = self.path / "report" / "index.html"
 
   def example_scores_of(self, task: str, name: str = "") -> Path:
-    """Where the scores of a task lie; `name` is that of an attached evaluation set."""
+    """Gives the file of the scores of a task; `name` is that of an attached evaluation set."""
     return self.example_scores / name / f"{task}.csv"
 
   def claim(self, config: ConfigDict, *, new: bool = True) -> None:
@@ -70,7 +77,7 @@ class Workdir:
       if before.get(key) != now.get(key) and not key.startswith(FREE)
     ]
     if differ and not self.begun():
-      # Nothing was learned yet: a config that was mended takes the place of the one that failed.
+      # Nothing was learned yet: a config that was mended replaces the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)
       self.records_note.unlink(missing_ok=True)
       replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
@@ -83,7 +90,7 @@ class Workdir:
   def refuse_other_baseline(self, config: ConfigDict) -> None:
     """Raises WorkdirError if a run lies here, or another baseline's evaluation.
 
-    The config of a baseline is a run's without training; `claim` would take the place of both.
+    The config of a baseline is a run's without training; `claim` would replace both.
     """
     if not self.config.exists():
       return
@@ -105,7 +112,7 @@ class Workdir:
       )
 
   def begun(self) -> bool:
-    """Whether there is a checkpoint."""
+    """Tells whether there is a checkpoint."""
     return self.checkpoints.is_dir() and any(p.name.isdigit() for p in self.checkpoints.iterdir())
 
   def claim_records(self, folder: Path, fingerprint: str) -> None:
@@ -121,8 +128,12 @@ class Workdir:
         " config.data.records, or name another --workdir"
       )
 
+  def load_config(self) -> ConfigDict:
+    """Loads the config that the run was started with; its sequences are tuples, as they were."""
+    return ConfigDict(_with_tuples(self.read_config()))
+
   def read_config(self) -> dict:
-    """The config the run was started with."""
+    """Reads the config that the run was started with, as JSON has it."""
     if not self.config.exists():
       raise WorkdirError(
         f"{self.path} holds no run (no config.json): train first, or name another --workdir"
@@ -130,8 +141,14 @@ class Workdir:
     return json.loads(self.config.read_text())
 
 
+def _with_tuples(value):
+  if isinstance(value, dict):
+    return {key: _with_tuples(entry) for key, entry in value.items()}
+  return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
 def flatten(tree: dict, prefix: str = "") -> dict:
-  """Nested dict -> {"a.b": value}."""
+  """Flattens a nested dict to {"a.b": value}."""
   flat = {}
   for key, value in tree.items():
     name = f"{prefix}{key}"

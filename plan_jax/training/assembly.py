@@ -10,63 +10,68 @@ from ml_collections import ConfigDict
 
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.alignment import curriculum
-from plan_jax.models.two_towers import Plan, build
-from plan_jax.models.weights.load import Encoder
+from plan_jax.models.two_towers import TwoTowers, build
+from plan_jax.models.weights.load import LoadedEncoder
 from plan_jax.runtime.checkpoints import abstract_state
 from plan_jax.runtime.mesh import make_mesh, quick_draws, state_sharding
-from plan_jax.training.state import TrainState, initial_state, make_optimizer
+from plan_jax.training.config import TrainConfig
+from plan_jax.training.optimizer import make_optimizer
+from plan_jax.training.state import TrainState, initial_state
 
 
 @dataclass(frozen=True)
 class Assembly:
-  """What training and inference share.
+  """The parts that training and inference share.
 
   Attributes:
-    model: the two towers.
+    model: both encoders.
     optimizer, schedule: as make_optimizer gives them.
     stages: of the curriculum.
     mesh: of devices.
     shardings: tree like the state.
     abstract_state: shapes, dtypes and shardings of the state.
+    train: the section `config.train`.
     config: of the run.
   """
 
-  model: Plan
+  model: TwoTowers
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
   stages: tuple[curriculum.Stage, ...]
   mesh: Mesh
   shardings: TrainState
   abstract_state: TrainState
+  train: TrainConfig
   config: ConfigDict
 
   def initial_state(self) -> TrainState:
-    """The state before the first step, on the mesh."""
-    made = jax.jit(
+    """Makes the state before the first step, on the mesh."""
+    make = jax.jit(
       lambda: _initial(self.model, self.optimizer, self.config), out_shardings=self.shardings
     )
     with quick_draws():
-      return made()
+      return make()
 
-  def with_encoders(self, state: TrainState, encoders: dict[str, Encoder]) -> TrainState:
-    """The state before the first step with these encoders, by their names in the parameters."""
+  def with_encoders(self, state: TrainState, encoders: dict[str, LoadedEncoder]) -> TrainState:
+    """Puts these encoders, by their names in the parameters, into a state before the first step."""
 
-    def taken(tree, shardings, part):
+    def replaced(tree, shardings, part):
       given = {name: getattr(encoder, part) for name, encoder in encoders.items()}
-      given = {name: there for name, there in given.items() if there}
+      given = {name: weights for name, weights in given.items() if weights}
       return tree | jax.device_put(given, {name: shardings[name] for name in given})
 
     return state.replace(
-      params=taken(state.params, self.shardings.params, "params"),
-      batch_stats=taken(state.batch_stats, self.shardings.batch_stats, "batch_stats"),
-      ema=None if state.ema is None else taken(state.ema, self.shardings.ema, "params"),
+      params=replaced(state.params, self.shardings.params, "params"),
+      batch_stats=replaced(state.batch_stats, self.shardings.batch_stats, "batch_stats"),
+      ema=None if state.ema is None else replaced(state.ema, self.shardings.ema, "params"),
     )
 
 
 def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
   """Builds the parts; nothing is computed yet. Raises ValueError naming a key that does not fit."""
-  model = build(config.model, tokenizer.vocabulary_size, freeze=config.train.freeze)
-  optimizer, schedule = make_optimizer(config.train, config.train.steps)
+  train = TrainConfig.read(config.train)
+  model = build(config.model, tokenizer.vocabulary_size, freeze=train.freeze)
+  optimizer, schedule = make_optimizer(train, train.steps)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
 
   def make():
@@ -81,6 +86,7 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
     mesh=mesh,
     shardings=shardings,
     abstract_state=abstract_state(make, shardings),
+    train=train,
     config=config,
   )
 
@@ -97,7 +103,7 @@ def _initial(model, optimizer, config) -> TrainState:
 
 
 def _batch(config) -> dict:
-  """Of one pair; gives shapes only."""
+  """A batch of one pair, which gives shapes only."""
   side, length, words = config.model.image_px, config.text.max_tokens, config.text.max_words
   tokens = np.zeros((1, length), np.int32)
   return {

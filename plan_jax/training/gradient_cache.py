@@ -1,7 +1,7 @@
 """Large batches in the memory of small ones: gradients of a contrast by encoding twice.
 
-A contrast needs the features of the whole batch at once, the encoders' activations it does not. So
-the features are computed micro-batch by micro-batch and kept, the loss of the whole batch gives the
+A contrast needs the features of the whole batch at once, but not the encoders' activations. So the
+features are computed micro-batch by micro-batch and kept, the loss of the whole batch gives the
 gradient with respect to them, and each micro-batch is encoded again to carry its share of that
 gradient into the parameters (Gao et al. 2021, "Scaling deep contrastive learning batch size under
 memory limited setup"). The gradient is that of the whole batch; only where the encoders look at the
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 def value_and_gradient(
   encode: Callable, loss: Callable, params, stats, batch, key: jax.Array, micro_batches: int
 ):
-  """The loss of the whole batch and its gradient.
+  """Computes the loss of the whole batch and its gradient.
 
   Args:
     encode: (params, stats, batch, key) -> (features, stats); features are float arrays that lead
@@ -39,8 +39,8 @@ def value_and_gradient(
       total, parts = loss(features, params, batch)
       return total, (parts, after)
 
-    gradient, found = jax.grad(whole, has_aux=True)(params)
-    return found, gradient
+    gradient, aux = jax.grad(whole, has_aux=True)(params)
+    return aux, gradient
 
   small = jax.tree.map(lambda x: _split(x, micro_batches), batch)
   keys = jax.random.split(key, micro_batches)
@@ -64,10 +64,10 @@ def value_and_gradient(
 
 
 def _split(x: jax.Array, count: int) -> jax.Array:
-  """[B, ...] -> [count, B / count, ...], interleaved: each device keeps its own share of each."""
+  """Splits [B, ...] into [count, B / count, ...], interleaved: each device keeps its own share."""
   return x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _join(x: jax.Array) -> jax.Array:
-  """The inverse of `_split`."""
+  """Inverts `_split`."""
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax.evaluators.datasets import EvaluationSet
-from plan_jax.inference.load import Grounder
+from plan_jax.inference.predictor import Predictor
 from plan_jax.results import rows as results
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
@@ -41,7 +41,7 @@ class Learned(NamedTuple):
 
 
 def learn(
-  config: ConfigDict, workdir: Workdir, model: Grounder, datasets: Sequence[EvaluationSet]
+  config: ConfigDict, workdir: Workdir, model: Predictor, datasets: Sequence[EvaluationSet]
 ) -> Iterator[Learned]:
   """Learns what `config.evaluation.transfer` names, each once for every share of the patients.
 

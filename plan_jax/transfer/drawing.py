@@ -8,13 +8,12 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.example import Example
-from plan_jax.evaluators import detection
-from plan_jax.evaluators.detection import Image
-from plan_jax.evaluators.segmentation import true_masks
+from input_pipeline.regions import finding_masks
+from plan_jax.metrics.detection import RATES, Image, score_limits
 from plan_jax.results.contact_sheet import SIDE, enlarged, sheet, spread_over
 from plan_jax.runtime.logging import log
 
-_RATE = "1/8"  # of detection.RATES: predictions above its limit are drawn
+_RATE = "1/8"  # of RATES: predictions above its limit are drawn
 _TRUE, _PREDICTED = (242, 215, 38), (60, 140, 255)  # blue, green, red
 
 
@@ -59,8 +58,8 @@ def write_boxes(
     findings: names.
     source: of the same images, in their order.
   """
-  limits = detection.score_limits(predicted, len(findings))
-  limits = limits[:, list(detection.RATES).index(_RATE)]
+  limits = score_limits(predicted, len(findings))
+  limits = limits[:, list(RATES).index(_RATE)]
   overlays = {}
   for i in spread_over(len(predicted)):
     image, canvas = predicted[i], Canvas(images.decode(source[i].image))
@@ -89,7 +88,7 @@ def write_outlines(
   """
   overlays = {}
   for example, probabilities in maps:
-    canvas, masks = Canvas(images.decode(example.image)), true_masks(example, findings)
+    canvas, masks = Canvas(images.decode(example.image)), finding_masks(example, findings)
     for k, name in enumerate(findings):
       predicted = probabilities[k] >= np.float32(thresholds.get(name, 0.5))
       for mask, color in ((masks.get(k), _TRUE), (predicted, _PREDICTED)):

@@ -1,14 +1,13 @@
-"""Examples to learn from and to score on: shares of the training patients, batches of images."""
+"""Examples to learn from and to score on: shares of the training patients."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from input_pipeline import images, records
+from input_pipeline import records
 from input_pipeline.conversion.selection_builders import subset
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
@@ -17,20 +16,6 @@ from input_pipeline.example import Example
 def iterate(source: Sequence[Example]) -> Iterator[Example]:
   """Yields the examples of a source in order."""
   return (source[i] for i in range(len(source)))
-
-
-def decode_batches(
-  examples: Iterable[Example], size: int
-) -> Iterator[tuple[list[Example], list[np.ndarray]]]:
-  """Yields `size` examples at a time, the last time fewer, with their pixels, uint8 [H, W]."""
-  batch: list[Example] = []
-  for example in examples:
-    batch.append(example)
-    if len(batch) == size:
-      yield batch, [images.decode(each.image) for each in batch]
-      batch = []
-  if batch:
-    yield batch, [images.decode(each.image) for each in batch]
 
 
 def regions_in(source: Sequence[Example], findings: Iterable[str]) -> set[str]:

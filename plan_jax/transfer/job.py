@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax.models.two_towers import image_encoder
-from plan_jax.results import example_scores
+from plan_jax.results import example_scores, tables
 from plan_jax.results import rows as results
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.runtime.logging import log
@@ -85,7 +85,7 @@ class Job:
       rows: all of one task and data.
       scores: of the run's encoder.
     """
-    log.info(results.table(rows))
+    log.info(tables.table(rows))
     example_scores.write(self.out.example_scores_of(rows[0].task), scores)
     data = {rows[0].data: records.fingerprint(self.settings.records)}
     results.write(self.out.evaluation, results.Evaluation(step, rows, data))
@@ -106,7 +106,7 @@ def start(settings: Settings, stride: int | None) -> Job:
   out = Workdir(settings.out)
   if out.evaluation.exists() and not out.begun():  # without a checkpoint, whose it is is not known
     raise UserError(f"{settings.out} holds an evaluation already: name another --out")
-  config = ConfigDict(Workdir(settings.workdir).read_config())
+  config = Workdir(settings.workdir).load_config()
   settings = dataclasses.replace(settings, image_px=settings.image_px or config.model.image_px)
   stride = stride or image_encoder(config.model.image).output_stride
   if settings.image_px % stride:

@@ -7,8 +7,7 @@ from tqdm import tqdm
 from input_pipeline.errors import UserError
 from plan_jax.evaluators import labelled_images
 from plan_jax.evaluators.classification import classified_rows
-from plan_jax.evaluators.labelled_images import Images
-from plan_jax.evaluators.retrieval import ImageEmbedder
+from plan_jax.evaluators.labelled_images import ImageEmbedder, Images
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import Row
 from plan_jax.runtime.logging import log

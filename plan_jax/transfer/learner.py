@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,29 +14,16 @@ from input_pipeline import images
 from input_pipeline.errors import UserError
 from plan_jax.runtime.checkpoints import abstract_state
 from plan_jax.runtime.mesh import batch_sharding, everywhere, quick_draws, spread
-
-_WARMUP = 0.05
-
-
-@flax.struct.dataclass
-class LearnerState:
-  """Everything a checkpoint holds.
-
-  Attributes:
-    step: int32 scalar, steps done.
-    params: {"encoder", "head"} float32.
-    batch_stats: {"encoder", "head"}, running statistics of batch norm.
-    opt_state: of the optimizer.
-  """
-
-  step: jax.Array
-  params: dict
-  batch_stats: dict
-  opt_state: optax.OptState
+from plan_jax.training.config import OptimizerConfig
+from plan_jax.training.optimizer import make_optimizer
+from plan_jax.training.state import TrainState
 
 
 class Learner:
-  """Encoder, head and optimizer, jitted on a mesh; it holds no weights but those to start from."""
+  """Encoder, head and optimizer, jitted on a mesh; it holds no weights but those to start from.
+
+  Parameters and running statistics of a state are {"encoder", "head"}.
+  """
 
   def __init__(
     self,
@@ -54,14 +40,14 @@ class Learner:
     """Args:
       encoder: a ResNet or a ViT.
       weights: of the encoder, "params" and "batch_stats", to start from.
-      head: a module; head(read, train=...) -> raw [B, ...].
+      head: a module; head(features, train=...) -> raw [B, ...].
       settings: frozen (the encoder stays, its batch norm goes by running statistics), image_px,
         steps, batch_size, learning_rate, weight_decay, seed.
       mesh: of devices, which share each batch.
-      read: (encoder, variables, image, train=...) -> what the head reads, and the running
-        statistics after; see `encoder`.
+      read: (encoder, variables, image, train=...) -> the features that the head reads, and the
+        running statistics after; see `encoder`.
       loss: (raw, batch) -> the loss and its parts, scalars.
-      tell: raw -> arrays that lead with B: what is predicted of the images.
+      tell: raw -> predictions of the images, arrays that lead with B.
 
     Raises UserError where the batch does not divide.
     """
@@ -72,77 +58,76 @@ class Learner:
     self.settings, self.mesh = settings, mesh
     self._encoder, self._weights, self._head = encoder, weights, head
     self._read, self._loss, self._tell = read, loss, tell
-    warmup = min(round(_WARMUP * settings.steps), settings.steps - 1)
-    schedule = optax.warmup_cosine_decay_schedule(
-      0.0 if warmup else settings.learning_rate, settings.learning_rate, warmup, settings.steps
+    self._optimizer, _ = make_optimizer(
+      OptimizerConfig(
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        freeze=("^encoder/",) if settings.frozen else (),
+      ),
+      settings.steps,
+      decay_vectors=True,
     )
-    optimizer = optax.adamw(schedule, weight_decay=settings.weight_decay)
-    if settings.frozen:
-      optimizer = optax.partition(
-        {"learned": optimizer, "frozen": optax.set_to_zero()},
-        {"encoder": "frozen", "head": "learned"},
-      )
-    self._optimizer = optimizer
-    whole, parted = everywhere(mesh), batch_sharding(mesh)
+    replicated, split = everywhere(mesh), batch_sharding(mesh)
     shapes = jax.eval_shape(self._initial, weights)
-    self.abstract_state = abstract_state(lambda: shapes, jax.tree.map(lambda _: whole, shapes))
+    self.abstract_state = abstract_state(lambda: shapes, jax.tree.map(lambda _: replicated, shapes))
     self.update = jax.jit(
-      self._update, in_shardings=(whole, parted), out_shardings=(whole, whole), donate_argnums=0
+      self._update,
+      in_shardings=(replicated, split),
+      out_shardings=(replicated, replicated),
+      donate_argnums=0,
     )
-    self._predict = jax.jit(self._predictions, out_shardings=whole)
+    self._predict = jax.jit(self._predictions, out_shardings=replicated)
 
-  def initial_state(self) -> LearnerState:
-    """The state before the first step, on the mesh."""
+  def initial_state(self) -> TrainState:
+    """Makes the state before the first step, on the mesh."""
     with quick_draws():
       return jax.jit(self._initial, out_shardings=everywhere(self.mesh))(self._weights)
 
-  def predict(
-    self, state: LearnerState, arrays: Sequence[np.ndarray]
-  ) -> list[tuple[np.ndarray, ...]]:
-    """What `tell` says of each of the arrays uint8 [H, W], letterboxed."""
+  def predict(self, state: TrainState, arrays: Sequence[np.ndarray]) -> list[tuple]:
+    """Predicts, as `tell` has it, for each of the arrays uint8 [H, W], letterboxed."""
     side, size = self.settings.image_px, self.settings.batch_size
     out = []
     for start in range(0, len(arrays), size):
-      some = arrays[start : start + size]
+      chunk = arrays[start : start + size]
       fitted = np.zeros((size, side, side, 1), np.float32)
-      for i, image in enumerate(some):
+      for i, image in enumerate(chunk):
         fitted[i, ..., 0] = images.fit(image, side)
-      found = self._predict(state.params, state.batch_stats, spread(fitted, self.mesh))
-      found = jax.tree.map(np.asarray, found)
-      out += [tuple(each[i] for each in found) for i in range(len(some))]
+      predictions = self._predict(state.params, state.batch_stats, spread(fitted, self.mesh))
+      predictions = jax.tree.map(np.asarray, predictions)
+      out += [tuple(array[i] for array in predictions) for i in range(len(chunk))]
     return out
 
-  def _initial(self, weights: dict) -> LearnerState:
+  def _initial(self, weights: dict) -> TrainState:
     side = self.settings.image_px
     image = jnp.zeros((1, side, side, 1), jnp.float32)
-    read, _ = self._read(self._encoder, weights, image, train=False)
-    head = self._head.init(jax.random.fold_in(jax.random.key(self.settings.seed), 1), read)
+    features, _ = self._read(self._encoder, weights, image, train=False)
+    key = jax.random.fold_in(jax.random.key(self.settings.seed), 1)
+    head = self._head.init(key, features)
     params = {"encoder": weights["params"], "head": head["params"]}
     stats = {"encoder": weights.get("batch_stats", {}), "head": head.get("batch_stats", {})}
-    params, stats = jax.tree.map(jnp.array, (params, stats))
-    return LearnerState(jnp.zeros((), jnp.int32), params, stats, self._optimizer.init(params))
+    return TrainState.create(*jax.tree.map(jnp.array, (params, stats)), self._optimizer)
 
-  def _say(self, params, batch_stats, image, train: bool) -> tuple[jax.Array, dict]:
-    """The head's raw output, and the running statistics after; a frozen encoder is not trained."""
+  def _apply(self, params, batch_stats, image, train: bool) -> tuple[jax.Array, dict]:
+    """Gives the head's raw output, and the statistics after; a frozen encoder is not trained."""
     learns = train and not self.settings.frozen
     variables = {"params": params["encoder"], "batch_stats": batch_stats["encoder"]}
-    read, encoder_stats = self._read(self._encoder, variables, image, train=learns)
+    features, encoder_stats = self._read(self._encoder, variables, image, train=learns)
     if not learns:
-      read = jax.lax.stop_gradient(read)
+      features = jax.lax.stop_gradient(features)
     variables = {"params": params["head"], "batch_stats": batch_stats["head"]}
-    raw, mutated = self._head.apply(variables, read, train=train, mutable=["batch_stats"])
+    raw, mutated = self._head.apply(variables, features, train=train, mutable=["batch_stats"])
     return raw, {"encoder": encoder_stats, "head": mutated.get("batch_stats", {})}
 
-  def _update(self, state: LearnerState, batch: dict) -> tuple[LearnerState, dict]:
+  def _update(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     def loss(params):
-      raw, batch_stats = self._say(params, state.batch_stats, batch["image"], True)
+      raw, batch_stats = self._apply(params, state.batch_stats, batch["image"], True)
       total, parts = self._loss(raw, batch)
       return total, (parts, batch_stats)
 
     (total, (parts, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return LearnerState(state.step + 1, params, stats, opt_state), parts | {"loss": total}
+    return TrainState(state.step + 1, params, stats, opt_state), parts | {"loss": total}
 
   def _predictions(self, params, batch_stats, image):
-    return self._tell(self._say(params, batch_stats, image, False)[0])
+    return self._tell(self._apply(params, batch_stats, image, False)[0])

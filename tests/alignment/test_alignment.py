@@ -8,33 +8,32 @@ from jax.test_util import check_grads
 
 import oracle
 from plan_jax.alignment import curriculum, pairwise, regions
-from plan_jax.alignment import similarity as scores
-from plan_jax.alignment.methods import Alignment, Embedded
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
+from plan_jax.alignment.methods.plan import PlanScore
 from plan_jax.alignment.objective import objective
+from plan_jax.alignment.refinement import Rounds
+from plan_jax.alignment.similarity import EVIDENCE, l2_normalize, pool_words, product
 
-ONE = scores.Rounds((0.3,), (0.4,), 0.5, "threshold")
+ONE_ROUND = Rounds((0.3,), (0.4,), 0.5, "threshold")
 BETA = 4.0
 
 
 def make(images=3, pixels=36, reports=4, words=5, size=6, seed=0):
   rng = np.random.default_rng(seed)
 
-  def unit(*shape):
-    x = rng.normal(size=shape)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
   significance = rng.uniform(0.1, 1, (reports, words))
   significance[0, -2:] = 0  # padding
   significance[-1] = 0  # an empty report
-  return unit(images, pixels, size), unit(reports, words, size), significance
+  shapes = (images, pixels, size), (reports, words, size)
+  return *(oracle.l2_normalize(rng.normal(size=shape)) for shape in shapes), significance
 
 
 def rounds(sparsifier, count):
-  return scores.Rounds((0.4, 0.25, 0.2)[:count], (0.3, 0.5, 0.8)[:count], 0.4, sparsifier)
+  return Rounds((0.4, 0.25, 0.2)[:count], (0.3, 0.5, 0.8)[:count], 0.4, sparsifier)
 
 
 def plan_scores(pixels, words, significance, settings):
-  score = scores.PlanScore(settings, BETA, False)
+  score = PlanScore(settings, BETA, False)
   return score.logits(score.prepare(pixels), words, significance, 1.0)[0]
 
 
@@ -58,7 +57,7 @@ def test_regions_are_distributions_and_equal_the_oracle(sparsifier):
     np.testing.assert_allclose(row, oracle.REGIONS[sparsifier](similarity, 0.3, 0.7), atol=1e-9)
 
 
-@pytest.mark.parametrize("evidence", scores.EVIDENCE)
+@pytest.mark.parametrize("evidence", EVIDENCE)
 def test_evidence_equals_the_oracle(evidence):
   settings = dataclasses.replace(rounds("threshold", 2), evidence=evidence)
   with jax.enable_x64():
@@ -66,7 +65,7 @@ def test_evidence_equals_the_oracle(evidence):
     np.testing.assert_allclose(got, oracle.scores(*make(), settings, BETA), rtol=1e-9, atol=1e-9)
 
 
-def test_a_box_spans_the_lit_pixels():
+def test_a_box_spans_the_foreground():
   s = np.full((6, 6), -1.0)
   s[1, 2] = s[3, 4] = 1.0
   s[5, 5] = 0.6  # less than half the weight of the highest at this temperature
@@ -132,15 +131,15 @@ def test_products_and_their_gradients(formula):
   with jax.enable_x64():
     a, b = jnp.asarray(x), jnp.asarray(y)
     np.testing.assert_allclose(
-      scores.product(formula, "float32", a, b), np.einsum(formula, x, y), rtol=1e-12
+      product(formula, "float32", a, b), np.einsum(formula, x, y), rtol=1e-12
     )
     check_grads(
-      lambda a, b: jnp.sin(scores.product(formula, "float32", a, b)), (a, b), 1, ["rev"], rtol=1e-5
+      lambda a, b: jnp.sin(product(formula, "float32", a, b)), (a, b), 1, ["rev"], rtol=1e-5
     )
   a, b = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
 
   def total(a, b, dtype):
-    return jnp.square(scores.product(formula, dtype, a, b)).sum()
+    return jnp.square(product(formula, dtype, a, b)).sum()
 
   for got, want in zip(
     jax.grad(total, (0, 1))(a, b, "bfloat16"), jax.grad(total, (0, 1))(a, b, "float32"), strict=True
@@ -153,17 +152,16 @@ def test_padding_changes_nothing():
   pixels, words, significance = make()
   more = np.concatenate([words, np.ones_like(words)], 1)
   none = np.concatenate([significance, np.zeros_like(significance)], 1)
-  args = (jnp.float32, ONE)
-  short = plan_scores(*(jnp.asarray(x, args[0]) for x in (pixels, words, significance)), ONE)
-  long = plan_scores(*(jnp.asarray(x, args[0]) for x in (pixels, more, none)), ONE)
+  short = plan_scores(*map(jnp.float32, (pixels, words, significance)), ONE_ROUND)
+  long = plan_scores(*map(jnp.float32, (pixels, more, none)), ONE_ROUND)
   np.testing.assert_allclose(short, long, atol=1e-6)
 
 
 def test_a_report_scores_no_higher_for_being_longer():
   e = jnp.array([0.2, 0.6])
   r = jnp.array([0.5, 0.9])
-  once = scores.pool_words(e, r, 5.0)
-  thrice = scores.pool_words(jnp.tile(e, 3), jnp.tile(r, 3), 5.0)
+  once = pool_words(e, r, 5.0)
+  thrice = pool_words(jnp.tile(e, 3), jnp.tile(r, 3), 5.0)
   np.testing.assert_allclose(once, thrice, rtol=1e-6)
   assert 0.2 < once < 0.6
 
@@ -172,31 +170,35 @@ def test_empty_report_scores_zero_with_finite_gradient():
   pixels, words, significance = (jnp.asarray(x, jnp.float32) for x in make())
 
   def f(r):
-    return plan_scores(pixels, words, r, ONE).sum()
+    return plan_scores(pixels, words, r, ONE_ROUND).sum()
 
-  assert (np.asarray(plan_scores(pixels, words, significance, ONE))[:, :, -1] == 0).all()
+  assert (np.asarray(plan_scores(pixels, words, significance, ONE_ROUND))[:, :, -1] == 0).all()
   assert np.isfinite(jax.grad(f)(significance)).all()
 
 
 def oracle_evidence(pixels, words, settings):
   """[K, I, J, W]."""
-  found = [[[oracle.evidence(v, t, settings) for t in report] for report in words] for v in pixels]
-  return np.array([[[[word[k][1] for word in j] for j in i] for i in found]
-                   for k in range(len(settings.tau))])  # fmt: skip
+  rounds = [[[oracle.evidence(v, t, settings) for t in report] for report in words] for v in pixels]
+  evidence = [[[[e for _, e in word] for word in report] for report in image] for image in rounds]
+  return np.moveaxis(np.array(evidence), -1, 0)
 
 
 STAGES = {
-  "late": dict(start_fraction=0.5, local_weight=(1.0, 2.0), tau=(0.3, 0.2), gamma=(0.0, 0.5),
-               term_filter=True),
+  "late": dict(
+    start_fraction=0.5,
+    local_weight=(1.0, 2.0),
+    tau=(0.3, 0.2),
+    gamma=(0.0, 0.5),
+    term_filter=True,
+  ),
   "early": dict(start_fraction=0.0),
-}  # fmt: skip
+}
 
 
 def test_stages_follow_training():
-  found = curriculum.stages(STAGES)
-  assert [curriculum.stage_at(found, step, 10).name for step in range(10)] == ["early"] * 5 + [
-    "late"
-  ] * 5
+  ordered = curriculum.stages(STAGES)
+  names = [curriculum.stage_at(ordered, step, 10).name for step in range(10)]
+  assert names == ["early"] * 5 + ["late"] * 5
 
 
 @pytest.mark.parametrize(
@@ -222,13 +224,13 @@ def test_no_first_stage():
     curriculum.stages({"late": STAGES["late"]})
 
 
-def test_say():
+def test_word_weights():
   significance = jnp.array([[0.9, 0.5, 0.1, 0.8]])
   mask = jnp.array([[True, True, True, False]])
   plain = curriculum.Stage("a", 0.0)
-  assert curriculum.say(plain, significance, mask).tolist() == [[1, 1, 1, 0]]
+  assert curriculum.word_weights(plain, significance, mask).tolist() == [[1, 1, 1, 0]]
   cut = curriculum.Stage("b", 0.0, term_filter=True, cut_below=0.5)
-  np.testing.assert_allclose(curriculum.say(cut, significance, mask), [[0.9, 0.5, 0, 0]])
+  np.testing.assert_allclose(curriculum.word_weights(cut, significance, mask), [[0.9, 0.5, 0, 0]])
 
 
 @pytest.mark.parametrize("mask_positives", [True, False])
@@ -241,32 +243,50 @@ def test_objective_equals_the_oracle(implementation, mask_positives):
   mask = significance > 0
   term = mask & (rng.random(mask.shape) < 0.5)
   stage = curriculum.Stage("s", 0.0, 0.7, (0.5, 2.0), (0.4, 0.2), (0.0, 0.6), True, 0.0)
-  embedded = Embedded(
-    # Of any norm: the method sees to it.
+  batch = EmbeddedBatch(
+    # Of any norm: the method normalises.
     *(jnp.asarray(x, jnp.float32) for x in (3 * pixels, image, 0.5 * words, report)),
-    mask=jnp.asarray(mask), term=jnp.asarray(term),
-    significance=jnp.asarray(significance, jnp.float32), attention=jnp.zeros(mask.shape),
-    report_key=jnp.asarray(keys), example_key=jnp.asarray(examples),
-    global_scale=jnp.float32(3.0), local_scale=jnp.float32(9.0),
-  )  # fmt: skip
+    mask=jnp.asarray(mask),
+    term=jnp.asarray(term),
+    significance=jnp.asarray(significance, jnp.float32),
+    attention=jnp.zeros(mask.shape),
+    report_key=jnp.asarray(keys),
+    example_key=jnp.asarray(examples),
+    global_scale=jnp.float32(3.0),
+    local_scale=jnp.float32(9.0),
+  )
   alignment = Alignment(
-    method="plan", mask_positives=mask_positives, sparsifier="threshold", evidence="soft_maximum",
-    eta=0.3, beta=BETA, word_weight=2.5, term_weight=0.3, dtype="float32", implementation=implementation,
-    tile_images=3, tile_reports=2, tile_mib=1,
-  )  # fmt: skip
-  loss, parts = objective(embedded, stage, alignment)
+    method="plan",
+    mask_positives=mask_positives,
+    sparsifier="threshold",
+    evidence="soft_maximum",
+    eta=0.3,
+    beta=BETA,
+    word_weight=2.5,
+    term_weight=0.3,
+    dtype="float32",
+    implementation=implementation,
+    tile_images=3,
+    tile_reports=2,
+    tile_mib=1,
+  )
+  loss, parts = objective(batch, stage, alignment)
   positives = np.eye(4, dtype=bool)
   if mask_positives:
     positives |= (keys[:, None] == keys) & (keys != 0)[:, None]
   valid = mask.any(1)
-  settings = scores.Rounds(stage.tau, stage.gamma, 0.3, "threshold")
+  settings = Rounds(stage.tau, stage.gamma, 0.3, "threshold")
   z = oracle.scores(pixels, words, significance, settings, BETA)
   want = 0.7 * oracle.info_nce(3 * image @ report.T, positives, valid)
   for k, weight in enumerate(stage.local_weight):
     want += weight * oracle.info_nce(9 * z[k], positives, valid)
     single = 9 * oracle_evidence(pixels, words, settings)[k]
     want += weight * 2.5 * oracle.word_info_nce(single, positives, valid, significance)
-  says = np.where(term, significance, 1 - significance)
-  want -= 0.3 * np.log(says[mask]).mean()
+  likelihood = np.where(term, significance, 1 - significance)
+  want -= 0.3 * np.log(likelihood[mask]).mean()
   np.testing.assert_allclose(loss, want, rtol=1e-5)
   assert parts["loss"] == loss
+
+
+def test_l2_normalize_has_a_finite_gradient_at_zero():
+  assert np.isfinite(jax.grad(lambda x: l2_normalize(x).sum())(jnp.zeros(3))).all()

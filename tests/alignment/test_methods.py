@@ -1,4 +1,4 @@
-"""The baselines against their published formulas, and what each method shows."""
+"""Baselines against their published formulas, and the word attention of each method."""
 
 import dataclasses
 
@@ -8,16 +8,29 @@ import numpy as np
 import pytest
 
 import oracle
-from plan_jax.alignment import curriculum, methods
+from plan_jax.alignment import curriculum
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
+from plan_jax.alignment.methods.by_name import METHODS
+from plan_jax.alignment.methods.mgca import clipped_attention
 from plan_jax.alignment.objective import objective
 from plan_jax.models.two_towers import ImageFeatures, TextFeatures
 
 B, P, W, D = 4, 9, 5, 6
-ALIGNMENT = methods.Alignment(
-  method="plan", mask_positives=True, sparsifier="threshold", evidence="soft_maximum", eta=0.5,
-  beta=5.0, word_weight=0.0, term_weight=0.0, dtype="float32", implementation="full",
-  tile_images=3, tile_reports=2, tile_mib=1,
-)  # fmt: skip
+ALIGNMENT = Alignment(
+  method="plan",
+  mask_positives=True,
+  sparsifier="threshold",
+  evidence="soft_maximum",
+  eta=0.5,
+  beta=5.0,
+  word_weight=0.0,
+  term_weight=0.0,
+  dtype="float32",
+  implementation="full",
+  tile_images=3,
+  tile_reports=2,
+  tile_mib=1,
+)
 STAGE = curriculum.Stage("s", 0.0, 0.0, (1.0,), (0.25,), (0.0,))
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
 
@@ -27,15 +40,19 @@ def case(seed=0, dtype=jnp.float32):
   words = np.where(MASK[..., None], rng.normal(size=(B, W, D)), 0)
   significance = np.where(MASK, rng.uniform(0.1, 0.9, (B, W)), 0)
   attention = np.where(MASK, rng.uniform(0.1, 0.9, (B, W)), 0)
-  image, report = (oracle._unit(rng.normal(size=(B, D))) for _ in range(2))
+  image, report = (oracle.l2_normalize(rng.normal(size=(B, D))) for _ in range(2))
   arrays = (rng.normal(size=(B, P, D)), image, words, report)
-  return methods.Embedded(
+  return EmbeddedBatch(
     *(jnp.asarray(x, dtype) for x in arrays),
-    mask=jnp.asarray(MASK), term=jnp.zeros_like(jnp.asarray(MASK)),
-    significance=jnp.asarray(significance, dtype), attention=jnp.asarray(attention, dtype),
-    report_key=jnp.array([1, 2, 3, 0]), example_key=jnp.arange(B),
-    global_scale=jnp.asarray(3.0, dtype), local_scale=jnp.asarray(7.0, dtype),
-  )  # fmt: skip
+    mask=jnp.asarray(MASK),
+    term=jnp.zeros_like(jnp.asarray(MASK)),
+    significance=jnp.asarray(significance, dtype),
+    attention=jnp.asarray(attention, dtype),
+    report_key=jnp.array([1, 2, 3, 0]),
+    example_key=jnp.arange(B),
+    global_scale=jnp.asarray(3.0, dtype),
+    local_scale=jnp.asarray(7.0, dtype),
+  )
 
 
 def local_loss(x, method, implementation="full"):
@@ -114,29 +131,31 @@ def test_the_words_of_padding_change_nothing():
     )
 
 
-def test_mgca_weights_pass_no_gradient_and_sum_to_one():
+def test_mgca_s_weights_pass_no_gradient_and_sum_to_one():
   x = case()
-  weight = methods.mgca_weight(x.attention, x.mask)
+  weight = clipped_attention(x.attention, x.mask)
   np.testing.assert_allclose(weight.sum(-1), [1, 1, 1, 0], rtol=1e-6)
   assert (np.asarray(weight)[~MASK] == 0).all()
   gradient = jax.grad(lambda s: local_loss(x._replace(attention=s), "mgca"))(x.attention)
   assert (np.asarray(gradient) == 0).all()
 
 
-def look(method, stage=STAGE):
+def attend(method, stage=STAGE):
   rng = np.random.default_rng(2)
   x = case()
-  image = ImageFeatures(x.pixels[0], x.image[0], jnp.asarray(oracle._unit(rng.normal(size=(P, D)))))
-  text = TextFeatures(x.words[1], x.mask[1], x.significance[1], x.attention[1], x.report[1])
+  image = ImageFeatures(
+    x.pixels[0], x.image_embedding[0], jnp.asarray(oracle.l2_normalize(rng.normal(size=(P, D))))
+  )
+  text = TextFeatures(x.words[1], x.mask[1], x.significance[1], x.attention[1], x.text_embedding[1])
   alignment = dataclasses.replace(ALIGNMENT, method=method)
-  return image, text, methods.METHODS[method].look(image, text, stage, alignment)
+  return image, text, METHODS[method].attend(image, text, stage, alignment)
 
 
-@pytest.mark.parametrize("method", list(methods.METHODS))
+@pytest.mark.parametrize("method", list(METHODS))
 def test_regions_of_words(method):
-  _, _, looked = look(method)
-  weight, similarity = (np.asarray(x)[:3] for x in looked)
-  assert looked.weight.shape == looked.similarity.shape == (W, P)
+  _, _, attention = attend(method)
+  weight, similarity = (np.asarray(x)[:3] for x in attention)
+  assert attention.weight.shape == attention.similarity.shape == (W, P)
   if method in ("gloria", "mgca"):
     np.testing.assert_array_equal(weight, np.maximum(similarity, 0))
   else:
@@ -144,11 +163,11 @@ def test_regions_of_words(method):
     np.testing.assert_allclose(weight.sum(-1), 1, rtol=1e-5)
 
 
-def test_none_grounds_by_the_report_alone():
-  image, text, looked = look("none")
-  want = np.asarray(image.image_pixels) @ np.asarray(text.report)
+def test_global_only_grounds_by_the_text_embedding_alone():
+  image, text, attention = attend("none")
+  want = np.asarray(image.global_pixels) @ np.asarray(text.embedding)
   assert (want < 0).any()
-  for row in np.asarray(looked.similarity):
+  for row in np.asarray(attention.similarity):
     np.testing.assert_allclose(row, want, rtol=1e-5, atol=1e-6)
-  for row in np.asarray(looked.weight):
+  for row in np.asarray(attention.weight):
     np.testing.assert_allclose(row, oracle.softmax_region(want, 0.2, 0), rtol=1e-4)

@@ -1,7 +1,8 @@
-"""The three evaluations against loops in NumPy, against one another, and their cost."""
+"""The three implementations against loops in NumPy, against one another, and their cost."""
 
 import dataclasses
 import re
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 
 import oracle
-from plan_jax.alignment import losses, pairwise, regions, similarity
+from plan_jax.alignment import losses, pairwise, regions
+from plan_jax.alignment.blockwise import chunked, ring
+from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.methods.plan import PlanScore
+from plan_jax.alignment.refinement import Rounds
 
 B, P, W, D = 8, 16, 5, 6
 BETA = 4.0
@@ -17,53 +22,57 @@ BETA = 4.0
 
 def rounds(sparsifier="threshold", count=2, **change):
   tau, gamma = (0.4, 0.25, 0.2)[:count], (0.3, 0.5, 0.8)[:count]
-  return dataclasses.replace(similarity.Rounds(tau, gamma, 0.4, sparsifier), **change)
+  return dataclasses.replace(Rounds(tau, gamma, 0.4, sparsifier), **change)
 
 
 SCORES = {
-  **{f"{name}, {count} rounds": similarity.PlanScore(rounds(name, count), BETA, True)
-     for name, count in [("threshold", 1), ("threshold", 3), ("softmax", 2), ("entmax15", 2),
-                         ("minmax", 2), ("topk", 2), ("box", 2)]},
-  "cosine": similarity.PlanScore(rounds(evidence="cosine"), BETA, True),
-  "pairs alone": similarity.PlanScore(rounds(), BETA, False),
-  "gloria": similarity.GloriaScore(),
-}  # fmt: skip
+  "threshold, 1 rounds": PlanScore(rounds(count=1), BETA, True),
+  "threshold, 3 rounds": PlanScore(rounds(count=3), BETA, True),
+  **{
+    f"{name}, 2 rounds": PlanScore(rounds(name), BETA, True)
+    for name in ("softmax", "entmax15", "minmax", "topk", "box")
+  },
+  "cosine": PlanScore(rounds(evidence="cosine"), BETA, True),
+  "pairs alone": PlanScore(rounds(), BETA, False),
+  "gloria": GloriaScore(),
+}
 
 
 def case(batch=B, dtype=np.float64):
-  """Features and keys: an empty report, repeated texts, and two images of one study."""
+  """Returns features and keys: an empty report, repeated texts, and two images of one example."""
   rng = np.random.default_rng(0)
-  pixels, words = (oracle._unit(rng.normal(size=(batch, n, D))) for n in (P, W))
-  say = rng.uniform(0.1, 1, (batch, W))
-  say[0, -2:] = 0
-  say[3] = 0
-  words[say == 0] = 0
+  pixels, words = (oracle.l2_normalize(rng.normal(size=(batch, n, D))) for n in (P, W))
+  weights = rng.uniform(0.1, 1, (batch, W))
+  weights[0, -2:] = 0
+  weights[3] = 0
+  words[weights == 0] = 0
   index = np.arange(batch)
   text, example = index + 1, index.copy()
   text[2], text[3], example[7] = text[0], 0, example[5]
   keys = pairwise.Keys(
-    *(jnp.asarray(x, jnp.int32) for x in (index, text, example)), (say > 0).any(1)
+    *(jnp.asarray(x, jnp.int32) for x in (index, text, example)), (weights > 0).any(1)
   )
-  return tuple(jnp.asarray(x, dtype) for x in (pixels, words, say, 7.0)), keys
+  return tuple(jnp.asarray(x, dtype) for x in (pixels, words, weights, 7.0)), keys
 
 
-def loss(evaluate, score, keys):
-  """Value, what was contrasted, and gradients of everything."""
+def loss(contrast, score, keys):
+  """Returns a function to value, terms of the contrast, and gradients of everything."""
 
-  def f(pixels, words, say, scale):
-    pairs = evaluate(score, pixels, words, say, scale, keys)
-    total = losses.info_nce(pairs, keys.valid)[0].sum()
-    if pairs.word.size:
-      weight = jax.lax.stop_gradient(say)
-      total += 2.5 * losses.word_info_nce(pairs, keys.valid, weight).sum()
-    return total, pairs
+  def f(pixels, words, weights, scale):
+    features = pairwise.PairFeatures(pixels, words, weights, scale)
+    terms = contrast(score, features, keys)
+    total = losses.info_nce(terms, keys.valid)[0].sum()
+    if terms.positive_word.size:
+      weights = jax.lax.stop_gradient(weights)
+      total += 2.5 * losses.word_info_nce(terms, keys.valid, weights).sum()
+    return total, terms
 
   return jax.jit(jax.value_and_grad(f, (0, 1, 2, 3), has_aux=True))
 
 
-def in_tiles(images, reports, evaluate=pairwise.chunked):
+def in_tiles(images, reports, contrast=chunked):
   tile = pairwise.Tile(images, reports)
-  return lambda score, *inputs: evaluate(score, tile, *inputs)
+  return lambda score, *inputs: contrast(score, tile, *inputs)
 
 
 def mesh(*shape):
@@ -76,40 +85,52 @@ def assert_same(got, want, atol):
     np.testing.assert_allclose(a, b, rtol=atol, atol=atol)
 
 
+@cache
+def by_full(name, batch):
+  """Computes inputs, keys, and value, terms and gradients in float64."""
+  with jax.enable_x64():
+    inputs, keys = case(batch)
+    return inputs, keys, loss(pairwise.full, SCORES[name], keys)(*inputs)
+
+
 @pytest.mark.parametrize("name", list(SCORES))
 def test_full_equals_loops(name):
-  with jax.enable_x64():
-    inputs, keys = case()
-    (got, _), _ = loss(pairwise.full, SCORES[name], keys)(*inputs)
-  pixels, words, say, scale = (np.asarray(x) for x in inputs)
+  inputs, keys, ((got, _), _) = by_full(name, B)
+  pixels, words, weights, scale = (np.asarray(x) for x in inputs)
   _, text, example, valid = (np.asarray(x) for x in keys)
   positives = (text[:, None] == text) & (text > 0)[:, None] | (example[:, None] == example)
   if name == "gloria":
-    z = oracle.gloria_scores(pixels, words, say > 0)
+    z = oracle.gloria_scores(pixels, words, weights > 0)
     np.testing.assert_allclose(got, oracle.info_nce(z, positives, valid), rtol=1e-9)
     return
   score = SCORES[name]
   want = 0
-  for matrix in oracle.scores(pixels, words, say, score.rounds, BETA):
+  for matrix in oracle.scores(pixels, words, weights, score.rounds, BETA):
     want += oracle.info_nce(scale * matrix, positives, valid)
   if score.single:
     shape = (B, B, W)
     for k in range(len(score.rounds.tau)):
       e = np.zeros(shape)
       for i, j, w in np.ndindex(shape):
-        if say[j, w] > 0:
+        if weights[j, w] > 0:
           e[i, j, w] = oracle.evidence(pixels[i], words[j, w], score.rounds)[k][1]
-      want += 2.5 * oracle.word_info_nce(scale * e, positives, valid, say)
+      want += 2.5 * oracle.word_info_nce(scale * e, positives, valid, weights)
   np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
-@pytest.mark.parametrize("tile", [(1, 1), (3, 5), (8, 8)])
-@pytest.mark.parametrize("name", list(SCORES))
+@pytest.mark.parametrize(
+  ("name", "tile"),
+  [
+    *((name, (3, 5)) for name in SCORES),
+    ("cosine", (1, 1)),
+    ("gloria", (1, 1)),
+    ("cosine", (8, 8)),
+  ],
+)
 def test_chunked_equals_full(name, tile):
-  """Normalisers, own logits, loss and every gradient; also where the tile does not divide."""
+  """Terms, loss and every gradient; also where the tile does not divide the batch."""
+  inputs, keys, want = by_full(name, B)
   with jax.enable_x64():
-    inputs, keys = case()
-    want = loss(pairwise.full, SCORES[name], keys)(*inputs)
     got = loss(in_tiles(*tile), SCORES[name], keys)(*inputs)
   assert_same(got, want, 1e-11)
 
@@ -117,31 +138,29 @@ def test_chunked_equals_full(name, tile):
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 2)])
 @pytest.mark.parametrize("name", ["threshold, 3 rounds", "pairs alone", "gloria"])
 def test_ring_equals_full_on_every_mesh(name, shape):
-  with jax.enable_x64():
-    inputs, keys = case(batch=24)
-    want = loss(pairwise.full, SCORES[name], keys)(*inputs)
-    with jax.set_mesh(mesh(*shape)):
-      got = loss(in_tiles(2, 3, pairwise.ring), SCORES[name], keys)(*inputs)
+  inputs, keys, want = by_full(name, 24)
+  with jax.enable_x64(), jax.set_mesh(mesh(*shape)):
+    got = loss(in_tiles(2, 3, ring), SCORES[name], keys)(*inputs)
   assert_same(got, want, 1e-11)
 
 
 def test_ring_without_a_mesh_is_chunked():
   inputs, keys = case(dtype=np.float32)
   want = loss(in_tiles(3, 3), SCORES["cosine"], keys)(*inputs)
-  assert_same(loss(in_tiles(3, 3, pairwise.ring), SCORES["cosine"], keys)(*inputs), want, 0)
+  assert_same(loss(in_tiles(3, 3, ring), SCORES["cosine"], keys)(*inputs), want, 0)
 
 
-@pytest.mark.parametrize("evaluate", [pairwise.full, in_tiles(3, 5), in_tiles(2, 2, pairwise.ring)])
-def test_bfloat16_rounds_products_only(evaluate):
+@pytest.mark.parametrize("contrast", [pairwise.full, in_tiles(3, 5), in_tiles(2, 2, ring)])
+def test_bfloat16_rounds_products_only(contrast):
   """Gradients come in the dtype of the inputs, and near those of float32."""
   score = SCORES["threshold, 1 rounds"]
   rounded = dataclasses.replace(score, rounds=rounds(count=1, dtype="bfloat16"))
   inputs, keys = case(dtype=np.float32)
   (want, _), wanted = loss(pairwise.full, score, keys)(*inputs)
   narrow = (*(x.astype(jnp.bfloat16) for x in inputs[:2]), *inputs[2:])
-  (got, pairs), gradients = loss(evaluate, rounded, keys)(*narrow)
+  (got, terms), gradients = loss(contrast, rounded, keys)(*narrow)
   np.testing.assert_allclose(got, want, rtol=0.02)
-  assert {x.dtype for x in pairs} == {jnp.dtype("float32")}
+  assert {x.dtype for x in terms} == {jnp.dtype("float32")}
   for a, b, x in zip(gradients, wanted, narrow, strict=True):
     assert a.dtype == x.dtype
     np.testing.assert_allclose(
@@ -149,54 +168,54 @@ def test_bfloat16_rounds_products_only(evaluate):
     )
 
 
-@pytest.mark.parametrize("evaluate", [pairwise.full, in_tiles(3, 5), in_tiles(2, 2, pairwise.ring)])
+@pytest.mark.parametrize("contrast", [pairwise.full, in_tiles(3, 5), in_tiles(2, 2, ring)])
 @pytest.mark.parametrize("what", ["no report", "one report", "all the same", "zero features"])
-def test_degenerate_batches_have_finite_gradients(evaluate, what):
-  (pixels, words, say, scale), keys = case(dtype=np.float32)
+def test_degenerate_batches_have_finite_gradients(contrast, what):
+  (pixels, words, weights, scale), keys = case(dtype=np.float32)
   if what == "no report":
-    say, keys = jnp.zeros_like(say), keys._replace(valid=jnp.zeros(B, bool))
+    weights, keys = jnp.zeros_like(weights), keys._replace(valid=jnp.zeros(B, bool))
   if what == "one report":
-    say = say.at[1:].set(0)
+    weights = weights.at[1:].set(0)
     keys = keys._replace(valid=jnp.arange(B) == 0)
   if what == "all the same":
     keys = keys._replace(text=jnp.ones(B, jnp.int32))
   if what == "zero features":
     pixels, words = jnp.zeros_like(pixels), jnp.zeros_like(words)
   for score in (SCORES["threshold, 3 rounds"], SCORES["cosine"], SCORES["gloria"]):
-    (got, _), gradients = loss(evaluate, score, keys)(pixels, words, say, scale)
+    (got, _), gradients = loss(contrast, score, keys)(pixels, words, weights, scale)
     assert got == 0 or what == "zero features"
     assert all(np.isfinite(x).all() for x in gradients)
 
 
-def compiled(score, batch, evaluate, shapes=(49, 8, 16)):
+def compiled(score, batch, contrast, shapes=(49, 8, 16)):
   pixels, words, size = shapes
   index = jax.ShapeDtypeStruct((batch,), jnp.int32)
   keys = pairwise.Keys(index, index, index, jax.ShapeDtypeStruct((batch,), bool))
 
   def f(keys, *inputs):
-    return loss(evaluate, score, keys)(*inputs)
+    return loss(contrast, score, keys)(*inputs)
 
-  arrays = [jax.ShapeDtypeStruct(s, jnp.float32)
-            for s in ((batch, pixels, size), (batch, words, size), (batch, words), ())]  # fmt: skip
-  found = jax.sharding.get_abstract_mesh()
-  if not found.empty:
-    split = jax.sharding.PartitionSpec(found.axis_names)
-    shard = jax.NamedSharding(found, split)
-    whole = jax.NamedSharding(found, jax.sharding.PartitionSpec())
+  shapes = (batch, pixels, size), (batch, words, size), (batch, words), ()
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  context = jax.sharding.get_abstract_mesh()
+  if not context.empty:
+    split = jax.sharding.PartitionSpec(context.axis_names)
+    shard = jax.NamedSharding(context, split)
+    whole = jax.NamedSharding(context, jax.sharding.PartitionSpec())
     ins = (shard, shard, shard, shard, whole)
     return jax.jit(f, in_shardings=ins).lower(keys, *arrays).compile()
   return jax.jit(f).lower(keys, *arrays).compile()
 
 
 @pytest.mark.parametrize("name", list(SCORES))
-def test_a_tile_holds_no_more_than_it_says(name):
-  """What a larger tile costs more, by XLA's own count, is within `tile_bytes`."""
+def test_a_tile_holds_no_more_than_its_bound(name):
+  """The cost of a larger tile, by XLA's own count, is within `tile_bytes`."""
   shapes, score = (196, 16, 32), SCORES[name]
   held = [
     compiled(score, 16, in_tiles(n, n), shapes).memory_analysis().temp_size_in_bytes for n in (4, 8)
   ]
-  said = [score.tile_bytes(n, n, *shapes) for n in (4, 8)]
-  assert held[1] - held[0] <= said[1] - said[0]
+  bound = [score.tile_bytes(n, n, *shapes) for n in (4, 8)]
+  assert held[1] - held[0] <= bound[1] - bound[0]
 
 
 def test_memory_grows_with_the_features_only():
@@ -216,7 +235,7 @@ def test_the_ring_gathers_nothing_and_is_flat_in_the_number_of_devices():
   score, held = SCORES["threshold, 3 rounds"], {}
   for count in (2, 8):
     with jax.set_mesh(mesh(count, 1)):
-      program = compiled(score, 8 * count, in_tiles(4, 4, pairwise.ring))
+      program = compiled(score, 8 * count, in_tiles(4, 4, ring))
     held[count] = program.memory_analysis().temp_size_in_bytes
     text = program.as_text()
     for name in ("all-gather", "all-to-all"):
@@ -234,9 +253,9 @@ def test_tiles_fit_the_memory_and_fill_alike():
     )
 
   assert tile(10_000).reports == 8  # 256 words
-  some = tile(16)
-  assert some.reports <= 8
-  assert score.tile_bytes(*some, 196, 32, 64) <= 16 * 2**20
+  chosen = tile(16)
+  assert chosen.reports <= 8
+  assert score.tile_bytes(*chosen, 196, 32, 64) <= 16 * 2**20
   assert tile(10_000).images == 96 and tile(10_000, batch=3) == (3, 3)
   assert tile(10_000, images=5, reports=7) == (5, 7)
   assert tile(16, images=8).images == 8

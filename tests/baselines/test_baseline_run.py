@@ -1,4 +1,4 @@
-"""A baseline evaluated as a run is, and compared with one."""
+"""A baseline evaluated as a run is, and compared with a run."""
 
 import copy
 import json
@@ -20,8 +20,8 @@ from plan_jax.training.assembly import assemble
 from tiny_runs import TINY, tiny
 
 pytest.importorskip("torch")
-models = pytest.importorskip("test_baselines")
-vocabulary, tokenizer = models.vocabulary, models.tokenizer
+tiny_baselines = pytest.importorskip("tiny_baselines")
+vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
 
 
 def config_of(name, **baseline):
@@ -50,20 +50,25 @@ def run(tmp_path_factory):
 def test_a_baseline_is_evaluated_and_compared_with_a_run(
   run, tmp_path, vocabulary, tokenizer, capsys
 ):
-  _, path = models.mgca(tmp_path, tokenizer, "mgca_vit")
-  config = config_of("mgca_vit", weights=path, tokenizer=vocabulary)
+  files = tiny_baselines.files_of(tmp_path, "mgca_vit", vocabulary, tokenizer)
+  config = config_of("mgca_vit", **files)
   config.data.records = str(run.records)
   workdir = Workdir(tmp_path / "mgca")
   experiment.run(config, workdir, "evaluate")
-  said = capsys.readouterr().out
-  assert "evaluation set rsna is left out: give config.evaluation.sets.rsna.source" in said
-  found = rows.read(workdir.evaluation)
-  assert found.step == 0 and found.data == rows.read(run.evaluation).data
-  assert {row.task for row in found.rows} == {
-    "grounding", "grounding-by-phrase", "retrieval", "presence", "terms", "zero-shot-ours",
+  message = "evaluation set rsna is left out: give config.evaluation.sets.rsna.source"
+  assert message in capsys.readouterr().out
+  evaluation = rows.read(workdir.evaluation)
+  assert evaluation.step == 0 and evaluation.data == rows.read(run.evaluation).data
+  assert {row.task for row in evaluation.rows} == {
+    "grounding",
+    "grounding-by-phrase",
+    "retrieval",
+    "presence",
+    "terms",
+    "zero-shot-ours",
     "zero-shot-gloria",
-  }  # fmt: skip
-  protocols = {row.protocol.split(",")[0] for row in found.rows}
+  }
+  protocols = {row.protocol.split(",")[0] for row in evaluation.rows}
   assert {"compat-vios-s", "compat-aep", "compat-g2g", "compat-instance"} < protocols
   grounded = example_scores.read(workdir.example_scores_of("grounding"))
   assert grounded.ids == example_scores.read(run.example_scores_of("grounding")).ids
@@ -73,8 +78,13 @@ def test_a_baseline_is_evaluated_and_compared_with_a_run(
   assert "MGCA (ViT)" in page and "phantom: MGCA (ViT)" in page
   differences, left_out = compare.compare(run.path, workdir.path, resamples=20)
   assert {d.name for d in differences} == {
-    "grounding", "grounding-by-phrase", "retrieval", "presence", "terms", "zero-shot-ours"
-  }  # fmt: skip
+    "grounding",
+    "grounding-by-phrase",
+    "retrieval",
+    "presence",
+    "terms",
+    "zero-shot-ours",
+  }
   assert sorted(text.split(":")[0] for text in left_out) == [
     "reranked-retrieval",
     "zero-shot-gloria",
@@ -84,7 +94,8 @@ def test_a_baseline_is_evaluated_and_compared_with_a_run(
   experiment.run(config, workdir, "all")
   assert workdir.evaluation.read_bytes() == before
   config.baseline.name = "mgca_resnet"
-  _, config.baseline.weights = (str(x) for x in models.mgca(tmp_path, tokenizer, "mgca_resnet"))
+  files = tiny_baselines.files_of(tmp_path, "mgca_resnet", vocabulary, tokenizer)
+  config.baseline.weights = str(files["weights"])
   with pytest.raises(
     UserError, match="evaluation of another baseline .*baseline.name: 'mgca_vit' there"
   ):
@@ -96,29 +107,22 @@ def test_a_baseline_is_evaluated_and_compared_with_a_run(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gloria", "mgca_resnet", "biovil", "biovil_t"])
 def test_every_baseline_is_evaluated(run, tmp_path, vocabulary, tokenizer, name, capsys):
-  if name == "gloria":
-    given = dict(weights=models.gloria(tmp_path, tokenizer)[1])
-  elif name == "mgca_resnet":
-    given = dict(weights=models.mgca(tmp_path, tokenizer, name)[1])
-  else:
-    *_, weights, folder = models.biovil(tmp_path, tokenizer, name)
-    given = dict(weights=weights, text=folder)
-  config = config_of(name, **given, tokenizer=vocabulary)
+  config = config_of(name, **tiny_baselines.files_of(tmp_path, name, vocabulary, tokenizer))
   config.data.records = str(run.records)
   workdir = Workdir(tmp_path / "run")
   experiment.run(config, workdir, "evaluate")
-  found = rows.read(workdir.evaluation)
-  tasks = {row.task for row in found.rows}
+  evaluation = rows.read(workdir.evaluation)
+  tasks = {row.task for row in evaluation.rows}
   assert ("reranked-retrieval" in tasks) == (name == "gloria")
   assert ("terms" in tasks) == (name == "mgca_resnet")
-  told = "terms are left out: this model gives its words no weight" in capsys.readouterr().out
-  assert told == (name != "mgca_resnet")
-  assert all(np.isfinite(row.value) or row.metric == "signed CNR" for row in found.rows)
+  message = "terms are left out: this model gives its words no weight"
+  assert (message in capsys.readouterr().out) == (name != "mgca_resnet")
+  assert all(np.isfinite(row.value) or row.metric == "signed CNR" for row in evaluation.rows)
   differences, _ = compare.compare(run.path, workdir.path, resamples=20)
   assert {"grounding", "retrieval", "presence"} <= {d.name for d in differences}
 
 
-def test_what_is_wrong_is_told_before_any_conversion(tmp_path):
+def test_errors_come_before_any_conversion(tmp_path):
   config, workdir = config_of("gloria"), Workdir(tmp_path / "run")
   with pytest.raises(UserError, match="config.baseline.weights: is empty"):
     experiment.run(config, workdir, "evaluate")
@@ -143,12 +147,12 @@ def test_configs():
   assert config.data.selection == "without_5x200" and config.data.options.views == "frontal"
   config = baselines_config.get_config("biovil")
   config.data.source = "mine"
-  assert {one.source for one in config.evaluation.sets.values()} == {""}
+  assert {entry.source for entry in config.evaluation.sets.values()} == {""}
   config.evaluation.sets.vindr.source = "vindr"
   assert config.data.source == "mine" and "model" not in config and "train" not in config
-  assert set(baselines_config.BASELINES) == set(experiment.baseline.KINDS)
+  assert set(baselines_config.BASELINES) == set(experiment.baselines.BASELINES)
   # The data's own name may be that of a set which waits.
   config.data.dataset = "rsna"
-  assert "rsna" not in experiment._without_own(config).evaluation.sets
+  assert "rsna" not in experiment._without_own_set(config).evaluation.sets
   config.data.dataset = "vindr"
-  assert "vindr" in experiment._without_own(config).evaluation.sets
+  assert "vindr" in experiment._without_own_set(config).evaluation.sets

@@ -1,4 +1,4 @@
-"""The benchmarks run and count what they say; what they measure is no test's business."""
+"""Benchmarks run and count as documented; their measurements are not tested."""
 
 import json
 import os
@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import convert, evaluation, loader, local_loss, train_step
+from benchmarks import convert, evaluation, loader, local_loss, torch_steps, train_step
+from benchmarks.step_inputs import SMALL, arrays
 from input_pipeline import images, records
 from input_pipeline.loader import Encode
 from input_pipeline.readers import folder
@@ -24,13 +25,17 @@ SHAPE = (4, 3, 9, 8)
 def test_local_loss_has_a_row_for_every_contender():
   rows = local_loss.measure(SHAPE, 1, "float32", 16, with_torch=False, resident=False)
   assert [row["contender"] for row in rows] == [
-    "plan, chunked", "plan, two rounds, chunked", "gloria, chunked", "plan, full", "gloria, full",
-  ]  # fmt: skip
+    "plan, chunked",
+    "plan, two rounds, chunked",
+    "gloria, chunked",
+    "plan, full",
+    "gloria, full",
+  ]
   assert all(row["seconds"] > 0 and row["temporary_mib"] > 0 for row in rows)
 
 
-def test_growth_is_what_a_step_holds():
-  """All logits of 64 x 64 pairs at once, against a tile of them."""
+def test_growth_counts_the_memory_of_a_step():
+  """Compares all logits of 64 x 64 pairs at once with a tile of them."""
   shape = (64, 16, 49, 8)
   little, much = (
     local_loss.growth(name, shape, "float32", 1) for name in ("plan, chunked", "plan, full")
@@ -50,12 +55,18 @@ def test_the_torch_loop_is_gloria():
 
 @pytest.mark.slow  # compiles every encoder, forwards and backwards
 def test_train_step_has_a_row_for_every_part():
-  rows = train_step.measure(train_step.SMALL, 1, with_torch=False)
+  rows = train_step.measure(SMALL, 1, with_torch=False)
   assert [row["row"] for row in rows] == [
-    "ResNet-50, forward", "ResNet-50, forward + backward", "ViT-B/16, forward",
-    "ViT-B/16, forward + backward", "BERT, forward", "BERT, forward + backward",
-    "whole step", "ResNet-50, forward + backward, stride 16", "whole step, stride 16",
-  ]  # fmt: skip
+    "ResNet-50, forward",
+    "ResNet-50, forward + backward",
+    "ViT-B/16, forward",
+    "ViT-B/16, forward + backward",
+    "BERT, forward",
+    "BERT, forward + backward",
+    "whole step",
+    "ResNet-50, forward + backward, stride 16",
+    "whole step, stride 16",
+  ]
   assert all(row["seconds"] > 0 and row["gflops"] > 0 for row in rows)
   assert all(row["torch_seconds"] is None for row in rows)
 
@@ -65,8 +76,14 @@ def test_contenders_in_processes_of_their_own(tmp_path):
   pytest.importorskip("torch")
   call = ["--batch=1", "--repeats=1", "--apart=2", "--rows=^BERT, forward$", "--json=out.json"]
   environment = dict(os.environ, PYTHONPATH=str(ROOT))
-  done = subprocess.run([sys.executable, "-m", "benchmarks.train_step", *call], cwd=tmp_path,
-                        env=environment, capture_output=True, text=True, timeout=600)  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, "-m", "benchmarks.train_step", *call],
+    cwd=tmp_path,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
   assert done.returncode == 0, done.stderr
   (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
   ratios = [b / a for a, b in zip(row["seconds"], row["torch_seconds"], strict=True)]
@@ -75,10 +92,10 @@ def test_contenders_in_processes_of_their_own(tmp_path):
 
 def test_the_encoders_in_torch_are_as_large_as_ours():
   pytest.importorskip("torch")
-  size = train_step.SMALL
+  size = SMALL
   model = build(train_step.config(size, 32).model, size.vocabulary)
-  params = jax.eval_shape(lambda: model.init(jax.random.key(0), train_step.arrays(size)))["params"]
-  resnet, report, vit = train_step.encoders(size)
+  params = jax.eval_shape(lambda: model.init(jax.random.key(0), arrays(size)))["params"]
+  resnet, bert, vit = torch_steps.encoders(size)
 
   def torchs(encoder):
     return sum(p.numel() for p in encoder.parameters())
@@ -88,16 +105,16 @@ def test_the_encoders_in_torch_are_as_large_as_ours():
 
   assert ours("image_encoder") == torchs(resnet)
   patches = train_step.patches(size)
-  image = train_step.arrays(size)["image"]
+  image = arrays(size)["image"]
   shapes = jax.eval_shape(lambda: patches.init(jax.random.key(0), image))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == torchs(vit)
-  # Ours has one kind of token.
-  assert ours("text_encoder") + size.size == torchs(report)
+  # Ours has one type of token.
+  assert ours("text_encoder") + size.embed_dim == torchs(bert)
 
 
 def test_every_row_of_torch_runs():
   pytest.importorskip("torch")
-  rows = train_step.torchs(train_step.SMALL)
+  rows = torch_steps.steps(SMALL)
   assert len(rows) == 7
   for step in rows.values():
     step()
@@ -155,6 +172,8 @@ def test_the_bare_loop_gives_what_the_converter_stores(tmp_path):
 def test_evaluation_has_a_row_for_every_measure():
   rows = list(evaluation.measure([20], 10, 8))
   assert [(row["what"].split(",")[0], row["count"]) for row in rows] == [
-    ("retrieval", 20), ("class retrieval", 20), ("grounding at 512 px", 10),
-  ]  # fmt: skip
+    ("retrieval", 20),
+    ("class retrieval", 20),
+    ("grounding at 512 px", 10),
+  ]
   assert all(row["seconds"] > 0 and row["peak_mib"] > 0 for row in rows)

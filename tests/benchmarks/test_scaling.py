@@ -1,4 +1,4 @@
-"""The model of docs/scaling.md against what XLA counts."""
+"""Model of docs/scaling.md against XLA's counts."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def test_memory_is_bounded_and_flat_in_the_number_of_devices(rows):
 
 
 def test_from_the_least_batch_on_sending_takes_less_time_than_the_products():
-  shape = scaling.Shape(64, 128, words=64, pixels=196, size=512, feature_bytes=2)
+  shape = scaling.Shape(64, 128, words=64, pixels=196, channels=512, feature_bytes=2)
   for chip in scaling.CHIPS:
     least = scaling.predict(shape, chip, 1.0).least_batch
     enough, short = (

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from plan_jax.evaluators import class_retrieval
-from plan_jax.evaluators.class_retrieval import precision, single_finding
-from plan_jax.evaluators.retrieval import Embedded
+from plan_jax.evaluators.class_retrieval import single_finding
+from plan_jax.evaluators.embeddings import Pairs
 
 
 def unit(x):
@@ -16,7 +16,7 @@ def embedded(images, texts, classes):
   n = len(classes)
   labels = [{"No Finding": 0, name: 1} if name else {"x": 0} for name in classes]
   names = [f"i{i}" for i in range(n)]
-  return Embedded(images, texts, np.arange(n), names, names, ["report"] * n, labels)
+  return Pairs(images, texts, np.arange(n), names, names, ["report"] * n, labels)
 
 
 def test_a_class_is_the_one_finding_that_is_there():
@@ -25,37 +25,14 @@ def test_a_class_is_the_one_finding_that_is_there():
   assert single_finding({"No Finding": 1}) == ""
 
 
-def test_precision_is_that_of_sorted_candidates():
-  rng = np.random.default_rng(0)
-  scores, hit = rng.normal(size=(7, 12)), rng.random((7, 12)) < 0.4
-  got = precision(scores, hit, (1, 2, 5, 10))
-  for q in range(7):
-    order = np.argsort(-scores[q])
-    for i, k in enumerate((1, 2, 5, 10)):
-      assert got[q, i] == pytest.approx(hit[q, order[:k]].mean())
-
-
-def test_ties_are_shared_as_all_orders_would():
-  scores = np.array([[0.5, 0.2, 0.5, 0.5, 0.9, -np.inf]])
-  hit = np.array([[True, True, False, False, True, True]])
-  got = precision(scores, hit, (1, 2, 3, 4, 5))[0]
-  orders = [
-    order
-    for order in itertools.permutations(range(5))
-    if all(scores[0, a] >= scores[0, b] for a, b in itertools.pairwise(order))
-  ]
-  for i, k in enumerate((1, 2, 3, 4, 5)):
-    assert got[i] == pytest.approx(np.mean([hit[0, list(order[:k])].mean() for order in orders]))
-
-
 @pytest.mark.parametrize("block", [3, 100])
 def test_scores_by_hand(block):
   rng = np.random.default_rng(1)
   classes = ["a"] * 8 + ["b"] * 5 + [""] * 2 + ["alone"]
-  found = embedded(unit(rng.normal(size=(16, 4))), unit(rng.normal(size=(16, 4))), classes)
-  run, floor = class_retrieval.score_classes(found, block=block)
+  pairs = embedded(unit(rng.normal(size=(16, 4))), unit(rng.normal(size=(16, 4))), classes)
+  run, baseline = class_retrieval.score_classes(pairs, block=block)
   assert run.ids == [f"i{i}\t" for i in range(13)] and run.groups == classes[:13]
-  similarity = (found.images @ found.texts.T)[:13, :13]
+  similarity = (pairs.images @ pairs.texts.T)[:13, :13]
   for direction, table in (("image-to-text", similarity), ("text-to-image", similarity.T)):
     for own, k in itertools.product(class_retrieval.OWN, (1, 2, 5, 10)):
       column = run.metrics.index(f"P@{k} {direction} {own}")
@@ -65,8 +42,8 @@ def test_scores_by_hand(block):
         assert run.values[q, column] == pytest.approx(expected)
         size = 8 if q < 8 else 5
         chance = size / 13 if own == "with own" else (size - 1) / 12
-        assert floor.values[q, column] == pytest.approx(chance)
-  rows = class_retrieval.class_rows((run, floor), data="toy/test", resamples=20)
+        assert baseline.values[q, column] == pytest.approx(chance)
+  rows = class_retrieval.class_rows((run, baseline), data="toy/test", resamples=20)
   cells = {(r.group, r.metric, r.model): r for r in rows}
   macro = cells["macro", "P@5 image-to-text without own", "run"]
   per = [cells[g, "P@5 image-to-text without own", "run"].value for g in "ab"]
@@ -80,8 +57,8 @@ def test_a_model_that_knows_the_class_and_one_that_knows_nothing():
   run, _ = class_retrieval.score_classes(embedded(directions, directions, classes))
   np.testing.assert_allclose(run.values, 1)
   same = np.ones((60, 3), np.float32) / np.sqrt(3)
-  run, floor = class_retrieval.score_classes(embedded(same, same, classes))
-  np.testing.assert_allclose(run.values, floor.values)
+  run, baseline = class_retrieval.score_classes(embedded(same, same, classes))
+  np.testing.assert_allclose(run.values, baseline.values)
 
 
 def test_too_little_to_score():

@@ -1,4 +1,4 @@
-"""Detection: precision as pycocotools has it, FROC by hand, what counts and what does not."""
+"""Detection: precision as pycocotools has it, FROC by hand, rows and published rules."""
 
 import dataclasses
 import math
@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from plan_jax.evaluators import detection
-from plan_jax.evaluators.detection import METRICS, THRESHOLDS, Image
-from plan_jax.metrics.boxes import iou
+from input_pipeline.boxes import iou
+from plan_jax.evaluators import detection as evaluator
+from plan_jax.metrics import detection
+from plan_jax.metrics.coco import coco_precision
+from plan_jax.metrics.detection import METRICS, THRESHOLDS, Image
 
 NONE = np.zeros((0, 4))
 
@@ -18,9 +20,16 @@ def image(i, truth=NONE, boxes=NONE, scores=(), truth_labels=None, labels=None, 
   truth_labels = np.zeros(len(truth), int) if truth_labels is None else np.array(truth_labels, int)
   labels = np.zeros(len(boxes), int) if labels is None else np.array(labels, int)
   return Image(
-    f"image{i}", f"p{i}" if patient is None else patient, 60, 80, truth, truth_labels, boxes,
-    np.array(scores, float), labels,
-  )  # fmt: skip
+    f"image{i}",
+    f"p{i}" if patient is None else patient,
+    60,
+    80,
+    truth,
+    truth_labels,
+    boxes,
+    np.array(scores, float),
+    labels,
+  )
 
 
 def _boxes(rng, count, side=12):
@@ -55,23 +64,23 @@ def _column(name):
 def test_average_precision_is_that_of_pycocotools(digits):
   for seed in range(5):
     images = _images(seed, digits=digits)
-    wanted = detection.coco_precision(images, 4)  # the last has no true box
-    found = detection.figures(images, 4, np.ones((1, len(images))))[0]
+    wanted = coco_precision(images, 4)  # the last has no true box
+    actual = detection.detection_metrics(images, 4, np.ones((1, len(images))))[0]
     for name, part in detection.PRECISIONS.items():
-      np.testing.assert_allclose(found[:, _column(name)], wanted[:, part].mean(1), atol=1e-12)
-    assert np.isnan(found[3]).all() and 0.1 < np.nanmean(found[:, 0]) < 0.9
+      np.testing.assert_allclose(actual[:, _column(name)], wanted[:, part].mean(1), atol=1e-12)
+    assert np.isnan(actual[3]).all() and 0.1 < np.nanmean(actual[:, 0]) < 0.9
 
 
-def test_a_image_that_counts_twice_is_two_images():
+def test_an_image_that_counts_twice_is_two_images():
   images = _images(1)
   weights = np.random.default_rng(0).integers(0, 3, (4, len(images)))
-  found = detection.figures(images, 3, weights)
-  for row, counts in zip(found, weights, strict=True):
-    several = [one for one, count in zip(images, counts, strict=True) for _ in range(count)]
-    wanted = detection.coco_precision(several, 3)
+  actual = detection.detection_metrics(images, 3, weights)
+  for row, counts in zip(actual, weights, strict=True):
+    several = [each for each, count in zip(images, counts, strict=True) for _ in range(count)]
+    wanted = coco_precision(several, 3)
     for name, part in detection.PRECISIONS.items():
       np.testing.assert_allclose(row[:, _column(name)], wanted[:, part].mean(1), atol=1e-12)
-    same = detection.figures(several, 3, np.ones((1, len(several))))[0]
+    same = detection.detection_metrics(several, 3, np.ones((1, len(several))))[0]
     np.testing.assert_allclose(row, same, atol=1e-12)
 
 
@@ -83,24 +92,24 @@ def test_average_precision_by_hand():
     image(2, [box], [[0, 0, 10, 5]], [0.7]),  # IoU .5
     image(3, [box]),  # missed
   ]
-  found = detection.figures(images, 1, np.ones((1, 4)))[0, 0]
+  actual = detection.detection_metrics(images, 1, np.ones((1, 4)))[0, 0]
   # Recall 1/3 at precision 1, and 2/3 at 2/3: 34 and 33 of the 101 recalls.
   low, high = (34 + 33 * 2 / 3) / 101, 34 / 101
-  assert found[_column("AP50")] == pytest.approx(low)
-  assert found[_column("mAP .4-.75")] == pytest.approx((3 * low + 5 * high) / 8)
-  assert found[_column("mAP .5-.95")] == pytest.approx((low + 9 * high) / 10)
+  assert actual[_column("AP50")] == pytest.approx(low)
+  assert actual[_column("mAP .4-.75")] == pytest.approx((3 * low + 5 * high) / 8)
+  assert actual[_column("mAP .5-.95")] == pytest.approx((low + 9 * high) / 10)
 
 
 def test_perfect_and_empty():
   box = [0, 0, 10, 10]
   perfect = [image(i, [box], [box], [0.5]) for i in range(3)]
-  np.testing.assert_allclose(detection.figures(perfect, 1, np.ones((1, 3))), 1)
+  np.testing.assert_allclose(detection.detection_metrics(perfect, 1, np.ones((1, 3))), 1)
   silent = [image(i, [box]) for i in range(3)]
-  np.testing.assert_array_equal(detection.figures(silent, 1, np.ones((1, 3))), 0)
-  np.testing.assert_array_equal(detection.coco_precision(silent, 1), 0)
+  np.testing.assert_array_equal(detection.detection_metrics(silent, 1, np.ones((1, 3))), 0)
+  np.testing.assert_array_equal(coco_precision(silent, 1), 0)
   healthy = [image(i, [], [box], [0.5]) for i in range(3)]
-  assert np.isnan(detection.figures(healthy, 1, np.ones((1, 3)))).all()
-  assert detection.detection_rows(healthy, ["mass"], data="toy/test") == []
+  assert np.isnan(detection.detection_metrics(healthy, 1, np.ones((1, 3)))).all()
+  assert evaluator.detection_rows(healthy, ["mass"], data="toy/test") == []
 
 
 def _matched(boxes, truth, threshold):
@@ -122,9 +131,9 @@ def test_matching_takes_each_true_box_once():
   for seed in range(30):
     rng = np.random.default_rng(seed)
     truth, boxes = _boxes(rng, 4, 6).astype(float), _boxes(rng, 8, 6).astype(float)
-    found = detection.match(boxes, truth, THRESHOLDS)
+    actual = detection.match(boxes, truth, THRESHOLDS)
     for t, threshold in enumerate(THRESHOLDS):
-      assert found[t].tolist() == _matched(boxes, truth, threshold)
+      assert actual[t].tolist() == _matched(boxes, truth, threshold)
   assert detection.match(NONE, truth, THRESHOLDS).shape == (12, 0)
   assert not detection.match(boxes, NONE, THRESHOLDS).any()
 
@@ -138,39 +147,39 @@ def test_froc_by_hand():
     image(2, [], [box], [0.6]),  # false, and tied with a hit
     image(3, [box], [box], [0.2]),
   ]
-  found = detection.figures(images, 1, np.ones((1, 4)))[0, 0]
-  at = {name: found[_column(f"sensitivity at {name} FP")] for name in detection.RATES}
+  actual = detection.detection_metrics(images, 1, np.ones((1, 4)))[0, 0]
+  at = {name: actual[_column(f"sensitivity at {name} FP")] for name in detection.RATES}
   # False are .7, .6, .3; of 4 images, so 1/4 allows one: up to, not with, the tie at .6.
   assert at == dict(zip(at, [0.25, 0.25, 0.5, 0.75, 0.75, 0.75, 0.75], strict=True))
-  assert found[_column("FROC")] == pytest.approx(4 / 7)
+  assert actual[_column("FROC")] == pytest.approx(4 / 7)
 
 
-def test_units_are_the_true_boxes_at_the_same_limits():
+def test_examples_are_the_true_boxes_at_the_same_limits():
   images = _images(2)
-  found = detection.detection_units(images, ["a", "b", "c"])
-  assert found.metrics == detection.SENSITIVITIES and len(found.ids) == sum(
-    len(one.truth) for one in images
+  actual = evaluator.detection_scores(images, ["a", "b", "c"])
+  assert actual.metrics == detection.SENSITIVITIES and len(actual.ids) == sum(
+    len(each.truth) for each in images
   )
-  wanted = detection.figures(images, 3, np.ones((1, len(images))))[0]
+  wanted = detection.detection_metrics(images, 3, np.ones((1, len(images))))[0]
   for label, name in enumerate("abc"):
-    own = [i for i, group in enumerate(found.groups) if group == name]
-    np.testing.assert_allclose(found.values[own].mean(0), wanted[label, 4:])
+    own = [i for i, group in enumerate(actual.groups) if group == name]
+    np.testing.assert_allclose(actual.values[own].mean(0), wanted[label, 4:])
   nothing = {"boxes": NONE, "scores": np.zeros(0), "labels": np.zeros(0, int)}
-  silent = [dataclasses.replace(one, **nothing) for one in images]
-  other = detection.detection_units(silent, ["a", "b", "c"])
-  assert (other.ids, other.groups, other.patients) == (found.ids, found.groups, found.patients)
+  silent = [dataclasses.replace(each, **nothing) for each in images]
+  other = evaluator.detection_scores(silent, ["a", "b", "c"])
+  assert (other.ids, other.groups, other.patients) == (actual.ids, actual.groups, actual.patients)
   assert not other.values.any()
 
 
 def test_rows(capsys):
   images = _images(3)
   boxes, shares = [np.array([0, 0, 0.2, 0.2]), None, None, None], [0.5, 0, 0, 0]
-  floors = {"typical box": detection.with_typical_boxes(images, boxes, shares)}
+  baselines = {"typical box": evaluator.with_typical_boxes(images, boxes, shares)}
   names = ["a", "b", "c", "d"]
-  rows = detection.detection_rows(images, names, data="toy/test", resamples=40, floors=floors)
+  rows = evaluator.detection_rows(images, names, data="toy/test", resamples=40, baselines=baselines)
   cells = {(row.group, row.metric, row.model): row for row in rows}
   assert len(cells) == len(rows) == 2 * 4 * len(METRICS) and rows[0].group == "macro"
-  value = detection.figures(images, 3, np.ones((1, len(images))))[0]
+  value = detection.detection_metrics(images, 3, np.ones((1, len(images))))[0]
   for m, metric in enumerate(METRICS):
     macro = cells["macro", metric, "run"]
     assert macro.value == pytest.approx(value[:, m].mean())
@@ -180,37 +189,40 @@ def test_rows(capsys):
   assert capsys.readouterr().out == (
     "detection: 1 of 4 findings have no box in toy/test and are left out: d\n"
   )
-  alone = [dataclasses.replace(one, patient_id="p") for one in images]
-  rows = detection.detection_rows(alone, names, data="toy/test", resamples=40)
+  alone = [dataclasses.replace(each, patient_id="p") for each in images]
+  rows = evaluator.detection_rows(alone, names, data="toy/test", resamples=40)
   assert all(math.isnan(row.low) for row in rows)
 
 
-def test_what_the_field_leaves_out(capsys):
+def test_published_rules_leave_images_out(capsys):
   box, far = [0, 0, 10, 10], [40, 40, 50, 50]
   images = [
     image(0, [box], [box, far], [0.9, 0.5]),
     image(1, [], [far], [0.95]),  # false, but without truth
-    image(2, [box], [box], [0.4]),  # found, but not surely
+    image(2, [box], [box], [0.4]),  # actual, but not surely
     image(3, [box]),
   ]
-  (macro, one) = detection.compat_rows(images, ["mass"], data="toy/test", resamples=10)
+  (macro, one) = evaluator.compat_rows(images, ["mass"], data="toy/test", resamples=10)
   assert (macro.protocol, macro.metric, macro.value, macro.n) == (
-    "compat-mgca-detection", "mAP .4-.75", pytest.approx(1), 1,
-  )  # fmt: skip
+    "compat-mgca-detection",
+    "mAP .4-.75",
+    pytest.approx(1),
+    1,
+  )
   assert one.group == "mass"
-  full = detection.figures(images, 1, np.ones((1, 4)))[0, 0, 0]
+  full = detection.detection_metrics(images, 1, np.ones((1, 4)))[0, 0, 0]
   assert full < 0.5
   assert capsys.readouterr().out == (
     "compat-mgca-detection: 3 of 4 images have no box, or no prediction above 0.5, and are left"
     " out\n"
   )
-  assert detection.compat_rows(images[1:], ["mass"], data="toy/test") == []
+  assert evaluator.compat_rows(images[1:], ["mass"], data="toy/test") == []
 
 
 def test_typical_box():
   boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 0.6], [0.5, 0.5, 1, 1]])
-  np.testing.assert_array_equal(detection.typical_box(boxes), boxes[2])
-  assert detection.typical_box(NONE) is None
-  (one,) = detection.with_typical_boxes([image(0)], [None, boxes[2]], [0, 0.3])
+  np.testing.assert_array_equal(evaluator.typical_box(boxes), boxes[2])
+  assert evaluator.typical_box(NONE) is None
+  (one,) = evaluator.with_typical_boxes([image(0)], [None, boxes[2]], [0, 0.3])
   np.testing.assert_allclose(one.boxes, [[0, 0, 40, 36]])
   assert one.labels.tolist() == [1] and one.scores.tolist() == [0.3]

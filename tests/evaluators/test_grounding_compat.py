@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from input_pipeline.example import Example, Region
 from plan_jax.evaluators import grounding_compat as compat
+from plan_jax.metrics.localization import cnr, foreground
 
 H, W, GRID = 40, 56, (5, 7)
 
@@ -16,9 +17,9 @@ H, W, GRID = 40, 56, (5, 7)
 class Model:
   """A map that it is given; eight image pixels a cell, `crop` of (x0, y0, x1, y1) alone seen."""
 
-  def __init__(self, grid, crop=(0, 0, W, H), own_sigma=0, own_nearest=False):
+  def __init__(self, grid, crop=(0, 0, W, H), map_sigma=0, map_nearest=False):
     self.grid, self.crop = np.asarray(grid, np.float32), crop
-    self.own_sigma, self.own_nearest = own_sigma, own_nearest
+    self.map_sigma, self.map_nearest = map_sigma, map_nearest
 
   def similarities(self, images, phrases, of):
     assert of == "phrase"
@@ -63,8 +64,8 @@ EVERYWHERE = set(itertools.product(range(H), range(W)))
 LEFT = [(2, 3, 14, 20), (10, 10, 30, 30)]
 
 
-def naive_cnr(heat, inside, outside, unbiased=False):
-  a, b = ([float(heat[p]) for p in sorted(some)] for some in (inside, outside))
+def naive_cnr(heatmap, inside, outside, unbiased=False):
+  a, b = ([float(heatmap[p]) for p in sorted(some)] for some in (inside, outside))
   mean = [sum(x) / len(x) for x in (a, b)]
   spread = [
     sum((v - m) ** 2 for v in x) / (len(x) - unbiased) for x, m in zip((a, b), mean, strict=True)
@@ -72,65 +73,67 @@ def naive_cnr(heat, inside, outside, unbiased=False):
   return (mean[0] - mean[1]) / sum(spread) ** 0.5
 
 
-def naive_iou(heat, threshold, mask, scored=EVERYWHERE):
-  predicted = {p for p in scored if heat[p] >= threshold}
+def naive_iou(heatmap, threshold, mask, scored=EVERYWHERE):
+  predicted = {p for p in scored if heatmap[p] >= threshold}
   return len(predicted & mask) / len(predicted | mask) if predicted | mask else 0.0
 
 
-def figures(name, grid, one=EXAMPLE, **model):
-  found = compat.score_compat(Model(grid, **model), [one])[name]
-  return dict(zip(found.ids, found.values.tolist(), strict=True)), found
+def values_of(name, grid, image=EXAMPLE, **model):
+  scores = compat.score_compat(Model(grid, **model), [image])[name]
+  return dict(zip(scores.ids, scores.values.tolist(), strict=True)), scores
 
 
 def test_vios_s():
   grid = random_grid()
-  values, found = figures("compat-vios-s", grid)
-  heat = Model(grid).to_image(np.maximum(grid, 0), (H, W))
+  values, scores = values_of("compat-vios-s", grid)
+  heatmap = Model(grid).to_image(np.maximum(grid, 0), (H, W))
   first, second = pixels(LEFT[0]), pixels(LEFT[1])
   each = [
-    naive_cnr(heat, first, EVERYWHERE - first),
-    naive_cnr(heat, second - first, EVERYWHERE - first - second),
+    naive_cnr(heatmap, first, EVERYWHERE - first),
+    naive_cnr(heatmap, second - first, EVERYWHERE - first - second),
   ]
-  overlap = np.mean([naive_iou(heat, t, first | second) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
+  overlap = np.mean([naive_iou(heatmap, t, first | second) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
   expected = [np.mean(each), np.mean(np.abs(each)), overlap]
   assert values["i\tleft opacity"] == pytest.approx(expected, rel=1e-4)
-  assert found.groups == ["opacity", "nodule", "opacity"]
+  assert scores.groups == ["opacity", "nodule", "opacity"]
 
 
 def test_vios_s_of_a_model_that_crops(capsys):
   """By its own map; a box that is lost is dropped, with its phrase if there is no other."""
   grid, crop = random_grid(7) + 0.3, (12, 8, 38, 36)
-  own = dict(own_sigma=1.5, own_nearest=True)
+  own = dict(map_sigma=1.5, map_nearest=True)
   lost = region("left opacity", "opacity", (0, 0, 12, 40))
-  one = example(lost, *EXAMPLE.regions)
-  values, _ = figures("compat-vios-s", grid, one, crop=crop, **own)
-  heat = Model(grid).to_image(
+  image = example(lost, *EXAMPLE.regions)
+  values, _ = values_of("compat-vios-s", grid, image, crop=crop, **own)
+  heatmap = Model(grid).to_image(
     np.maximum(ndimage.gaussian_filter(grid, 1.5), 0), (H, W), nearest=True
   )
   seen, first, second = pixels(crop), pixels(LEFT[0]), pixels(LEFT[1])
   each = [
-    naive_cnr(heat, first & seen, seen - first),
-    naive_cnr(heat, (second - first) & seen, seen - first - second),
+    naive_cnr(heatmap, first & seen, seen - first),
+    naive_cnr(heatmap, (second - first) & seen, seen - first - second),
   ]
-  # Of the true boxes the part that was not seen stays: it cannot be found.
-  overlap = np.mean([naive_iou(heat, t, first | second, seen) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
+  # Of the true boxes the part that was not seen stays: it cannot be scores.
+  overlap = np.mean(
+    [naive_iou(heatmap, t, first | second, seen) for t in (0.1, 0.2, 0.3, 0.4, 0.5)]
+  )
   assert len((first | second) - seen) > 50
   expected = [np.mean(each), np.mean(np.abs(each)), overlap]
   assert values["i\tleft opacity"] == pytest.approx(expected, rel=1e-4)
   assert np.isnan(values["i\tnodule"]).all()
   assert "compat-vios-s: 1 of 3 phrases have no region in what is scored" in capsys.readouterr().out
   rows = compat.compat_rows(
-    compat.score_compat(Model(grid, crop, **own), [one]), data="toy", resamples=0
+    compat.score_compat(Model(grid, crop, **own), [image]), data="toy", resamples=0
   )
   counts = {(r.protocol, r.group): r.n for r in rows if r.metric == "signed CNR"}
   assert counts["compat-vios-s", "macro"] == 2 and counts["compat-vios-s", "opacity"] == 2
-  # A map without contrast, and a box inside of an earlier one, count as 0.
-  flat, _ = figures("compat-vios-s", -np.ones(GRID))
+  # A map without contrast, and a box inside of an earlier image, count as 0.
+  flat, _ = values_of("compat-vios-s", -np.ones(GRID))
   assert flat["i\tleft opacity"] == [0, 0, 0]
   nested = example(region("a", "a", (2, 3, 14, 20), (4, 4, 9, 9)))
-  values, _ = figures("compat-vios-s", random_grid(), nested)
-  heat = Model(random_grid()).to_image(np.maximum(random_grid(), 0), (H, W))
-  half = naive_cnr(heat, first, EVERYWHERE - first) / 2
+  values, _ = values_of("compat-vios-s", random_grid(), nested)
+  heatmap = Model(random_grid()).to_image(np.maximum(random_grid(), 0), (H, W))
+  half = naive_cnr(heatmap, first, EVERYWHERE - first) / 2
   assert values["i\ta"][:2] == pytest.approx([half, abs(half)], rel=1e-4)
 
 
@@ -138,27 +141,27 @@ def test_vios_s_of_a_model_that_crops(capsys):
 def test_aep(crop):
   """Of the 56 x 56 square round the image the middle 49 x 49 is scored: 3.5 columns a side go."""
   grid = random_grid(1)
-  values, _ = figures("compat-aep", grid, crop=crop)
-  heat = Model(grid).to_image(ndimage.gaussian_filter(grid, 1.5), (H, W))
+  values, _ = values_of("compat-aep", grid, crop=crop)
+  heatmap = Model(grid).to_image(ndimage.gaussian_filter(grid, 1.5), (H, W))
   scored = pixels(crop) & pixels((3, 0, 53, H))
-  heat -= min(heat[p] for p in scored)
-  heat = 2 * heat / max(heat[p] for p in scored) - 1
+  heatmap -= min(heatmap[p] for p in scored)
+  heatmap = 2 * heatmap / max(heatmap[p] for p in scored) - 1
   mask = pixels(*LEFT) & scored
-  overlap = np.mean([naive_iou(heat, t, mask, scored) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
+  overlap = np.mean([naive_iou(heatmap, t, mask, scored) for t in (0.1, 0.2, 0.3, 0.4, 0.5)])
   dice = []
   for t in (0.1, 0.2, 0.3, 0.4, 0.5):
-    predicted = {p for p in scored if heat[p] >= t}
+    predicted = {p for p in scored if heatmap[p] >= t}
     dice.append(2 * len(predicted & mask) / (len(predicted) + len(mask)))
-  hit = float(max(scored, key=lambda p: heat[p]) in mask)
-  expected = [naive_cnr(heat, mask, scored - mask), overlap, np.mean(dice), hit]
+  hit = float(max(scored, key=lambda p: heatmap[p]) in mask)
+  expected = [naive_cnr(heatmap, mask, scored - mask), overlap, np.mean(dice), hit]
   assert values["i\tleft opacity"] == pytest.approx(expected, rel=1e-4)
   # A constant map is -1 after scaling: every prediction is empty, there is nothing to average.
-  assert np.isnan(figures("compat-aep", np.ones(GRID))[0]["i\tnodule"][:3]).all()
+  assert np.isnan(values_of("compat-aep", np.ones(GRID))[0]["i\tnodule"][:3]).all()
 
 
 def test_aep_leaves_out_what_lies_at_the_edge(capsys):
-  one = example(region("edge", "a", (0, 5, 3, 30)), region("across", "a", (1, 5, 20, 30)))
-  values, _ = figures("compat-aep", random_grid(), one)
+  image = example(region("edge", "a", (0, 5, 3, 30)), region("across", "a", (1, 5, 20, 30)))
+  values, _ = values_of("compat-aep", random_grid(), image)
   assert np.isnan(values["i\tedge"]).all() and not np.isnan(values["i\tacross"]).any()
   assert "compat-aep: 1 of 2 phrases have no region in what is scored" in capsys.readouterr().out
   tall = compat.centre(112, 40)
@@ -166,17 +169,17 @@ def test_aep_leaves_out_what_lies_at_the_edge(capsys):
 
 
 def test_a_region_of_all_that_is_scored_has_no_contrast():
-  one = example(region("all", "a", (0, 0, W, H)))
-  found = {name: figures(name, random_grid(), one)[0]["i\tall"] for name in compat.PROTOCOLS}
-  assert found["compat-vios-s"][:2] == [0, 0] and 0 < found["compat-vios-s"][2] < 1
-  cnr, overlap, dice, hit = found["compat-aep"]
-  assert np.isnan(cnr) and 0 < overlap < dice < 1 and hit == 1
-  assert np.isnan(found["compat-mgvla"][0]) and np.isnan(found["compat-g2g"][0])
-  assert found["compat-radzero"] == [1]
+  image = example(region("all", "a", (0, 0, W, H)))
+  scores = {name: values_of(name, random_grid(), image)[0]["i\tall"] for name in compat.PROTOCOLS}
+  assert scores["compat-vios-s"][:2] == [0, 0] and 0 < scores["compat-vios-s"][2] < 1
+  contrast, overlap, dice, hit = scores["compat-aep"]
+  assert np.isnan(contrast) and 0 < overlap < dice < 1 and hit == 1
+  assert np.isnan(scores["compat-mgvla"][0]) and np.isnan(scores["compat-g2g"][0])
+  assert scores["compat-radzero"] == [1]
 
 
 @pytest.mark.parametrize("name", ["compat-mgvla", "compat-g2g", "compat-radzero"])
-def test_what_was_not_seen_is_least_similar_where_the_whole_image_is_scored(name):
+def test_cropped_pixels_are_least_similar_where_the_whole_image_is_scored(name):
   crop = (9, 3, 44, 31)
 
   class Filled(Model):
@@ -194,40 +197,40 @@ def test_what_was_not_seen_is_least_similar_where_the_whole_image_is_scored(name
 
 def test_mgvla_scores_boxes_on_the_mask_of_their_finding():
   grid = random_grid(2)
-  values, found = figures("compat-mgvla", grid)
+  values, scores = values_of("compat-mgvla", grid)
   assert list(values) == ["i\tleft opacity", "i\tleft opacity #1", "i\tnodule", "i\tRight opacity"]
-  heat = Model(grid).to_image(ndimage.gaussian_filter(grid, 1.5), (H, W), nearest=True)
-  assert len(np.unique(heat)) == GRID[0] * GRID[1]  # no interpolation
+  heatmap = Model(grid).to_image(ndimage.gaussian_filter(grid, 1.5), (H, W), nearest=True)
+  assert len(np.unique(heatmap)) == GRID[0] * GRID[1]  # no interpolation
   mask = pixels(*LEFT, (33, 20, 50, 39))
-  expected = abs(naive_cnr(heat, mask, EVERYWHERE - mask))
-  for unit in ("left opacity", "left opacity #1", "Right opacity"):
-    assert values[f"i\t{unit}"] == pytest.approx([expected], rel=1e-4)
-  assert found.groups == ["opacity", "opacity", "nodule", "opacity"]
+  expected = abs(naive_cnr(heatmap, mask, EVERYWHERE - mask))
+  for phrase in ("left opacity", "left opacity #1", "Right opacity"):
+    assert values[f"i\t{phrase}"] == pytest.approx([expected], rel=1e-4)
+  assert scores.groups == ["opacity", "opacity", "nodule", "opacity"]
 
 
 def test_g2g():
   grid = np.full(GRID, 0.1, np.float32) + 0.02 * random_grid(3)
   grid[1:3, 1:4] += 1.0
-  values, found = figures("compat-g2g", grid)
-  heat = Model(grid).to_image(grid, (H, W))
-  heat = (heat - heat.min()) / np.ptp(heat)
+  values, scores = values_of("compat-g2g", grid)
+  heatmap = Model(grid).to_image(grid, (H, W))
+  heatmap = (heatmap - heatmap.min()) / np.ptp(heatmap)
   mask = pixels((40, 5, 50, 12))
-  part = compat.bright_part(heat)
+  part = foreground(heatmap)
   bright = {p for p in EVERYWHERE if part[p]}
   both = (
     len(bright & mask) / len(bright | mask)
     + len((EVERYWHERE - bright) & (EVERYWHERE - mask)) / len(EVERYWHERE - (bright & mask))
   ) / 2
-  expected = [naive_cnr(heat, mask, EVERYWHERE - mask, unbiased=True), both]
+  expected = [naive_cnr(heatmap, mask, EVERYWHERE - mask, unbiased=True), both]
   assert values["i\tnodule"] == pytest.approx(expected, rel=1e-4)
-  assert set(found.groups) == {"all"}
+  assert set(scores.groups) == {"all"}
 
 
 def test_radzero_knows_the_first_box_alone():
   for place, expected in (((1, 1), 1.0), ((2, 2), 0.0)):
     grid = np.zeros(GRID)
     grid[place] = 1
-    values, _ = figures("compat-radzero", grid)
+    values, _ = values_of("compat-radzero", grid)
     assert values["i\tleft opacity"] == [expected]
 
 
@@ -235,12 +238,12 @@ def test_the_brighter_of_two_gaussians():
   rng = np.random.default_rng(0)
   truth = np.zeros((60, 60), bool)
   truth[10:25, 20:50] = True
-  heat = np.where(truth, rng.normal(0.8, 0.05, (60, 60)), rng.normal(0.2, 0.1, (60, 60)))
-  assert (compat.bright_part(heat) == truth).mean() > 0.999
-  assert not compat.bright_part(np.full((5, 5), 0.3)).any()
+  heatmap = np.where(truth, rng.normal(0.8, 0.05, (60, 60)), rng.normal(0.2, 0.1, (60, 60)))
+  assert (foreground(heatmap) == truth).mean() > 0.999
+  assert not foreground(np.full((5, 5), 0.3)).any()
   two = np.zeros((4, 4))
   two[0, 0] = 1
-  assert compat.bright_part(two).sum() == 1
+  assert foreground(two).sum() == 1
 
 
 @pytest.mark.parametrize("apart", [2.5, 3.5])
@@ -248,25 +251,25 @@ def test_two_gaussians_that_overlap(apart):
   """As scikit-learn fits the mixture to the pixels themselves."""
   mixture = pytest.importorskip("sklearn.mixture")
   rng = np.random.default_rng(1)
-  heat = rng.normal(0, 1, (80, 80))
-  heat[20:60, 20:50] = rng.normal(apart, 0.6, (40, 30))
-  heat = (heat - heat.min()) / np.ptp(heat)
-  x = heat.reshape(-1, 1)
+  heatmap = rng.normal(0, 1, (80, 80))
+  heatmap[20:60, 20:50] = rng.normal(apart, 0.6, (40, 30))
+  heatmap = (heatmap - heatmap.min()) / np.ptp(heatmap)
+  x = heatmap.reshape(-1, 1)
   fitted = mixture.GaussianMixture(2, tol=1e-7, max_iter=2000, means_init=[[0.3], [0.6]]).fit(x)
   wanted = fitted.predict(x) == fitted.means_[:, 0].argmax()
-  assert (compat.bright_part(heat) == wanted.reshape(heat.shape)).mean() > 0.98
+  assert (foreground(heatmap) == wanted.reshape(heatmap.shape)).mean() > 0.98
 
 
 def test_degenerate_cnr():
-  heat = np.arange(12.0).reshape(3, 4)
+  heatmap = np.arange(12.0).reshape(3, 4)
   nothing, everything = np.zeros((3, 4), bool), np.ones((3, 4), bool)
-  one = nothing.copy()
-  one[0, 0] = True
-  assert np.isnan(compat.cnr(heat, nothing, everything))
-  assert np.isnan(compat.cnr(heat, everything, nothing))
-  assert np.isnan(compat.cnr(np.ones((3, 4)), one, ~one))
-  assert np.isnan(compat.cnr(heat, one, ~one, ddof=1))  # one pixel has no unbiased variance
-  assert np.isfinite(compat.cnr(heat, one, ~one))
+  image = nothing.copy()
+  image[0, 0] = True
+  assert np.isnan(cnr(heatmap, nothing, everything))
+  assert np.isnan(cnr(heatmap, everything, nothing))
+  assert np.isnan(cnr(np.ones((3, 4)), image, ~image))
+  assert np.isnan(cnr(heatmap, image, ~image, ddof=1))  # image pixel has no unbiased variance
+  assert np.isfinite(cnr(heatmap, image, ~image))
 
 
 def test_rows_average_as_each_protocol_says():
@@ -278,9 +281,9 @@ def test_rows_average_as_each_protocol_says():
   scores = compat.score_compat(Model(random_grid(4)), examples)
   rows = compat.compat_rows(scores, data="toy", resamples=20)
   cells = {(r.protocol, r.group, r.metric): r for r in rows}
-  found = scores["compat-aep"]
+  scores = scores["compat-aep"]
   per = [
-    np.mean([v[1] for v, g in zip(found.values, found.groups, strict=True) if g == name])
+    np.mean([v[1] for v, g in zip(scores.values, scores.groups, strict=True) if g == name])
     for name in ("nodule", "opacity")
   ]
   assert cells["compat-aep", "macro", "mIoU"].value == pytest.approx(np.mean(per))

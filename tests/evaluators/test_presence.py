@@ -1,4 +1,4 @@
-"""Presence: areas by finding, what is left out and said, and images asked for in order."""
+"""Presence: areas by finding, what is left out and said, and images calls for in order."""
 
 import math
 
@@ -23,14 +23,19 @@ def _example(i, labels, level=None, image=None):
   )
 
 
+def evaluate(model, examples, *, data="toy", batch=64, resamples=50):
+  scores = presence.score_presence(model, examples, batch=batch)
+  return presence.presence_rows(scores, data=data, resamples=resamples)
+
+
 class _Bright:
   """The peak of "mass" is the image's brightness, that of every other finding constant."""
 
   def __init__(self):
-    self.asked = []
+    self.calls = []
 
   def peaks(self, images, phrases):
-    self.asked.append([(int(i[0, 0]), phrase) for i, phrase in zip(images, phrases, strict=True)])
+    self.calls.append([(int(i[0, 0]), phrase) for i, phrase in zip(images, phrases, strict=True)])
     pairs = zip(images, phrases, strict=True)
     peaks = [image.mean() / 100 if phrase == "mass" else 0.25 for image, phrase in pairs]
     return np.array(peaks, np.float32)
@@ -49,8 +54,8 @@ def _examples():
 
 def test_areas_and_peaks_by_hand(capsys):
   model = _Bright()
-  rows = presence.evaluate_presence(model, _examples(), data="toy/test", batch=3, resamples=50)
-  assert model.asked == [
+  rows = evaluate(model, _examples(), data="toy/test", batch=3, resamples=50)
+  assert model.calls == [
     [(10, "mass"), (10, "edema"), (20, "mass")],
     [(30, "mass"), (30, "edema"), (30, "tube")],
     [(40, "mass"), (40, "edema")],
@@ -65,8 +70,10 @@ def test_areas_and_peaks_by_hand(capsys):
   assert (mass.value, mass.n) == (0.75, 4) and (edema.value, edema.n) == (0.5, 3)
   assert (cells["macro", "AUC", "run"].value, cells["macro", "AUC", "run"].n) == (0.625, 7)
   for group in ("macro", "mass", "edema"):
-    floor = cells[group, "AUC", "chance"]
-    assert floor.value == 0.5 and math.isnan(floor.low) and floor.n == cells[group, "AUC", "run"].n
+    chance = cells[group, "AUC", "chance"]
+    assert (
+      chance.value == 0.5 and math.isnan(chance.low) and chance.n == cells[group, "AUC", "run"].n
+    )
   present, absent = (cells["mass", f"mean peak {kind}", "run"] for kind in ("present", "absent"))
   assert (present.value, present.n) == (pytest.approx(0.3), 2)
   assert (absent.value, absent.n) == (pytest.approx(0.2), 2)
@@ -88,24 +95,24 @@ def test_a_model_that_knows_beats_chance_and_batches_do_not_matter(capsys):
     )
     for i, level in enumerate(levels)
   ]
-  rows = presence.evaluate_presence(_Bright(), iter(examples), data="toy", resamples=200)
-  found = {(row.group, row.metric): row for row in rows if row.model == "run"}
-  mass, edema = found["mass", "AUC"], found["edema", "AUC"]
+  rows = evaluate(_Bright(), iter(examples), data="toy", resamples=200)
+  values = {(row.group, row.metric): row for row in rows if row.model == "run"}
+  mass, edema = values["mass", "AUC"], values["edema", "AUC"]
   assert 0.5 < mass.low < mass.value < mass.high <= 1
   assert (edema.low, edema.value, edema.high) == (0.5, 0.5, 0.5)
-  assert found["macro", "AUC"].value == pytest.approx((mass.value + 0.5) / 2)
-  again = presence.evaluate_presence(_Bright(), examples, data="toy", resamples=200, batch=7)
+  assert values["macro", "AUC"].value == pytest.approx((mass.value + 0.5) / 2)
+  again = evaluate(_Bright(), examples, data="toy", resamples=200, batch=7)
   assert repr(again) == repr(rows)
   assert capsys.readouterr().out == ""  # nothing was left out
 
 
 def test_without_two_kinds_there_are_no_rows(capsys):
-  assert presence.evaluate_presence(_Bright(), [], data="toy") == []
+  assert evaluate(_Bright(), []) == []
   assert capsys.readouterr().out == ""
-  assert presence.evaluate_presence(_Bright(), [_example(1, {})], data="toy") == []
+  assert evaluate(_Bright(), [_example(1, {})]) == []
   assert capsys.readouterr().out == "presence: none of 1 images has labels\n"
   examples = [_example(1, {"mass": 1}), _example(2, {"edema": 0})]
-  assert presence.evaluate_presence(_Bright(), examples, data="toy") == []
+  assert evaluate(_Bright(), examples) == []
   assert (
     "2 of 2 findings are only present or only absent and left out: edema, mass"
     in capsys.readouterr().out
@@ -114,16 +121,16 @@ def test_without_two_kinds_there_are_no_rows(capsys):
 
 def test_wrong_images_and_peaks_are_named():
   class Wrong:
-    def __init__(self, found):
-      self.found = found
+    def __init__(self, values):
+      self.values = values
 
     def peaks(self, images, phrases):
-      return np.full(self.found, np.nan, np.float32)
+      return np.full(self.values, np.nan, np.float32)
 
   both = [_example(1, {"mass": 1}), _example(2, {"mass": 0})]
   with pytest.raises(ValueError, match=r"peaks \(3,\) for 2 phrases"):
-    presence.evaluate_presence(Wrong(3), both, data="toy")
+    evaluate(Wrong(3), both)
   with pytest.raises(ValueError, match="NaN"):
-    presence.evaluate_presence(Wrong(2), both, data="toy")
+    evaluate(Wrong(2), both)
   with pytest.raises(ValueError, match="image7"):
-    presence.evaluate_presence(Wrong(1), [_example(7, {"mass": 1}, image=b"no")], data="toy")
+    evaluate(Wrong(1), [_example(7, {"mass": 1}, image=b"no")])

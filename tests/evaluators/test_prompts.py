@@ -1,4 +1,4 @@
-"""Sets of prompts: those there are, how labels find theirs, and files that cannot be used."""
+"""Sets of prompts: those in the folder, prompts of a label, and files that cannot be used."""
 
 import json
 
@@ -9,12 +9,33 @@ from input_pipeline.readers import chestx_det10, chexpert, nih14, rsna
 from plan_jax.evaluators import prompts
 
 VINDR = (
-  "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture",
-  "Consolidation", "Edema", "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung Opacity",
-  "Lung cavity", "Lung cyst", "Mediastinal shift", "Nodule/Mass", "Pleural effusion",
-  "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "Rib fracture", "COPD", "Lung tumor",
-  "Pneumonia", "Tuberculosis", "No finding",
-)  # fmt: skip
+  "Aortic enlargement",
+  "Atelectasis",
+  "Calcification",
+  "Cardiomegaly",
+  "Clavicle fracture",
+  "Consolidation",
+  "Edema",
+  "Emphysema",
+  "Enlarged PA",
+  "ILD",
+  "Infiltration",
+  "Lung Opacity",
+  "Lung cavity",
+  "Lung cyst",
+  "Mediastinal shift",
+  "Nodule/Mass",
+  "Pleural effusion",
+  "Pleural thickening",
+  "Pneumothorax",
+  "Pulmonary fibrosis",
+  "Rib fracture",
+  "COPD",
+  "Lung tumor",
+  "Pneumonia",
+  "Tuberculosis",
+  "No finding",
+)
 
 
 def write(path, **content):
@@ -22,24 +43,28 @@ def write(path, **content):
   return path
 
 
-def test_the_sets_there_are():
+def test_sets_in_the_folder():
   names = ("biovil", "carzero", "chexzero", "gloria", "ours")
   assert sorted(path.stem for path in prompts.FOLDER.glob("*.json")) == list(names)
-  found = {one.name: one for one in prompts.load(names)}
-  assert {name for name, one in found.items() if one.has_negatives} == {
-    "biovil", "chexzero", "ours"
-  }  # fmt: skip
-  assert len({one.mark for one in found.values()}) == 5
-  assert found["chexzero"].of("Pleural_Thickening") == prompts.Prompts(
+  sets = {each.name: each for each in prompts.load(names)}
+  assert {name for name, each in sets.items() if each.has_negatives} == {
+    "biovil",
+    "chexzero",
+    "ours",
+  }
+  assert len({each.fingerprint for each in sets.values()}) == 5
+  assert sets["chexzero"].prompts("Pleural_Thickening") == prompts.Prompts(
     ("pleural thickening",), ("no pleural thickening",)
   )
-  assert found["carzero"].of("Nodule/Mass") == prompts.Prompts(("There is nodule or mass.",), ())
+  assert sets["carzero"].prompts("Nodule/Mass") == prompts.Prompts(
+    ("There is nodule or mass.",), ()
+  )
   for label in ("Pneumonia", "Hernia"):
-    assert [len(side) for side in vars(found["biovil"].of(label)).values()] == [4, 4]
+    assert [len(side) for side in vars(sets["biovil"].prompts(label)).values()] == [4, 4]
   five = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-  assert all(len(found["gloria"].of(label).positive) >= 25 for label in five)
-  assert "mild interstitial edema in both lungs" in found["gloria"].of("edema").positive
-  assert found["gloria"].of("Pneumonia") is None
+  assert all(len(sets["gloria"].prompts(label).positive) >= 25 for label in five)
+  assert "mild interstitial edema in both lungs" in sets["gloria"].prompts("edema").positive
+  assert sets["gloria"].prompts("Pneumonia") is None
 
 
 def test_ours_knows_the_labels_of_every_reader():
@@ -47,14 +72,14 @@ def test_ours_knows_the_labels_of_every_reader():
   labels = {*chexpert.LABELS, *nih14.LABELS, *chestx_det10.FINDINGS, *VINDR, *FINDINGS}
   own = labels | {rsna.FINDING, "Normal"}
   for label in own:
-    said = ours.of(label)
+    said = ours.prompts(label)
     # Not by the template: a radiologist's own words.
     assert said in ours.findings.values() and min(len(said.positive), len(said.negative)) > 1
     assert not set(said.positive) & set(said.negative)
-  assert ours.of("Effusion") == ours.of("Pleural effusion") == ours.of("effusion")
-  assert ours.of("Scoliosis").negative[0] == "There is no scoliosis."
+  assert ours.prompts("Effusion") == ours.prompts("Pleural effusion") == ours.prompts("effusion")
+  assert ours.prompts("Scoliosis").negative[0] == "There is no scoliosis."
   for label in ("Other lesion", "Other diseases", "No Lung Opacity / Not Normal", "?"):
-    assert ours.of(label) is None
+    assert ours.prompts(label) is None
 
 
 def test_a_file_of_ones_own(tmp_path):
@@ -64,9 +89,9 @@ def test_a_file_of_ones_own(tmp_path):
   )
   (mine,) = prompts.load((str(path),))
   expected = ("x", "edema", "edema left", "mild edema", "mild edema left")
-  assert mine.of("b c").positive == mine.of("A").positive == expected
+  assert mine.prompts("b c").positive == mine.prompts("A").positive == expected
   assert (mine.name, mine.ensemble, mine.has_negatives) == ("mine", "embeddings", False)
-  assert mine.of("d") is None
+  assert mine.prompts("d") is None
   assert prompts.written("ILD") == "ILD" and prompts.written("Enlarged PA") == "enlarged PA"
   with pytest.raises(prompts.PromptsError, match="two sets are called 'mine'"):
     prompts.load((str(path), str(path)))

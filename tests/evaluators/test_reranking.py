@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from plan_jax.evaluators import class_retrieval, reranking, retrieval
-from plan_jax.evaluators.retrieval import Embedded
+from plan_jax.evaluators.embeddings import Pairs
 
 
 def unit(x):
@@ -29,16 +29,16 @@ def embedded(n=20, seed=0):
   rng = np.random.default_rng(seed)
   names = [f"i{i}" for i in range(n)]
   images, texts = (unit(rng.normal(size=(n, 5))) for _ in range(2))
-  return Embedded(images, texts, np.arange(n) // 2, names, names, ["report"] * n, [{}] * n)
+  return Pairs(images, texts, np.arange(n) // 2, names, names, ["report"] * n, [{}] * n)
 
 
 @pytest.mark.parametrize("top", [1, 6, 20, 50])
 def test_ranks_by_hand(top):
-  found = embedded()
+  pairs = embedded()
   model = Model(np.random.default_rng(1).normal(size=(20, 20)))
-  scores = reranking.scorer(model, found, lambda: "held", top=top)
-  got = reranking.score_reranked(scores, found, block=7).example_scores
-  similar = found.images @ found.texts.T
+  scores = reranking.pair_scores(model, pairs, lambda: "held", top=top)
+  got = reranking.score_reranked(scores, pairs, block=7).example_scores
+  similar = pairs.images @ pairs.texts.T
   for direction, near, local in (
     ("image-to-text", similar, model.table),
     ("text-to-image", similar.T, model.table.T),
@@ -48,20 +48,20 @@ def test_ranks_by_hand(top):
       order = list(np.argsort(-near[q]))
       first = sorted(order[:top], key=lambda j, q=q: -(2 * near[q, j] + local[q, j]))
       order = [*first, *order[top:]]
-      best = min(order.index(j) for j in range(20) if found.keys[j] == found.keys[q])
+      best = min(order.index(j) for j in range(20) if pairs.keys[j] == pairs.keys[q])
       assert got.values[q, column] == best + 1
 
 
 def test_classes_by_hand():
   """Images without a class are no candidates; the own pair is one, or is not."""
-  found = embedded()
+  pairs = embedded()
   kinds = ["a", "b", "", "a", "b", "b", "", "a", "a", "b"] * 2
-  found.labels[:] = [{kind: 1} if kind else {} for kind in kinds]
+  pairs.labels[:] = [{kind: 1} if kind else {} for kind in kinds]
   model, top = Model(np.random.default_rng(1).normal(size=(20, 20))), 4
-  scores = reranking.scorer(model, found, lambda: "held", top=top)
-  got, _ = class_retrieval.score_classes(found, scores, block=7)
+  scores = reranking.pair_scores(model, pairs, lambda: "held", top=top)
+  got, _ = class_retrieval.score_classes(pairs, scores, block=7)
   chosen = [i for i, kind in enumerate(kinds) if kind]
-  similar = found.images @ found.texts.T
+  similar = pairs.images @ pairs.texts.T
   for direction, near, local in (
     ("image-to-text", similar, model.table),
     ("text-to-image", similar.T, model.table.T),
@@ -71,34 +71,34 @@ def test_classes_by_hand():
       first = sorted(order[:top], key=lambda j, q=q: -(2 * near[q, j] + local[q, j]))
       order = [*first, *order[top:]]
       for own in ("with own", "without own"):
-        some = [j for j in order if own == "with own" or j != q]
+        ranked = [j for j in order if own == "with own" or j != q]
         for k in (1, 2, 5, 10):
           column = got.metrics.index(f"P@{k} {direction} {own}")
-          hits = [kinds[j] == kinds[q] for j in some[:k]]
+          hits = [kinds[j] == kinds[q] for j in ranked[:k]]
           assert got.values[row, column] == pytest.approx(np.mean(hits))
 
 
 def test_one_candidate_changes_nothing():
-  found = embedded()
+  pairs = embedded()
   model = Model(np.random.default_rng(1).normal(size=(20, 20)))
-  one = reranking.score_reranked(
-    reranking.scorer(model, found, lambda: "held", top=1), found
+  single = reranking.score_reranked(
+    reranking.pair_scores(model, pairs, lambda: "held", top=1), pairs
   ).example_scores
-  plain = retrieval.score_retrieval(found)["all"].example_scores
-  np.testing.assert_array_equal(one.values, plain.values)
+  plain = retrieval.score_retrieval(pairs)["all"].example_scores
+  np.testing.assert_array_equal(single.values, plain.values)
 
 
 def test_what_is_left_out(monkeypatch, capsys):
   model = Model(np.zeros((20, 20)))
   fail = lambda: pytest.fail("features were asked for")  # noqa: E731
-  assert reranking.scorer(model, None, fail, top=5) is None
-  assert reranking.scorer(model, embedded(), fail, top=0) is None
+  assert reranking.pair_scores(model, None, fail, top=5) is None
+  assert reranking.pair_scores(model, embedded(), fail, top=0) is None
   monkeypatch.setattr(reranking, "MOST", 19)
-  assert reranking.scorer(model, embedded(), fail, top=5) is None
+  assert reranking.pair_scores(model, embedded(), fail, top=5) is None
   assert "gallery of 20 pairs is left out" in capsys.readouterr().out
   monkeypatch.setattr(reranking, "MOST", 20)
   monkeypatch.setattr(reranking, "MOST_BYTES", 19_999)
-  assert reranking.scorer(model, embedded(), fail, top=5) is None
+  assert reranking.pair_scores(model, embedded(), fail, top=5) is None
   assert "20 pairs is left out, 19 are the most" in capsys.readouterr().out
   model.has_local_scores = False
-  assert reranking.scorer(model, embedded(), fail, top=5) is None
+  assert reranking.pair_scores(model, embedded(), fail, top=5) is None

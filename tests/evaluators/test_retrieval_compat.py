@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from plan_jax.evaluators.retrieval import Embedded
+from plan_jax.evaluators.embeddings import Pairs
 from plan_jax.evaluators.retrieval_compat import compat_rows
 
 
@@ -14,11 +14,11 @@ def embedded(n, seed=0):
   images = unit(rng.normal(size=(n, 6)))
   texts = unit(images + 0.7 * unit(rng.normal(size=(n, 6))))
   names = [f"i{i}" for i in range(n)]
-  return Embedded(images, texts, np.zeros(n, int), names, names, ["report"] * n, [{}] * n)
+  return Pairs(images, texts, np.zeros(n, int), names, names, ["report"] * n, [{}] * n)
 
 
-def cells(found, **more):
-  rows = compat_rows(found, data="toy/test", resamples=20, **more)
+def cells(pairs, **more):
+  rows = compat_rows(pairs, data="toy/test", resamples=20, **more)
   return {(r.protocol, r.metric, r.model): r for r in rows}
 
 
@@ -30,9 +30,9 @@ def own_ranks(queries, candidates):
 
 @pytest.mark.parametrize("direction", ["image-to-text", "text-to-image"])
 def test_by_hand(direction):
-  found = embedded(47)
-  got = cells(found, chunk=20)
-  sides = (found.images, found.texts)[:: 1 if direction == "image-to-text" else -1]
+  pairs = embedded(47)
+  got = cells(pairs, chunk=20)
+  sides = (pairs.images, pairs.texts)[:: 1 if direction == "image-to-text" else -1]
   whole = own_ranks(*sides)
   for k in (1, 5, 10):
     row = got["compat-instance", f"R@{k} {direction}", "run"]
@@ -54,6 +54,6 @@ def test_small_and_empty_galleries():
   assert compat_rows(None, data="x") == []
   same = embedded(8)
   images = np.repeat(same.images[:1], 8, axis=0)
-  tied = Embedded(images, images, same.keys, same.ids, same.patients, same.kinds, same.labels)
+  tied = Pairs(images, images, same.keys, same.ids, same.patients, same.kinds, same.labels)
   got = cells(tied)
   assert got["compat-instance", "R@5 image-to-text", "run"].value == pytest.approx(5 / 8)

@@ -1,4 +1,4 @@
-"""Segmentation's figures against loops over pixels, its floor, and what a decoder learns by."""
+"""Segmentation's metrics against loops over pixels, its baseline, and what a decoder learns by."""
 
 import cv2
 import jax
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from input_pipeline.example import Example, Region
+from input_pipeline.regions import finding_masks
 from plan_jax.evaluators import segmentation
 from plan_jax.evaluators.chance import BoxPrior
 from plan_jax.evaluators.segmentation import MEAN_MASK, NOTHING, THRESHOLDS
+from plan_jax.metrics.localization import overlaps
 from plan_jax.results.rows import RUN
 from plan_jax.transfer.segmentation import decoder
 
@@ -31,9 +33,9 @@ def drawn(label, mask):
   return Region(label, label, np.zeros((0, 4), np.float32), png)
 
 
-def naive(heat, mask, threshold):
+def naive(heatmap, mask, threshold):
   """Dice and IoU by loops; None where both are empty."""
-  predicted = {(y, x) for y in range(H) for x in range(W) if heat[y, x] >= np.float32(threshold)}
+  predicted = {(y, x) for y in range(H) for x in range(W) if heatmap[y, x] >= np.float32(threshold)}
   true = {(y, x) for y in range(H) for x in range(W) if mask is not None and mask[y, x]}
   if not true and not predicted:
     return None
@@ -41,7 +43,7 @@ def naive(heat, mask, threshold):
   return 2 * shared / (len(predicted) + len(true)), shared / len(predicted | true)
 
 
-def heats(seed):
+def heatmaps(seed):
   """Values on thresholds too."""
   rng = np.random.default_rng(seed)
   return rng.choice(np.linspace(0, 1, 41, dtype=np.float32), (len(NAMES), H, W))
@@ -51,29 +53,27 @@ def test_a_union_of_regions_masks_and_boxes():
   mask = np.zeros((H, W), bool)
   mask[2:5, 3:9] = True
   one = example(0, drawn("mass", mask), box("mass", 10, 6, 14.5, 9), box("other", 0, 0, 2, 2))
-  found = segmentation.true_masks(one, NAMES)
+  scores = finding_masks(one, NAMES)
   mask[6:9, 10:15] = True
-  assert list(found) == [0]
-  np.testing.assert_array_equal(found[0], mask)
+  assert list(scores) == [0]
+  np.testing.assert_array_equal(scores[0], mask)
 
 
 def test_figures_equal_loops_over_pixels():
-  examples = [
-    example(0, box("mass", 2, 2, 9, 8)), example(1, box("mass", 0, 0, 20, 12), box("tube", 5, 5, 6, 6)),
-    example(2),
-  ]  # fmt: skip
-  maps = [(one, heats(i)) for i, one in enumerate(examples)]
-  found = segmentation.score_segmentation(maps, NAMES, keep_empty=True)
-  assert len(found.ids) == 6 and found.groups == list(NAMES) * 3
-  figures = found.figures()
-  for u, (one, heat, k) in enumerate((o, h[k], k) for o, h in maps for k in range(2)):
-    mask = segmentation.true_masks(one, NAMES).get(k)
+  two = box("mass", 0, 0, 20, 12), box("tube", 5, 5, 6, 6)
+  examples = [example(0, box("mass", 2, 2, 9, 8)), example(1, *two), example(2)]
+  maps = [(one, heatmaps(i)) for i, one in enumerate(examples)]
+  scores = segmentation.score_segmentation(maps, NAMES, keep_empty=True)
+  assert len(scores.ids) == 6 and scores.groups == list(NAMES) * 3
+  metrics = scores.metrics()
+  for u, (one, heatmap, k) in enumerate((o, h[k], k) for o, h in maps for k in range(2)):
+    mask = finding_masks(one, NAMES).get(k)
     for t, threshold in enumerate(THRESHOLDS):
-      expected = naive(heat, mask, threshold)
+      expected = naive(heatmap, mask, threshold)
       if mask is None:
-        assert np.isnan(figures[u, t, :2]).all() and figures[u, t, 2] == (expected is None)
+        assert np.isnan(metrics[u, t, :2]).all() and metrics[u, t, 2] == (expected is None)
       else:
-        np.testing.assert_allclose(figures[u, t], [*expected, expected[0]])
+        np.testing.assert_allclose(metrics[u, t], [*expected, expected[0]])
   dropped = segmentation.score_segmentation(maps, NAMES, keep_empty=False)
   assert dropped.ids == ["i0\tmass", "i1\tmass", "i1\ttube"]
   assert segmentation.score_segmentation([], NAMES, keep_empty=True) is None
@@ -82,16 +82,16 @@ def test_figures_equal_loops_over_pixels():
 def test_edges():
   nothing, everything = np.zeros((H, W), np.float32), np.ones((H, W), np.float32)
   mask = np.ones((H, W), bool)
-  shared, sizes, area = segmentation.overlap(nothing, mask)
+  shared, sizes, area = overlaps(nothing, mask, THRESHOLDS)
   assert not shared.any() and not sizes.any() and area == H * W
-  shared, sizes, _ = segmentation.overlap(everything, mask)
+  shared, sizes, _ = overlaps(everything, mask, THRESHOLDS)
   assert (shared == H * W).all() and (sizes == H * W).all()
   with pytest.raises(ValueError, match="must stay in"):
-    segmentation.overlap(everything * 1.1, mask)
+    overlaps(everything * np.float32(1.1), mask, THRESHOLDS)
   with pytest.raises(ValueError, match="must stay in"):
-    segmentation.overlap(everything * np.nan, None)
+    overlaps(everything * np.float32(np.nan), None, THRESHOLDS)
   with pytest.raises(ValueError, match="the map is"):
-    segmentation.overlap(everything[1:], mask)
+    overlaps(everything[1:], mask, THRESHOLDS)
   with pytest.raises(ValueError, match="i0, mass: the map is"):
     maps = [(example(0, box("mass", 0, 0, 3, 3)), np.zeros((2, H, W - 1), np.float32))]
     segmentation.score_segmentation(maps, NAMES, keep_empty=True)
@@ -105,11 +105,11 @@ def test_thresholds_come_from_validation_and_each_figure_has_its_own():
   faint = np.stack([0.3 * mask, 0 * mask])
   haze = np.stack([np.full((H, W), 0.2, np.float32), 0 * mask])
   maps = [(with_it, faint + 0.1 * haze)] + [(example(i), haze) for i in (2, 3, 4)]
-  found = segmentation.score_segmentation(maps, NAMES, keep_empty=True)
-  assert segmentation.choose(found) == {
+  scores = segmentation.score_segmentation(maps, NAMES, keep_empty=True)
+  assert segmentation.choose(scores) == {
     "mass": (THRESHOLDS.index(0.05), THRESHOLDS.index(0.25), 4)
   }  # "tube" has no image
-  assert segmentation.best_dice(found) == 1
+  assert segmentation.best_dice(scores) == 1
   assert np.isnan(segmentation.best_dice(None))
 
 
@@ -124,20 +124,20 @@ def test_rows(capsys):
   examples = [example(i, box("mass", 2 + i, 2, 9 + i, 8)) for i in range(4)] + [example(9)]
   prior = BoxPrior()
   for one in examples[:-1]:
-    prior.add("mass", segmentation.true_masks(one, NAMES)[0])
+    prior.add("mass", finding_masks(one, NAMES)[0])
   run = segmentation.score_segmentation(
-    [(one, heats(i)) for i, one in enumerate(examples)], NAMES, keep_empty=True
+    [(one, heatmaps(i)) for i, one in enumerate(examples)], NAMES, keep_empty=True
   )
-  floor = segmentation.score_segmentation(
+  baseline = segmentation.score_segmentation(
     segmentation.mean_masks(examples, prior, NAMES), NAMES, keep_empty=True
   )
-  scores = {RUN: run, MEAN_MASK: floor}
+  scores = {RUN: run, MEAN_MASK: baseline}
   cells, units = rows_of(scores, scores)
   assert "no image of toy has tube: left out" in capsys.readouterr().out
   assert {key[0] for key in cells} == {"mass", "macro"}
   place = segmentation.choose(run)["mass"]
   of_mass = [i for i, name in enumerate(run.groups) if name == "mass"]
-  dice = run.figures()[of_mass, place[0], 0]
+  dice = run.metrics()[of_mass, place[0], 0]
   row = cells["mass", "Dice", RUN]
   assert row.value == pytest.approx(np.nanmean(dice)) and row.n == 4 and row.low <= row.value
   assert cells["mass", "Dice with empty images", RUN].n == 5
@@ -156,7 +156,7 @@ def test_rows(capsys):
   cells, units = rows_of(scores, None)
   assert ("mass", "Dice at .5", RUN) in cells and ("mass", "threshold", RUN) not in cells
   np.testing.assert_allclose(
-    units.values[:4, 0], run.figures()[of_mass][:4, THRESHOLDS.index(0.5), 0]
+    units.values[:4, 0], run.metrics()[of_mass][:4, THRESHOLDS.index(0.5), 0]
   )
   cells, _ = rows_of(scores, dict.fromkeys(scores))
   assert not cells and "no threshold, has mass: left out" in capsys.readouterr().out

@@ -32,18 +32,18 @@ class _Reader:
   """Knows the words of `SCORES`; returns three words of a sentence at most."""
 
   def __init__(self):
-    self.asked = []
+    self.calls = []
 
   def significances(self, texts):
-    self.asked.append(texts)
+    self.calls.append(texts)
     return [
       [(word, SCORES[word]) for word in reports.normalise(text[0]).split()[:3]] for text in texts
     ]
 
 
 def evaluate(reader, examples, kinds, listed, *, batch=64, resamples=0):
-  found = terms.score_terms(reader, examples, kinds, listed, batch=batch)
-  return terms.terms_rows(found, data="toy", resamples=resamples)
+  scores = terms.score_terms(reader, examples, kinds, listed, batch=batch)
+  return terms.terms_rows(scores, data="toy", resamples=resamples)
 
 
 def test_contrasts_by_hand(capsys):
@@ -56,7 +56,7 @@ def test_contrasts_by_hand(capsys):
   ]
   rows = evaluate(reader, iter(examples), _kinds, _listed, batch=3, resamples=50)
   # Each distinct sentence is read once, each occurrence counts.
-  assert reader.asked == [
+  assert reader.calls == [
     [("Left mass.",), ("The is clear.",), ("Left lower.",)],
     [("The left lower mass is clear.",)],
   ]
@@ -78,8 +78,8 @@ def test_contrasts_by_hand(capsys):
     assert run.low <= run.value <= run.high
     assert (chance.value, chance.n) == (0.5, n) and math.isnan(chance.low)
   # On the list: both findings, and one of three other words.
-  floors = [row.value for row in rows if row.model == "term_list"]
-  assert floors == pytest.approx([1 - 0.5 / 7, 1 - 0.5 / 3, (2 * (1 - 0.5 / 3) + 4 / 3) / 6])
+  baselines = [row.value for row in rows if row.model == "term_list"]
+  assert baselines == pytest.approx([1 - 0.5 / 7, 1 - 0.5 / 3, (2 * (1 - 0.5 / 3) + 4 / 3) / 6])
   for kind, value, n in (("finding", 0.9, 2), ("attribute", 2.1 / 4, 4), ("other", 1.1 / 3, 3)):
     row = cells[f"mean significance {kind}", "run"]
     assert (row.value, row.n) == (pytest.approx(value), n)
@@ -143,8 +143,14 @@ def test_entities_give_the_kinds():
   example = replace(_example(0, "Mass.", sentence), entities=tuple(entities))
   assert terms.entity_kinds(example, 0) == ["finding"]
   assert terms.entity_kinds(example, 1) == [
-    "finding", "attribute", "finding", "other", "other", "other", "finding"
-  ]  # fmt: skip
+    "finding",
+    "attribute",
+    "finding",
+    "other",
+    "other",
+    "other",
+    "finding",
+  ]
   assert terms.entity_kinds(_example(0, "No mass."), 0) == ["other", "other"]
   # An entity of two words marks both; one of half a word, the word.
   half = replace(_example(0, "Right-sided mass seen."), entities=(Entity(0, 6, 14, "OBS-DP"),))

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from input_pipeline.example import Example
-from plan_jax.evaluators import labelled_images, prompts, zero_shot
+from plan_jax.evaluators import labelled_images, prompts, zero_shot, zero_shot_classes
 from plan_jax.evaluators.finding_rows import RANKED
 from plan_jax.evaluators.prompts import Prompts, PromptSet
 from plan_jax.metrics import auc, classification
 from plan_jax.results.example_scores import SCORED
 
 
-def said(name, positive, negative=()):
+def texts_of(name, positive, negative=()):
   return {name: Prompts(tuple(positive), tuple(negative))}
 
 
@@ -36,15 +36,15 @@ class Model:
 
   def __init__(self, seed=0, images=None, texts=None):
     self.rng, self.images, self.texts = np.random.default_rng(seed), images or {}, texts or {}
-    self.asked = {"images": [], "texts": []}
+    self.calls = {"images": [], "texts": []}
 
   def _embed(self, kind, table, keys):
-    self.asked[kind].append(list(keys))
+    self.calls[kind].append(list(keys))
     for key in keys:
       if key not in table:
         table[key] = self.rng.normal(size=4)
-    found = np.array([table[key] for key in keys], np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    scores = np.array([table[key] for key in keys], np.float32)
+    return scores / np.linalg.norm(scores, axis=1, keepdims=True)
 
   def embed_images(self, images):
     return self._embed("images", self.images, [int(image[0, 0]) for image in images])
@@ -70,7 +70,7 @@ EXAMPLES = [
   example(5, {"mass": -1}, image=b"not looked at"),
   example(6, {}, image=b"not looked at"),
 ]
-BOTH = said("mass", ["a mass", "there is a mass"], ["no mass"]) | said(
+BOTH = texts_of("mass", ["a mass", "there is a mass"], ["no mass"]) | texts_of(
   "edema", ["edema"], ["no edema", "dry lungs"]
 )
 
@@ -78,7 +78,7 @@ BOTH = said("mass", ["a mass", "there is a mass"], ["no mass"]) | said(
 def test_images_are_embedded_once_and_what_is_left_out_is_said(capsys):
   model = Model()
   images = labelled_images.embed(model, iter(EXAMPLES), batch=3, what="zero-shot")
-  assert model.asked["images"] == [[1, 2, 3], [4]]
+  assert model.calls["images"] == [[1, 2, 3], [4]]
   assert images.ids == ["i1", "i2", "i3", "i4"] and images.patients == ["p1", "p2", "p3", "p4"]
   assert images.findings() == (["edema", "mass"], ["scar", "tube"])
   assert capsys.readouterr().out.splitlines() == [
@@ -86,10 +86,12 @@ def test_images_are_embedded_once_and_what_is_left_out_is_said(capsys):
     "zero-shot: 1 uncertain pairs of image and finding are left out",
     "zero-shot: 2 findings are only present or only absent and left out: scar, tube",
   ]
-  found = zero_shot.score_zero_shot(model, images, prompt_set(said("mass", ["x", "y"], ["x", "z"])))
-  assert model.asked["texts"] == [["x", "y", "z"]] and len(model.asked["images"]) == 2
-  assert set(found.example_scores.groups) == {"mass"} and found.classes is None
-  assert "prompts mine: nothing is said of edema; left out" in capsys.readouterr().out
+  scores = zero_shot.score_zero_shot(
+    model, images, prompt_set(texts_of("mass", ["x", "y"], ["x", "z"]))
+  )
+  assert model.calls["texts"] == [["x", "y", "z"]] and len(model.calls["images"]) == 2
+  assert set(scores.example_scores.groups) == {"mass"} and scores.classes is None
+  assert "prompts mine: no prompts for edema; left out" in capsys.readouterr().out
   assert (
     labelled_images.embed(model, [], what="zero-shot") is None
     and labelled_images.embed(model, EXAMPLES[4:], what="zero-shot") is None
@@ -102,12 +104,10 @@ def test_images_are_embedded_once_and_what_is_left_out_is_said(capsys):
 def test_scores_by_hand(ensemble):
   model = Model(1)
   images = labelled_images.embed(model, EXAMPLES, what="zero-shot")
-  found = zero_shot.score_zero_shot(model, images, prompt_set(BOTH, ensemble)).example_scores
-  assert found.metrics == SCORED
+  scores = zero_shot.score_zero_shot(model, images, prompt_set(BOTH, ensemble)).example_scores
+  assert scores.metrics == SCORED
   expected = {}
-  for finding, labels in (
-    ("edema", {1: 0, 3: 1, 4: 0}), ("mass", {1: 1, 2: 0, 3: 1, 4: 0})
-  ):  # fmt: skip
+  for finding, labels in (("edema", {1: 0, 3: 1, 4: 0}), ("mass", {1: 1, 2: 0, 3: 1, 4: 0})):
     for i, present in labels.items():
       image, s = unit(model.images[i]), []
       for texts in (BOTH[finding].positive, BOTH[finding].negative):
@@ -122,11 +122,11 @@ def test_scores_by_hand(ensemble):
         )
       score = math.exp(s[0]) / (math.exp(s[0]) + math.exp(s[1]))
       expected[f"i{i}\t{finding}"] = (score, present)
-  assert dict(zip(found.ids, map(tuple, found.values), strict=True)) == {
+  assert dict(zip(scores.ids, map(tuple, scores.values), strict=True)) == {
     name: pytest.approx(values, abs=1e-6) for name, values in expected.items()
   }
   # Without negative prompts the similarity is the score.
-  alone = prompt_set(said("mass", BOTH["mass"].positive), ensemble)
+  alone = prompt_set(texts_of("mass", BOTH["mass"].positive), ensemble)
   similar = zero_shot.score_zero_shot(model, images, alone).example_scores.values[:, 0]
   vectors = np.stack([unit(model.texts[text]) for text in BOTH["mass"].positive])
   table = np.stack([unit(model.images[i]) for i in (1, 2, 3, 4)]) @ vectors.T
@@ -139,11 +139,11 @@ def test_scores_by_hand(ensemble):
 def test_prompts_that_cancel_and_embeddings_that_are_no_numbers():
   images = np.eye(3, dtype=np.float32)
   opposite = np.array([[1, 0, 0], [-1, 0, 0]], np.float32)
-  np.testing.assert_array_equal(zero_shot.similarities(images, opposite, "embeddings"), 0)
+  np.testing.assert_array_equal(zero_shot_classes.similarities(images, opposite, "embeddings"), 0)
   for ensemble in prompts.ENSEMBLES:
     with pytest.raises(ValueError, match="NaN"):
-      zero_shot.similarities(images * np.nan, opposite, ensemble)
-  np.testing.assert_array_equal(zero_shot.standardised(np.full(4, 0.3)), 0)
+      zero_shot_classes.similarities(images * np.nan, opposite, ensemble)
+  np.testing.assert_array_equal(zero_shot_classes.standardised(np.full(4, 0.3)), 0)
 
 
 def many(n=120, seed=0, views=("PA",), shift=0):
@@ -160,7 +160,7 @@ def many(n=120, seed=0, views=("PA",), shift=0):
   ]
 
 
-THREE = BOTH | said("rare", ["rare thing"], ["no rare thing"])
+THREE = BOTH | texts_of("rare", ["rare thing"], ["no rare thing"])
 
 
 def test_thresholds_are_of_the_validation_images(capsys):
@@ -170,16 +170,16 @@ def test_thresholds_are_of_the_validation_images(capsys):
   validation = labelled_images.embed(model, many(40, seed=5, shift=121), what="validation")
   for labels in validation.labels:
     labels["rare"] = 0
-  found = zero_shot.score_zero_shot(model, images, prompt_set(THREE), validation)
+  scores = zero_shot.score_zero_shot(model, images, prompt_set(THREE), validation)
   assert "not both present and absent in the validation split, so without a threshold: rare" in (
     capsys.readouterr().out
   )
-  assert set(found.thresholds) == {"mass", "edema"}
+  assert set(scores.thresholds) == {"mass", "edema"}
   by = zero_shot.score_zero_shot(model, validation, prompt_set(BOTH)).example_scores
-  rows = cells(zero_shot.zero_shot_rows(found, data="toy/test", resamples=30))
+  rows = cells(zero_shot.zero_shot_rows(scores, data="toy/test", resamples=30))
   task, protocol = "zero-shot-mine", "zero-shot-v1"
-  score, present = found.example_scores.values[:, 0], found.example_scores.values[:, 1] == 1
-  groups = np.array(found.example_scores.groups)
+  score, present = scores.example_scores.values[:, 0], scores.example_scores.values[:, 1] == 1
+  groups = np.array(scores.example_scores.groups)
   for name in ("mass", "edema"):
     some = np.array(by.groups) == name
     threshold = classification.best_threshold(by.values[some, 0], by.values[some, 1] == 1)
@@ -192,22 +192,29 @@ def test_thresholds_are_of_the_validation_images(capsys):
       assert row.value == pytest.approx(value) and row.n == 120
       assert row.low <= value <= row.high
     share = present[i].mean()
-    floor = {m: rows[task, protocol, name, m, f].value for m, f in (
-      ("F1", "constant"), ("accuracy", "constant"), ("average precision", "chance"),
-      ("MCC", "chance"), ("AUC", "chance"))}  # fmt: skip
+    baseline = {
+      m: rows[task, protocol, name, m, f].value
+      for m, f in (
+        ("F1", "constant"),
+        ("accuracy", "constant"),
+        ("average precision", "chance"),
+        ("MCC", "chance"),
+        ("AUC", "chance"),
+      )
+    }
     always = classification.thresholded(np.ones(120, bool), present[i], np.ones((1, 120)))[0]
-    assert floor["F1"] == pytest.approx(always[0])
-    assert floor["accuracy"] == pytest.approx(max(always[1], 1 - always[1]))
-    assert (floor["MCC"], floor["AUC"]) == (0, 0.5)
-    assert floor["average precision"] == pytest.approx(share)
+    assert baseline["F1"] == pytest.approx(always[0])
+    assert baseline["accuracy"] == pytest.approx(max(always[1], 1 - always[1]))
+    assert (baseline["MCC"], baseline["AUC"]) == (0, 0.5)
+    assert baseline["average precision"] == pytest.approx(share)
   assert (task, protocol, "rare", "F1", "run") not in rows
   assert (task, protocol, "rare", "AUC", "run") in rows
   macro = rows[task, protocol, "macro", "F1", "run"]
   each = [rows[task, protocol, name, "F1", "run"].value for name in ("mass", "edema")]
   assert macro.value == pytest.approx(np.mean(each)) and macro.n == 240
   assert rows[task, protocol, "macro", "AUC", "run"].n == 360
-  patients = found.example_scores.patients
-  expected = auc.grouped(score, present, found.example_scores.groups, patients, resamples=30)
+  patients = scores.example_scores.patients
+  expected = auc.grouped(score, present, scores.example_scores.groups, patients, resamples=30)
   for name, s in expected.items():
     row = rows[task, protocol, name, "AUC", "run"]
     assert (row.value, row.low, row.high, row.n) == (s.value, s.low, s.high, s.n)
@@ -216,22 +223,23 @@ def test_thresholds_are_of_the_validation_images(capsys):
 def test_without_validation_images_the_threshold_is_half_and_named():
   model = Model(3)
   images = labelled_images.embed(model, many(40), what="zero-shot")
-  found = zero_shot.score_zero_shot(model, images, prompt_set(BOTH))
-  assert found.thresholds is None
-  rows = zero_shot.zero_shot_rows(found, data="toy/test", resamples=0)
+  scores = zero_shot.score_zero_shot(model, images, prompt_set(BOTH))
+  assert scores.thresholds is None
+  rows = zero_shot.zero_shot_rows(scores, data="toy/test", resamples=0)
   assert {row.metric for row in rows if row.task == "zero-shot-mine"} == {
-    *RANKED, *(f"{name} at .5" for name in classification.THRESHOLDED)
-  }  # fmt: skip
+    *RANKED,
+    *(f"{name} at .5" for name in classification.THRESHOLDED),
+  }
   by = cells(rows)
   score, present = (
-    found.example_scores.values[:40, 0] >= 0.5,
-    found.example_scores.values[:40, 1] == 1,
+    scores.example_scores.values[:40, 0] >= 0.5,
+    scores.example_scores.values[:40, 1] == 1,
   )
   accuracy = by["zero-shot-mine", "zero-shot-v1", "edema", "accuracy at .5", "run"]
   assert accuracy.value == pytest.approx((score == present).mean())
   assert by["zero-shot-mine", "zero-shot-v1", "macro", "F1 at .5", "constant"].value > 0
   # A similarity has no such threshold.
-  similar = prompt_set(said("mass", ["a mass"]))
+  similar = prompt_set(texts_of("mass", ["a mass"]))
   rows = zero_shot.zero_shot_rows(
     zero_shot.score_zero_shot(model, images, similar), data="toy/test", resamples=0
   )
@@ -244,9 +252,11 @@ def test_a_threshold_of_the_scored_images_is_never_worse():
   images, validation = (
     labelled_images.embed(model, many(80, s, shift=s * 100), what="zero-shot") for s in (0, 1)
   )
-  found = zero_shot.score_zero_shot(model, images, prompt_set(BOTH), validation)
-  plain = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0))
-  rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0, compatibility=True))
+  scores = zero_shot.score_zero_shot(model, images, prompt_set(BOTH), validation)
+  plain = cells(zero_shot.zero_shot_rows(scores, data="toy", resamples=0))
+  rows = cells(
+    zero_shot.zero_shot_rows(scores, data="toy", resamples=0, protocols=zero_shot.PROTOCOLS)
+  )
   assert {key: repr(rows[key]) for key in plain} == {key: repr(plain[key]) for key in plain}
   assert {key[1] for key in rows.keys() - plain.keys()} == {
     "compat-test-threshold",
@@ -264,15 +274,15 @@ def test_a_threshold_of_the_scored_images_is_never_worse():
 def test_views_are_compared_on_the_findings_that_all_have():
   model = Model(5)
   images = labelled_images.embed(model, many(120, views=("PA", "AP")), what="zero-shot")
-  found = zero_shot.score_zero_shot(model, images, prompt_set(THREE))
-  rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=20))
-  score, present = found.example_scores.values[:, 0], found.example_scores.values[:, 1] == 1
+  scores = zero_shot.score_zero_shot(model, images, prompt_set(THREE))
+  rows = cells(zero_shot.zero_shot_rows(scores, data="toy", resamples=20))
+  score, present = scores.example_scores.values[:, 0], scores.example_scores.values[:, 1] == 1
   for view in ("PA", "AP"):
     each = []
     for name in ("mass", "edema"):  # "rare" is not in AP
       i = [
         j
-        for j, (g, v) in enumerate(zip(found.example_scores.groups, found.views, strict=True))
+        for j, (g, v) in enumerate(zip(scores.example_scores.groups, scores.views, strict=True))
         if (g, v) == (name, view)
       ]
       each.append(auc.auc(score[i], present[i], np.ones((1, len(i))))[0])
@@ -294,9 +304,9 @@ def single(names, shift=0):
 
 
 LETTERS = (
-  said("a", [f"a{i}" for i in range(7)])
-  | said("b", ["b0", "b1"])
-  | said("c", [f"c{i}" for i in range(5)])
+  texts_of("a", [f"a{i}" for i in range(7)])
+  | texts_of("b", ["b0", "b1"])
+  | texts_of("c", [f"c{i}" for i in range(5)])
 )
 
 
@@ -304,9 +314,9 @@ def test_classes_by_hand(capsys):
   model = Model(6)
   names = ["a"] * 9 + ["b"] * 6 + ["c"] * 5 + ["d"] * 2 + ["e"] + [""]
   images = labelled_images.embed(model, single(names), what="zero-shot")
-  found = zero_shot.score_zero_shot(model, images, prompt_set(LETTERS, "highest"))
+  scores = zero_shot.score_zero_shot(model, images, prompt_set(LETTERS, "highest"))
   assert "4 of 24 images have no single finding with prompts" in capsys.readouterr().out
-  classes = found.classes
+  classes = scores.classes
   assert classes.names == ["a", "b", "c"] and classes.ids == [f"i{i}" for i in range(1, 21)]
   draw = random.Random(6)
   own, gloria = [], []
@@ -320,7 +330,9 @@ def test_classes_by_hand(capsys):
         ]
       )
   gloria = [[(x - np.mean(c)) / np.std(c) for x in c] for c in gloria]
-  rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=40, compatibility=True))
+  rows = cells(
+    zero_shot.zero_shot_rows(scores, data="toy", resamples=40, protocols=zero_shot.PROTOCOLS)
+  )
   task = "zero-shot-classes-mine"
   of = np.repeat([0, 1, 2], [9, 6, 5])
   for protocol, table in (("zero-shot-classes-v1", own), ("compat-gloria-global", gloria)):
@@ -339,7 +351,7 @@ def test_classes_by_hand(capsys):
     assert rows[task, protocol, "all", "accuracy", "constant"].value == pytest.approx(9 / 20)
     constant = rows[task, protocol, "macro", "F1", "constant"].value
     assert constant == pytest.approx(2 * 9 / (20 + 9) / 3)
-  assert classes.units().values[:, 0].tolist() == (np.argmax(own, axis=0) == of).tolist()
+  assert classes.example_scores().values[:, 0].tolist() == (np.argmax(own, axis=0) == of).tolist()
 
 
 class Local(Model):
@@ -349,7 +361,7 @@ class Local(Model):
 
   def local_similarities(self, texts):
     def similar(images):
-      self.asked["local"] = [*self.asked.get("local", []), [int(image[0, 0]) for image in images]]
+      self.calls["local"] = [*self.calls.get("local", []), [int(image[0, 0]) for image in images]]
       return np.array([[local_similarity_of(image[0, 0], t) for (t,) in texts] for image in images])
 
     return similar
@@ -364,10 +376,10 @@ def test_gloria_s_similarity_has_a_local_half():
   model, names = Local(6), ["a"] * 50 + ["b"] * 40 + ["c"] * 30 + ["d"]
   examples = single(names)
   images = labelled_images.embed(model, examples, what="zero-shot")
-  found = zero_shot.score_zero_shot(
-    model, images, prompt_set(LETTERS, "highest"), again=lambda: reversed(examples)
+  scores = zero_shot.score_zero_shot(
+    model, images, prompt_set(LETTERS, "highest"), local_examples=lambda: reversed(examples)
   )
-  assert [len(some) for some in model.asked["local"]] == [64, 56]
+  assert [len(some) for some in model.calls["local"]] == [64, 56]
   draw, wanted = random.Random(6), []
   for name in "abc":
     texts = LETTERS[name].positive
@@ -380,14 +392,19 @@ def test_gloria_s_similarity_has_a_local_half():
       for i in range(1, 121)
     ]
     wanted.append((np.array(of_class) - np.mean(of_class)) / np.std(of_class))
-  np.testing.assert_allclose(found.classes.as_gloria, np.stack(wanted, axis=1), atol=1e-5)
-  rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0, compatibility=True))
+  np.testing.assert_allclose(scores.classes.as_gloria, np.stack(wanted, axis=1), atol=1e-5)
+  rows = cells(
+    zero_shot.zero_shot_rows(scores, data="toy", resamples=0, protocols=zero_shot.PROTOCOLS)
+  )
   accuracy = rows["zero-shot-classes-mine", "compat-gloria", "all", "accuracy", "run"].value
   of = np.repeat([0, 1, 2], [50, 40, 30])
   assert accuracy == pytest.approx((np.argmax(wanted, axis=0) == of).mean())
-  with pytest.raises(ValueError, match="i3 is NaN, or the image is not there"):
+  with pytest.raises(ValueError, match="i3 is NaN, or the image is missing"):
     zero_shot.score_zero_shot(
-      model, images, prompt_set(LETTERS), again=lambda: (s for s in examples if s.image_id != "i3")
+      model,
+      images,
+      prompt_set(LETTERS),
+      local_examples=lambda: (s for s in examples if s.image_id != "i3"),
     )
 
 
@@ -396,16 +413,16 @@ def test_images_of_one_class_only_have_no_classes():
   images = labelled_images.embed(
     model, [example(1, {"a": 1}), example(2, {"a": 1}), example(3, {"a": 0})], what="zero-shot"
   )
-  found = zero_shot.score_zero_shot(model, images, prompt_set(LETTERS))
-  assert found.classes is None and found.example_scores is not None
+  scores = zero_shot.score_zero_shot(model, images, prompt_set(LETTERS))
+  assert scores.classes is None and scores.example_scores is not None
   only = labelled_images.embed(
     model, [example(i, {"a" if i < 3 else "b": 1}) for i in range(1, 5)], what="zero-shot"
   )
-  found = zero_shot.score_zero_shot(model, only, prompt_set(LETTERS))
-  assert found.example_scores is None and found.classes.names == ["a", "b"]
-  rows = zero_shot.zero_shot_rows(found, data="toy", resamples=0)
+  scores = zero_shot.score_zero_shot(model, only, prompt_set(LETTERS))
+  assert scores.example_scores is None and scores.classes.names == ["a", "b"]
+  rows = zero_shot.zero_shot_rows(scores, data="toy", resamples=0)
   assert {row.task for row in rows} == {"zero-shot-classes-mine"}
-  silent = zero_shot.score_zero_shot(model, only, prompt_set(said("z", ["z"])))
+  silent = zero_shot.score_zero_shot(model, only, prompt_set(texts_of("z", ["z"])))
   assert zero_shot.zero_shot_rows(silent, data="toy") == []
 
 
@@ -419,8 +436,10 @@ def test_one_who_knows_and_one_who_does_not():
   blind = Model(images={i: np.ones(4) for i in range(1, 91)}, texts=dict(texts))
   for model, area, precision, right in ((knows, 1, 1, 1), (blind, 0.5, 1 / 3, 1 / 3)):
     images = labelled_images.embed(model, examples, what="zero-shot")
-    found = zero_shot.score_zero_shot(model, images, prompt_set(LETTERS))
-    rows = cells(zero_shot.zero_shot_rows(found, data="toy", resamples=0, compatibility=True))
+    scores = zero_shot.score_zero_shot(model, images, prompt_set(LETTERS))
+    rows = cells(
+      zero_shot.zero_shot_rows(scores, data="toy", resamples=0, protocols=zero_shot.PROTOCOLS)
+    )
     assert rows["zero-shot-mine", "zero-shot-v1", "macro", "AUC", "run"].value == area
     macro = rows["zero-shot-mine", "zero-shot-v1", "macro", "average precision", "run"]
     assert macro.value == pytest.approx(precision)

@@ -33,6 +33,6 @@ def write(folder, train=TRAIN, test=TEST, *, size_px=128):
     ("test", test, "test_data/test_data"),
   ):
     (folder / f"{name}.json").write_text(json.dumps(entries))
-    for i, one in enumerate(entries):
-      image(folder / place / one["file_name"], size_px, size_px, seed=i)
+    for i, each in enumerate(entries):
+      image(folder / place / each["file_name"], size_px, size_px, seed=i)
   return folder

@@ -43,7 +43,7 @@ def write(folder, name="CheXpert-v1.0-small", *, plus=False, batches=False):
       place = folder / BATCHES[i % 2] / path.removeprefix("train/")
     image(place, 80, 64 + i, seed=i)
   if plus:
-    said = [
+    reports = [
       {
         "path_to_image": "train/patient00002/study1/view1_frontal.jpg",
         "section_findings": "Small left effusion.\nNo pneumothorax.",
@@ -56,5 +56,5 @@ def write(folder, name="CheXpert-v1.0-small", *, plus=False, batches=False):
       },
       {"path_to_image": "valid/patient64541/study1/view1_frontal.jpg"},
     ]
-    table(folder / "df_chexpert_plus_240401.csv", said, list(said[0]))
+    table(folder / "df_chexpert_plus_240401.csv", reports, list(reports[0]))
   return folder

@@ -1,4 +1,4 @@
-"""An Object-CXR folder: rectangles, ellipses and polygons, clean images, images of several sizes."""
+"""An Object-CXR folder: rectangles, ellipses, polygons, clean images, images of several sizes."""
 
 from fakes.images import image, table
 
@@ -14,9 +14,9 @@ DEV = {"08001.jpg": "0 70 50 90 70; 0 1 1 4 4;", "08002.jpg": ""}
 
 def write(folder, train=TRAIN, dev=DEV):
   """Images of 80 x 64 pixels and more, and their tables."""
-  for name, rows in (("train", train), ("dev", dev)):
+  for part, rows in (("train", train), ("dev", dev)):
     cells = [{"image_name": name, "annotation": text} for name, text in rows.items()]
-    table(folder / f"{name}.csv", cells)
+    table(folder / f"{part}.csv", cells)
     for i, name in enumerate(rows):
-      image(folder / name / name, 80, 64 + i, seed=i)
+      image(folder / part / name, 80, 64 + i, seed=i)
   return folder

@@ -30,10 +30,9 @@ FRONTAL = ("CXR1_1_IM-0001-4001", "CXR2_IM-0652-1001")
 
 
 def xml(uid, *, findings, impression, major=(), automatic=(), images=()):
-  said = {
-    "COMPARISON": "None.", "INDICATION": "Cough.", "FINDINGS": findings, "IMPRESSION": impression,
-  }  # fmt: skip
-  text = "".join(f'<AbstractText Label="{k}">{v}</AbstractText>\n' for k, v in said.items())
+  sections = {"COMPARISON": "None.", "INDICATION": "Cough."}
+  sections |= {"FINDINGS": findings, "IMPRESSION": impression}
+  text = "".join(f'<AbstractText Label="{k}">{v}</AbstractText>\n' for k, v in sections.items())
   terms = "".join(f"<major>{term}</major>" for term in major)
   terms += "".join(f"<automatic>{term}</automatic>" for term in automatic)
   elements = "".join(

@@ -34,7 +34,7 @@ NODULES = [
   }
   for at, name in ((0.125, "nodule"), (0.75, "calcified granuloma"))
 ]
-EXAMPLES = [
+STUDIES = [
   ("a_1", "p1", "train", [CARDIOMEGALY, NO_EFFUSION]),
   ("b_2", "p2", "train", [NO_EFFUSION]),
   ("c_3", "p3", "validation", NODULES),
@@ -43,7 +43,7 @@ EXAMPLES = [
 GROUPS = {"cardiomegaly": "cardiomegaly", "nodule": "nodule", "calcified granuloma": "granuloma"}
 
 
-def rows(examples):
+def rows(studies):
   """The table: a row a label of a sentence, one with blank cells for a negative sentence."""
   return [
     {
@@ -56,13 +56,13 @@ def rows(examples):
       "PatientID": patient,
       "label_group": GROUPS.get(label, ""),
     }
-    for name, patient, split, findings in examples
+    for name, patient, split, findings in studies
     for finding in findings
     for label in finding.get("labels", [""])
   ]
 
 
-def reports(examples):
+def reports(studies):
   return [
     {
       "StudyID": f"s{name}",
@@ -71,23 +71,23 @@ def reports(examples):
       "PreviousImageID": None,
       "findings": findings,
     }
-    for name, _, _, findings in examples
+    for name, _, _, findings in studies
   ]
 
 
-def write(folder, examples=EXAMPLES, *, zipped=False, bits=16):
+def write(folder, studies=STUDIES, *, zipped=False, bits=16):
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "grounded_reports_20240819.json").write_text(
-    json.dumps(reports(examples), ensure_ascii=False), encoding="utf-8"
+    json.dumps(reports(studies), ensure_ascii=False), encoding="utf-8"
   )
-  table(folder / "master_table.csv", rows(examples))
+  table(folder / "master_table.csv", rows(studies))
   if zipped:
     with zipfile.ZipFile(folder / "master_table.csv.zip", "w") as archive:
       archive.write(folder / "master_table.csv", "master_table.csv")
     (folder / "master_table.csv").unlink()
-  for i, (name, *_) in enumerate(examples):
+  for i, (name, *_) in enumerate(studies):
     image(folder / "Padchest_GR_files/PadChest_GR" / f"{name}.png", 80, 64, seed=i, bits=bits)
   # A prior study may be an image of the set itself.
   prior = folder / "PadChest_GR_progression_prior_studies"
-  image(prior / f"{examples[0][0]}.png", 80, 64, bits=bits)
+  image(prior / f"{studies[0][0]}.png", 80, 64, bits=bits)
   return folder

@@ -39,12 +39,13 @@ def write(folder, rows=ROWS, *, kaggle=False, labels=True):
     table(folder / "annotations" / "annotations_train.csv", rows, TRAIN)
     table(folder / "annotations" / "annotations_test.csv", TEST, (TRAIN[0], *TRAIN[2:]))
     if labels:
-      whole = [
-        {"image_id": i, "rad_ID": f"R{r}", "Cardiomegaly": int(i == "f0" and r < 3),
-         "Pneumonia": int(i == "f0" and r < 3), "Other diseases": 0,
-         "No finding": int(i == "f1" or r == 3)}
-        for i in ("f0", "f1") for r in (1, 2, 3)
-      ]  # fmt: skip
+      whole = []
+      for image_id in ("f0", "f1"):
+        for reader in (1, 2, 3):
+          ill = int(image_id == "f0" and reader < 3)
+          labels_of = {"Cardiomegaly": ill, "Pneumonia": ill, "Other diseases": 0}
+          ids = {"image_id": image_id, "rad_ID": f"R{reader}"}
+          whole.append(ids | labels_of | {"No finding": 1 - ill})
       table(folder / "annotations" / "image_labels_train.csv", whole)
       of_test = [
         {"image_id": i, "Pneumonia": int(i == "t0"), "Other disease": int(i == "t0")}

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import images
+from input_pipeline.example import Example
 
 
 def ramp(height, width):
@@ -38,11 +39,11 @@ def test_margin_is_black_and_the_image_is_centred():
 def test_unfit_of_a_coarse_grid_lies_where_the_grid_says():
   grid = np.zeros((4, 4), np.float32)
   grid[1, 2] = 1
-  heat = images.unfit(grid, 200, 200, 64)
-  assert np.unravel_index(heat.argmax(), heat.shape) == pytest.approx((75, 125), abs=1)
+  back = images.unfit(grid, 200, 200, 64)
+  assert np.unravel_index(back.argmax(), back.shape) == pytest.approx((75, 125), abs=1)
   # A wide image covers only the middle rows of the grid.
-  heat = images.unfit(grid, 100, 200, 64)
-  assert np.unravel_index(heat.argmax(), heat.shape) == pytest.approx((25, 125), abs=1)
+  back = images.unfit(grid, 100, 200, 64)
+  assert np.unravel_index(back.argmax(), back.shape) == pytest.approx((25, 125), abs=1)
 
 
 def test_augment_is_seeded_and_bounded():
@@ -68,3 +69,17 @@ def test_augment_never_mirrors():
   for seed in range(50):
     out = images.Augment()(image, 64, np.random.default_rng(seed))
     assert out[:, :20].mean() > out[:, -20:].mean() + 0.3
+
+
+def test_decode_batches_keeps_the_order_and_names_what_is_unreadable():
+  def example(name, image):
+    return Example(image, 8, 5, image_id=name, study_id="s", patient_id="p")
+
+  examples = [example(str(i), cv2.imencode(".png", ramp(5, 8) + i)[1].tobytes()) for i in range(5)]
+  batches = list(images.decode_batches(iter(examples), 2))
+  assert [[e.image_id for e in group] for group, _ in batches] == [["0", "1"], ["2", "3"], ["4"]]
+  for group, decoded in batches:
+    for member, pixels in zip(group, decoded, strict=True):
+      np.testing.assert_array_equal(pixels, ramp(5, 8) + int(member.image_id))
+  with pytest.raises(ValueError, match="^bad: the bytes are no readable"):
+    list(images.decode_batches([*examples, example("bad", b"none")], 4))

@@ -6,8 +6,7 @@ import pytest
 from input_pipeline import images, loader
 from input_pipeline.errors import UserError
 from input_pipeline.phantom import radiograph
-from input_pipeline.text import diagnostic_terms
-from input_pipeline.text import tokenizer as tokens
+from input_pipeline.text import diagnostic_terms, tokenizer
 
 IMAGES = [radiograph.example(0, i, 64) for i in range(10)]
 
@@ -15,8 +14,8 @@ IMAGES = [radiograph.example(0, i, 64) for i in range(10)]
 @pytest.fixture(scope="module")
 def encode(tmp_path_factory):
   texts = [" ".join(example.sentences) for example in IMAGES]
-  tokenizer = tokens.train(texts, tmp_path_factory.mktemp("tokenizer"), vocabulary_size=300)
-  return loader.Encode(tokenizer, diagnostic_terms.load(), 64, 48, 24, images.Augment())
+  trained = tokenizer.train(texts, tmp_path_factory.mktemp("tokenizer"), vocabulary_size=300)
+  return loader.Encode(trained, diagnostic_terms.load(), 64, 48, 24, images.Augment())
 
 
 def take(encode, count, source=IMAGES, **options):
@@ -72,31 +71,31 @@ def test_worker_processes_change_nothing(encode):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_global_batch(encode, hosts):
   want = take(encode, 3)
-  parts = [take(encode, 3, process_index=host, process_count=hosts) for host in range(hosts)]
+  parts = [take(encode, 3, process=(host, hosts)) for host in range(hosts)]
   for step, batch in enumerate(want):
     joined = {name: np.concatenate([part[step][name] for part in parts]) for name in batch}
     assert same(joined, batch)
 
 
 def test_hosts_resume_alike(encode):
-  want = take(encode, 3, process_index=1, process_count=2)
-  (resumed,) = take(encode, 1, process_index=1, process_count=2, start_step=2)
+  want = take(encode, 3, process=(1, 2))
+  (resumed,) = take(encode, 1, process=(1, 2), start_step=2)
   assert same(resumed, want[2])
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order(encode):
-  epochs = [[int(key) for batch in part for key in batch["study_key"]]
-            for part in (lambda b: (b[:5], b[5:]))(take(encode, 10, batch_size=2))]  # fmt: skip
-  assert sorted(epochs[0]) == sorted(epochs[1]) and len(set(epochs[0])) == len(IMAGES)
-  assert epochs[0] != epochs[1]
+  keys = [int(key) for batch in take(encode, 10, batch_size=2) for key in batch["study_key"]]
+  first, second = keys[:10], keys[10:]
+  assert sorted(first) == sorted(second) and len(set(first)) == len(IMAGES)
+  assert first != second
 
 
-def test_a_image_is_changed_anew_each_epoch(encode):
-  seen = {}
+def test_an_image_is_changed_anew_each_epoch(encode):
+  shown = {}
   for batch in take(encode, 10, batch_size=2):
     for key, image in zip(batch["study_key"], batch["image"], strict=True):
-      seen.setdefault(int(key), []).append(image)
-  assert all((a != b).any() for a, b in seen.values())
+      shown.setdefault(int(key), []).append(image)
+  assert all((a != b).any() for a, b in shown.values())
 
 
 def test_sentences_without_room_are_counted(encode):
@@ -107,8 +106,8 @@ def test_sentences_without_room_are_counted(encode):
 
 
 def test_terms_stand_beside_their_words(encode):
-  """Also where sentences are shuffled and some find no room."""
-  some = 0
+  """Also where sentences are shuffled and a few find no room."""
+  count = 0
   for seed in range(4):
     for image in IMAGES:
       example = encode.random_map(image, np.random.default_rng(seed))
@@ -123,8 +122,8 @@ def test_terms_stand_beside_their_words(encode):
           named[place] = flag
       np.testing.assert_array_equal(example["term"], [named[w] for w in range(24)])
       assert not (example["term"] & ~example["word_mask"]).any()
-      some += example["term"].sum()
-  assert some > 0
+      count += example["term"].sum()
+  assert count > 0
 
 
 def test_nothing_to_train_on(encode):
@@ -134,4 +133,4 @@ def test_nothing_to_train_on(encode):
 
 def test_batch_that_does_not_divide(encode):
   with pytest.raises(UserError, match="batch_size 4 does not divide over 3 hosts"):
-    take(encode, 1, process_count=3)
+    take(encode, 1, process=(0, 3))

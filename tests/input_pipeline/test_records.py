@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline import records
+from input_pipeline import records, serialization, shards
 from input_pipeline.example import Example, Region
 
 
@@ -62,12 +61,12 @@ def assert_same(a, b):
 
 
 def write(directory, splits, name="toy"):
-  """Splits -> lists of shards, each a list of studies."""
+  """Writes a folder of records of splits -> lists of shards, each a list of examples."""
   paths = {}
-  for split, shards in splits.items():
-    for i, examples in enumerate(shards):
-      path = directory / records.shard_name(name, split, i, len(shards))
-      with records.ShardWriter(path) as writer:
+  for split, parts in splits.items():
+    for i, examples in enumerate(parts):
+      path = directory / shards.shard_name(name, split, i, len(parts))
+      with shards.ShardWriter(path) as writer:
         for example in examples:
           writer.write(example)
       paths.setdefault(split, []).append(path)
@@ -84,22 +83,22 @@ def toy(tmp_path):
 
 @pytest.mark.parametrize("example", [bare(), full()], ids=["bare", "full"])
 def test_encode_decode_round_trip(example):
-  assert_same(records.decode(records.encode(example)), example)
+  assert_same(serialization.decode(serialization.encode(example)), example)
 
 
-def test_encode_refuses_a_example_that_contradicts_itself():
+def test_encode_refuses_an_example_that_contradicts_itself():
   outside = Region("x", "nodule", np.array([[1, 2, 6, 4]], np.float32))
   with pytest.raises(ValueError, match="outside its 5 x 4 image"):
-    records.encode(dataclasses.replace(bare(), regions=(outside,)))
+    serialization.encode(dataclasses.replace(bare(), regions=(outside,)))
 
 
 def _digest(_):
-  return records.encode(full())
+  return serialization.encode(full())
 
 
 def test_encode_gives_equal_bytes_in_every_process():
   with multiprocessing.get_context("spawn").Pool(2) as pool:
-    assert set(pool.map(_digest, range(4), chunksize=1)) == {records.encode(full())}
+    assert set(pool.map(_digest, range(4), chunksize=1)) == {serialization.encode(full())}
 
 
 def test_random_access_equals_sequential_order(toy):
@@ -140,7 +139,7 @@ def test_source_keeps_few_files_open(tmp_path, monkeypatch):
 
 
 def _offsets(shard):
-  return records.read_index(shard)["offsets"]
+  return shards.read_index(shard)["offsets"]
 
 
 @pytest.mark.parametrize(
@@ -158,11 +157,11 @@ def test_a_flipped_byte_names_file_and_record(toy, where, problem):
   with pytest.raises(records.RecordError, match=problem) as error:
     source[1]
   assert f"{shard}: record 1 " in str(error.value)
-  assert "input_pipeline.conversion.convert" in str(error.value)
+  assert "python -m input_pipeline.conversion` again" in str(error.value)
   assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
-def test_every_single_flipped_byte_is_found(tmp_path):
+def test_every_single_flipped_byte_is_noticed(tmp_path):
   (shard,) = write(tmp_path, {"train": [[bare()]]})["train"]
   source, data = records.RecordSource(tmp_path, "train"), shard.read_bytes()
   for i in range(len(data)):
@@ -184,21 +183,19 @@ def test_a_truncated_shard_names_file_and_record(toy):
 def test_an_intact_record_of_another_kind_is_an_error(toy):
   shard = toy / "toy-test.tfrecord-00000-of-00001"
   payload = b"no example"
-  length = struct.pack("<Q", len(payload))
-  crc = records._masked_crc
-  frame = length + crc(length) + payload + crc(payload)
+  frame = shards.frame(payload)
   shard.write_bytes(frame)
-  index = json.loads(records.index_path(shard).read_text())
-  records.index_path(shard).write_text(json.dumps(index | {"offsets": [0, len(frame)]}))
+  index = json.loads(shards.index_path(shard).read_text())
+  shards.index_path(shard).write_text(json.dumps(index | {"offsets": [0, len(frame)]}))
   with pytest.raises(records.RecordError, match="record 0 is intact but no record"):
     records.RecordSource(toy, "test")[0]
 
 
-def test_masked_crc_is_that_of_tensorflow():
-  # What tf.io.TFRecordWriter of TensorFlow 2.21 wrote for the one record b"hello".
+def test_frames_are_those_of_tensorflow():
+  # Written by tf.io.TFRecordWriter of TensorFlow 2.21 for the record b"hello".
   written = bytes.fromhex("0500000000000000eab2043e68656c6c6fbb1f1c19")
-  assert records._masked_crc(written[:8]) == written[8:12]
-  assert records._masked_crc(written[12:17]) == written[17:]
+  assert shards.frame(b"hello") == written
+  assert shards.unframe(written, len(written)) == b"hello"
 
 
 def test_missing_and_incomplete_folders(tmp_path):
@@ -214,7 +211,7 @@ def test_missing_and_incomplete_folders(tmp_path):
 def test_missing_split_shard_and_index(toy):
   with pytest.raises(records.RecordError, match="no split 'validation'; it has train, test"):
     records.RecordSource(toy, "validation")
-  index = records.index_path(toy / "toy-train.tfrecord-00002-of-00003")
+  index = shards.index_path(toy / "toy-train.tfrecord-00002-of-00003")
   index.write_text(index.read_text()[:-9])
   with pytest.raises(records.RecordError, match=r"00002-of-00003\.index\.json: the index"):
     records.RecordSource(toy, "train")
@@ -225,7 +222,7 @@ def test_missing_split_shard_and_index(toy):
 
 def test_an_index_that_disagrees_with_the_metadata_is_an_error(toy):
   shard = toy / "toy-test.tfrecord-00000-of-00001"
-  with records.ShardWriter(shard) as writer:
+  with shards.ShardWriter(shard) as writer:
     writer.write(bare("x"))
     writer.write(bare("y"))
   with pytest.raises(records.RecordError, match=r"lists 2 records, dataset_info\.json 1"):
@@ -233,8 +230,8 @@ def test_an_index_that_disagrees_with_the_metadata_is_an_error(toy):
 
 
 def test_a_shard_is_seen_whole_or_not_at_all(tmp_path):
-  path = tmp_path / records.shard_name("toy", "train", 0, 1)
-  with pytest.raises(RuntimeError), records.ShardWriter(path) as writer:  # noqa: PT012
+  path = tmp_path / shards.shard_name("toy", "train", 0, 1)
+  with pytest.raises(RuntimeError), shards.ShardWriter(path) as writer:  # noqa: PT012
     writer.write(bare())
     (temporary,) = tmp_path.iterdir()
     assert temporary.name.startswith(f"{path.name}.tmp-")
@@ -243,13 +240,13 @@ def test_a_shard_is_seen_whole_or_not_at_all(tmp_path):
 
 
 def test_the_index_takes_its_name_before_the_shard(tmp_path, monkeypatch):
-  seen = []
+  renamed = []
   replace = os.replace
-  monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(str(b)), replace(a, b)))
-  path = tmp_path / records.shard_name("toy", "train", 0, 1)
-  with records.ShardWriter(path) as writer:
+  monkeypatch.setattr(os, "replace", lambda a, b: (renamed.append(str(b)), replace(a, b)))
+  path = tmp_path / shards.shard_name("toy", "train", 0, 1)
+  with shards.ShardWriter(path) as writer:
     writer.write(bare())
-  assert seen == [f"{path}.index.json", str(path)]
+  assert renamed == [f"{path}.index.json", str(path)]
 
 
 def test_fingerprint_follows_the_records(tmp_path):
@@ -269,8 +266,8 @@ def test_tfds_describes_the_folder_without_tensorflow(toy):
     "test": 1,
   }
   assert builder.info.splits["train"].shard_lengths == [3, 0, 2]
-  assert set(builder.info.features) == set(records.features())
-  payload = records.encode(full())
+  assert set(builder.info.features) == set(serialization.features())
+  payload = serialization.encode(full())
   skip = {"image": tfds.decode.SkipDecoding()}
   got = builder.info.features.deserialize_example_np(payload, decoders=skip)
   assert got["patient_id"].decode() == full().patient_id

@@ -57,7 +57,7 @@ def test_groups_and_intervals_agree_with_plain_loops(monkeypatch):
   got = auc.grouped(scores, positive, groups.tolist(), clusters, resamples=150, seed=5)
   assert list(got) == ["macro", "a", "b", "c"]
 
-  draws = np.concatenate(list(bootstrap.unit_weights(clusters, resamples=150, seed=5)))
+  draws = np.concatenate(list(bootstrap.example_weights(clusters, resamples=150, seed=5)))
 
   def area(name, weights):
     some = groups == name
@@ -81,7 +81,7 @@ def test_groups_and_intervals_agree_with_plain_loops(monkeypatch):
 
 
 def test_one_patient_or_no_draws_give_no_interval():
-  arguments = (np.arange(4.0), np.array([0, 1, 0, 1]), ["g"] * 4)
+  arguments = (np.arange(4.0), np.array([False, True, False, True]), ["g"] * 4)
   for clusters, resamples in ((["p"] * 4, 50), (list("pqrs"), 0)):
     got = auc.grouped(*arguments, clusters, resamples=resamples)
     assert got["g"].value == 0.75

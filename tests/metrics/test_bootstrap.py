@@ -36,7 +36,7 @@ def test_means_and_intervals_agree_with_plain_loops():
   assert list(got) == ["macro", "a", "b", "c"]
 
   first = {name: clusters.index(name) for name in clusters}
-  draws = np.concatenate(list(bootstrap.unit_weights(clusters, resamples=200, seed=3)))
+  draws = np.concatenate(list(bootstrap.example_weights(clusters, resamples=200, seed=3)))
   for m in range(2):
     column = values[:, m].tolist()
     means, macro = _brute(column, groups, clusters, dict.fromkeys(clusters, 1))
@@ -56,7 +56,7 @@ def test_means_and_intervals_agree_with_plain_loops():
 
 def test_units_of_a_patient_are_drawn_together():
   clusters = ["a", "b", "a", "c", "b", "a"]
-  draws = np.concatenate(list(bootstrap.unit_weights(clusters, resamples=500, seed=0)))
+  draws = np.concatenate(list(bootstrap.example_weights(clusters, resamples=500, seed=0)))
   assert draws.shape == (500, 6)
   assert (draws[:, 0] == draws[:, 2]).all() and (draws[:, 1] == draws[:, 4]).all()
   assert (draws[:, [0, 1, 3]].sum(1) == 3).all()
@@ -121,7 +121,7 @@ def test_median_agrees_with_plain_loops(units):
   got = bootstrap.median(values, clusters, resamples=100, seed=5)
   drawn = [
     np.median([x for x, times in zip(values, draw, strict=True) for _ in range(times)])
-    for draw in np.concatenate(list(bootstrap.unit_weights(clusters, resamples=100, seed=5)))
+    for draw in np.concatenate(list(bootstrap.example_weights(clusters, resamples=100, seed=5)))
   ]
   assert got.value == np.median(values)
   assert (got.low, got.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
@@ -139,7 +139,7 @@ def test_bad_input_is_named():
     bootstrap.grouped_means(np.ones((1, 1)), ["macro"], ["p"])
   with pytest.raises(ValueError, match="do not fit"):
     bootstrap.grouped_means(np.ones((2, 1)), ["g"], ["p", "q"])
-  with pytest.raises(ValueError, match="no units"):
+  with pytest.raises(ValueError, match="no examples"):
     bootstrap.grouped_means(np.ones((0, 1)), [], [])
   with pytest.raises(ValueError, match="NaN"):
     bootstrap.median(np.array([1.0, np.nan]), ["p", "q"])
@@ -178,7 +178,7 @@ def test_seeded_means_agree_with_plain_loops():
   assert got["macro"][0].n == np.isfinite(values).any(0).sum()
 
   first = {name: clusters.index(name) for name in clusters}
-  draws = np.concatenate(list(bootstrap.unit_weights(clusters, resamples=150, seed=3)))
+  draws = np.concatenate(list(bootstrap.example_weights(clusters, resamples=150, seed=3)))
   drawn = [
     np.mean(_macros(values[..., 0], groups, clusters, {n: int(draw[i]) for n, i in first.items()}))
     for draw in draws
@@ -227,5 +227,5 @@ def test_a_paired_difference_is_narrower_than_either():
 def test_seeds_that_do_not_fit_are_named():
   with pytest.raises(ValueError, match="do not fit"):
     bootstrap.seeded_means(np.ones((2, 1)), ["g"], ["p"])
-  with pytest.raises(ValueError, match="no units"):
+  with pytest.raises(ValueError, match="no examples"):
     bootstrap.seeded_means(np.ones((0, 1, 1)), ["g"], ["p"])

@@ -117,7 +117,7 @@ def test_classes_agree_with_plain_loops():
   weights = rng.integers(0, 3, (12, 30))
   weights[0], weights[1] = 1, 0
   weights[2] *= of != 1
-  got = classification.class_figures(classification.top(scores), of, weights)
+  got = classification.class_metrics(classification.top(scores), of, weights)
   for r, row in enumerate(weights):
     given, truth = repeated(row, scores.argmax(1), of)
     assert got[r] == pytest.approx(naive_classes(given, truth, 4), nan_ok=True)
@@ -127,7 +127,7 @@ def test_tied_classes_are_shared():
   given = classification.top(np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.1, 0.2, 0.3]]))
   np.testing.assert_allclose(given, [[0.5, 0.5, 0], [1 / 3] * 3, [0, 0, 1]])
   of = np.array([0, 1, 2])
-  assert classification.class_figures(given, of, np.ones((1, 3)))[0, 0] == pytest.approx(11 / 18)
+  assert classification.class_metrics(given, of, np.ones((1, 3)))[0, 0] == pytest.approx(11 / 18)
   with pytest.raises(ValueError, match="NaN"):
     classification.top(np.array([[np.nan, 1]]))
 
@@ -148,8 +148,8 @@ def test_intervals_of_figures_agree_with_draws_one_by_one():
       axis=1,
     )
 
-  got = bootstrap.grouped_figures(measure, 2, groups, clusters, resamples=60, seed=4)
-  draws = np.concatenate(list(bootstrap.unit_weights(clusters, resamples=60, seed=4)))
+  got = bootstrap.grouped_metrics(measure, 2, groups, clusters, resamples=60, seed=4)
+  draws = np.concatenate(list(bootstrap.example_weights(clusters, resamples=60, seed=4)))
   naive = {}
   for name in "ab":
     of = np.array(groups) == name
@@ -171,10 +171,10 @@ def test_intervals_of_figures_agree_with_draws_one_by_one():
 
 
 def test_figures_by_group_of_nothing():
-  got = bootstrap.grouped_figures(None, 2, [], [])
+  got = bootstrap.grouped_metrics(None, 2, [], [])
   assert list(got) == ["macro"] and [s.n for s in got["macro"]] == [0, 0]
   assert all(math.isnan(s.value) and math.isnan(s.low) for s in got["macro"])
   with pytest.raises(ValueError, match="1 groups and 2 clusters"):
-    bootstrap.grouped_figures(None, 1, ["a"], ["p", "q"])
+    bootstrap.grouped_metrics(None, 1, ["a"], ["p", "q"])
   with pytest.raises(ValueError, match="called 'macro'"):
-    bootstrap.grouped_figures(None, 1, ["macro"], ["p"])
+    bootstrap.grouped_metrics(None, 1, ["macro"], ["p"])

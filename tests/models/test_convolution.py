@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plan_jax.models.layers.batch_norm import BatchNorm, normalise
+from plan_jax.models.layers.batch_norm import BatchNorm, batch_normalize
 from plan_jax.models.layers.convolution import Conv, Conv1x1, convolve
 from plan_jax.models.layers.dense import dot_general
 from plan_jax.runtime.mesh import batch_sharding, make_mesh
@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def gradients(layer, variables, x, weight, **call):
-  """Of a weighted sum of the output, for the variables' parameters and the input."""
+  """Returns gradients of a weighted sum of the output, for the parameters and the input."""
 
   def loss(params, x):
     out = layer.apply({**variables, "params": params}, x, **call)
@@ -44,9 +44,13 @@ def test_a_convolution_and_its_gradients_equal_flax(channels, case, shape):
   margin = dilation * (size // 2)
   ours = Conv(6, size, stride, dilation)
   theirs = nn.Conv(
-    6, (size, size), (stride, stride), padding=[(margin, margin)] * 2, use_bias=False,
+    6,
+    (size, size),
+    (stride, stride),
+    padding=[(margin, margin)] * 2,
+    use_bias=False,
     kernel_dilation=(dilation, dilation),
-  )  # fmt: skip
+  )
   variables = ours.init(KEY, x)
   assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, theirs.init(KEY, x))
   out = theirs.apply(variables, x)
@@ -132,7 +136,7 @@ def test_batch_norm_equals_flax(offset, dtype):
 
 
 def test_gradients_flow_through_batch_statistics():
-  """A loss of mean and variance, which flax keeps to itself, against the traced formula."""
+  """Compares a loss of mean and variance, which flax keeps to itself, with the traced formula."""
   x = jax.random.normal(KEY, (4, 5, 3))
   scale, bias = jnp.array([1.0, -2, 0.5]), jnp.arange(3.0)
 
@@ -147,7 +151,7 @@ def test_gradients_flow_through_batch_statistics():
 
     return jax.grad(run, argnums=(0, 1, 2))(x, scale, bias)
 
-  for a, b in zip(loss(normalise), loss(traced), strict=True):
+  for a, b in zip(loss(batch_normalize), loss(traced), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
@@ -168,8 +172,8 @@ def test_a_constant_channel_has_finite_gradients():
   x = jnp.full((4, 5, 6, 2), 7.0)
   layer = BatchNorm(train=True)
   variables = layer.init(KEY, x)
-  found = gradients(layer, variables, x, jnp.ones(x.shape), mutable=["batch_stats"])
-  assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
+  result = gradients(layer, variables, x, jnp.ones(x.shape), mutable=["batch_stats"])
+  assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(result))
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (3, 6), (6,)])

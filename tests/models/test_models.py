@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from plan_jax.models.bert import Bert
-from plan_jax.models.layers.attention import attend, flash_fits, of_even_length
+from plan_jax.models.layers.attention import attend, attend_even_length, flash_fits
 from plan_jax.models.layers.batch_norm import BatchNorm
 from plan_jax.models.layers.gelu import gelu
 from plan_jax.models.layers.remat import REMAT, remat
 from plan_jax.models.resnet import FIRST_PX, NORMS, Bottleneck, ResNet, max_pool
-from plan_jax.models.two_towers import Plan, bounded, build, image_encoder, unit
+from plan_jax.models.two_towers import TwoTowers, bounded, build, image_encoder
 from plan_jax.models.vit import ViT, interpolate, patches
 from tiny_runs import tiny
 
 KEY = jax.random.key(0)
 SMALL_IMAGE = dict(depth=18, width=0.125, stages=3, output_stride=8, dilated=False, norm="channel")
-SMALL_TEXT = dict(vocabulary_size=40, embed_dim=16, depth=2, num_heads=2, mlp_dim=32, max_position=32,
-                  dropout=0.0)  # fmt: skip
+SMALL_TEXT = dict(
+  vocabulary_size=40, embed_dim=16, depth=2, num_heads=2, mlp_dim=32, max_position=32, dropout=0.0
+)
 SMALL_VIT = dict(embed_dim=16, depth=2, num_heads=2, mlp_dim=32, patch_px=16, grid=4)
 
 
@@ -42,8 +43,8 @@ def test_resnet_shapes(depth, stride, stages, channels, norm):
   assert shape == (1, 64 // stride, 96 // stride, channels)
 
 
-def test_dilation_keeps_what_a_pixel_sees():
-  """The pixels of stride 32 are among those of stride 8 with dilation, with the same weights."""
+def test_dilation_keeps_the_receptive_field():
+  """Pixels of stride 32 are among those of stride 8 with dilation, with the same weights."""
   coarse = ResNet(18, 0.125, 4, 32, True, "channel")
   fine = ResNet(18, 0.125, 4, 8, True, "channel")
   x = jax.random.normal(KEY, (1, 256, 256, 1))
@@ -54,7 +55,7 @@ def test_dilation_keeps_what_a_pixel_sees():
 
 
 def receptive(net):
-  """How many image columns the gradient of one pixel reaches."""
+  """Counts the image columns that the gradient of one pixel reaches."""
   x = jax.random.normal(KEY, (1, 256, 256, 1))
   variables = jax.tree.map(lambda p: p + 0.02, net.init(KEY, x))
   gradient = jax.grad(lambda x: net.apply(variables, x)[0, 16, 16].sum())(x)
@@ -83,17 +84,17 @@ def test_batch_norm_keeps_running_statistics():
 def test_attention_is_a_softmax_of_products(masked):
   q, k, v = jax.random.normal(KEY, (3, 2, 5, 3, 4))
   mask = jnp.arange(5) < 3
-  found = attend(q, k, v, jnp.broadcast_to(mask, (2, 1, 5, 5)) if masked else None)
+  result = attend(q, k, v, jnp.broadcast_to(mask, (2, 1, 5, 5)) if masked else None)
   logits = jnp.einsum("blhc,bmhc->bhlm", q, k) / 2
   weight = jax.nn.softmax(jnp.where(mask | (not masked), logits, -jnp.inf))
-  np.testing.assert_allclose(found, jnp.einsum("bhlm,bmhc->blhc", weight, v), atol=1e-5)
+  np.testing.assert_allclose(result, jnp.einsum("bhlm,bmhc->blhc", weight, v), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("masks", [0, 1, 3])
 def test_attention_and_its_gradient_equal_jax_nns(masks, dtype):
   parts = jax.random.normal(KEY, (3, 2, 7, 3, 8), dtype) * 2  # products of ten and more
-  mask = jax.random.bernoulli(KEY, 0.5, (2, masks, 7, 7)).at[0, :, 2].set(False)  # sees nothing
+  mask = jax.random.bernoulli(KEY, 0.5, (2, masks, 7, 7)).at[0, :, 2].set(False)  # nowhere
   mask = mask if masks else None
 
   def value(function, parts):
@@ -115,22 +116,22 @@ def test_gelu_and_its_gradient_equal_flax(dtype):
   want, slope = jax.vmap(jax.value_and_grad(partial(nn.gelu, approximate=False)))(
     x.astype(jnp.float32)
   )
-  found, its = jax.vmap(jax.value_and_grad(gelu))(x)
-  assert found.dtype == its.dtype == jnp.dtype(dtype)
+  result, gradient = jax.vmap(jax.value_and_grad(gelu))(x)
+  assert result.dtype == gradient.dtype == jnp.dtype(dtype)
   within = 1e-6 if dtype == "float32" else 8e-3
-  for a, b in ((found, want), (its, slope)):
+  for a, b in ((result, want), (gradient, slope)):
     np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=within, atol=within)
 
 
 @pytest.mark.parametrize("length", [4, 5, 1])
 def test_a_place_added_to_the_attention_changes_nothing(length):
-  """By XLA's attention, which reads the same lengths as cuDNN's does."""
+  """Goes by XLA's attention, which reads the same lengths as cuDNN's does."""
   parts = jax.random.normal(KEY, (3, 2, length, 2, 4))
 
   def value(function):
     return jax.value_and_grad(lambda parts: jnp.sin(function(*parts)).sum())(parts)
 
-  got = value(lambda *parts: of_even_length(*parts, implementation="xla"))
+  got = value(lambda *parts: attend_even_length(*parts, implementation="xla"))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, value(attend))
 
 
@@ -223,14 +224,14 @@ def test_the_config_names_the_image_encoder():
   assert encoder.first_px is None and ResNet.first_px == FIRST_PX
   config.model.image.vit.update(SMALL_VIT)
   model = build(config.model, 40)
-  batch = plan_batch()
+  batch = small_batch()
   features = model.apply(model.init(KEY, batch), batch)[0]
   assert features.pixels.shape == (3, 16, 8)
 
 
 def test_a_text_can_be_the_sum_of_layers():
   sentence = text_batch([[0, 0, 0, 0]])
-  nets = [Bert(**SMALL_TEXT | {"layers": n}) for n in (1, 2)]
+  nets = [Bert(**SMALL_TEXT | {"depth": n}) for n in (1, 2)]
   variables = nets[1].init(KEY, *sentence)
   params = variables["params"]
   one = {"params": {k: v for k, v in params.items() if k != "layer2"}}
@@ -256,7 +257,7 @@ def text_batch(sentence_index):
 
 
 @pytest.mark.parametrize("across", [False, True])
-def test_words_see_other_sentences_only_where_asked(across):
+def test_words_attend_to_other_sentences_only_if_set(across):
   net = Bert(**SMALL_TEXT, across_sentences=across)
   tokens, sentences, position = text_batch([[0, 0, 0, 1, 1, 1, -1, -1]])
   variables = net.init(KEY, tokens, sentences, position)
@@ -276,7 +277,7 @@ def test_padding_does_not_reach_words():
     np.testing.assert_allclose(a[0, :6], b[0, :6], atol=1e-6)
 
 
-def plan_batch():
+def small_batch():
   tokens, sentences, position = text_batch([[0, 0, 0, 1, 1, 1, -1, -1]] * 3)
   word_index = jnp.array([[-1, 0, 0, -1, 1, 2, -1, -1]] * 2 + [[-1] * 8])
   return {
@@ -290,18 +291,18 @@ def plan_batch():
 
 
 @pytest.fixture(scope="module")
-def plan():
-  model = Plan(image=SMALL_IMAGE, text=SMALL_TEXT, embed_dim=8)
-  return model, model.init(KEY, plan_batch())
+def towers():
+  model = TwoTowers(image=SMALL_IMAGE, text=SMALL_TEXT, embed_dim=8)
+  return model, model.init(KEY, small_batch())
 
 
-def test_encoders(plan):
-  model, variables = plan
-  image, text, scales = model.apply(variables, plan_batch())
-  assert image.pixels.shape == (3, 64, 8) and image.image.shape == (3, 8)
-  assert image.image_pixels.shape == (3, 64, 8)
+def test_encoders(towers):
+  model, variables = towers
+  image, text, scales = model.apply(variables, small_batch())
+  assert image.pixels.shape == (3, 64, 8) and image.embedding.shape == (3, 8)
+  assert image.global_pixels.shape == (3, 64, 8)
   assert image.pixels.dtype == text.words.dtype == jnp.float32
-  for x in (image.image, image.image_pixels, text.report[:2]):
+  for x in (image.embedding, image.global_pixels, text.embedding[:2]):
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-5)
     assert x.dtype == jnp.float32
   assert (np.asarray(text.words[:, 3]) == 0).all() and (
@@ -312,29 +313,29 @@ def test_encoders(plan):
   np.testing.assert_allclose(scales, 10, rtol=1e-5)
 
 
-def test_empty_report_is_zero_with_finite_gradient(plan):
-  model, variables = plan
-  text = model.apply(variables, plan_batch())[1]
-  assert (np.asarray(text.report[2]) == 0).all() and (np.asarray(text.words[2]) == 0).all()
+def test_empty_report_is_zero_with_finite_gradient(towers):
+  model, variables = towers
+  text = model.apply(variables, small_batch())[1]
+  assert (np.asarray(text.embedding[2]) == 0).all() and (np.asarray(text.words[2]) == 0).all()
 
   def f(variables):
-    image, text, _ = model.apply(variables, plan_batch())
-    return (image.image @ text.report.T).sum() + text.words.sum()
+    image, text, _ = model.apply(variables, small_batch())
+    return (image.embedding @ text.embedding.T).sum() + text.words.sum()
 
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(f)(variables)))
 
 
-def test_pixels_of_one_image_do_not_see_another(plan):
-  model, variables = plan
-  batch = plan_batch()
+def test_pixels_of_one_image_do_not_see_another(towers):
+  model, variables = towers
+  batch = small_batch()
   a = model.apply(variables, batch)[0]
   b = model.apply(variables, batch | {"image": batch["image"].at[1].set(0)})[0]
   np.testing.assert_allclose(a.pixels[0], b.pixels[0], atol=1e-6)
   assert np.abs(a.pixels[1] - b.pixels[1]).max() > 1e-3
 
 
-def test_scales_are_bounded_and_can_come_back(plan):
-  model, variables = plan
+def test_scales_are_bounded_and_can_come_back(towers):
+  model, variables = towers
   params = bounded(variables["params"] | {"log_scale": jnp.array([9.0, -3.0])}, 100.0)
 
   def scales(params):
@@ -346,18 +347,14 @@ def test_scales_are_bounded_and_can_come_back(plan):
 
 
 def test_bfloat16_keeps_float32_parameters_and_features():
-  model = Plan(image=SMALL_IMAGE, text=SMALL_TEXT, embed_dim=8, dtype=jnp.bfloat16)
-  variables = model.init(KEY, plan_batch())
+  model = TwoTowers(image=SMALL_IMAGE, text=SMALL_TEXT, embed_dim=8, dtype=jnp.bfloat16)
+  variables = model.init(KEY, small_batch())
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
-  image, text, _ = model.apply(variables, plan_batch())
+  image, text, _ = model.apply(variables, small_batch())
   assert image.pixels.dtype == text.words.dtype == jnp.float32
-  full = Plan(image=SMALL_IMAGE, text=SMALL_TEXT, embed_dim=8).apply(variables, plan_batch())
-  np.testing.assert_allclose(image.image, full[0].image, atol=0.06)
-  assert np.abs(image.image - full[0].image).max() > 0
-
-
-def test_unit_has_a_finite_gradient_at_zero():
-  assert np.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros(3))).all()
+  full = TwoTowers(image=SMALL_IMAGE, text=SMALL_TEXT, embed_dim=8).apply(variables, small_batch())
+  np.testing.assert_allclose(image.embedding, full[0].embedding, atol=0.06)
+  assert np.abs(image.embedding - full[0].embedding).max() > 0
 
 
 def test_a_pixel_is_centred_where_the_maps_put_it():
@@ -372,7 +369,7 @@ def test_a_pixel_is_centred_where_the_maps_put_it():
 
 @pytest.mark.parametrize(("name", "kept"), [("blocks", 0), ("all_but_products", 2)])
 def test_what_a_rematerialised_block_keeps(name, kept, capsys):
-  """Of a bottleneck the two products; the convolution between them is computed anew."""
+  """Keeps a bottleneck's two products; the convolution between them is computed anew."""
   block = remat(Bottleneck, name)(4, 1, (1, 1), partial(BatchNorm, True), jnp.float32)
   x = jax.random.normal(KEY, (2, 8, 8, 16))
   variables = block.init(KEY, x)
@@ -385,30 +382,24 @@ def test_what_a_rematerialised_block_keeps(name, kept, capsys):
   assert sum("named 'product'" in line for line in lines) == kept
 
 
-@pytest.mark.parametrize("image", [("resnet", SMALL_IMAGE), ("vit", SMALL_VIT)])
-@pytest.mark.parametrize("name", [name for name in REMAT if name != "none"])
+@pytest.mark.parametrize(("name", "image"), [("resnet", SMALL_IMAGE), ("vit", SMALL_VIT)])
 def test_rematerialised_encoders_give_the_same_gradients(name, image):
-  batch = plan_batch()
-  found = []
-  for which in ("none", name):
-    model = Plan(
-      image=image[1],
-      text=SMALL_TEXT | {"dropout": 0.3},
-      image_name=image[0],
-      embed_dim=8,
-      remat=which,
-    )
-    variables = model.init(jax.random.key(0), batch)
+  batch = small_batch()
+  text = SMALL_TEXT | {"dropout": 0.3}
 
-    def loss(params, model=model, variables=variables):
-      (image, text, _), _ = model.apply(
-        variables | {"params": params}, batch, train=True, mutable=["batch_stats"],
-        rngs={"dropout": jax.random.key(1)},
-      )  # fmt: skip
+  def gradients(policy):
+    model = TwoTowers(image=image, text=text, image_name=name, embed_dim=8, remat=policy)
+    variables = model.init(KEY, batch)
+    call = dict(train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
+
+    def loss(params):
+      (image, text, _), _ = model.apply(variables | {"params": params}, batch, **call)
       return jnp.square(image.pixels).sum() + jnp.sin(text.words).sum()
 
-    found.append(jax.value_and_grad(loss)(variables["params"]))
-  one, other = (jax.tree_util.tree_leaves_with_path(x) for x in found)
-  for (path, a), (same, b) in zip(one, other, strict=True):
-    assert path == same
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str(path))
+    return jax.tree_util.tree_leaves_with_path(jax.value_and_grad(loss)(variables["params"]))
+
+  kept = gradients("none")
+  for policy in [policy for policy in REMAT if policy != "none"]:
+    for (path, a), (same, b) in zip(kept, gradients(policy), strict=True):
+      assert path == same
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str(path))

@@ -1,4 +1,4 @@
-"""Per-unit scores: what is written comes back, and what is broken is named."""
+"""Per-example scores: written ones come back, broken files are named."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,23 @@ from plan_jax.results import example_scores
 from plan_jax.results.example_scores import ExampleScores, example_id
 
 
-def _units():
-  ids = [example_id("a.png", "small left effusion"), example_id("a.png", 'a "mass", or\r\ntwo\tétés'),
-         example_id("b,c"), example_id("d", "")]  # fmt: skip
+def _scores():
+  ids = [
+    example_id("a.png", "small left effusion"),
+    example_id("a.png", 'a "mass", or\r\ntwo\tétés'),
+    example_id("b,c"),
+    example_id("d", ""),
+  ]
   values = np.array([[0.1, 1 / 3], [np.nan, -1e-17], [2.0, np.nan], [1e300, 0.1 + 0.2]])
   return ExampleScores(
     ids, ["effusion", "mass", "all", ""], ["p", "p", "q\nr", "s"], ("m", "R@1, x"), values
   )
 
 
-def test_units_come_back_as_written(tmp_path):
+def test_scores_come_back_as_written(tmp_path):
   path = tmp_path / "example_scores" / "grounding.csv"
-  example_scores.write(path, _units())
-  got, wanted = example_scores.read(path), _units()
+  example_scores.write(path, _scores())
+  got, wanted = example_scores.read(path), _scores()
   for name in ("ids", "groups", "patients", "metrics"):
     assert getattr(got, name) == getattr(wanted, name)
   assert got.values.dtype == np.float64
@@ -30,7 +34,7 @@ def test_units_come_back_as_written(tmp_path):
   assert lines[1] == "a.png,small left effusion,p,effusion,0.1,0.3333333333333333"
 
 
-def test_no_units_are_a_file_too(tmp_path):
+def test_no_examples_are_a_file_too(tmp_path):
   example_scores.write(tmp_path / "u.csv", ExampleScores([], [], [], ("m",), np.zeros((0, 1))))
   got = example_scores.read(tmp_path / "u.csv")
   assert got.ids == [] and got.metrics == ("m",) and got.values.shape == (0, 1)
@@ -38,13 +42,13 @@ def test_no_units_are_a_file_too(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
   path = tmp_path / "u.csv"
-  example_scores.write(path, _units())
-  with pytest.raises(ValueError, match="u.csv: a figure is infinite"):
+  example_scores.write(path, _scores())
+  with pytest.raises(ValueError, match="u.csv: a value is infinite"):
     example_scores.write(path, ExampleScores(["x\t"], ["g"], ["p"], ("m",), np.array([[np.inf]])))
   assert len(example_scores.read(path).ids) == 4
 
 
-def test_units_that_do_not_fit_are_refused():
+def test_scores_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match="2 ids, 2 groups, 1 patients"):
     ExampleScores(["a\t", "b\t"], ["g", "g"], ["p"], ("m",), np.zeros((2, 1)))
   with pytest.raises(ValueError, match=r"values \(1, 2\)"):
@@ -67,7 +71,7 @@ HEAD = b"image_id,phrase,patient_id,group,m\n"
     (HEAD + b"a,x,p,g,nan\n", "line 2: 'nan' is not a finite number"),
     (HEAD + b'a,"two\nlines",p,g,1\nb,"x,p,g,1\n', "line [34]: unexpected end"),
     (HEAD + b"a,\xff,p,g,1\n", "line [12]: 'utf-8' codec"),
-    (HEAD + b"a,x,p,g,1\na,x,p,g,2\n", r"line 3: unit 'a\\tx' stands twice"),
+    (HEAD + b"a,x,p,g,1\na,x,p,g,2\n", r"line 3: example 'a\\tx' stands twice"),
   ],
 )
 def test_broken_files_are_named(tmp_path, content, message):

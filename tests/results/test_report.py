@@ -1,4 +1,4 @@
-"""The report page: what it says, that it needs nothing else, and that it works in a browser."""
+"""The report page: its content, that it needs nothing else, and that it works in a browser."""
 
 import html
 import json
@@ -10,11 +10,13 @@ import subprocess
 import cv2
 import numpy as np
 import pytest
+from markupsafe import escape
 
-from plan_jax.results import drawing, report
+from plan_jax.results import drawing, plots, report
 from plan_jax.results.report import ImageView, Phrase, Word
 from plan_jax.results.rows import Row
 
+PROTOCOLS = {"grounding-v1": "The <rules> of grounding."}
 EVIL = "</script><img src=x onerror=\"document.title='owned'\">&'"
 
 
@@ -65,6 +67,7 @@ def _write(folder, **changes):
       "one": [(7, -3.0)],
     },
     "images": [_image(), _image("tall image", 60, 40), ImageView(np.zeros((9, 9), np.uint8), EVIL)],
+    "protocols": PROTOCOLS,
     "notes": {"data": "toy/test", f"config {EVIL}": EVIL},
   }
   return report.write_report(folder / "report" / "index.html", **(arguments | changes))
@@ -76,23 +79,22 @@ def test_page_needs_nothing_else_and_escapes_all_text(tmp_path):
   assert list(path.parent.iterdir()) == [path]
   assert not re.search(r'(src|href)=(?!"data:|x )|url\(|@import|https?://', page)
   assert 'onerror="document' not in page and "<!--" not in page
-  assert html.escape(EVIL) in page
+  assert str(escape(EVIL)) in page
   assert page.count("<script") == page.count("</script>") == 2
   for text in ("grounding-v1", "retrieval-v1", "0.300 <span>[0.280, 0.320]", "signed CNR by group"):
     assert text in page
-  assert html.escape(report.PROTOCOLS["grounding-v1"]) in page  # in full
+  assert str(escape(PROTOCOLS["grounding-v1"])) in page
 
 
-def test_a_run_below_a_floor_is_shown_so(tmp_path):
+def test_a_run_below_a_chance_baseline_is_shown_so(tmp_path):
   page = _write(tmp_path).read_text(encoding="utf-8")
-  lines = {
-    line.split("</th>")[0]: line for line in page.splitlines() if line.startswith("<tr><th>")
-  }
-  assert 'class="run better"' in lines["<tr><th>mIoU"]  # the macro table
-  assert 'class="run worse"' in lines["<tr><th>nodule"]
-  assert '<td class="best">0.210' in lines["<tr><th>nodule"]
-  assert 'class="run level"' in lines[f"<tr><th>{html.escape(f'evil {EVIL}')}"]
-  rank = lines["<tr><th>median rank text-to-image"]
+  rows = page.replace("\n", "").split("<tr>")
+  lines = {row.split("</th>")[0]: row for row in rows}
+  assert 'class="run better"' in lines["<th>mIoU"]  # the macro table
+  assert 'class="run worse"' in lines["<th>nodule"]
+  assert '<td class="best">0.210' in lines["<th>nodule"]
+  assert 'class="run level"' in lines[f"<th>{escape(f'evil {EVIL}')}"]
+  rank = lines["<th>median rank text-to-image"]
   assert 'class="run better"' in rank and "<td>50</td><td>50</td>" in rank
 
 
@@ -109,17 +111,17 @@ def test_curves_say_what_they_leave_out(tmp_path):
 
 def test_smoothing_keeps_lines_and_removes_noise():
   line = np.linspace(3, 5, 400)
-  assert drawing._smooth(np.full(100, 7.0)) == pytest.approx(np.full(100, 7.0))
-  assert drawing._smooth(line)[50:-50] == pytest.approx(line[50:-50])
+  assert plots._smooth(np.full(100, 7.0)) == pytest.approx(np.full(100, 7.0))
+  assert plots._smooth(line)[50:-50] == pytest.approx(line[50:-50])
   noise = np.random.default_rng(0).normal(size=400)
-  assert drawing._smooth(noise).std() < 0.35
-  x, y = drawing._thinned(np.arange(5000.0), np.eye(1, 5000, 1234)[0])
+  assert plots._smooth(noise).std() < 0.35
+  x, y = plots._thinned(np.arange(5000.0), np.eye(1, 5000, 1234)[0])
   assert len(x) <= 600 and y.max() == 1 and (x[0], x[-1]) == (0, 4999) and (np.diff(x) > 0).all()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.3, 17), (1e-7, 3e-5), (5, 5), (0, 0)])
 def test_ticks_are_few_and_reach_around(low, high):
-  ticks = drawing._ticks(low, high, 4)
+  ticks = plots._ticks(low, high, 4)
   assert 2 <= len(ticks) <= 8 and ticks[0] <= low and ticks[-1] >= high
 
 
@@ -150,12 +152,12 @@ def test_overlays_show_image_truth_and_map(tmp_path):
   assert (
     sheet.shape[2] == 3 and 2.5 < sheet.shape[1] / sheet.shape[0] < 4
   )  # two images a row, two rows
-  image, truth, lit = (sheet[6:230, 6 + 228 * i : 230 + 228 * i] for i in range(3))
+  image, truth, mixed = (sheet[6:230, 6 + 228 * i : 230 + 228 * i] for i in range(3))
 
   def colourful(tile):
     return ((tile.max(2) - tile.min(2)) > 60).mean()
 
-  assert colourful(image) == 0 and 0 < colourful(truth) < colourful(lit)
+  assert colourful(image) == 0 and 0 < colourful(truth) < colourful(mixed)
   assert report.save_overlays(tmp_path / "one.png", [_image()]).stat().st_size > 1000
   without = [ImageView(np.zeros((9, 9), np.uint8), "x")]
   assert report.save_overlays(tmp_path / "none.png", without) is None
@@ -170,9 +172,9 @@ addEventListener("securitypolicyviolation", e => problems.push(e.violatedDirecti
 </script>"""
 # Plays a reader on the first two images, and writes down what the map of the image shows.
 _READER = """<script>
-const seen = [...document.querySelectorAll("article.image")].slice(0, 2).map(image => {
+const views = [...document.querySelectorAll("article.image")].slice(0, 2).map(image => {
   const canvas = image.querySelector("canvas");
-  const lit = () => {  // how strongly the map covers the left and the right third, 0 to 1
+  const shares = () => {  // how strongly the map covers the left and the right third, 0 to 1
     const third = Math.floor(canvas.width / 3);
     return [0, canvas.width - third].map(x => {
       const data = canvas.getContext("2d").getImageData(x, 0, third, canvas.height).data;
@@ -183,7 +185,7 @@ const seen = [...document.querySelectorAll("article.image")].slice(0, 2).map(ima
   };
   const caption = () => image.querySelector(".shown").textContent;
   const chosen = () => image.querySelectorAll(".viewer path.chosen").length;
-  const state = () => ({ lit: lit(), caption: caption(), chosen: chosen() });
+  const state = () => ({ shares: shares(), caption: caption(), chosen: chosen() });
   const fire = (element, name) => element.dispatchEvent(new MouseEvent(name, { bubbles: true }));
   const [left, of, right, ramp] = image.querySelectorAll(".word");
   const out = { start: state() };
@@ -206,7 +208,7 @@ const seen = [...document.querySelectorAll("article.image")].slice(0, 2).map(ima
   out.drawn = image.querySelector("img").naturalWidth;
   return out;
 });
-document.title = JSON.stringify({ problems, seen, width: document.documentElement.scrollWidth });
+document.title = JSON.stringify({ problems, views, width: document.documentElement.scrollWidth });
 </script>"""
 
 
@@ -217,28 +219,34 @@ def test_page_works_in_a_browser(tmp_path):
   path = tmp_path / "read.html"
   path.write_text(page, encoding="utf-8")
   browser = [
-    "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-    f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900", path.as_uri(),
-  ]  # fmt: skip
+    "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--dump-dom",
+    f"--user-data-dir={tmp_path / 'profile'}",
+    "--window-size=1280,900",
+    path.as_uri(),
+  ]
   done = subprocess.run(browser, capture_output=True, text=True, timeout=60, check=True)
   title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL).group(1))
-  found = json.loads(title)  # fails where a script of the page stopped ours, or evil text ran
-  assert found["problems"] == []
-  assert found["width"] <= 1280
-  assert len(found["seen"]) == 2
-  for image, width in zip(found["seen"], (60, 40), strict=True):
+  result = json.loads(title)  # fails where a script of the page stopped ours, or evil text ran
+  assert result["problems"] == []
+  assert result["width"] <= 1280
+  assert len(result["views"]) == 2
+  for image, width in zip(result["views"], (60, 40), strict=True):
     assert image["drawn"] == width
     assert image["start"]["caption"] == "phrase: small nodule" and image["start"]["chosen"] == 1
-    assert image["start"]["lit"][1] > 0.02
-    left, right = image["left"]["lit"], image["right"]["lit"]
+    assert image["start"]["shares"][1] > 0.02
+    left, right = image["left"]["shares"], image["right"]["shares"]
     assert left[0] > 0.3 > 0.05 > left[1] and right[1] > 0.3 > 0.05 > right[0]
     assert image["left"]["caption"] == "word: left, significance 0.90"
     assert image["after"] == image["none"] == image["start"]
     assert image["second"]["caption"] == f"phrase: {EVIL}" and image["second"]["chosen"] == 0
-    assert image["second"]["lit"] == pytest.approx([0.7 * 2 * 0.3] * 2, abs=0.02)
+    assert image["second"]["shares"] == pytest.approx([0.7 * 2 * 0.3] * 2, abs=0.02)
     # Two rows, 1 and 0, interpolated: a quarter at 5/8 of the height is half opaque.
     assert image["ramp"] == pytest.approx([0.7, 0.35, 0], abs=0.05)
     assert image["pressed"] == ["false", "true"]
-    assert image["clear"]["lit"] == [0, 0]
+    assert image["clear"]["shares"] == [0, 0]
     strong, weak = (float(re.findall(r"[\d.]+", shade)[3]) for shade in image["shades"])
     assert strong == pytest.approx(0.54, abs=0.01) and weak == pytest.approx(0.012, abs=0.01)

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from input_pipeline.conversion import convert
+from input_pipeline.errors import UserError
 from input_pipeline.text.tokenizer import Tokenizer
 from paths import ROOT
 from plan_jax.results import rows as results
-from plan_jax.runtime import preemption, workdir
+from plan_jax.runtime import preemption, processes, workdir
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import read_scalars
 from plan_jax.training.assembly import assemble
@@ -50,18 +51,28 @@ def start():
     environment = dict(os.environ, JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=str(ROOT))
     for index in range(count):
       command = [
-        sys.executable, "-m", "plan_jax.main", f"--config={ROOT}/configs/phantom.py",
-        f"--workdir={where}", *arguments, *flags(**SETTINGS, **more),
-      ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "plan_jax.main",
+        f"--config={ROOT}/configs/phantom.py",
+        f"--workdir={where}",
+        *arguments,
+        *flags(**SETTINGS, **more),
+      ]
       if count > 1:
         command += ["--distributed", f"--coordinator_address={address}"]
         command += [f"--num_processes={count}", f"--process_id={index}"]
       running.append(
         subprocess.Popen(
-          command, env=environment, cwd=cwds[index] if cwds else ROOT, text=True,
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+          command,
+          env=environment,
+          cwd=cwds[index] if cwds else ROOT,
+          text=True,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          start_new_session=True,
         )
-      )  # fmt: skip
+      )
     return running[-count:]
 
   yield begin
@@ -72,18 +83,17 @@ def start():
     process.communicate(timeout=BOUND)
 
 
-def finish(processes, codes=(0, 0), timeout=300):
+def finish(running, codes=(0, 0), timeout=300):
   deadline = time.monotonic() + timeout
-  said = [p.communicate(timeout=max(1, deadline - time.monotonic()))[0] for p in processes]
-  found = tuple(p.returncode for p in processes)
-  assert found == tuple(codes[: len(found)]), "\n".join(said)
-  return said
+  outputs = [p.communicate(timeout=max(1, deadline - time.monotonic()))[0] for p in running]
+  assert tuple(p.returncode for p in running) == tuple(codes[: len(running)]), "\n".join(outputs)
+  return outputs
 
 
-def await_checkpoint(processes, where, step):
+def await_checkpoint(running, where, step):
   deadline = time.monotonic() + 240
   while not (where / "checkpoints" / str(step)).exists():
-    assert all(p.poll() is None for p in processes), processes[0].communicate()[0]
+    assert all(p.poll() is None for p in running), running[0].communicate()[0]
     assert time.monotonic() < deadline
     time.sleep(0.01)
 
@@ -101,10 +111,10 @@ def leaves(where, **more):
   }
 
 
-def same(one, other):
-  assert one[0] == other[0] and one[1].keys() == other[1].keys()
-  for path in one[1]:
-    np.testing.assert_array_equal(one[1][path], other[1][path], err_msg=path)
+def assert_same(given, wanted):
+  assert given[0] == wanted[0] and given[1].keys() == wanted[1].keys()
+  for path in wanted[1]:
+    np.testing.assert_array_equal(given[1][path], wanted[1][path], err_msg=path)
 
 
 def losses(where):
@@ -115,23 +125,23 @@ def losses(where):
 
 @pytest.fixture(scope="module")
 def never(folder, tmp_path_factory):
-  """A run of two processes that nothing disturbs, and what they said."""
+  """A run of two processes that nothing disturbs, and their output."""
   where = tmp_path_factory.mktemp("never") / "run"
   begin = start.__wrapped__()
-  processes = next(begin)(where, **{"data.records": folder})
-  said = finish(processes)
+  running = next(begin)(where, **{"data.records": folder})
+  outputs = finish(running)
   begin.close()
-  return where, said
+  return where, outputs
 
 
 def test_two_processes_are_one_run(start, never, folder, tmp_path):
   two, (first, second) = never
   finish(start(tmp_path / "one", count=1, devices=2, **{"data.records": folder}))
   np.testing.assert_allclose(losses(two), losses(tmp_path / "one"), rtol=1e-5)
-  step, there = leaves(two)
+  step, params = leaves(two)
   assert step == 6
   for path, leaf in leaves(tmp_path / "one")[1].items():
-    np.testing.assert_allclose(there[path], leaf, rtol=1e-3, atol=1e-5, err_msg=path)
+    np.testing.assert_allclose(params[path], leaf, rtol=1e-3, atol=1e-5, err_msg=path)
   # The evaluation is shared, gathers every image and every phrase, and comes to the same.
   rows = results.read(two / "evaluation.json").rows
   wanted = results.read(tmp_path / "one" / "evaluation.json").rows
@@ -150,15 +160,15 @@ def test_two_processes_are_one_run(start, never, folder, tmp_path):
 @pytest.mark.slow  # minutes, where other tests take the cores; then also the time to meet runs out
 def test_a_notice_to_one_saves_in_both_and_no_step_is_lost(start, never, folder, tmp_path):
   where = tmp_path / "run"
-  processes = start(where, "--mode=train", **{"data.records": folder})
-  await_checkpoint(processes, where, 2)
-  processes[1].send_signal(signal.SIGTERM)
-  first, _ = finish(processes, (preemption.EXIT_CODE,) * 2)
+  running = start(where, "--mode=train", **{"data.records": folder})
+  await_checkpoint(running, where, 2)
+  running[1].send_signal(signal.SIGTERM)
+  first, _ = finish(running, (preemption.EXIT_CODE,) * 2)
   saved = int(re.search(r"preempted: step (\d) is saved", first)[1])
   assert leaves(where)[0] == saved < 6
   first, _ = finish(start(where, "--mode=train", **{"data.records": folder}))
   assert f"resumed from step {saved}" in first
-  same(leaves(where), leaves(never[0]))
+  assert_same(leaves(where), leaves(never[0]))
   assert losses(where) == losses(never[0])
 
 
@@ -166,14 +176,14 @@ def test_a_notice_to_one_saves_in_both_and_no_step_is_lost(start, never, folder,
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_loss_of_a_process_ends_the_other(start, never, folder, tmp_path, victim):
   where = tmp_path / "run"
-  processes = start(where, "--mode=train", **{"data.records": folder, "train.steps": 6})
-  await_checkpoint(processes, where, 2)
-  os.killpg(processes[victim].pid, signal.SIGKILL)
-  other = processes[1 - victim]
+  running = start(where, "--mode=train", **{"data.records": folder, "train.steps": 6})
+  await_checkpoint(running, where, 2)
+  os.killpg(running[victim].pid, signal.SIGKILL)
+  other = running[1 - victim]
   other.wait(timeout=BOUND)  # not for its pipe, which a worker of its loader may hold
   assert other.returncode == -signal.SIGABRT or other.returncode >= 128
   finish(start(where, "--mode=train", **{"data.records": folder}))
-  same(leaves(where), leaves(never[0]))
+  assert_same(leaves(where), leaves(never[0]))
   assert losses(where) == losses(never[0])
 
 
@@ -183,8 +193,8 @@ def test_a_host_that_sees_other_data(start, folder, tmp_path):
     place.mkdir()
     draw(place / "records", seed=seed)
   records = {"data.records": "records", "data.dataset": "folder", "evaluation.split": "test"}
-  for said in finish(start(tmp_path / "run", cwds=places, **records), (1, 1)):
-    assert "the data in records (its fingerprint) of process 1 is not that of process 0" in said
+  for output in finish(start(tmp_path / "run", cwds=places, **records), (1, 1)):
+    assert "the data in records (its fingerprint) of process 1 is not that of process 0" in output
 
 
 def test_an_error_of_the_first_ends_both_with_one_line(start, tmp_path):
@@ -197,32 +207,29 @@ def test_an_error_of_the_first_ends_both_with_one_line(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("arguments", "message"),
+  ("place", "message"),
   [
-    (["--distributed", "--num_processes=2"], "go together"),
-    (["--process_id=0"], "--process_id is for several processes: give --distributed too"),
-    (
-      ["--distributed", "--coordinator_address=here", "--num_processes=1", "--process_id=0"],
-      "--coordinator_address=here: must be HOST:PORT",
-    ),
-    (
-      ["--distributed", "--coordinator_address=h:1", "--num_processes=2", "--process_id=2"],
-      "--process_id=2: must be 0 to 1",
-    ),
-    (["--distributed"], "give --coordinator_address"),
+    ((None, 2, None), "go together"),
+    (("here", 1, 0), "--coordinator_address=here: must be HOST:PORT"),
+    (("h:1", 2, 2), "--process_id=2: must be 0 to 1"),
   ],
 )
-def test_impossible_places_are_one_line(arguments, message, tmp_path):
-  done = subprocess.run(
-    [
-      sys.executable, "-m", "plan_jax.main", "--config=configs/phantom.py",
-      f"--workdir={tmp_path / 'run'}", *arguments,
-    ],
-    capture_output=True, text=True, timeout=120, cwd=ROOT,
-  )  # fmt: skip
-  assert done.returncode == 1
-  assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
-  assert "Traceback" not in done.stderr
+def test_impossible_places_are_named(place, message):
+  with pytest.raises(UserError, match=message):
+    processes.start(*place)
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("--process_id=0", "--process_id is for several processes: give --distributed too"),
+    ("--distributed", "give --coordinator_address"),
+  ],
+)
+def test_a_place_that_is_not_given_is_one_line(start, argument, message, tmp_path):
+  (output,) = finish(start(tmp_path / "run", argument, count=1), (1,))
+  assert output.splitlines()[-1].startswith("error: ") and message in output
+  assert "Traceback" not in output
 
 
 @pytest.mark.slow
@@ -231,17 +238,17 @@ def test_a_lone_process_saves_at_a_notice_too(start, folder, tmp_path):
   (process,) = start(where, "--mode=train", count=1, **{"data.records": folder})
   await_checkpoint([process], where, 2)
   os.killpg(process.pid, signal.SIGTERM)  # to the loader's workers, too
-  (said,) = finish([process], (preemption.EXIT_CODE,))
-  saved = int(re.search(r"preempted: step (\d) is saved", said)[1])
+  (output,) = finish([process], (preemption.EXIT_CODE,))
+  saved = int(re.search(r"preempted: step (\d) is saved", output)[1])
   assert leaves(where)[0] == saved < 6
-  (said,) = finish(start(where, "--mode=train", count=1, **{"data.records": folder}))
-  assert f"resumed from step {saved}" in said
+  (output,) = finish(start(where, "--mode=train", count=1, **{"data.records": folder}))
+  assert f"resumed from step {saved}" in output
   assert len(losses(where)) == 6
 
 
 def test_a_notice_outside_training_ends_at_once(tmp_path):
   code = (
-    "import signal, time; from plan_jax import preemption;"
+    "import signal, time; from plan_jax.runtime import preemption;"
     "signal.signal(signal.SIGTERM, preemption.interrupt)\n"
     "try: print('ready', flush=True); time.sleep(60)\n"
     "except preemption.Preempted: raise SystemExit(preemption.EXIT_CODE)"
@@ -253,35 +260,36 @@ def test_a_notice_outside_training_ends_at_once(tmp_path):
   process.communicate()
 
 
+@pytest.mark.slow
 def test_a_notice_ends_an_evaluation_of_two(start, never, tmp_path, folder):
   where = shutil.copytree(never[0], tmp_path / "run")
-  processes = start(where, "--mode=evaluate", **{"data.records": folder})
-  while "evaluating step 6" not in processes[0].stdout.readline():
-    assert processes[0].poll() is None
-  for process in processes:
+  running = start(where, "--mode=evaluate", **{"data.records": folder})
+  while "evaluating step 6" not in running[0].stdout.readline():
+    assert running[0].poll() is None
+  for process in running:
     process.send_signal(signal.SIGTERM)
-  finish(processes, (preemption.EXIT_CODE,) * 2)
+  finish(running, (preemption.EXIT_CODE,) * 2)
 
 
 def test_a_notice_ends_a_process_that_waits_for_another(tmp_path):
   """Where the main thread is not in Python, and hears of no signal."""
   code = (
-    "import ctypes, threading; from plan_jax import hosts, preemption\n"
-    "hosts.start('127.0.0.1:{port}', 1, 0); preemption.take_over()\n"
+    "import ctypes, threading; from plan_jax.runtime import preemption, processes\n"
+    "processes.start('127.0.0.1:{port}', 1, 0); preemption.take_over()\n"
     "wait, lock = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n"
     "threading.Timer(2, print, ['ready'], {{'flush': True}}).start(); wait(lock); wait(lock)"
   )
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     code = code.format(port=free.getsockname()[1])
-  process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                             cwd=ROOT, env=dict(os.environ, JAX_PLATFORMS="cpu"))  # fmt: skip
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env=dict(os.environ, JAX_PLATFORMS="cpu"),
+  )
   assert process.stdout.readline() == "ready\n"
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=60) == preemption.EXIT_CODE
   process.communicate()
-
-
-def test_a_bucket_is_no_workdir(tmp_path):
-  with pytest.raises(workdir.WorkdirError, match="gs:.*must be a folder"):
-    workdir.Workdir("gs://bucket/run").claim(tiny())

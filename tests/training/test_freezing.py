@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from plan_jax.alignment.methods import Alignment
+from plan_jax.alignment.methods.base import Alignment
 from plan_jax.models import freezing
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.training.assembly import assemble
-from plan_jax.training.state import make_step
+from plan_jax.training.step import make_step
 from tiny_runs import tiny
 
 VOCABULARY = type("Tokenizer", (), {"vocabulary_size": 50})
@@ -22,27 +22,40 @@ def batch():
   some = rng.random((BATCH, 16)) < 0.3
   return {
     "image": rng.random((BATCH, 64, 64, 1), np.float32),
-    "tokens": rng.integers(0, 50, place.shape, np.int32), "word_index": word,
-    "sentence_index": np.zeros_like(place), "position": place,
-    "word_mask": np.ones((BATCH, 16), bool), "term": some,
+    "tokens": rng.integers(0, 50, place.shape, np.int32),
+    "word_index": word,
+    "sentence_index": np.zeros_like(place),
+    "position": place,
+    "word_mask": np.ones((BATCH, 16), bool),
+    "term": some,
     "report_key": np.arange(1, BATCH + 1, dtype=np.int32),
     "study_key": np.arange(1, BATCH + 1, dtype=np.int32),
     "dropped_sentences": np.zeros(BATCH, np.int32),
-  }  # fmt: skip
+  }
 
 
 def trained(steps=2, **change):
   """(state before, state after, the last metrics) of some steps without warm-up."""
   config = tiny(
-    **{"train.warmup_fraction": 0.0, "train.learning_rate": 1e-2, "train.steps": 10,
-       "model.text.dropout": 0.0} | change
-  )  # fmt: skip
+    **{
+      "train.warmup_fraction": 0.0,
+      "train.learning_rate": 1e-2,
+      "train.steps": 10,
+      "model.text.dropout": 0.0,
+    }
+    | change
+  )
   parts = assemble(config, VOCABULARY)
   state = before = jax.device_get(parts.initial_state())
   step = make_step(
-    parts.model, parts.optimizer, parts.schedule, parts.stages[0], Alignment(**config.alignment),
-    seed=0, ema_decay=0.0, freeze=tuple(config.train.freeze),
-  )  # fmt: skip
+    parts.model,
+    parts.optimizer,
+    parts.schedule,
+    parts.stages[0],
+    Alignment(**config.alignment),
+    parts.train,
+    seed=0,
+  )
   step = jax.jit(step)
   with jax.set_mesh(parts.mesh):
     for _ in range(steps):
@@ -98,12 +111,17 @@ def test_freezing_costs_no_backward_pass(micro_batches):
   """The encoders' kernels take part in no product with a gradient."""
 
   def flops(freeze):
-    config = tiny(**{"train.freeze": freeze})
+    config = tiny(**{"train.freeze": freeze, "train.micro_batches": micro_batches})
     parts = assemble(config, VOCABULARY)
     step = make_step(
-      parts.model, parts.optimizer, parts.schedule, parts.stages[0], Alignment(**config.alignment),
-      seed=0, ema_decay=0.0, freeze=freeze, micro_batches=micro_batches,
-    )  # fmt: skip
+      parts.model,
+      parts.optimizer,
+      parts.schedule,
+      parts.stages[0],
+      Alignment(**config.alignment),
+      parts.train,
+      seed=0,
+    )
     shapes = jax.eval_shape(parts.initial_state)
     with jax.set_mesh(parts.mesh):
       text = str(jax.make_jaxpr(step)(shapes, batch()))
@@ -115,27 +133,35 @@ def test_freezing_costs_no_backward_pass(micro_batches):
 def test_rates_of_encoders_and_layers():
   params = {
     "image_encoder": {
-      "stem": {"kernel": 0}, "stem_norm": {"scale": 0}, "stage1_block1": {"conv1": {"kernel": 0}},
-      "stage3_block2": {"conv1": {"kernel": 0}}, "projector_in": {"kernel": 0},
+      "stem": {"kernel": 0},
+      "stem_norm": {"scale": 0},
+      "stage1_block1": {"conv1": {"kernel": 0}},
+      "stage3_block2": {"conv1": {"kernel": 0}},
+      "projector_in": {"kernel": 0},
     },
     "text_encoder": {
-      "token_embedding": {"embedding": 0}, "type_embedding": 0, "layer1": {"query": {"bias": 0}},
+      "token_embedding": {"embedding": 0},
+      "type_embedding": 0,
+      "layer1": {"query": {"bias": 0}},
       "layer12": {"query": {"bias": 0}},
     },
     "pixel_head": {"kernel": 0},
-  }  # fmt: skip
+  }
   train = tiny().train
   train.update(image_rate=0.5, text_rate=2.0, layer_decay=0.5)
   found = flatten_dict(freezing.rates(params, train), sep="/")
   assert found == {
-    "image_encoder/stem/kernel": 0.5 * 0.5**4, "image_encoder/stem_norm/scale": 0.5 * 0.5**4,
+    "image_encoder/stem/kernel": 0.5 * 0.5**4,
+    "image_encoder/stem_norm/scale": 0.5 * 0.5**4,
     "image_encoder/stage1_block1/conv1/kernel": 0.5 * 0.5**3,
     "image_encoder/stage3_block2/conv1/kernel": 0.5 * 0.5,
     "image_encoder/projector_in/kernel": 0.5,
     "text_encoder/token_embedding/embedding": 2 * 0.5**13,
-    "text_encoder/type_embedding": 2 * 0.5**13, "text_encoder/layer1/query/bias": 2 * 0.5**12,
-    "text_encoder/layer12/query/bias": 1.0, "pixel_head/kernel": 1.0,
-  }  # fmt: skip
+    "text_encoder/type_embedding": 2 * 0.5**13,
+    "text_encoder/layer1/query/bias": 2 * 0.5**12,
+    "text_encoder/layer12/query/bias": 1.0,
+    "pixel_head/kernel": 1.0,
+  }
 
 
 def test_every_parameter_of_both_encoders_has_its_place():
@@ -159,9 +185,10 @@ def test_rates_scale_the_updates():
     steps=1, **{"train.weight_decay": 0.0, "train.image_rate": 0.1, "train.layer_decay": 0.5}
   )
   ratio = {
-    path: change / moved(before, plain)[path] for path, change in moved(before, scaled).items()
+    path: change / moved(before, plain)[path]
+    for path, change in moved(before, scaled).items()
     if moved(before, plain)[path] > 0
-  }  # fmt: skip
+  }
   for path, want in (
     ("image_encoder/stem/kernel", 0.1 * 0.5**3),
     ("image_encoder/stage2_block1/shortcut/kernel", 0.1 * 0.5),

@@ -25,7 +25,8 @@ def loss(features, params, batch):
   index = batch["n"].astype(jnp.int32)
   keys = pairwise.Keys(index, index + 1, index, jnp.ones(B, bool))
   logits = (params["scale"] * (features["v"] @ features["t"].T))[None]
-  total = losses.info_nce(pairwise.of_logits(logits, logits[..., None][..., :0], keys), keys.valid)
+  terms = pairwise.contrast_terms(logits, logits[..., None][..., :0], keys)
+  total = losses.info_nce(terms, keys.valid)
   return total[0].sum(), {"loss": total[0].sum()}
 
 
@@ -50,8 +51,9 @@ def test_on_a_mesh_each_device_keeps_its_share():
   with jax.enable_x64():
     batch, params = parts()
     want = run(1, batch, params)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",),
-                             axis_types=(jax.sharding.AxisType.Auto,))  # fmt: skip
+    mesh = jax.sharding.Mesh(
+      np.array(jax.devices()[:4]), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
     split = jax.NamedSharding(mesh, jax.P("data"))
     got = run(2, jax.tree.map(lambda x: jax.device_put(x, split), batch), params)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -1,4 +1,4 @@
-"""One set of boxes from those of several readers of an image; pure functions over NumPy.
+"""Fusion of the boxes of several readers of an image to one set; pure functions over NumPy.
 
 Boxes are float64 [N, 4], (x0, y0, x1, y1), of one finding; `readers` [N] tells whose each is.
 """
@@ -7,20 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-IOU = 0.55  # from where on two boxes mean the same
+from input_pipeline.boxes import area, iou
 
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Intersection over union of every box of `a` [N, 4] with every box of `b` [M, 4]: [N, M]."""
-  low = np.maximum(a[:, None, :2], b[None, :, :2])
-  high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-  common = np.clip(high - low, 0, None).prod(-1)
-  union = _area(a)[:, None] + _area(b)[None, :] - common
-  return common / np.where(union > 0, union, 1)
+IOU = 0.55  # two boxes that overlap so much mean the same
 
 
 def weighted(boxes: np.ndarray, readers: np.ndarray) -> np.ndarray:
-  """Weighted box fusion (Solovyev et al. 2021) of boxes that are equally trusted.
+  """Fuses equally trusted boxes by weighted box fusion (Solovyev et al. 2021).
 
   In their order, each box joins the cluster whose mean it overlaps most, from an IoU of .55 on,
   unless its reader is in it already (this condition is ours); else it founds one. A cluster's box
@@ -40,16 +33,16 @@ def weighted(boxes: np.ndarray, readers: np.ndarray) -> np.ndarray:
 
 
 def largest(boxes: np.ndarray, readers: np.ndarray) -> np.ndarray:
-  """Of boxes that overlap with an IoU of .55 or more, the larger stays; in their order."""
+  """Keeps the larger of boxes that overlap with an IoU of .55 or more; in their order."""
   kept: list[int] = []
-  for i in np.argsort(-_area(boxes), kind="stable"):
+  for i in np.argsort(-area(boxes), kind="stable"):
     if not kept or iou(boxes[i : i + 1], boxes[kept])[0].max() < IOU:
       kept.append(int(i))
   return boxes[sorted(kept)]
 
 
 def every(boxes: np.ndarray, readers: np.ndarray) -> np.ndarray:
-  """All boxes as they are."""
+  """Keeps all boxes as they are."""
   return boxes
 
 
@@ -58,7 +51,3 @@ FUSIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
   "largest": largest,
   "every": every,
 }
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-  return (boxes[:, 2:] - boxes[:, :2]).prod(1)

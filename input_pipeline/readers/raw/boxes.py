@@ -7,10 +7,11 @@ import numpy as np
 from input_pipeline.example import Region
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1; x1 and y1 exclusive
+Labelled = tuple[str, Corners]
 
 
 def clip(corners: Corners, width: float, height: float) -> Corners | None:
-  """What of a box lies in [0, width] x [0, height]; None where that has no area."""
+  """Clips a box to [0, width] x [0, height]; None where that leaves no area."""
   x0, y0, x1, y1 = corners
   x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
   # A millionth of the image may round to nothing once it is float32 pixels.
@@ -18,18 +19,18 @@ def clip(corners: Corners, width: float, height: float) -> Corners | None:
 
 
 def by_label(
-  boxes: Iterable[tuple[str, Corners]], scale: tuple[float, float] = (1.0, 1.0)
+  boxes: Iterable[Labelled], scale: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[Region, ...]:
-  """One region a label, in the order of first mention; its phrase is the label.
+  """Unites boxes to one region a label, in the order of first mention; its phrase is the label.
 
   Args:
     boxes: label and corners.
     scale: by which x and y are multiplied.
   """
-  found: dict[str, list[Corners]] = {}
+  corners_of: dict[str, list[Corners]] = {}
   for label, corners in boxes:
-    found.setdefault(label, []).append(corners)
+    corners_of.setdefault(label, []).append(corners)
   return tuple(
     Region(label, label, (np.array(corners) * (scale * 2)).astype(np.float32))
-    for label, corners in found.items()
+    for label, corners in corners_of.items()
   )

@@ -12,19 +12,20 @@ import numpy as np
 import pydicom
 
 from input_pipeline.example import UnreadableError
+from input_pipeline.readers.raw.stored_images import encode_pgm
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
 def to_pgm(data: bytes) -> bytes:
-  """The image of a DICOM file, as `to_image`."""
+  """Reads the image of a DICOM file, as `to_image` does."""
   return to_image(data)[0]
 
 
 def to_image(data: bytes) -> tuple[bytes, str]:
-  """A DICOM file -> its image and its view position ("PA", "AP", ...; "" where it says none).
+  """Reads a DICOM file: its image and its view position ("PA", "AP", ...; "" where it says none).
 
-  The image is binary PGM (8-bit grey), which Pillow reads and which costs no compression.
+  The image is binary PGM (8-bit grey).
 
   The modality transform, then the first VOI transform: a table, else a window, else (also where a
   window's width cannot be, such as 0) the span from the least to the greatest value. MONOCHROME1 is
@@ -46,19 +47,18 @@ def to_image(data: bytes) -> tuple[bytes, str]:
     raise UnreadableError(
       f"not a readable DICOM image ({type(error).__name__}: {reason})"
     ) from error
-  height, width = grey.shape
-  return b"P5\n%d %d\n255\n" % (width, height) + grey.tobytes(), view
+  return encode_pgm(grey), view
 
 
 def _grey(dataset: pydicom.Dataset) -> np.ndarray:
-  """uint8 [H, W]."""
+  """Returns the pixels as shown, uint8 [H, W]."""
   if "PixelData" not in dataset:
     raise UnreadableError("the DICOM file has no pixel data")
   kind = dataset.get("PhotometricInterpretation", "")
   if kind not in _GREY:
     raise UnreadableError(f"its photometric interpretation is {kind or 'missing'}, not grey")
   frames = int(dataset.get("NumberOfFrames") or 1)
-  if frames != 1:  # said before all are decoded
+  if frames != 1:  # refused before all are decoded
     raise UnreadableError(f"it has {frames} frames, not one image")
   stored = dataset.pixel_array
   if stored.ndim != 2 or stored.dtype.itemsize > 2:
@@ -83,7 +83,7 @@ def _grey(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _modality(levels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-  """Stored values -> what they measure."""
+  """Applies the modality transform: stored values to measured ones."""
   if dataset.get("ModalityLUTSequence"):
     return _look_up(levels, dataset.ModalityLUTSequence[0], dataset)[0]
   slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
@@ -91,10 +91,10 @@ def _modality(levels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _voi(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
-  """Measured values -> brightness, black 0 and white 1, not clipped; None without a transform."""
+  """Applies the VOI transform: black 0 and white 1, not clipped; None where there is none."""
   if dataset.get("VOILUTSequence"):
-    found, white = _look_up(values, dataset.VOILUTSequence[0], dataset)
-    return found / white
+    entries, white = _look_up(values, dataset.VOILUTSequence[0], dataset)
+    return entries / white
   centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
   function = dataset.get("VOILUTFunction") or "LINEAR"
   if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
@@ -111,7 +111,7 @@ def _voi(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
 
 
 def _stretch(values: np.ndarray, shown: np.ndarray) -> np.ndarray:
-  """The span of the values that are shown -> 0 to 1; all black where they are but one value."""
+  """Stretches the span of the shown values to 0 to 1; all black where they are but one value."""
   if not shown.any() or np.ptp(values[shown]) == 0:
     return np.zeros_like(values)
   return (values - values[shown].min()) / np.ptp(values[shown])
@@ -120,7 +120,7 @@ def _stretch(values: np.ndarray, shown: np.ndarray) -> np.ndarray:
 def _look_up(
   values: np.ndarray, item: pydicom.Dataset, dataset: pydicom.Dataset
 ) -> tuple[np.ndarray, float]:
-  """A look-up table's entries for the values, and the greatest that its bits can hold.
+  """Looks values up in a table: their entries, and the greatest that its bits can hold.
 
   Values before the first entry take the first, values behind the last take the last.
   """
@@ -139,7 +139,7 @@ def _look_up(
 
 
 def _first(value) -> float | None:
-  """The first of one or several numbers; None for none."""
+  """Returns the first of one or several numbers; None for none."""
   if value is None:
     return None
   values = np.atleast_1d(np.asarray(value, float))
@@ -147,7 +147,7 @@ def _first(value) -> float | None:
 
 
 def _padded(levels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-  """Which stored values are padding, bool [levels]."""
+  """Marks the stored values that are padding, bool [levels]."""
   first = dataset.get("PixelPaddingValue")
   if first is None:
     return np.zeros(len(levels), bool)

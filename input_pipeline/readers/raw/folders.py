@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import UserError
@@ -9,51 +10,52 @@ from input_pipeline.example import UnreadableError
 
 
 class SourceError(UserError):
-  """A source is missing or contradicts itself; the message names file, row and column."""
+  """Error of a source that is missing or contradicts itself; names file, row and column."""
 
 
-def folder(source: str | os.PathLike, what: str) -> Path:
-  """The folder, with links resolved. Raises SourceError; `what` says what it should hold."""
+def check_option(name: str, value: str, allowed: Sequence[str]) -> None:
+  """Raises SourceError where a reader's option has none of the allowed values."""
+  if value not in allowed:
+    raise SourceError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def folder(source: str | os.PathLike, content: str) -> Path:
+  """Returns the folder, with links resolved. Raises SourceError, which names its `content`."""
   if not os.fspath(source):
-    raise SourceError(f"a source is needed: the folder that holds {what} (--source)")
+    raise SourceError(f"a source is needed: the folder that holds {content} (--source)")
   path = Path(source)
   if not path.is_dir():
-    raise SourceError(f"{path}: there is no such folder; it should hold {what}")
+    raise SourceError(f"{path}: there is no such folder; it should hold {content}")
   return path.resolve()
 
 
-def find(root: Path, *names: str, what: str = "") -> Path:
-  """The first of the names (paths relative to the root) that is there.
+def find(root: Path, *names: str, hint: str = "") -> Path:
+  """Finds the first of the names (paths relative to the root) that exists.
 
-  A name may hold "*", which must then match one path. Raises SourceError, naming all that was
-  looked for; `what` tells where to get it.
+  A name may hold "*", which must then match one path. Raises SourceError, which lists the names;
+  `hint` tells where to get the file.
   """
   for name in names:
-    found = sorted(root.glob(name)) if "*" in name else [root / name]
-    found = [path for path in found if path.exists()]
-    if len(found) > 1:
-      listed = ", ".join(path.relative_to(root).as_posix() for path in found[:4])
-      raise SourceError(f"{root}: {name} is there {len(found)} times ({listed}); keep one")
-    if found:
-      return found[0]
-  looked_for = " or ".join(names)
-  raise SourceError(f"{root}: there is no {looked_for}" + (f"; {what}" if what else ""))
+    paths = sorted(root.glob(name)) if "*" in name else [root / name]
+    paths = [path for path in paths if path.exists()]
+    if len(paths) > 1:
+      listed = ", ".join(path.relative_to(root).as_posix() for path in paths[:4])
+      raise SourceError(f"{root}: {name} is there {len(paths)} times ({listed}); keep one")
+    if paths:
+      return paths[0]
+  raise SourceError(f"{root}: there is no {' or '.join(names)}" + (f"; {hint}" if hint else ""))
 
 
-def read_bytes(root: Path, file: str) -> bytes:
-  """The bytes of a file below the root.
+def read_bytes(root: Path, *files: str) -> bytes:
+  """Reads a file below the root: the first of `files` that exists.
 
   Args:
     root: resolved (as `folder` gives it).
-    file: path relative to it.
+    files: paths relative to it.
 
   Raises UnreadableError where it cannot be read, or lies outside the root: by "..", or by a link.
   """
-  return inside(root, file).read_bytes()
-
-
-def inside(root: Path, file: str) -> Path:
-  """The path of a readable file below the root. Raises UnreadableError as `read_bytes` does."""
+  file = next((file for file in files if (root / file).exists()), files[0])
   path = Path(os.path.realpath(root / file))
   if not path.is_relative_to(root):
     raise UnreadableError(f"{root / file} leads out of the source folder, to {path}")
@@ -61,12 +63,12 @@ def inside(root: Path, file: str) -> Path:
     raise UnreadableError(f"{root / file}: {'not a file' if path.exists() else 'no such file'}")
   if not os.access(path, os.R_OK):
     raise UnreadableError(f"{root / file}: permission denied")
-  return path
+  return path.read_bytes()
 
 
 @functools.lru_cache(maxsize=4)
 def file_names(directory: Path, suffix: str = "") -> dict[str, str]:
-  """Of the files below a folder: name -> path relative to it, for data sets spread over archives.
+  """Lists the files below a folder, for data sets spread over archives: name -> relative path.
 
   Args:
     directory: the folder.
@@ -76,17 +78,17 @@ def file_names(directory: Path, suffix: str = "") -> dict[str, str]:
   """
   if not directory.is_dir():
     raise SourceError(f"{directory}: there is no such folder")
-  found: dict[str, str] = {}
+  paths: dict[str, str] = {}
   for parent, _, names in os.walk(directory):
     for name in filter(lambda name: name.endswith(suffix), names):
       path = os.path.relpath(os.path.join(parent, name), directory)
-      if found.setdefault(name, path) != path:
-        raise SourceError(f"{directory}: {found[name]} and {path} have the same name")
-  return found
+      if paths.setdefault(name, path) != path:
+        raise SourceError(f"{directory}: {paths[name]} and {path} have the same name")
+  return paths
 
 
 def text(data: bytes) -> str:
-  """A report's bytes as text: UTF-8, else Windows-1252, which reads Latin-1's letters too."""
+  """Decodes a report: UTF-8, else Windows-1252, which reads Latin-1's letters too."""
   try:
     return data.decode("utf-8-sig")
   except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Where the projects of a PhysioNet download stand, MIMIC-CXR's and those about its images."""
+"""Places in a PhysioNet download: the projects of MIMIC-CXR and those about its images."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ _PARENTS = ("", "physionet.org/files/")  # the second as "wget -r" makes it
 
 
 def has(root: Path, project: str) -> bool:
-  """Whether the download holds a project."""
+  """Tells whether the download holds a project."""
   return any((root / parent / project).is_dir() for parent in _PARENTS)
 
 
 def find(root: Path, project: str, *names: str) -> Path:
-  """The first of a project's files or folders that is there, links resolved.
+  """Finds the first of a project's files or folders that exists, links resolved.
 
   It stands in PROJECT or in a folder of it, such as a version's; PROJECT stands in the root or in
   physionet.org/files. A name may hold "*", which must then match one path. Projects, and the
@@ -25,9 +25,9 @@ def find(root: Path, project: str, *names: str) -> Path:
     for parent in _PARENTS
     for version in ("", "*/")
   ]
-  return folders.find(root, *places, what=f"physionet.org/content/{project} has it").resolve()
+  return folders.find(root, *places, hint=f"physionet.org/content/{project} has it").resolve()
 
 
 def stem(patient_id: str, study_id: str) -> str:
-  """What the paths of a study have in common: p10/p10000032/s50414267."""
+  """Returns the common part of a study's paths: p10/p10000032/s50414267."""
   return f"p{patient_id[:2]}/p{patient_id}/s{study_id}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from input_pipeline.example import Entity, UnreadableError
 from input_pipeline.readers.raw.folders import SourceError
 
-_RUN = re.compile(r"[^\W_]+")  # letters and digits: what both ways to cut a text have in common
+_RUN = re.compile(r"[^\W_]+")  # letters and digits, which both ways to cut a text keep together
 _BETWEEN, _COLON = re.compile(r"[\s,{]*"), re.compile(r"\s*:\s*")
 _BLOCK = 1 << 22  # bytes read at a time
 _LONGEST = 1 << 24  # bytes of an entry; a report's are some thousand
@@ -26,7 +26,7 @@ _LONGEST = 1 << 24  # bytes of an entry; a report's are some thousand
 
 @dataclass(frozen=True)
 class Place:
-  """Where a report's entry stands in the file: byte offset, length, and CRC-32 of its bytes."""
+  """Place of a report's entry in the file: byte offset, length, and CRC-32 of its bytes."""
 
   offset: int
   length: int
@@ -34,15 +34,15 @@ class Place:
 
 
 def places(path: Path, wanted: set[str]) -> dict[str, Place]:
-  """Where the wanted reports' entries stand; those that the file lacks are left out.
+  """Finds the places of the wanted reports' entries; those that the file lacks are left out.
 
-  Raises SourceError where the file is not what it should be.
+  Raises SourceError where the file is no JSON object or is cut off.
   """
   return {key: place for key, place in _scan(path) if key in wanted}
 
 
 def entry(path: Path, place: Place) -> dict:
-  """The entry at a place. Raises SourceError where the file has changed since."""
+  """Reads the entry at a place. Raises SourceError where the file has changed since."""
   try:
     with open(path, "rb") as file:
       file.seek(place.offset)
@@ -66,7 +66,7 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
 
   Args:
     graph: with "text" and "entities".
-    sentences: of the study.
+    sentences: of the example.
 
   Returns the entities, in the order of the sentences, and how many have no place.
 
@@ -117,17 +117,17 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
 
 
 def _occurrences(runs: list[str], words: list[str]) -> Iterator[int]:
-  """Where the words stand in the runs, one behind the other."""
+  """Finds the positions at which the words follow each other in the runs."""
   for at, run in enumerate(runs):
     if run == words[0] and runs[at : at + len(words)] == words:
       yield at
 
 
 def _scan(path: Path) -> Iterator[tuple[str, Place]]:
-  """Key and place of every entry; holds no more than some blocks in memory."""
+  """Reads key and place of every entry; holds no more than a few blocks in memory."""
   decode = json.JSONDecoder().raw_decode
   with open(path, "rb") as file:
-    # Latin-1: a character is a byte, and what JSON is made of stays what it is.
+    # Latin-1: a character is a byte, and the signs of JSON stay the same.
     text, offset, at = file.read(_BLOCK).decode("latin-1"), 0, 0
     if not text.lstrip().startswith("{"):
       raise SourceError(f"{path}: is no JSON object, as RadGraph's file is")

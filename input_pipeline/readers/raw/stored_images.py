@@ -1,4 +1,4 @@
-"""The form in which images are stored: 8-bit grey JPEG or PNG, short side bounded."""
+"""Stored form of images: 8-bit grey JPEG or PNG, short side bounded."""
 
 import io
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ Image.MAX_IMAGE_PIXELS = None
 def open_image(encoded: bytes) -> Image.Image:
   """Opens an image without decoding it.
 
-  Raises UnreadableError for a size that no image has, and whatever Pillow does for what is no image.
+  Raises UnreadableError for a size that no image has, and Pillow's errors for bytes of no image.
   """
   image = Image.open(io.BytesIO(encoded))
   width, height = image.size
@@ -37,7 +37,7 @@ def open_image(encoded: bytes) -> Image.Image:
 
 
 def image_size(image: bytes) -> tuple[int, int]:
-  """Width and height of an encoded image as a viewer shows it (EXIF rotation applied).
+  """Reads width and height of an encoded image as a viewer shows it (EXIF rotation applied).
 
   Decodes no pixels. Raises UnreadableError where there is no image, or none of a sensible size.
   """
@@ -51,7 +51,7 @@ def image_size(image: bytes) -> tuple[int, int]:
 
 
 def store_image(example: Example, image_px: int, image_format: str = "keep") -> Example:
-  """Brings a study's image to the stored form: 8-bit grey JPEG or PNG, short side bounded.
+  """Brings an example's image to the stored form: 8-bit grey JPEG or PNG, short side bounded.
 
   Bytes that have this form already stay as they are. Otherwise: EXIF rotation is applied, colour
   becomes luma, more than 8 bits are stretched from their least to their greatest value, and a
@@ -59,20 +59,20 @@ def store_image(example: Example, image_px: int, image_format: str = "keep") -> 
   which averages too. Boxes and masks follow.
 
   Args:
-    study: as a reader made it; its image may be anything that Pillow reads. Pixels that come in no
-      file of their own are best handed over as binary PGM (P5): one header line, no compression;
+    example: as a reader made it; its image may be anything that Pillow reads. Pixels that come in
+      no file of their own are best handed over as binary PGM (P5): one header line, no compression;
       16-bit ones with 65535 as the greatest value, since Pillow rescales any other, slowly.
     image_px: bound of the short side.
     image_format: one of FORMATS; "keep" stores JPEG as JPEG and all else as PNG.
 
   Raises UnreadableError where the image cannot be decoded to its end or has no sensible size,
-  ValueError where it has another size than the study says.
+  ValueError where it has another size than the example says.
   """
   decoded = _decode(example.image, image_px)
   width, height = decoded.size
   if (width, height) != (example.width, example.height):
     raise ValueError(
-      f"the image is {width} x {height}, the study says {example.width} x {example.height}"
+      f"the image is {width} x {height}, the example says {example.width} x {example.height}"
     )
   if image_format == "keep":
     image_format = "jpeg" if decoded.container == "jpeg" else "png"
@@ -96,7 +96,7 @@ def store_image(example: Example, image_px: int, image_format: str = "keep") -> 
 
 
 def _orientation(image: Image.Image, encoded: bytes) -> int:
-  """How EXIF or XMP wants the image turned; 1 is as it is."""
+  """Reads the orientation that EXIF or XMP ask for; 1 is as it is."""
   # Pillow decodes a whole PNG to learn whether EXIF follows its pixels.
   if image.format == "PNG" and not any(word in encoded for word in (b"eXIf", b"exif", b"adobe")):
     return 1
@@ -109,7 +109,7 @@ def _shown_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Decoded:
-  """An image, or a reduced version of it.
+  """Image, or a reduced version of it.
 
   Attributes:
     pixels: grey, uint8 or float32 in 0 to 255.
@@ -164,7 +164,7 @@ def _decode(encoded: bytes, image_px: int) -> _Decoded:
 
 
 def _has_end(encoded: bytes, container: str) -> bool:
-  """Whether the end marker is there, which Pillow does not insist on."""
+  """Tells whether the end marker is there, which Pillow does not insist on."""
   if container == "PNG":
     return b"IEND\xaeB`\x82" in encoded
   if container == "JPEG":  # data between its last scan's start and its end holds no marker
@@ -182,9 +182,19 @@ def _reduce(decoded: _Decoded, size: tuple[int, int]) -> np.ndarray:
   return pixels[: size[1], : size[0]]  # what lies outside the extent can make a pixel of its own
 
 
+def encode_pgm(grey: np.ndarray) -> bytes:
+  """Encodes uint8 [H, W] as binary PGM, which Pillow reads and which costs no compression."""
+  height, width = grey.shape
+  return b"P5\n%d %d\n255\n" % (width, height) + grey.tobytes()
+
+
+def encode_mask(inside: np.ndarray) -> bytes:
+  """Encodes a mask [H, W], not 0 inside, as the PNG of a region."""
+  return cv2.imencode(".png", (inside != 0).astype(np.uint8) * 255)[1].tobytes()
+
+
 def resize_mask(mask: bytes, size: tuple[int, int]) -> bytes:
   """Reduces a mask; what covers less than half a pixel anywhere keeps every pixel it touches."""
   inside = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE) > 0
   share = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-  inside = share >= 0.5 if (share >= 0.5).any() else share > 0
-  return cv2.imencode(".png", inside.astype(np.uint8) * 255)[1].tobytes()
+  return encode_mask(share >= 0.5 if (share >= 0.5).any() else share > 0)

@@ -1,8 +1,9 @@
-"""CSV tables as data sets ship them: plain, gzipped, zipped; complaints name file and row."""
+"""Tables as data sets ship them: CSV, plain, gzipped or zipped, and JSON; errors name the place."""
 
 import csv
 import gzip
 import io
+import json
 import math
 import zipfile
 import zlib
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from input_pipeline.readers.raw.folders import SourceError
 
@@ -18,7 +19,7 @@ _CELL_CHARACTERS = 1 << 24  # the csv module stops at 131,072
 
 
 class Row(dict[str, str]):
-  """The cells of a row by column, stripped of white space.
+  """Cells of a row by column, stripped of white space.
 
   Attributes:
     file: the table.
@@ -34,20 +35,22 @@ class Row(dict[str, str]):
     """File and row, for errors."""
     return f"{self.file.name} row {self.number}"
 
-  def wrong(self, column: str, must: str) -> SourceError:
-    """An error that says what the cell is and what it must be."""
-    return SourceError(
-      f"{self.file}, row {self.number}, column {column!r}: is {self[column]!r}; it must be {must}"
-    )
+  def error(self, column: str, problem: str) -> SourceError:
+    """Makes the error of a cell."""
+    return SourceError(f"{self.file}, row {self.number}, column {column!r}: {problem}")
+
+  def wrong(self, column: str, expected: str) -> SourceError:
+    """Makes the error of a cell that is not as expected."""
+    return self.error(column, f"is {self[column]!r}; it must be {expected}")
 
   def text(self, column: str) -> str:
-    """A cell that must not be empty. Raises SourceError."""
+    """Returns a cell that must not be empty. Raises SourceError."""
     if not self[column]:
       raise self.wrong(column, "filled")
     return self[column]
 
   def number_or_none(self, column: str) -> float | None:
-    """A finite number; None for an empty cell or "nan". Raises SourceError."""
+    """Parses a finite number; None for an empty cell or "nan". Raises SourceError."""
     cell = self[column]
     if is_blank(cell):
       return None
@@ -60,7 +63,7 @@ class Row(dict[str, str]):
     return value
 
   def numbers(self, *columns: str) -> tuple[float, ...] | None:
-    """Finite numbers; None where all cells are blank. Raises SourceError."""
+    """Parses finite numbers; None where all cells are blank. Raises SourceError."""
     values = [self.number_or_none(column) for column in columns]
     if all(value is None for value in values):
       return None
@@ -70,13 +73,13 @@ class Row(dict[str, str]):
     return tuple(values)
 
   def one_of(self, column: str, allowed: Sequence[str]) -> str:
-    """A cell that is one of the allowed. Raises SourceError."""
+    """Returns a cell that must be one of the allowed. Raises SourceError."""
     if self[column] not in allowed:
       raise self.wrong(column, f"one of {', '.join(allowed)}")
     return self[column]
 
   def label(self, column: str) -> int | None:
-    """1, 0 or -1 as CheXpert's tables write them ("1.0"); None for a blank. Raises SourceError."""
+    """Parses 1, 0 or -1 as CheXpert writes them ("1.0"); None for a blank. Raises SourceError."""
     value = self.number_or_none(column)
     if value is None:
       return None
@@ -84,16 +87,32 @@ class Row(dict[str, str]):
       raise self.wrong(column, "1.0, 0.0, -1.0 or empty")
     return int(value)
 
+  def labels(self, columns: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Parses the labels that are not blank: (column, 1, 0 or -1). Raises SourceError."""
+    values = ((column, self.label(column)) for column in columns if self[column])
+    return tuple((column, value) for column, value in values if value is not None)
+
 
 def is_blank(cell: str) -> bool:
-  """Whether a cell holds nothing, or what pandas writes for nothing."""
+  """Tells whether a cell holds nothing, or the word that pandas writes for nothing."""
   return cell.lower() in ("", "nan", "none", "null")
+
+
+def read_list(path: Path, noun: str) -> list[Any]:
+  """Reads a JSON file that holds a list of nouns. Raises SourceError where it is none."""
+  try:
+    entries = json.loads(path.read_text(encoding="utf-8-sig"))
+  except ValueError as error:
+    raise SourceError(f"{path}: not JSON in UTF-8 ({error}); download it again") from None
+  if not isinstance(entries, list):
+    raise SourceError(f"{path}: must be a list of {noun}")
+  return entries
 
 
 def read(
   path: Path, required: Sequence[str], *, names: Sequence[str] | None = None
 ) -> Iterator[Row]:
-  """The rows of a table, blank ones left out.
+  """Reads the rows of a CSV table, blank ones left out.
 
   Args:
     path: a .csv, .csv.gz, or a .zip with one table in it.
@@ -105,7 +124,7 @@ def read(
   another length.
   """
   csv.field_size_limit(_CELL_CHARACTERS)
-  with _complaints(path), _open(path) as binary:
+  with _errors(path), _open(path) as binary:
     text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
     rows = csv.reader(text, strict=True)
     first = next(rows, None)
@@ -134,8 +153,8 @@ def read(
 
 
 @contextmanager
-def _complaints(path: Path) -> Iterator[None]:
-  """Turns what the libraries raise into a SourceError that names the file."""
+def _errors(path: Path) -> Iterator[None]:
+  """Turns the libraries' errors into a SourceError that names the file."""
   try:
     yield
   except FileNotFoundError:

@@ -1,16 +1,18 @@
-"""A layer's product with its weights, whose gradient is fast on CPUs too; reverse mode only."""
+"""Product of a layer's input with its weights."""
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from plan_jax.models.layers.remat import PRODUCT
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., C] with [C, F] -> [..., F].
+def product(x: Float[Array, "*n C"], kernel: Float[ArrayLike, "C F"]) -> Float[Array, "*n F"]:
+  """Contracts the last axis with the first of the kernel.
 
-  A product of matrices on CPUs, where XLA copies for the gradients if there are more axes. As it is
+  A product of matrices on CPUs, where XLA copies for the gradients if there are more axes. Plain
   elsewhere, for XLA's GPU backend (jax 0.11.2) crashes as it compiles a strided slice reshaped to a
   matrix.
   """
@@ -18,38 +20,41 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def dot_general(x, kernel, dimension_numbers, precision=None, preferred_element_type=None):
-  """`product` in the place of jax.lax.dot_general in nn.Dense, which contracts last with first."""
+  """Computes `product` in place of jax.lax.dot_general in nn.Dense."""
   last_with_first = (((x.ndim - 1,), (0,)), ((), ()))
   if dimension_numbers != last_with_first or precision or preferred_element_type:
     raise NotImplementedError("only for nn.Dense without a precision")
   return product(x, kernel)
 
 
-def matrix(x: jax.Array) -> jax.Array:
-  """[..., C] -> [N, C]."""
+def matrix(x: Float[Array, "*n C"]) -> Float[Array, "N C"]:
+  """Flattens all axes but the last."""
   return x.reshape(-1, x.shape[-1])
 
 
 @jax.custom_vjp
 def _product(x, kernel):
-  def of_matrices(x, kernel):
+  def by_matrices(x, kernel):
     return (matrix(x) @ kernel).reshape(*x.shape[:-1], -1)
 
-  return jax.lax.platform_dependent(x, kernel, cpu=of_matrices, default=jnp.dot)
+  return jax.lax.platform_dependent(x, kernel, cpu=by_matrices, default=jnp.dot)
 
 
 def _forward(x, kernel):
   return _product(x, kernel), (x, kernel)
 
 
-def _backward(kept, g):
-  x, kernel = kept
+def _backward(residuals, g):
+  x, kernel = residuals
   rows = tuple(range(x.ndim - 1))
-  by_kernel = jax.lax.platform_dependent(
-    x, g,
-    cpu=lambda x, g: jnp.tensordot(matrix(g), matrix(x), (0, 0)).T,
-    default=lambda x, g: jnp.tensordot(x, g, (rows, rows)),
-  )  # fmt: skip
+
+  def by_matrices(x, g):
+    return jnp.tensordot(matrix(g), matrix(x), (0, 0)).T
+
+  def by_compiler(x, g):
+    return jnp.tensordot(x, g, (rows, rows))
+
+  by_kernel = jax.lax.platform_dependent(x, g, cpu=by_matrices, default=by_compiler)
   return _product(g, kernel.T), by_kernel
 
 

@@ -1,16 +1,17 @@
-"""The Gaussian error linear unit (Hendrycks & Gimpel 2016), by erf, not tanh; reverse mode only."""
+"""The Gaussian error linear unit (Hendrycks & Gimpel 2016), by erf, not tanh."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
 @jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-  """Every element times the normal distribution function of it, in x's dtype.
+def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """Multiplies every element by its normal distribution function, to 1e-7 absolute.
 
-  To 1e-7 absolute. nn.gelu goes by erfc, which is exact in the lower tail too, but takes up to
-  three times as long on CPUs, and keeps more for the gradient.
+  nn.gelu goes by erfc, which is exact in the lower tail too, but takes up to three times as long on
+  CPUs, and keeps more for the gradient.
   """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   return (wide * _phi(wide)).astype(x.dtype)
@@ -27,7 +28,7 @@ def _backward(x, g):
 
 
 def _phi(x):
-  """The standard normal distribution function."""
+  """Computes the standard normal distribution function."""
   return 0.5 + 0.5 * jax.lax.erf(np.float32(0.5**0.5) * x)
 
 

@@ -1,14 +1,12 @@
-"""What the backward pass of an encoder computes anew instead of keeping it, by name."""
+"""Rematerialisation: what the backward pass of an encoder computes anew instead of keeping it."""
 
 import flax.linen as nn
 import jax
 
-PRODUCT = (
-  "product"  # what layers of our own name their products, whose gradients hide them from JAX
-)
+PRODUCT = "product"  # name of the products of our own layers, whose gradients hide them from JAX
 _POLICIES = jax.checkpoint_policies
-# "none" keeps all; "blocks" keeps the input of each block alone; "all_but_products" keeps what
-# matrix products gave too (convolutions and attention are computed anew).
+# "none" keeps all; "blocks" keeps the input of each block alone; "all_but_products" keeps the
+# results of matrix products too (convolutions and attention are computed anew).
 REMAT = {
   "none": None,
   "blocks": _POLICIES.nothing_saveable,
@@ -19,6 +17,6 @@ REMAT = {
 
 
 def remat(block: type[nn.Module], name: str) -> type[nn.Module]:
-  """The block, rematerialised as the name of REMAT says; same parameters, same values."""
+  """Rematerialises a block by the policy of that name; same parameters, same values."""
   policy = REMAT[name]
   return block if policy is None else nn.remat(block, policy=policy)

@@ -10,16 +10,16 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 
-# Where training scripts put the tensors inside a torch file.
+# Entries of a torch file under which training scripts put the tensors.
 _INSIDE = ("state_dict", "model")
 
 
 class WeightsError(UserError):
-  """Weights cannot be read, or do not fit the model; the message names file, keys and remedy."""
+  """Weights that cannot be read, or do not fit the model; names file, tensors and remedy."""
 
 
 class Weights(NamedTuple):
-  """What a file or folder holds.
+  """Content of a file or folder.
 
   Attributes:
     tensors: by name; numbers of any float type as float32.
@@ -96,7 +96,7 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
       " as .safetensors where it is"
     ) from error
   try:
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(path, map_location="cpu", weights_only=True)
   except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
     if "global" in str(error).lower():
       raise WeightsError(
@@ -106,15 +106,15 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
     first = str(error).strip().split("\n")[0]
     raise WeightsError(f"{path} is no whole torch file: {first or 'it ends too early'}") from error
   for name in _INSIDE:
-    if isinstance(found, dict) and isinstance(found.get(name), dict):
-      found = found[name]
-  if not isinstance(found, dict):
-    raise WeightsError(f"{path} holds a {type(found).__name__}, not tensors by name")
-  # What is no tensor (an epoch, a learning rate) is no weight.
-  tensors = {str(name): value for name, value in found.items() if torch.is_tensor(value)}
+    if isinstance(content, dict) and isinstance(content.get(name), dict):
+      content = content[name]
+  if not isinstance(content, dict):
+    raise WeightsError(f"{path} holds a {type(content).__name__}, not tensors by name")
+  # Entries that are no tensors (an epoch, a learning rate) are no weights.
   return {
-    name: _float32((x.float() if x.is_floating_point() else x).numpy())
-    for name, x in tensors.items()
+    str(name): _float32((x.float() if x.is_floating_point() else x).numpy())
+    for name, x in content.items()
+    if torch.is_tensor(x)
   }
 
 

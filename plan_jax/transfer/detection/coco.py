@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.files import replace_text
-from plan_jax.evaluators.detection import Image
+from plan_jax.metrics.detection import Image
 
 
 def write_coco(folder: Path, images: Sequence[Image], findings: Sequence[str]) -> None:

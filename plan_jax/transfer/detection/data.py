@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline import images, loader
+from input_pipeline import boxes, images, loader
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from input_pipeline.regions import example_boxes, region_boxes
 from plan_jax.evaluators.detection import typical_box
-from plan_jax.metrics import boxes
 from plan_jax.runtime.logging import log
 from plan_jax.transfer.examples import Subset, training_share
 from plan_jax.transfer.settings import DetectionSettings
@@ -28,7 +28,7 @@ def marked(example: Example) -> Marked:
   """Returns the boxes of an example."""
   parts: dict[str, list[np.ndarray]] = {}
   for region in example.regions:
-    parts.setdefault(region.label, []).append(boxes.of_region(region))
+    parts.setdefault(region.label, []).append(region_boxes(region))
   joined = {label: np.concatenate(corners) for label, corners in parts.items()}
   kept = {label: corners for label, corners in joined.items() if len(corners)}
   return Marked(example.height, example.width, kept)
@@ -115,7 +115,7 @@ class Encode(loader.RandomMap):
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns a row of a batch; nothing is random: the field's protocol does not augment."""
     pixels = images.decode(example.image)
-    truth, places = boxes.of_example(example, self.findings)
+    truth, places = example_boxes(example, self.findings)
     corners, labels = np.zeros((self.most, 4), np.float32), np.zeros(self.most, np.int32)
     corners[: len(truth)] = boxes.to_square(truth, *pixels.shape, self.image_px)
     labels[: len(truth)] = places

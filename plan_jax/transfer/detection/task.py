@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from input_pipeline import boxes
 from input_pipeline.example import Example
+from input_pipeline.images import decode_batches
+from input_pipeline.regions import example_boxes
 from plan_jax.evaluators import detection
-from plan_jax.evaluators.detection import Image
-from plan_jax.metrics import boxes
+from plan_jax.metrics.detection import METRICS, MOST, Image, detection_metrics
 from plan_jax.results import boxes as boxes_file
 from plan_jax.results.rows import scalar_name
 from plan_jax.runtime.logging import log
@@ -31,8 +33,9 @@ from plan_jax.transfer import drawing
 from plan_jax.transfer.detection import yolo
 from plan_jax.transfer.detection.coco import write_coco
 from plan_jax.transfer.detection.data import Encode, training_boxes
+from plan_jax.transfer.detection.suppression import suppress
 from plan_jax.transfer.encoder import pyramid
-from plan_jax.transfer.examples import decode_batches, iterate, regions_in
+from plan_jax.transfer.examples import iterate, regions_in
 from plan_jax.transfer.job import Job
 from plan_jax.transfer.learner import Learner
 from plan_jax.transfer.task import HeadTask, Outcome
@@ -98,7 +101,7 @@ class Detection(HeadTask):
     out = []
     for batch, pixels in decode_batches(examples, self.job.settings.batch_size):
       for example, predicted in zip(batch, self.predict(state, pixels), strict=True):
-        truth = boxes.of_example(example, self.findings)
+        truth = example_boxes(example, self.findings)
         shape = example.height, example.width
         out.append(Image(example.image_id, example.patient_id, *shape, *truth, *predicted))
     return out
@@ -106,8 +109,8 @@ class Detection(HeadTask):
   def measure(self, state: TrainState) -> float:
     """Returns the macro mAP .4-.75 of the validation split; NaN where no image has a box."""
     images = self.images(state, iterate(self.job.source("validation")))
-    metrics = detection.figures(images, len(self.findings), np.ones((1, len(images))))[0]
-    values = metrics[:, detection.METRICS.index(_METRIC)]
+    metrics = detection_metrics(images, len(self.findings), np.ones((1, len(images))))[0]
+    values = metrics[:, METRICS.index(_METRIC)]
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
@@ -124,10 +127,10 @@ class Detection(HeadTask):
       "seed": job.settings.seed,
     }
     chance = {detection.TYPICAL: typical}
-    rows = detection.detection_rows(images, findings, floors=chance, **settings)
+    rows = detection.detection_rows(images, findings, baselines=chance, **settings)
     if job.settings.compatibility:
       rows += detection.compat_rows(images, findings, **settings)
-    scores = detection.detection_units(images, findings)
+    scores = detection.detection_scores(images, findings)
     path = job.out.example_scores_of(detection.TASK).with_suffix(".npz")
     boxes_file.write(path, images, findings)
     write_coco(job.out.path, images, findings)
@@ -154,6 +157,6 @@ class Detection(HeadTask):
     scores, place = jax.lax.top_k(scores, min(_CANDIDATES, scores.size))
     slot, label = place // len(self.findings), place % len(self.findings)
     corners = yolo.decode(raw, self._slots)[slot]
-    stays = boxes.suppress(corners, scores, label, _OVERLAP)
-    scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(detection.MOST, scores.size))
+    stays = suppress(corners, scores, label, _OVERLAP)
+    scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(MOST, scores.size))
     return corners[best], scores, label[best]

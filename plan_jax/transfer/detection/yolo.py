@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from plan_jax.metrics.boxes import iou
+from input_pipeline.boxes import iou
 from plan_jax.models.layers.batch_norm import BatchNorm
 from plan_jax.models.layers.convolution import Conv, Conv1x1
 

@@ -8,8 +8,8 @@ import numpy as np
 from input_pipeline import images, loader
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from input_pipeline.regions import finding_masks
 from plan_jax.evaluators.chance import BoxPrior
-from plan_jax.evaluators.segmentation import true_masks
 from plan_jax.runtime.logging import log
 from plan_jax.transfer.examples import Subset, training_share
 from plan_jax.transfer.settings import SegmentationSettings
@@ -58,7 +58,7 @@ def training_masks(settings: SegmentationSettings) -> TrainingMasks:
   )
   prior = BoxPrior()
   for i in marked:
-    for place, mask in true_masks(share.source[i], share.findings).items():
+    for place, mask in finding_masks(share.source[i], share.findings).items():
       prior.add(share.findings[place], mask)
   return TrainingMasks(Subset(share.source, places), share.findings, prior)
 
@@ -82,7 +82,7 @@ class Encode(loader.RandomMap):
     side = self.image_px
     masks = np.zeros((side, side, len(self.findings)), bool)
     known = np.full(len(self.findings), self.keep_empty)
-    for place, mask in true_masks(example, self.findings).items():
+    for place, mask in finding_masks(example, self.findings).items():
       masks[..., place] = images.fit(mask.astype(np.uint8) * 255, side) >= 0.5
       known[place] = True
     image = images.fit(images.decode(example.image), side)[..., None]

@@ -27,7 +27,7 @@ from plan_jax.results.rows import RUN, scalar_name
 from plan_jax.training.state import TrainState
 from plan_jax.transfer import drawing
 from plan_jax.transfer.encoder import pyramid
-from plan_jax.transfer.examples import decode_batches, iterate, regions_in
+from plan_jax.transfer.examples import iterate, regions_in
 from plan_jax.transfer.job import Job
 from plan_jax.transfer.learner import Learner
 from plan_jax.transfer.segmentation import decoder
@@ -71,7 +71,7 @@ class Segmentation(HeadTask):
   ) -> Iterator[tuple[Example, np.ndarray]]:
     """Yields the examples with the probabilities of the findings, float32 [K, H, W]."""
     side = self.job.settings.image_px
-    for batch, pixels in decode_batches(examples, self.job.settings.batch_size):
+    for batch, pixels in images.decode_batches(examples, self.job.settings.batch_size):
       for example, (square,) in zip(batch, self.learner.predict(state, pixels), strict=True):
         maps = [
           images.unfit(square[..., k], example.height, example.width, side)

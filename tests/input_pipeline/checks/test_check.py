@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 from test_convert import images as folder_of_images
-from test_readers_folder import REAL
 from test_records import write
 
 from input_pipeline import example as example_lib
-from input_pipeline import images, records
+from input_pipeline import images, shards
+from input_pipeline.checks import __main__ as command
 from input_pipeline.checks import check as check_lib
 from input_pipeline.checks import facts
 from input_pipeline.checks.check import check
@@ -23,7 +23,7 @@ from input_pipeline.conversion.convert import convert
 from input_pipeline.errors import UserError
 from input_pipeline.example import Region
 from input_pipeline.phantom import radiograph
-from paths import ROOT
+from paths import REAL, ROOT
 
 EVIL = '<script>alert(1)</script> & "quotes" <!--BODY-->'
 
@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch):
   return make
 
 
-def found(result, leaks=False):
+def summary(result, leaks=False):
   """Findings as {name: (level, count)}."""
   findings = result.leaks if leaks else result.findings
   return {finding.name: (finding.level, finding.count) for finding in findings}
@@ -64,9 +64,9 @@ def found(result, leaks=False):
 def run(monkeypatch, capsys, *arguments):
   monkeypatch.setattr(sys, "argv", ["check", "--workers=1", *map(str, arguments)])
   with pytest.raises(SystemExit) as ended:
-    check_lib.main()
-  told = capsys.readouterr()
-  return ended.value.code, told.out, told.err
+    command.main()
+  printed = capsys.readouterr()
+  return ended.value.code, printed.out, printed.err
 
 
 def png(pixels):
@@ -95,7 +95,7 @@ def test_a_sound_phantom_is_sound(tmp_path, monkeypatch, capsys):
   code, out, _ = run(monkeypatch, capsys, f"--records={tmp_path / 'out'}")
   assert code == 0
   assert "errors: none" in out and out.endswith("\nsound\n")
-  assert re.search(r"^images +train +validation +test\nfilms +40 +10 +10\n", out, re.MULTILINE)
+  assert re.search(r"^split +train +validation +test\nimages +40 +10 +10\n", out, re.MULTILINE)
   assert re.search(r"^patients +20 +5 +5$", out, re.MULTILINE)
 
 
@@ -107,7 +107,7 @@ def test_distinct_images_give_no_finding(folder, sets):
 
 TOO_LONG = radiograph.example(0, 0, 128).image[:9000]
 GREY = np.full((128, 128), 90, np.uint8)
-# Changes of train 0, then of validation 0, which start as their study; what is found, and how.
+# Changes of train 0, then of validation 0; the expected findings.
 FINDINGS = {
   "patient": ({}, lambda a, b: {"patient_id": a.patient_id}, {"patients in two splits": "error"}),
   "study": (
@@ -123,26 +123,32 @@ FINDINGS = {
   "image id": (
     {},
     lambda a, b: {"image_id": a.image_id},
-    {"image ids that stand twice": "error"},
+    {"image ids that occur twice": "error"},
   ),
-  "same picture": (
+  "identical": (
     {},
     lambda a, b: {"image": png(pixels(a))},  # other bytes, same pixels
-    {"pictures in two splits": "error"},
+    {"identical images in two splits": "error"},
   ),
-  "near picture": (
+  "nearly identical": (
     {},
     lambda a, b: {"image": recoded(a)},
-    {"nearly the same pictures in two splits": "error"},
+    {"nearly identical images in two splits": "error"},
   ),
   "box outside": (
-    {"regions": boxed(100, 5, 129, 20)}, {}, {"records that contradict themselves": "error"},
+    {"regions": boxed(100, 5, 129, 20)},
+    {},
+    {"records that contradict themselves": "error"},
   ),
   "box empty": (
-    {"regions": boxed(7, 5, 7, 20)}, {}, {"records that contradict themselves": "error"},
+    {"regions": boxed(7, 5, 7, 20)},
+    {},
+    {"records that contradict themselves": "error"},
   ),
   "box nowhere": (
-    {"regions": boxed(np.nan, 5, 7, 20)}, {}, {"records that contradict themselves": "error"},
+    {"regions": boxed(np.nan, 5, 7, 20)},
+    {},
+    {"records that contradict themselves": "error"},
   ),
   "mask empty": ({"regions": masked(png(0 * GREY))}, {}, {"masks that are empty": "error"}),
   "mask of another size": (
@@ -174,58 +180,64 @@ FINDINGS = {
     {"images that are constant or nearly so": "warning"},
   ),
   "inverted": (
-    {"image": png(255 - pixels(example(0)))}, {}, {"images that seem inverted": "warning"},
+    {"image": png(255 - pixels(example(0)))},
+    {},
+    {"images that seem inverted": "warning"},
   ),
   "inverted, lateral": ({"image": png(255 - pixels(example(0))), "view": "LATERAL"}, {}, {}),
   "short": (
     {"image": png(pixels(example(0))[::2, ::2]), "width": 64, "height": 64},
     {},
-    {"images whose shorter side is below 128 px": "warning"},
+    {"images that have a side below 128 px": "warning"},
   ),
   "no text": ({"sentences": (), "sections": {}}, {}, {"images without text": "warning"}),
   "mark XXXX": (
     {"sections": {"findings": "Seen by XXXX and XXXX."}},
     {},
-    {"texts with de-identification marks XXXX": "warning"},
+    {"texts with de-identification placeholders XXXX": "warning"},
   ),
   "mark ___": (
     {"sections": {}, "sentences": ("Compared to ___.",)},
     {},
-    {"texts with de-identification marks ___": "warning"},
+    {"texts with de-identification placeholders ___": "warning"},
   ),
   "mark [** **]": (
     {"sections": {"findings": "On [**2101-1-\n5**]."}},
     {},
-    {"texts with de-identification marks [** **]": "warning"},
+    {"texts with de-identification placeholders [** **]": "warning"},
   ),
   "no mark": ({"sections": {"": "XX, XXL, a_b, Xxxx, [*1*]."}}, {}, {}),
   "no letter": (
-    {"sentences": ("1. 2.", "Clear.")}, {}, {"texts with sentences that have no letter": "warning"},
+    {"sentences": ("1. 2.", "Clear.")},
+    {},
+    {"texts with sentences that have no letter": "warning"},
   ),
   "same report": (
     {},
     lambda a, b: {"sentences": ("this is IMAGE 0",)},
     {
-      "reports that say what another says": "warning",
-      "reports that say what one of another split says": "warning",
+      "reports that repeat another": "warning",
+      "reports that repeat one of another split": "warning",
     },
   ),
   "same labels": (
-    {"text_kind": "labels"}, lambda a, b: {"sentences": a.sentences, "text_kind": "labels"}, {},
+    {"text_kind": "labels"},
+    lambda a, b: {"sentences": a.sentences, "text_kind": "labels"},
+    {},
   ),
-}  # fmt: skip
-TWO = ("constant", "same report")  # images that are found
+}
+TWO = ("constant", "same report")  # of which two images are counted
 
 
 @pytest.mark.parametrize("case", FINDINGS)
-def test_a_finding_is_found_and_nothing_else(folder, sets, case):
+def test_each_problem_gives_its_finding_alone(folder, sets, case):
   first, second, expected = FINDINGS[case]
   sets["train"][0] = replace(sets["train"][0], **first)
   second = second(sets["train"][0], sets["validation"][0]) if callable(second) else second
   sets["validation"][0] = replace(sets["validation"][0], **second)
   result = check(folder(sets), workers=1, progress=False)
   count = 2 if case in TWO else 1
-  assert found(result) == {name: (level, count) for name, level in expected.items()}
+  assert summary(result) == {name: (level, count) for name, level in expected.items()}
   assert len(result.images) == 6
   assert result.is_sound() == ("error" not in expected.values())
   assert result.is_sound(strict=True) == (not expected)
@@ -237,12 +249,11 @@ def test_duplicates_within_a_split_are_warnings(folder, sets):
   a, b, c, d = sets["train"]
   sets["train"] = [a, replace(b, image=a.image), c, replace(d, image=recoded(c))]
   result = check(folder(sets), workers=1, progress=False)
-  names = ("pictures within a split", "nearly the same pictures within a split")
-  assert found(result) == dict.fromkeys(names, ("warning", 1))
+  names = ("identical images within a split", "nearly identical images within a split")
+  assert summary(result) == dict.fromkeys(names, ("warning", 1))
   same, near = result.findings
-  assert [[image.place.number for image in group] for group in same.images + near.images] == [
-    [0, 1], [2, 3],
-  ]  # fmt: skip
+  groups = same.images + near.images
+  assert [[image.place.number for image in group] for group in groups] == [[0, 1], [2, 3]]
 
 
 def test_a_copy_of_a_copy_names_images_of_different_splits(folder, sets):
@@ -253,8 +264,8 @@ def test_a_copy_of_a_copy_names_images_of_different_splits(folder, sets):
     "validation": [replace(e, image=a.image), f],
   }
   result = check(folder(sets), workers=1, progress=False)
-  names = ("pictures in two splits", "nearly the same pictures in two splits")
-  assert found(result) == dict.fromkeys(names, ("error", 1))
+  names = ("identical images in two splits", "nearly identical images in two splits")
+  assert summary(result) == dict.fromkeys(names, ("error", 1))
   for finding in result.findings:
     assert {image.place.split for image in finding.images[0]} == {"train", "validation"}
 
@@ -272,10 +283,10 @@ def test_a_damaged_record_is_listed_and_the_pass_goes_on(folder, sets):
   directory = folder(sets)
   shard = next(directory.glob("*train*-of-00001"))
   content = bytearray(shard.read_bytes())
-  content[records.read_index(shard)["offsets"][1] + 400] ^= 1
+  content[shards.read_index(shard)["offsets"][1] + 400] ^= 1
   shard.write_bytes(content)
   result = check(directory, workers=1, progress=False)
-  assert found(result) == {"records that cannot be read": ("error", 1)}
+  assert summary(result) == {"records that cannot be read": ("error", 1)}
   assert "record 1 is damaged" in result.findings[0].examples[0]
   assert [image.place.number for image in result.images] == [0, 2, 3, 0, 1]
 
@@ -298,15 +309,16 @@ LEAKS = {
   "patient": (lambda a: {"patient_id": a.patient_id}, {"patients in both folders": "error"}),
   "study": (lambda a: {"study_id": a.study_id}, {"studies in both folders": "error"}),
   "image id": (lambda a: {"image_id": a.image_id}, {"image ids in both folders": "error"}),
-  "same picture": (lambda a: {"image": a.image}, {"pictures in both folders": "error"}),
-  "near picture": (
-    lambda a: {"image": recoded(a)}, {"nearly the same pictures in both folders": "error"},
+  "identical": (lambda a: {"image": a.image}, {"identical images in both folders": "error"}),
+  "nearly identical": (
+    lambda a: {"image": recoded(a)},
+    {"nearly identical images in both folders": "error"},
   ),
   "report": (
     lambda a: {"sentences": a.sentences},
     {"reports in the training split of one folder and an evaluation split of the other": "warning"},
   ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", LEAKS)
@@ -318,7 +330,7 @@ def test_leaks_between_folders(folder, sets, case):
   for first, second in ((one, two), (two, one)):
     result = check(first, second, workers=1, progress=False)
     assert result.findings == []
-    assert found(result, leaks=True) == {name: (level, 1) for name, level in expected.items()}
+    assert summary(result, leaks=True) == {name: (level, 1) for name, level in expected.items()}
     assert result.is_sound() == ("error" not in expected.values())
     for finding in result.leaks:
       assert f"{one} train" in finding.examples[0] and f"{two} test" in finding.examples[0]
@@ -340,10 +352,10 @@ def test_the_other_folder_is_not_judged_but_must_be_readable(folder, sets):
   shard = next(directory.glob("*-of-00001"))
   shard.write_bytes(shard.read_bytes()[:-9])
   result = check(result.records, directory, workers=1, progress=False)
-  assert found(result, leaks=True) == {"records that cannot be read": ("error", 1)}
+  assert summary(result, leaks=True) == {"records that cannot be read": ("error", 1)}
 
 
-def test_several_workers_find_what_one_finds(folder, sets, monkeypatch):
+def test_several_workers_agree_with_this_process(folder, sets, monkeypatch):
   sets["train"][1] = replace(sets["train"][1], image=recoded(sets["validation"][1]))
   one, two = folder(sets), folder(other((0, 10)), "other")
   monkeypatch.setattr(check_lib, "_CHUNK", 1)
@@ -371,11 +383,11 @@ def test_exit_status_and_errors(folder, sets, tmp_path, monkeypatch, capsys):
 
 def test_the_command(folder, sets):
   sets["validation"][0] = replace(sets["validation"][0], image=sets["train"][0].image)
-  command = [sys.executable, "-m", "input_pipeline.checks.check", f"--records={folder(sets)}"]
-  root = ROOT
-  done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+  line = [sys.executable, "-m", "input_pipeline.checks", f"--records={folder(sets)}"]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
   assert done.returncode == 1
-  assert "pictures in two splits: 1 of 5 (20 %)\n    train 'phantom-000000' = val" in done.stdout
+  text = "identical images in two splits: 1 of 5 (20 %)\n    train 'phantom-000000' = val"
+  assert text in done.stdout
 
 
 def test_counts(folder, sets):
@@ -386,11 +398,14 @@ def test_counts(folder, sets):
   sets["train"][0] = replace(sets["train"][0], regions=boxed(1, 2, 30, 40), text_kind="labels")
   sets["validation"] = [replace(s, labels={}, view="PA") for s in sets["validation"]]
   tables = {table.title: table for table in check(folder(sets), workers=1, progress=False).tables}
-  assert tables["images"].columns == ("train", "validation")
-  assert tables["images"].rows == {
-    "images": ("4", "2"), "studies": ("1", "2"), "patients": ("4", "2"), "with text": ("4", "2"),
+  assert tables["split"].columns == ("train", "validation")
+  assert tables["split"].rows == {
+    "images": ("4", "2"),
+    "studies": ("1", "2"),
+    "patients": ("4", "2"),
+    "with text": ("4", "2"),
     "with regions": ("1", "0"),
-  }  # fmt: skip
+  }
   assert tables["text kind"].rows == {"report": ("3", "2"), "labels": ("1", "0")}
   assert tables["view"].rows == {"PA": ("2", "2"), "(none)": ("2", "0")}
   assert tables["labels: present / absent / uncertain"].rows == {
@@ -399,7 +414,7 @@ def test_counts(folder, sets):
   assert tables["regions"].rows == {"nodule": ("1", "0")}
 
 
-def test_what_the_conversion_left_out_is_counted_by_reason(tmp_path):
+def test_skipped_images_are_counted_by_reason(tmp_path):
   (tmp_path / "raw").mkdir()
   source = folder_of_images(tmp_path / "raw", broken=(3, 5))
   (tmp_path / "raw" / "7.jpg").unlink()
@@ -414,7 +429,7 @@ def test_what_the_conversion_left_out_is_counted_by_reason(tmp_path):
     check(tmp_path / "out", workers=1, progress=False)
 
 
-def pictures(page):
+def images_of(page):
   for encoded in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page):
     yield cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR)
 
@@ -439,10 +454,10 @@ def test_the_page_holds_what_the_table_says(folder, sets, tmp_path, monkeypatch,
       part = {"errors: 3": "Errors: 3", "warnings: 1": "Warnings: 1"}.get(part, part)
       part = re.sub("^(records|fingerprint|read in): ", "", part)
       assert " ".join(part.split()) in folded
-  for name in ("pictures in two splits", "images that seem inverted"):
+  for name in ("identical images in two splits", "images that seem inverted"):
     assert name in folded
-  # A box that leaves its image, two equal pictures, the inverted one; samples, but of c.
-  images_shown = list(pictures(page))
+  # A box that leaves its image, two equal images, the inverted one; samples, but of c.
+  images_shown = list(images_of(page))
   assert len(images_shown) == 1 + 2 + 1 + 5
   colourful = [bool((np.ptp(image.astype(int), axis=2) > 80).sum() > 50) for image in images_shown]
   assert colourful[0] and sum(colourful) == 3
@@ -456,10 +471,10 @@ def test_polarity_is_a_matter_of_sign():
   assert facts.polarity(np.zeros((32, 32), np.uint8)) == 0
 
 
-def test_a_picture_is_its_size_and_pixels():
+def test_an_image_is_its_size_and_pixels():
   flat = replace(example(0), image=png(np.zeros((4, 9), np.uint8)))
   turned = replace(example(0), image=png(np.zeros((9, 4), np.uint8)))
-  one, two = (facts.look(Place("f", "train", 0), s).picture for s in (flat, turned))
+  one, two = (facts.examine(Place("f", "train", 0), s).pixel_hash for s in (flat, turned))
   assert one != two and len(one) == 16
 
 
@@ -467,10 +482,10 @@ def test_a_picture_is_its_size_and_pixels():
 def test_real_images_are_sound(tmp_path):
   convert("folder", tmp_path / "out", source=str(REAL), workers=1, progress=False)
   result = check(tmp_path / "out", workers=1, progress=False)
-  assert found(result) == {
+  assert summary(result) == {
     "studies of two patients": ("warning", 1),
     "images without text": ("warning", 202),
-    "reports that say what another says": ("warning", 6),
+    "reports that repeat another": ("warning", 6),
     "images that seem inverted": ("warning", 1),  # rightly
   }
   upright = [image.polarity for image in result.images if image.image_id != "ni_2065"]

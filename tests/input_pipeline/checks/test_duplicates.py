@@ -3,7 +3,6 @@ import re
 import cv2
 import numpy as np
 import pytest
-from test_readers_folder import REAL
 
 from input_pipeline import images
 from input_pipeline.checks import duplicates
@@ -15,6 +14,7 @@ from input_pipeline.checks.duplicates import (
   thumbnail,
 )
 from input_pipeline.phantom import radiograph
+from paths import REAL
 
 
 def close(hashes):
@@ -38,9 +38,9 @@ def test_close_hashes_are_those_of_all_pairs(monkeypatch, block):
     for j in range(i + 1, len(hashes))
     if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= HASH_BITS
   }
-  found = close(hashes)
-  assert len(found) == len(set(found))
-  assert set(found) == all_pairs
+  pairs = close(hashes)
+  assert len(pairs) == len(set(pairs))
+  assert set(pairs) == all_pairs
   assert 100 < len(all_pairs) < len(hashes) ** 2 / 10
 
 
@@ -89,6 +89,6 @@ def test_the_real_images_that_two_sets_share_are_found_at_another_size():
   thumbs = [thumbnail(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) for path in large + small]
   pairs = near_pairs(np.stack(thumbs)).tolist()
   patients = [re.search(r"(\d+)_", (large + small)[j].name).group(1) for _, j in pairs]
-  assert patients == ["00000061", "00000061", "00000075", "00000100", "00000129", "00000150",
-                      "00000193"]  # fmt: skip
+  expected = "00000061 00000061 00000075 00000100 00000129 00000150 00000193"
+  assert patients == expected.split()
   assert all(i < len(large) <= j for i, j in pairs)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from test_convert import SMALL, content, images
-from test_readers_folder import manifest
 
+from fakes.images import manifest
 from input_pipeline import records
 from input_pipeline.conversion.convert import convert
 from paths import ROOT
@@ -56,9 +56,8 @@ def test_bad_images_are_listed_alike_and_repairs_go_in(tmp_path, capsys):
   under_beam(tmp_path / "beam", dataset="folder", **options)
   assert content(tmp_path / "beam") == content(tmp_path / "local")
   listed = (tmp_path / "beam" / "skipped.jsonl").read_text().splitlines()
-  assert [json.loads(line)["path"] for line in listed] == [
-    "3.jpg (manifest.csv row 5)", "7.jpg (manifest.csv row 9)",
-  ]  # fmt: skip
+  paths = [json.loads(line)["path"] for line in listed]
+  assert paths == ["3.jpg (manifest.csv row 5)", "7.jpg (manifest.csv row 9)"]
   assert "skipped 2 images" in capsys.readouterr().out
 
   with pytest.raises(SystemExit, match="error: 1 of 12 images cannot be read so far"):
@@ -108,12 +107,12 @@ def test_several_worker_processes_have_the_same_bytes(tmp_path, monkeypatch):
   images(tmp_path / "raw", broken=(3,))
   options = {"shard_size": 2, "max_skipped_fraction": 0.2}
   command = [sys.executable, "-m", "launch.convert_beam", "--dataset=folder", *flags(**options)]
+  command += ["--source=raw", "--out=beam", "--", "--direct_num_workers=2"]
+  command += ["--direct_running_mode=multi_processing"]
+  environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
   done = subprocess.run(
-    [*command, "--source=raw", "--out=beam", "--", "--direct_num_workers=2",
-     "--direct_running_mode=multi_processing"],
-    cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
+    command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+  )
   assert done.returncode == 0, done.stderr
   convert("folder", tmp_path / "local", source="raw", workers=1, progress=False, **options)
   assert content(tmp_path / "beam") == content(tmp_path / "local")

@@ -11,16 +11,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_readers_folder import image, manifest
 
 from fakes import physionet
+from fakes.images import image, manifest
 from input_pipeline import records
-from input_pipeline.conversion import convert
+from input_pipeline.conversion import convert, selections
 from input_pipeline.conversion.selection_builders import CLASSES, SELECTIONS, draw, eligible, subset
 from input_pipeline.conversion.selections import Selection, SelectionError, load, make, select
 from input_pipeline.readers import chexpert, ms_cxr, rsna, siim
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, check_patients
+from paths import ROOT
 
 WHEEL = importlib.util.find_spec("torchxrayvision")
 TABLES = Path(WHEEL.submodule_search_locations[0]) / "data" if WHEEL else None
@@ -37,7 +38,7 @@ def images(n, **more):
 
 
 def five_classes(n, **more):
-  """So many eligible images a class, two a patient."""
+  """Lists `n` eligible images a class, two a patient."""
   return [
     item(f"{name}{i}", patient=f"{name}{i // 2}", **{name.replace(" ", "_"): 1}, **more)
     for name in CLASSES
@@ -103,9 +104,9 @@ def test_who_is_eligible_for_5x200():
     item(13, Edema=1, Support_Devices=1),
     item(14),
   ]
-  found = eligible(items)
-  assert found["Edema"] == ["i0", "i3", "i12"] and found["Pleural Effusion"] == ["i8"]
-  assert sum(map(len, found.values())) == 4 and tuple(found) == CLASSES
+  ids = eligible(items)
+  assert ids["Edema"] == ["i0", "i3", "i12"] and ids["Pleural Effusion"] == ["i8"]
+  assert sum(map(len, ids.values())) == 4 and tuple(ids) == CLASSES
 
 
 def test_5x200():
@@ -141,11 +142,10 @@ def test_training_without_the_patients_of_5x200():
 def test_rsna_splits_have_their_sizes():
   items = [item(i) for i in range(26684)]
   ours, mgca = make("rsna_detection", items, 0), make("rsna_detection_mgca", items, 0)
-  for one in (ours, mgca):
-    assert {s: len(ids) for s, ids in one.splits.items()} == {
-      "train": 16010, "validation": 5337, "test": 5337
-    }  # fmt: skip
-    assert len(set().union(*one.splits.values())) == 26684
+  sizes = {"train": 16010, "validation": 5337, "test": 5337}
+  for selection in (ours, mgca):
+    assert {s: len(ids) for s, ids in selection.splits.items()} == sizes
+    assert len(set().union(*selection.splits.values())) == 26684
   assert make("rsna_detection", items[::-1], 0).hash == ours.hash
   assert make("rsna_detection", items, 1).hash != ours.hash
   assert make("rsna_detection_mgca", items[::-1], 1).hash == mgca.hash  # it has one seed
@@ -162,9 +162,8 @@ def test_mgca_split_is_scikit_learns():
   train, held = model_selection.train_test_split(ids, test_size=5337 * 2, random_state=0)
   test, validation = model_selection.train_test_split(held, test_size=0.5, random_state=0)
   splits = make("rsna_detection_mgca", items, 0).splits
-  assert [set(splits[s]) for s in ("train", "validation", "test")] == [
-    set(train), set(validation), set(test)
-  ]  # fmt: skip
+  drawn = [set(splits[s]) for s in ("train", "validation", "test")]
+  assert drawn == [set(train), set(validation), set(test)]
 
 
 def test_shares_of_training_leave_the_rest_whole():
@@ -256,99 +255,97 @@ def folder(path, images=6, a_patient=1):
   return path
 
 
-def command(*flags):
-  call = [sys.executable, "-m", "input_pipeline.conversion.selections", "--dataset=folder", *flags]
-  return subprocess.run(call, capture_output=True, text=True)
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Runs the command line in this process; returns its output and its error, None for none."""
+
+  def run(*flags):
+    monkeypatch.setattr(sys, "argv", ["selections", "--dataset=folder", *flags])
+    try:
+      selections.main()
+    except SystemExit as error:
+      return capsys.readouterr().out, error.code
+    return capsys.readouterr().out, None
+
+  return run
 
 
-def test_conversion_of_a_selection(tmp_path):
+def converted(source, out, selection, **options):
+  """Converts the images of a folder that a selection names."""
+  options |= {"source": str(source), "workers": 1, "progress": False}
+  return convert.convert("folder", out, selection=str(selection), **options)
+
+
+def test_conversion_of_a_selection(tmp_path, command):
   source = folder(tmp_path / "images")
-  summary = convert.convert(
-    "folder", tmp_path / "out", source=str(source), selection="all_test", workers=1, progress=False
-  )
+  summary = converted(source, tmp_path / "out", "all_test")
   assert summary["images"] == {"test": 6}
-  assert any(
-    note.startswith("selection all_test: 6 of 6 images, hash ") for note in summary["notes"]
-  )
+  note = "selection all_test: 6 of 6 images, hash "
+  assert any(text.startswith(note) for text in summary["notes"])
   written = load(tmp_path / "out" / "selection.json")
   few = Selection("few", 0, {"train": ("1", "4"), "test": ("2",)})
   (tmp_path / "few.json").write_text(few.to_json())
   flags = f"--source={source}", f"--selection={tmp_path / 'few.json'}", f"--out={tmp_path}/f.json"
-  done = command(*flags)
-  assert (
-    done.returncode == 0
-    and few.hash in done.stdout
-    and "train: 2 images of 2 patients" in done.stdout
-  )
+  out, error = command(*flags)
+  assert error is None and few.hash in out and "train: 2 images of 2 patients" in out
   assert load(tmp_path / "f.json").hash == few.hash != written.hash
-  summary = convert.convert(
-    "folder", tmp_path / "few", source=str(source), selection=str(tmp_path / "f.json"), workers=1,
-    progress=False,
-  )  # fmt: skip
+  summary = converted(source, tmp_path / "few", tmp_path / "f.json")
   assert summary["images"] == {"train": 2, "test": 1}
   assert {s.image_id for s in records.RecordSource(tmp_path / "few", "train")} == {"1", "4"}
   with pytest.raises(convert.ConvertError, match="begun with selection"):
-    convert.convert("folder", tmp_path / "few", source=str(source), workers=1, progress=False)
+    converted(source, tmp_path / "few", "")
 
 
 def test_a_selection_file_that_changed_is_another_conversion(tmp_path):
   source, file, out = folder(tmp_path / "images"), tmp_path / "s.json", tmp_path / "out"
   first = Selection("s", 0, {"train": ("1",), "test": ("2",)})
-
-  def converted(selection, file):
-    file.write_text(selection.to_json())
-    return convert.convert(
-      "folder", out, source=str(source), selection=str(file), workers=1, progress=False
-    )
-
-  converted(first, file)
-  assert converted(first, tmp_path / "elsewhere.json")["already"]
   other = Selection("s", 0, {"train": ("3",), "test": ("2",)})
-  with pytest.raises(
-    convert.ConvertError, match=f"selection='hash {first.hash}', not 'hash {other.hash}'"
-  ):
-    converted(other, file)
+  file.write_text(first.to_json())
+  assert not converted(source, out, file)["already"]
+  elsewhere = tmp_path / "elsewhere.json"
+  elsewhere.write_text(first.to_json())
+  assert converted(source, out, elsewhere)["already"]
+  file.write_text(other.to_json())
+  message = f"selection='hash {first.hash}', not 'hash {other.hash}'"
+  with pytest.raises(convert.ConvertError, match=message):
+    converted(source, out, file)
 
 
-def test_a_patient_in_two_splits_is_refused(tmp_path):
+def test_a_patient_in_two_splits_is_refused(tmp_path, command):
   source, file = folder(tmp_path / "images", a_patient=2), tmp_path / "torn.json"
   file.write_text(Selection("torn", 0, {"train": ("0", "2"), "test": ("3",)}).to_json())
   with pytest.raises(SourceError, match="'p1': train by .*, test by"):
-    convert.convert("folder", tmp_path / "out", source=str(source), selection=str(file), workers=1)
-  done = command(f"--source={source}", f"--selection={file}", f"--out={tmp_path}/copy.json")
-  assert done.returncode == 1 and "'p1'" in done.stderr and done.stdout == ""
+    converted(source, tmp_path / "out", file)
+  out, error = command(f"--source={source}", f"--selection={file}", f"--out={tmp_path}/copy.json")
+  assert error.startswith("error: ") and "'p1'" in error and out == ""
   assert not (tmp_path / "copy.json").exists()
 
 
 def test_a_selection_from_the_command_line_to_records(tmp_path):
   source, out = folder(tmp_path / "images", images=20, a_patient=2), tmp_path / "tenth.json"
   flags = f"--source={source}", "--selection=train_10pct", "--selection_seed=7", f"--out={out}"
-  done = command(*flags)
+  line = [sys.executable, "-m", "input_pipeline.conversion.selections", "--dataset=folder", *flags]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert "note: rows without text: 20 of 20" in done.stdout
   assert "train_10pct, seed 7: hash " in done.stdout
   assert "train: 2 images of 1 patients (no labels)" in done.stdout
-  summary = convert.convert(
-    "folder", tmp_path / "out", source=str(source), selection=str(out), workers=1, progress=False
-  )
+  summary = converted(source, tmp_path / "out", out)
   assert summary["images"] == {"train": 2}
   assert any(load(out).hash in note for note in summary["notes"])
   assert load(tmp_path / "out" / "selection.json") == load(out)
-  named = convert.convert(
-    "folder", tmp_path / "named", source=str(source), selection="train_10pct", selection_seed=7,
-    workers=1, progress=False,
-  )  # fmt: skip
+  named = converted(source, tmp_path / "named", "train_10pct", selection_seed=7)
   assert named["fingerprint"] == summary["fingerprint"]
 
 
-def test_the_command_line_says_what_is_wrong(tmp_path):
+def test_the_command_line_tells_its_errors(tmp_path, command):
   source = folder(tmp_path / "images", images=2)
-  done = command(f"--source={source}", "--selection=5x200")
-  assert done.returncode == 1
-  assert done.stderr.startswith("error: 5x200 needs 200 training images a class; eligible are Atel")
+  _, error = command(f"--source={source}", "--selection=5x200")
+  assert error.startswith("error: 5x200 needs 200 training images a class; eligible are Atel")
   (tmp_path / "file").write_text("")
-  done = command(f"--source={source}", "--selection=all_test", f"--out={tmp_path}/file/x.json")
-  assert done.returncode == 1 and "cannot be written" in done.stderr
+  flags = f"--source={source}", "--selection=all_test", f"--out={tmp_path}/file/x.json"
+  _, error = command(*flags)
+  assert "cannot be written" in error
 
 
 @real
@@ -393,14 +390,14 @@ def test_splits_of_the_real_rsna(tmp_path):
   with zipfile.ZipFile(TABLES / "kaggle_stage_2_train_labels.csv.zip") as archive:
     archive.extract("stage_2_train_labels.csv", tmp_path)
   items = rsna.open_source(str(tmp_path)).items
-  found = {}
+  facts = {}
   for name in ("rsna_detection", "rsna_detection_mgca"):
     selection = make(name, items, 0)
     chosen = select(items, selection)
     check_patients(chosen)
     positive = Counter(i.split for i in chosen if ("Lung Opacity", 1) in i.labels)
-    found[name] = selection.hash, [positive[s] for s in ("train", "validation", "test")]
-  assert found == {
+    facts[name] = selection.hash, [positive[s] for s in ("train", "validation", "test")]
+  assert facts == {
     "rsna_detection": ("118e921cf25f33fe", [3666, 1206, 1140]),
     "rsna_detection_mgca": ("30ddaf2faf4205e8", [3579, 1182, 1251]),
   }

@@ -1,4 +1,3 @@
-import csv
 import json
 
 import cv2
@@ -6,27 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fakes.images import image, manifest
 from input_pipeline.example import UnreadableError, check
 from input_pipeline.readers import folder
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import check_patients
-from paths import SHARED_DATA
-
-REAL = SHARED_DATA / "cxr_mini"
-
-
-def image(path, width=40, height=30, seed=0):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
-  assert cv2.imwrite(str(path), pixels)
-
-
-def manifest(directory, rows, columns=None):
-  columns = columns or list(rows[0])
-  with open(directory / "manifest.csv", "w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    writer.writerows([row.get(name, "") for name in columns] for row in rows)
+from paths import REAL
 
 
 def examples(directory):
@@ -34,8 +18,8 @@ def examples(directory):
   return [source.read(item) for item in source.items]
 
 
-def one(directory, width=40, height=30, **cells):
-  """The study of a folder that holds one image."""
+def single(directory, width=40, height=30, **cells):
+  """Reads the example of a folder that holds one image."""
   image(directory / "a.png", width, height)
   manifest(directory, [{"image": "a.png", "text": "", **cells}])
   (example,) = examples(directory)
@@ -48,7 +32,7 @@ def box(x, y, w, h, label="opacity", **more):
 
 
 def test_a_full_row(tmp_path):
-  example = one(
+  example = single(
     tmp_path,
     text="FINDINGS: Small effusion, left. No pneumothorax.\nIMPRESSION: Small effusion.",
     split="validation",
@@ -106,9 +90,9 @@ def test_bom_crlf_quoted_newlines_and_blank_lines(tmp_path):
 
 
 def test_text_kinds(tmp_path):
-  assert one(tmp_path, text="Effusion.", text_kind="labels").text_kind == "labels"
-  assert one(tmp_path, text="Effusion.", text_kind="").text_kind == "report"
-  example = one(tmp_path, text_kind="none")
+  assert single(tmp_path, text="Effusion.", text_kind="labels").text_kind == "labels"
+  assert single(tmp_path, text="Effusion.", text_kind="").text_kind == "report"
+  example = single(tmp_path, text_kind="none")
   assert (example.text_kind, example.sentences) == ("report", ())
 
 
@@ -118,7 +102,7 @@ def test_boxes_of_one_phrase_are_one_region(tmp_path):
     box(30, 2, 5, 6, "nodule"),
     box(20, 2, 3, 4, phrase="bilateral opacities"),
   ]
-  both, nodule = one(tmp_path, boxes=json.dumps(cells)).regions
+  both, nodule = single(tmp_path, boxes=json.dumps(cells)).regions
   assert (both.phrase, both.label, nodule.phrase) == ("bilateral opacities", "opacity", "nodule")
   np.testing.assert_array_equal(both.boxes, [[1, 2, 4, 6], [20, 2, 23, 6]])
   np.testing.assert_array_equal(nodule.boxes, [[30, 2, 35, 8]])
@@ -126,7 +110,7 @@ def test_boxes_of_one_phrase_are_one_region(tmp_path):
 
 
 def test_a_box_may_stick_out_by_a_pixel_and_is_clipped(tmp_path):
-  (region,) = one(tmp_path, boxes=json.dumps([box(-0.5, 0, 41.4, 31)])).regions
+  (region,) = single(tmp_path, boxes=json.dumps([box(-0.5, 0, 41.4, 31)])).regions
   np.testing.assert_array_equal(region.boxes, [[0, 0, 40, 30]])
 
 
@@ -134,7 +118,7 @@ def test_a_box_may_stick_out_by_a_pixel_and_is_clipped(tmp_path):
 def test_a_box_outside_its_image(tmp_path, where):
   message = r"manifest\.csv, row 2 \(a\.png\), column 'boxes'.*'opacity'.*outside its 40 x 30 image"
   with pytest.raises(SourceError, match=message):
-    one(tmp_path, boxes=json.dumps([box(*where)]))
+    single(tmp_path, boxes=json.dumps([box(*where)]))
 
 
 def mask_of(example):
@@ -156,7 +140,7 @@ def test_mask_files(tmp_path, mode):
   else:
     image = Image.fromarray(inside if mode == "1" else inside.astype(np.uint8))
   image.save(tmp_path / "m.png")
-  region, pixels = mask_of(one(tmp_path, mask="m.png"))
+  region, pixels = mask_of(single(tmp_path, mask="m.png"))
   assert (region.phrase, region.label, region.boxes.shape) == ("lungs", "lungs", (0, 4))
   assert pixels.dtype == np.uint8
   np.testing.assert_array_equal(pixels > 0, inside)
@@ -169,7 +153,7 @@ def test_masks_of_one_phrase_unite_with_each_other_and_with_boxes(tmp_path):
     cv2.imwrite(str(tmp_path / f"m{i}.png"), pixels)
   mask = [{"label": "effusion", "file": f"m{i}.png", "phrase": "both sides"} for i in range(2)]
   boxes = [box(0, 0, 2, 30, "effusion", phrase="both sides")]
-  example = one(tmp_path, mask=json.dumps(mask), boxes=json.dumps(boxes))
+  example = single(tmp_path, mask=json.dumps(mask), boxes=json.dumps(boxes))
   region, pixels = mask_of(example)
   assert (region.phrase, region.label, len(region.boxes)) == ("both sides", "effusion", 1)
   assert (pixels > 0).sum() == 60
@@ -185,19 +169,22 @@ def test_masks_that_do_not_fit(tmp_path):
     ("empty.png", "is empty"),
   ]:
     with pytest.raises(SourceError, match=rf"row 2 \(a\.png\), column 'mask': {name} {problem}"):
-      one(tmp_path, mask=name)
+      single(tmp_path, mask=name)
   with pytest.raises(UnreadableError, match=r"nowhere\.png: No such file"):
-    one(tmp_path, mask="nowhere.png")
+    single(tmp_path, mask="nowhere.png")
 
 
 @pytest.mark.parametrize(
   ("cells", "problem"),
   [
     ({"image": ""}, "column 'image': is empty"),
-    ({"split": "val"}, "column 'split': is 'val'; it must be train, validation or test"),
+    ({"split": "val"}, "column 'split': is 'val'; it must be one of train, validation, test"),
     ({"split": ""}, "column 'split': is ''"),
     ({"patient_id": ""}, "column 'patient_id': is empty"),
-    ({"text_kind": "fake"}, "column 'text_kind': is 'fake'; it must be report, labels or none"),
+    (
+      {"text_kind": "fake"},
+      "column 'text_kind': is 'fake'; it must be one of report, labels, none",
+    ),
     ({"text_kind": "none", "text": "Words."}, "column 'text': must be empty"),
     ({"labels": "a|b=2"}, "column 'labels': 'b=2' must be"),
     ({"labels": "a|a=0"}, "column 'labels': 'a' has two values"),
@@ -252,25 +239,6 @@ def test_a_manifest_that_is_no_manifest(tmp_path, content, problem):
     folder.open_source(str(tmp_path))
   assert problem in str(error.value)
   assert str(tmp_path / "manifest.csv") in str(error.value)
-
-
-def test_missing_folder_and_manifest(tmp_path):
-  with pytest.raises(SourceError, match="nowhere: there is no such folder"):
-    folder.open_source(str(tmp_path / "nowhere"))
-  with pytest.raises(SourceError, match=r"manifest\.csv: there is no manifest; it needs"):
-    folder.open_source(str(tmp_path))
-  with pytest.raises(SourceError, match="needs a source"):
-    folder.open_source("")
-
-
-def test_an_image_that_is_missing_or_no_image_is_unreadable(tmp_path):
-  (tmp_path / "b.png").write_bytes(b"text")
-  manifest(tmp_path, [{"image": "a.png", "text": ""}, {"image": "b.png", "text": ""}])
-  source = folder.open_source(str(tmp_path))
-  with pytest.raises(UnreadableError, match=r"a\.png: No such file"):
-    source.read(source.items[0])
-  with pytest.raises(UnreadableError, match="not an image"):
-    source.read(source.items[1])
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not here")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fakes import siim as fake
-from fakes.images import batch, converted
+from fakes.images import by_id, converted
 from input_pipeline import images
 from input_pipeline.example import UnreadableError
 from input_pipeline.readers import siim
@@ -16,18 +16,16 @@ from input_pipeline.readers.raw.folders import SourceError
 WHEEL = importlib.util.find_spec("torchxrayvision")
 
 
-def test_from_files_to_a_batch(tmp_path):
-  summary, examples = converted("siim", fake.write(tmp_path / "raw"), tmp_path / "out")
-  assert summary["skipped"] == 0
-  found = {example.image_id: example for split in examples.values() for example in split}
-  assert found["a"].labels == {"Pneumothorax": 0} and found["a"].regions == ()
-  assert found["b"].labels == {"Pneumothorax": 1} and found["b"].view == "PA"
-  (region,) = found["b"].regions
+def test_examples(tmp_path):
+  _, examples = converted("siim", fake.write(tmp_path / "raw"), tmp_path / "out")
+  examples_of = by_id(examples)
+  assert examples_of["a"].labels == {"Pneumothorax": 0} and examples_of["a"].regions == ()
+  assert examples_of["b"].labels == {"Pneumothorax": 1} and examples_of["b"].view == "PA"
+  (region,) = examples_of["b"].regions
   expected = np.zeros((1024, 1024), bool)
   expected[:10, 1:3] = True
   expected[20:23, 500] = True
   np.testing.assert_array_equal(images.decode(region.mask) > 0, expected)
-  assert batch(list(found.values()), tmp_path)["image"].shape == (3, 64, 64, 1)
 
 
 def test_runs_are_relative_and_column_by_column():
@@ -43,13 +41,13 @@ def test_flat_folders_and_images_of_other_sizes(tmp_path):
   rows = ("a,-1", f"b,0 {512 * 1024}", f"c,{500 * 1024 + 21} 1")
   source = fake.write(tmp_path / "raw", rows, flat=True, size_px=256)
   _, examples = converted("siim", source, tmp_path / "out")
-  found = {example.image_id: example for split in examples.values() for example in split}
-  half, speck = (images.decode(found[name].regions[0].mask) > 0 for name in "bc")
+  examples_of = by_id(examples)
+  half, speck = (images.decode(examples_of[name].regions[0].mask) > 0 for name in "bc")
   assert half.shape == (256, 256) and half[:, :128].all() and not half[:, 128:].any()
   np.testing.assert_array_equal(np.argwhere(speck), [[5, 125]])  # small, and not lost
 
 
-def test_a_image_that_is_not_square_has_no_mask(tmp_path):
+def test_an_image_that_is_not_square_has_no_mask(tmp_path):
   source = siim.open_source(str(fake.write(tmp_path, flat=True, size_px=256, height=128)))
   a, b, _ = source.items
   assert source.read(a).height == 128

@@ -7,48 +7,45 @@ import numpy as np
 import pytest
 
 from fakes import vindr as fake
-from fakes.images import batch, converted
+from fakes.images import by_id, converted
 from input_pipeline.readers import vindr
+from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw.folders import SourceError
 
 WHEEL = importlib.util.find_spec("torchxrayvision")
 
 
-def by_id(examples):
-  return {example.image_id: example for split in examples.values() for example in split}
-
-
-def test_from_files_to_a_batch(tmp_path):
+def test_examples(tmp_path):
   summary, examples = converted("vindr", fake.write(tmp_path / "raw"), tmp_path / "out")
-  assert summary["skipped"] == 0
-  found = by_id(examples)
+  examples_of = by_id(examples)
   assert {s.image_id for s in examples["test"]} == {"t0", "t1"}
-  f0 = found["f0"]
+  f0 = examples_of["f0"]
   # Two of three name the heart, one the nodule and nothing; pneumonia is of the whole image.
   assert f0.labels == {
-    "Cardiomegaly": 1, "Nodule/Mass": -1, "No finding": -1, "Pneumonia": 1, "Other diseases": 0
-  }  # fmt: skip
+    "Cardiomegaly": 1,
+    "Nodule/Mass": -1,
+    "No finding": -1,
+    "Pneumonia": 1,
+    "Other diseases": 0,
+  }
   regions = {region.label: region.boxes for region in f0.regions}
   np.testing.assert_allclose(regions["Cardiomegaly"], [[21, 41, 81, 91]])
   assert list(regions) == ["Cardiomegaly"]  # the nodule is uncertain
   assert "boxes of findings that one reader alone names, left aside: 1" in summary["notes"]
-  assert found["f1"].labels["No finding"] == 1 and found["f1"].view == "PA"
-  assert found["f1"].regions == ()
+  assert examples_of["f1"].labels["No finding"] == 1 and examples_of["f1"].view == "PA"
+  assert examples_of["f1"].regions == ()
   names = ("Pleural effusion", "Pneumonia", "Other diseases", "No finding")
-  assert found["t0"].labels == dict(zip(names, (1, 1, 1, 0), strict=True))
-  assert found["t1"].labels == dict(zip(names, (0, 0, 0, 1), strict=True))
-  assert batch(list(found.values()), tmp_path)["image"].shape == (4, 64, 64, 1)
+  assert examples_of["t0"].labels == dict(zip(names, (1, 1, 1, 0), strict=True))
+  assert examples_of["t1"].labels == dict(zip(names, (0, 0, 0, 1), strict=True))
 
 
 def test_kaggles_folder_and_fusion(tmp_path):
   source = fake.write(tmp_path / "raw", kaggle=True)
   _, examples = converted("vindr", source, tmp_path / "out", fusion="every")
-  found = by_id(examples)
-  assert sorted(found) == ["f0", "f1"]
-  (heart,) = found["f0"].regions
+  examples_of = by_id(examples)
+  assert sorted(examples_of) == ["f0", "f1"]
+  (heart,) = examples_of["f0"].regions
   np.testing.assert_allclose(heart.boxes, [[20, 40, 80, 90], [22, 42, 82, 92]])
-  with pytest.raises(SourceError, match="fusion is 'wbf'; it must be one of weighted"):
-    vindr.open_source(str(source), fusion="wbf")
 
 
 def test_broken_boxes(tmp_path):
@@ -69,7 +66,7 @@ def test_broken_boxes(tmp_path):
   assert "lies outside its 96 x 100 image" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
 
-def test_who_names_a_finding_has_not_found_nothing(tmp_path):
+def test_a_reader_who_names_a_finding_does_not_say_no_finding(tmp_path):
   rows = [*fake.ROWS, fake.box("f1", "R1", "Cardiomegaly", 5, 5, 9, 9)]
   source = vindr.open_source(str(fake.write(tmp_path, rows, labels=False)))
   labels = {item.image_id: dict(item.labels) for item in source.items}
@@ -141,7 +138,7 @@ def test_the_real_table(tmp_path):
   assert (tmp_path / "train.csv").read_text().count("\n") == 67914 + 1
   source = vindr.open_source(str(tmp_path))
   assert len(source.items) == 15000 and not source.left_out
-  read_by, _, _ = vindr._images(tmp_path / "train.csv", tmp_path, "train")
+  read_by = vindr._read_images(tmp_path / "train.csv", tmp_path, "train", Listing())
   assert {len(image.readers) for image in read_by.values()} == {3}
   kept = sum(len(item.row.boxes) for item in source.items)
   assert kept == 36096 - 7924  # 7,924 boxes are of findings that one reader alone names

@@ -1,4 +1,4 @@
-"""Which words name something seen: the list, and what a denial reaches."""
+"""Words that name something seen: the list, and the reach of denials."""
 
 import pytest
 
@@ -65,5 +65,7 @@ def test_bad_lists(tmp_path, content, message):
 
 
 def test_missing_list(tmp_path):
-  with pytest.raises(diagnostic_terms.TermsError, match=r"config\.text\.terms: .* cannot be read"):
+  with pytest.raises(
+    diagnostic_terms.TermsError, match=r"none\.txt: the list of terms cannot be read"
+  ):
     diagnostic_terms.load(tmp_path / "none.txt")

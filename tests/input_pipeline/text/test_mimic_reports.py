@@ -60,7 +60,7 @@ def test_a_usual_report():
     ("NDICATION", "indication"),
     ("REASON FOR EXAM", "indication"),
     ("COMPARISION", "comparison"),
-    ("COMPARISON IMAGE", "comparison"),
+    ("COMPARISON FILM", "comparison"),
     ("RECOMMENDATION(S)", "recommendations"),
     ("CHEST, TWO VIEWS", "findings"),
     ("AP CHEST", "findings"),

@@ -67,15 +67,22 @@ def test_report_sentences_prefer_findings_and_impression_and_drop_repeats():
 def test_headings_in_a_report_folded_into_one_line():
   text = "INDICATION: Cough. FINDINGS: Clear lungs. IMPRESSION: Normal."
   assert reports.sections(text) == {
-    "indication": "Cough.", "findings": "Clear lungs.", "impression": "Normal.",
-  }  # fmt: skip
+    "indication": "Cough.",
+    "findings": "Clear lungs.",
+    "impression": "Normal.",
+  }
 
 
 def test_words():
   text = "A right-sided 1.5 cm nodule, (new)."
   assert [text[a:b] for a, b in reports.words(text)] == [
-    "A", "right-sided", "1.5", "cm", "nodule", "new",
-  ]  # fmt: skip
+    "A",
+    "right-sided",
+    "1.5",
+    "cm",
+    "nodule",
+    "new",
+  ]
 
 
 def test_keys_tell_texts_apart_and_ignore_case_and_punctuation():

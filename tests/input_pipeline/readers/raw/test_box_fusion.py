@@ -1,28 +1,11 @@
-import itertools
-
 import numpy as np
 import pytest
 
-from input_pipeline.readers.raw.box_fusion import FUSIONS, IOU, every, iou, largest, weighted
-
-
-def pixels(box):
-  return set(itertools.product(range(box[0], box[2]), range(box[1], box[3])))
+from input_pipeline.readers.raw.box_fusion import FUSIONS, IOU, every, largest, weighted
 
 
 def boxes(*rows):
   return np.array(rows, float).reshape(-1, 4)
-
-
-def test_iou_counts_pixels():
-  rng = np.random.default_rng(0)
-  low = rng.integers(0, 12, (6, 2))
-  some = np.concatenate([low, low + rng.integers(1, 9, (6, 2))], axis=1)
-  found = iou(some.astype(float), some[:4].astype(float))
-  for i, j in itertools.product(range(6), range(4)):
-    a, b = pixels(some[i]), pixels(some[j])
-    assert found[i, j] == pytest.approx(len(a & b) / len(a | b))
-  assert iou(boxes((1, 1, 1, 1)), boxes((1, 1, 1, 1)))[0, 0] == 0
 
 
 def test_weighted_takes_the_mean_of_what_readers_agree_on():

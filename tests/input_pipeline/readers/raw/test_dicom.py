@@ -30,8 +30,8 @@ def test_without_a_window_least_is_black_and_greatest_white():
 
 
 def test_monochrome1_is_inverted():
-  there = grey(image(RAMP, bits=12))
-  np.testing.assert_array_equal(grey(image(RAMP, bits=12, photometric="MONOCHROME1")), 255 - there)
+  plain = grey(image(RAMP, bits=12))
+  np.testing.assert_array_equal(grey(image(RAMP, bits=12, photometric="MONOCHROME1")), 255 - plain)
 
 
 def test_a_window_cuts_and_stretches_what_lies_in_it():
@@ -52,10 +52,14 @@ def test_the_window_counts_in_rescaled_values(slope, intercept):
   centre, width = float(scaled.mean()), float(np.ptp(scaled) / 2)
   got = grey(
     image(
-      RAMP, bits=12, RescaleSlope=slope, RescaleIntercept=intercept,
-      WindowCenter=centre + 0.5, WindowWidth=width + 1,
+      RAMP,
+      bits=12,
+      RescaleSlope=slope,
+      RescaleIntercept=intercept,
+      WindowCenter=centre + 0.5,
+      WindowWidth=width + 1,
     )
-  )  # fmt: skip
+  )
   expected = np.clip((scaled - centre) / width + 0.5, 0, 1) * 255
   np.testing.assert_allclose(got, expected, atol=0.51)
 
@@ -65,10 +69,14 @@ def test_a_negative_slope_turns_the_image():
   np.testing.assert_array_equal(got, np.rint((4080 - RAMP) * (255 / 4080)))
   windowed = grey(
     image(
-      RAMP, bits=12, RescaleSlope=-1.0, RescaleIntercept=4095.0,
-      WindowCenter=2048.0, WindowWidth=4096.0,
+      RAMP,
+      bits=12,
+      RescaleSlope=-1.0,
+      RescaleIntercept=4095.0,
+      WindowCenter=2048.0,
+      WindowWidth=4096.0,
     )
-  )  # fmt: skip
+  )
   assert windowed[0, 0] == 255 and windowed[-1, -1] < 2
 
 
@@ -96,9 +104,13 @@ def test_a_voi_table_clamps_and_wins_over_a_window(vr):
   data = (np.arange(3000) ** 2 / 2999**2 * 255).astype(np.uint16)
   got = grey(
     image(
-      RAMP, bits=12, VOILUTSequence=[lookup(data, 500, 8, vr)], WindowCenter=9, WindowWidth=2,
+      RAMP,
+      bits=12,
+      VOILUTSequence=[lookup(data, 500, 8, vr)],
+      WindowCenter=9,
+      WindowWidth=2,
     )
-  )  # fmt: skip
+  )
   expected = [int(data[min(max(int(v) - 500, 0), 2999)]) for v in RAMP.ravel()]
   np.testing.assert_array_equal(got.ravel(), expected)
 

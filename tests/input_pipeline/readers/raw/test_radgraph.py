@@ -4,6 +4,7 @@ import json
 import pytest
 
 from fakes import physionet
+from fakes import radgraph as fake
 from input_pipeline.example import Entity, UnreadableError
 from input_pipeline.readers.raw import radgraph
 from input_pipeline.readers.raw.folders import SourceError
@@ -31,7 +32,7 @@ REPORT = """                                 FINAL REPORT
 
 def graph(report, *marked, text=None):
   """An entry with entities by (first word, words, label), or by token numbers."""
-  tokens = text.split() if text is not None else physionet.tokens(report)
+  tokens = text.split() if text is not None else fake.tokens(report)
   entities = {}
   for number, (start, count, label) in enumerate(marked, 1):
     if isinstance(start, str):
@@ -49,7 +50,7 @@ def graph(report, *marked, text=None):
 
 
 def laid(report, *marked, sentences=None):
-  """(words, label) of what has a place, and how many have none."""
+  """Lays entities onto sentences: (words, label) of those with a place, and how many have none."""
   if sentences is None:
     sentences = mimic_reports.sentences(mimic_reports.sections(report))
   placed, unplaced = radgraph.entities(graph(report, *marked), sentences)
@@ -57,7 +58,7 @@ def laid(report, *marked, sentences=None):
 
 
 def test_entities_of_numbers_hyphens_signs_and_marks():
-  found, unplaced = laid(
+  placed, unplaced = laid(
     REPORT,
     ("Lungs", 1, "ANAT-DP"),
     ("clear#1", 1, "OBS-DP"),
@@ -68,7 +69,7 @@ def test_entities_of_numbers_hyphens_signs_and_marks():
     ("cavo-atrial", 2, "ANAT-DP"),
   )
   assert unplaced == 0
-  assert found == [
+  assert placed == [
     ("Lungs", "ANAT-DP"),
     ("clear", "OBS-DP"),
     ("patient's", "ANAT-DP"),
@@ -80,7 +81,7 @@ def test_entities_of_numbers_hyphens_signs_and_marks():
 
 
 def test_what_has_no_place_is_counted():
-  found, unplaced = laid(
+  placed, unplaced = laid(
     REPORT,
     ("fever", 1, "OBS-DP"),  # of the indication
     ("pneumothorax#1", 1, "OBS-DA"),  # its sentence stands twice and is kept once
@@ -89,7 +90,7 @@ def test_what_has_no_place_is_counted():
     (3, 900, "OBS-DP"),  # numbers that the text does not have
     ("Clear", 1, "OBS-DP"),
   )
-  assert found == [("Clear", "OBS-DP")]
+  assert placed == [("Clear", "OBS-DP")]
   assert unplaced == 5
 
 
@@ -102,14 +103,14 @@ def test_a_sentence_is_looked_for_behind_the_one_before_and_behind_a_sign():
   assert laid(report, ("Effusion#0", 1, "a"), ("Effusion#1", 1, "b")) == ([("Effusion", "b")], 1)
   # An impression that stands before its findings is found all the same.
   report = " IMPRESSION: Small effusion.\n FINDINGS: Heart is large. Effusion is small."
-  found, unplaced = laid(report, ("effusion", 1, "a"), ("Effusion", 1, "b"), ("Heart", 1, "c"))
-  assert found == [("Heart", "c"), ("Effusion", "b"), ("effusion", "a")]
+  placed, unplaced = laid(report, ("effusion", 1, "a"), ("Effusion", 1, "b"), ("Heart", 1, "c"))
+  assert placed == [("Heart", "c"), ("Effusion", "b"), ("effusion", "a")]
   assert unplaced == 0
 
 
 def test_the_same_words_never_serve_two_sentences():
-  found = laid(" FINDINGS: Clear.", ("Clear", 1, "a"), sentences=["Clear.", "clear"])
-  assert found == ([("Clear", "a")], 0)
+  placed = laid(" FINDINGS: Clear.", ("Clear", 1, "a"), sentences=["Clear.", "clear"])
+  assert placed == ([("Clear", "a")], 0)
 
 
 def test_sentences_that_radgraph_lacks_and_no_sentences():
@@ -128,9 +129,14 @@ def test_sentences_keep_their_numbers():
 
 @pytest.mark.parametrize(
   "entry",
-  [{}, {"text": "a"}, {"text": 1, "entities": {}}, {"text": "a", "entities": [1]},
-   {"text": "a", "entities": {"1": {"start_ix": None, "end_ix": 0, "label": "x"}}}],
-)  # fmt: skip
+  [
+    {},
+    {"text": "a"},
+    {"text": 1, "entities": {}},
+    {"text": "a", "entities": [1]},
+    {"text": "a", "entities": {"1": {"start_ix": None, "end_ix": 0, "label": "x"}}},
+  ],
+)
 def test_an_entry_that_is_none(entry):
   with pytest.raises(UnreadableError, match="its entry in RadGraph"):
     radgraph.entities(entry, ["Clear."])
@@ -205,20 +211,20 @@ def test_of_the_fakes_all_that_stands_in_sentences_has_a_place(tmp_path):
   for image in images:
     if image.truth is None:
       continue
-    _, entry = physionet.graph(image)
+    entry = fake.entry(image)
     sentences = mimic_reports.sentences(mimic_reports.sections(image.report))
     assert len(sentences) in (len(image.truth.sentences), 0)
-    found, unplaced = radgraph.entities(entry, sentences)
+    entities, unplaced = radgraph.entities(entry, sentences)
     labels = [entity["label"] for entity in entry["entities"].values()]
     of_indication = labels.count("OBS-U")
     marked += len(labels) - of_indication
-    placed += len(found)
+    placed += len(entities)
     assert unplaced >= of_indication
     tokens = entry["text"].split()
     expected = {
       " ".join(tokens[e["start_ix"] : e["end_ix"] + 1]) for e in entry["entities"].values()
     }
-    assert {sentences[e.sentence][e.start : e.end] for e in found} <= expected
+    assert {sentences[e.sentence][e.start : e.end] for e in entities} <= expected
   assert placed == marked > 200
 
 
@@ -231,10 +237,10 @@ def test_words_of_real_reports_have_places():
   for row in rows:
     report = f" FINDINGS: {row['findings']}\n IMPRESSION: {row['impression']}\n"
     sentences = mimic_reports.sentences(mimic_reports.sections(report))
-    words = [i for i, token in enumerate(physionet.tokens(report)) if token.strip("_.,:;/!?()-")]
-    found, _ = radgraph.entities(graph(report, *((i, 1, "x") for i in words)), sentences)
-    placed += len(found)
+    words = [i for i, token in enumerate(fake.tokens(report)) if token.strip("_.,:;/!?()-")]
+    entities, _ = radgraph.entities(graph(report, *((i, 1, "x") for i in words)), sentences)
+    placed += len(entities)
     marked += len(words) - 2  # the headings
     counted = sum(len(reports.words(sentence)) for sentence in sentences)
-    assert len(found) >= 0.95 * counted, report
+    assert len(entities) >= 0.95 * counted, report
   assert placed > 0.95 * marked

@@ -29,8 +29,8 @@ def stored(example, image_px=512, image_format="keep"):
   assert image.mode == "L"
   assert image.size == (out.width, out.height)
   # OpenCV, which trains, sees the same image as Pillow.
-  seen = cv2.imdecode(np.frombuffer(out.image, np.uint8), cv2.IMREAD_GRAYSCALE)
-  assert np.abs(seen.astype(int) - np.asarray(image)).max() <= 1
+  decoded = cv2.imdecode(np.frombuffer(out.image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  assert np.abs(decoded.astype(int) - np.asarray(image)).max() <= 1
   return out, np.asarray(image), image.format
 
 
@@ -112,7 +112,7 @@ def test_a_truncated_image_is_unreadable(form):
 
 
 def test_an_image_of_another_size_than_its_example_is_an_error():
-  with pytest.raises(ValueError, match="the image is 60 x 40, the study says 61 x 40"):
+  with pytest.raises(ValueError, match="the image is 60 x 40, the example says 61 x 40"):
     store_image(example_of(encoded(grey(60, 40)), 61, 40), 512)
 
 
@@ -241,10 +241,10 @@ def test_sixteen_bit_png_and_pgm_are_stored_alike():
   pixels = np.random.default_rng(0).integers(500, 3500, (40, 60)).astype(np.uint16)
   pgm = b"P5 60 40 65535\n" + pixels.astype(">u2").tobytes()
   for image_px in (20, 40):
-    one, two = (
+    first, second = (
       store_image(example_of(image, 60, 40), image_px) for image in (encoded(pixels), pgm)
     )
-    assert one.image == two.image
+    assert first.image == second.image
 
 
 def test_exif_that_follows_the_pixels_of_a_png_counts():

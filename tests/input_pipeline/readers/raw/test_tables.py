@@ -53,7 +53,7 @@ def test_names_replace_a_first_row_that_lies(tmp_path):
     (".csv.zip", "a\n", "no column 'b'"),
   ],
 )
-def test_what_is_wrong_is_said(tmp_path, kind, content, words):
+def test_errors_name_the_place(tmp_path, kind, content, words):
   path = written(tmp_path, kind, content)
   with pytest.raises(SourceError, match=words) as caught:
     list(tables.read(path, ("a", "b")))
@@ -84,17 +84,17 @@ def row(tmp_path, **cells):
 
 
 def test_cells(tmp_path):
-  one = row(tmp_path, a="1.50", b="nan", c="-1.0", d="x", e="inf", f="2")
-  assert one.number_or_none("a") == 1.5 and one.number_or_none("b") is None
-  assert one.label("c") == -1 and one.label("b") is None
-  assert one.numbers("a", "f") == (1.5, 2.0) and one.numbers("b", "b") is None
-  assert one.text("d") == "x" and one.one_of("d", ("x", "y")) == "x"
+  cells = row(tmp_path, a="1.50", b="nan", c="-1.0", d="x", e="inf", f="2")
+  assert cells.number_or_none("a") == 1.5 and cells.number_or_none("b") is None
+  assert cells.label("c") == -1 and cells.label("b") is None
+  assert cells.numbers("a", "f") == (1.5, 2.0) and cells.numbers("b", "b") is None
+  assert cells.text("d") == "x" and cells.one_of("d", ("x", "y")) == "x"
   for call in (
-    lambda: one.number_or_none("d"),
-    lambda: one.number_or_none("e"),
-    lambda: one.label("f"),
-    lambda: one.numbers("a", "b"),
-    lambda: one.one_of("d", ("y",)),
+    lambda: cells.number_or_none("d"),
+    lambda: cells.number_or_none("e"),
+    lambda: cells.label("f"),
+    lambda: cells.numbers("a", "b"),
+    lambda: cells.one_of("d", ("y",)),
   ):
     with pytest.raises(SourceError, match="t.csv, row 2, column '[a-f]'"):
       call()
@@ -106,7 +106,7 @@ def test_finding_files(tmp_path):
   assert folders.find(tmp_path, "b.csv", "v1/b.csv") == tmp_path / "v1" / "b.csv"
   assert folders.find(tmp_path, "v*/b.csv") == tmp_path / "v1" / "b.csv"
   with pytest.raises(SourceError, match="there is no c.csv or d.csv; get it"):
-    folders.find(tmp_path, "c.csv", "d.csv", what="get it")
+    folders.find(tmp_path, "c.csv", "d.csv", hint="get it")
   (tmp_path / "v2").mkdir()
   (tmp_path / "v2" / "b.csv").touch()
   with pytest.raises(SourceError, match=r"is there 2 times \(v1/b.csv, v2/b.csv\)"):

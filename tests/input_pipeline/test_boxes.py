@@ -1,14 +1,13 @@
-"""Boxes: overlap, the way to the square and back, and suppression, against brute force."""
+"""Boxes against painted pixels: overlap, the model's square; boxes and masks of regions."""
 
 import cv2
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from input_pipeline import images
+from input_pipeline import boxes, images
 from input_pipeline.example import Example, Region
-from plan_jax.metrics import boxes
+from input_pipeline.regions import example_boxes
 
 
 def _random(rng, count, side=20):
@@ -26,12 +25,12 @@ def _painted(box, side=40):
 def test_iou_counts_pixels():
   rng = np.random.default_rng(0)
   a, b = _random(rng, 7), _random(rng, 5)
-  found = boxes.iou(a, b)
+  actual = boxes.iou(a, b)
   for i, j in np.ndindex(7, 5):
-    one, other = _painted(a[i]), _painted(b[j])
-    assert found[i, j] == pytest.approx((one & other).sum() / (one | other).sum())
-  assert found.dtype == np.float32 and isinstance(found, np.ndarray)
-  np.testing.assert_allclose(boxes.iou(jnp.array(a), jnp.array(b)), found, rtol=1e-6)
+    first, second = _painted(a[i]), _painted(b[j])
+    assert actual[i, j] == pytest.approx((first & second).sum() / (first | second).sum())
+  assert actual.dtype == np.float32 and isinstance(actual, np.ndarray)
+  np.testing.assert_allclose(boxes.iou(jnp.array(a), jnp.array(b)), actual, rtol=1e-6)
 
 
 def test_iou_of_nothing():
@@ -48,8 +47,8 @@ def test_square_and_back(height, width):
   image[10:30, 5:40] = 255
   box = np.array([[5, 10, 40, 30]], np.float32)
   square = boxes.to_square(box, height, width, 256)
-  lit = images.fit(image, 256) > 0.5
-  columns, rows = np.flatnonzero(lit.any(0)), np.flatnonzero(lit.any(1))
+  bright = images.fit(image, 256) > 0.5
+  columns, rows = np.flatnonzero(bright.any(0)), np.flatnonzero(bright.any(1))
   seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
   np.testing.assert_allclose(square[0], seen, atol=1.5)
   np.testing.assert_allclose(boxes.to_image(square, height, width, 256), box, atol=1e-3)
@@ -62,35 +61,7 @@ def test_the_whole_image_is_its_part_of_the_square():
   np.testing.assert_allclose(boxes.to_image(beyond, 60, 90, 180), whole)
 
 
-def _suppressed(some, scores, labels, threshold):
-  """Greedy suppression, box by box."""
-  stays = np.zeros(len(some), bool)
-  for i in sorted(range(len(some)), key=lambda i: -scores[i]):
-    rivals = [j for j in np.flatnonzero(stays) if labels[j] == labels[i]]
-    overlaps = [boxes.iou(some[i : i + 1], some[j : j + 1])[0, 0] for j in rivals]
-    stays[i] = scores[i] > 0 and all(o <= threshold for o in overlaps)
-  return stays
-
-
-def test_suppression_is_the_greedy_one():
-  suppress = jax.jit(boxes.suppress)
-  for seed in range(20):
-    rng = np.random.default_rng(seed)
-    some, labels = _random(rng, 24), rng.integers(0, 2, 24)
-    scores = np.round(rng.random(24), 1).astype(np.float32)  # with ties, and zeros
-    found = suppress(some, scores, labels, 0.3)
-    np.testing.assert_array_equal(found, _suppressed(some, scores, labels, 0.3))
-
-
-def test_a_suppressed_box_suppresses_no_other():
-  some = np.array([[0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]], np.float32)
-  scores, labels = np.array([0.9, 0.8, 0.7]), np.zeros(3, int)
-  np.testing.assert_array_equal(
-    jax.jit(boxes.suppress)(some, scores, labels, 0.4), [True, False, True]
-  )
-
-
-def test_boxes_of_a_example():
+def test_boxes_of_an_example():
   mask = np.zeros((20, 30), np.uint8)
   mask[4:9, 10:12] = 255
   png = cv2.imencode(".png", mask)[1].tobytes()
@@ -104,8 +75,8 @@ def test_boxes_of_a_example():
       Region("", "nodule", none, blank),
     ),
   )  # fmt: skip
-  found, labels = boxes.of_example(example, ("nodule", "mass"))
-  np.testing.assert_array_equal(found, [*two, [10, 4, 12, 9]])
+  actual, labels = example_boxes(example, ("nodule", "mass"))
+  np.testing.assert_array_equal(actual, [*two, [10, 4, 12, 9]])
   np.testing.assert_array_equal(labels, [1, 1, 0])
-  found, labels = boxes.of_example(example, ("edema",))
-  assert found.shape == (0, 4) and labels.shape == (0,)
+  actual, labels = example_boxes(example, ("edema",))
+  assert actual.shape == (0, 4) and labels.shape == (0,)

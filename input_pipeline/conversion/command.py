@@ -1,0 +1,43 @@
+"""Command line of the conversion, shared by all that run it."""
+
+import argparse
+from typing import Any
+
+from input_pipeline.conversion.convert import convert, describe
+from input_pipeline.errors import UserError
+from input_pipeline.readers import by_name as readers
+from input_pipeline.readers.raw.stored_images import FORMATS
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+  """Returns a parser of the arguments of `convert`, but for its workers."""
+  parser = argparse.ArgumentParser(
+    prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--dataset", required=True, choices=readers.READERS, help="which reader reads the source")
+  add("--source", default="", help="folder of the raw data (the phantom needs none)")
+  add("--out", required=True, help="folder to write; a stopped conversion goes on in it")
+  add("--image_px", type=int, default=512, help="bound of the short side (default %(default)s)")
+  formats = "keep: JPEG stays JPEG, all else becomes PNG (default %(default)s)"
+  add("--image_format", choices=FORMATS, default="keep", help=formats)
+  add("--shard_size", type=int, default=256, help="images a shard (default %(default)s)")
+  add("--limit", type=int, help="only the first so many images of every split")
+  add("--selection", default="", help="images chosen by name, or by a .json file of a selection")
+  add("--selection_seed", type=int, default=0, help="of a selection by name (default 0)")
+  bound = "share of images that may be unreadable (default %(default)s)"
+  add("--max_skipped_fraction", type=float, default=0.01, help=bound)
+  add("--retry_skipped", action="store_true", help="read again what was skipped, after repairs")
+  readers.add_options(parser)
+  return parser
+
+
+def run(**arguments: Any) -> None:
+  """Runs `convert` and prints its summary, or one error, which is exit status 1."""
+  try:
+    summary = convert(**arguments)
+  except UserError as error:
+    raise SystemExit(f"error: {error}") from None
+  except KeyboardInterrupt:
+    raise SystemExit("stopped; the same command goes on from here") from None
+  print(describe(summary))

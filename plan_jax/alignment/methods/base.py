@@ -1,0 +1,121 @@
+"""Common parts of the local alignments: their inputs, settings, and what each must provide."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
+
+from plan_jax.alignment import blockwise, pairwise
+from plan_jax.alignment.curriculum import Stage
+from plan_jax.alignment.similarity import narrow
+
+
+class EmbeddedBatch(NamedTuple):
+  """Features of B pairs, as the objective takes them; all float32 but masks and keys.
+
+  Attributes:
+    pixels: features of the pixels, of any norm.
+    image_embedding: unit norm.
+    words: features of the words, of any norm.
+    text_embedding: unit norm.
+    mask: which words are words.
+    term: which words are diagnostic terms.
+    significance: in (0, 1), zero for padding.
+    attention: share of each word in the text embedding.
+    report_key: equal for reports of the same text, 0 for none.
+    example_key: equal for images and reports of the same example.
+    global_scale, local_scale: inverse temperatures of the contrasts.
+  """
+
+  pixels: Float[Array, "B P D"]
+  image_embedding: Float[Array, "B D"]
+  words: Float[Array, "B W D"]
+  text_embedding: Float[Array, "B D"]
+  mask: Bool[Array, "B W"]
+  term: Bool[Array, "B W"]
+  significance: Float[Array, "B W"]
+  attention: Float[Array, "B W"]
+  report_key: Int[Array, " B"]
+  example_key: Int[Array, " B"]
+  global_scale: ScalarLike
+  local_scale: ScalarLike
+
+
+@dataclass(frozen=True)
+class Alignment:
+  """Settings that hold through all of training.
+
+  Attributes:
+    method: a name of by_name.METHODS.
+    mask_positives: whether reports that say the same are left out of each other's negatives.
+    sparsifier, evidence, eta: of `plan`, see refinement.Rounds.
+    beta: of `plan`, see similarity.pool_words.
+    word_weight: of `plan`, weight of the contrast of single words over the images.
+    term_weight: of `plan`, weight of the significance's own loss, towards the diagnostic terms; 0:
+      it learns from the other losses alone.
+    dtype: of the products of words and pixels, see similarity.product.
+    implementation: of the contrast over all pairs, a name of pairwise.IMPLEMENTATIONS.
+    tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.
+    tile_mib: memory for a tile.
+  """
+
+  method: str
+  mask_positives: bool
+  sparsifier: str
+  evidence: str
+  eta: float
+  beta: float
+  word_weight: float
+  term_weight: float
+  dtype: str
+  implementation: str
+  tile_images: int
+  tile_reports: int
+  tile_mib: int
+
+
+class WordAttention(NamedTuple):
+  """Attention of the words of a text to the pixels of an image."""
+
+  weight: Float[Array, "W P"]  # >= 0, the region
+  similarity: Float[Array, "W P"]  # signed
+
+
+class Method(NamedTuple):
+  """Local alignment.
+
+  Attributes:
+    losses: (batch, stage, alignment, pair keys) -> (loss, accuracy) of each round.
+    attend: (image features, text features, stage, alignment) -> WordAttention, of one image and one
+      text without a batch axis.
+    pair_score: (alignment, stage) -> the score of image x report pairs; None: the method compares
+      none.
+  """
+
+  losses: Callable
+  attend: Callable
+  pair_score: Callable[[Alignment, Stage], pairwise.Score] | None = None
+
+
+def choose_tile(
+  score: pairwise.Score,
+  alignment: Alignment,
+  pixels: tuple[int, int, int],
+  words: tuple[int, int, int],
+) -> pairwise.Tile:
+  """Returns the tile for pixels (B, P, D) and words (B, W, D); raises ValueError if none fits."""
+  images, reports, mib = alignment.tile_images, alignment.tile_reports, alignment.tile_mib
+  return pairwise.tile(score, pixels, words, images=images, reports=reports, mib=mib)
+
+
+def contrast_pairs(
+  score: pairwise.Score, alignment: Alignment, x: pairwise.PairFeatures, keys: pairwise.Keys
+) -> pairwise.ContrastTerms:
+  """Contrasts all images with all reports, by the implementation that `alignment` names."""
+  pixels, words = narrow(x.pixels, alignment.dtype), narrow(x.words, alignment.dtype)
+  x = x._replace(pixels=pixels, words=words)
+  if alignment.implementation == "full":
+    return pairwise.full(score, x, keys)
+  contrast = {"chunked": blockwise.chunked, "ring": blockwise.ring}[alignment.implementation]
+  return contrast(score, choose_tile(score, alignment, pixels.shape, words.shape), x, keys)

@@ -1,0 +1,90 @@
+"""Method `plan`: contrast of all pairs by evidence from refined soft regions (after PLAN)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, ScalarLike
+
+from plan_jax.alignment.curriculum import Stage, word_weights
+from plan_jax.alignment.losses import info_nce, word_info_nce
+from plan_jax.alignment.methods import base
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
+from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
+from plan_jax.alignment.refinement import Rounds, refine
+from plan_jax.alignment.similarity import ImageKeys, l2_normalize, pool_words, prepare
+
+
+@dataclass(frozen=True)
+class PlanScore:
+  """Logits of pairs: scale times the pooled evidence of the words, one matrix a round.
+
+  Attributes:
+    rounds: of the regions.
+    beta: of `pool_words`.
+    single: whether the words' own logits (scale times evidence) are wanted too.
+  """
+
+  rounds: Rounds
+  beta: float
+  single: bool
+
+  def prepare(self, pixels: Float[Array, "I P D"]) -> ImageKeys:
+    """Computes what all words share of the images; pixels of unit norm."""
+    return prepare(pixels, gram=self.rounds.needs_gram, dtype=self.rounds.dtype)
+
+  def logits(
+    self,
+    prepared: ImageKeys,
+    words: Float[Array, "J W D"],
+    word_weights: Float[Array, "J W"],
+    scale: ScalarLike,
+  ) -> tuple[Float[Array, "K I J"], Float[Array, "K I J U"]]:
+    """Computes the logits of pairs and of single words; words of unit norm or zero."""
+    refined = refine(prepared, words, self.rounds)
+    evidence = jnp.stack([jnp.moveaxis(regions.evidence, -1, 0) for regions in refined])
+    single = scale * (evidence if self.single else evidence[..., :0])
+    return scale * pool_words(evidence, word_weights, self.beta), single
+
+  def tile_bytes(self, images: int, reports: int, pixels: int, words: int, channels: int) -> int:
+    """Bounds from above what the gradient of `logits` holds at once, for I, J, P, W, D."""
+    arrays = 4 + 12 * len(self.rounds.tau)  # of [J, W, I, P], by XLA's count
+    shape = (images, reports, pixels, words, channels)
+    return tile_bytes(arrays, self.rounds.needs_gram, shape)
+
+
+def rounds(alignment: Alignment, stage: Stage) -> Rounds:
+  """Returns the refinement rounds of a stage."""
+  a = alignment
+  return Rounds(stage.tau, stage.gamma, a.eta, a.sparsifier, a.evidence, a.dtype)
+
+
+def pair_score(alignment: Alignment, stage: Stage) -> PlanScore | None:
+  """Returns the score of a stage; None where it has no round."""
+  if not stage.local_weight:
+    return None
+  return PlanScore(rounds(alignment, stage), alignment.beta, alignment.word_weight > 0)
+
+
+def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> list:
+  """Computes (loss, accuracy) of each round: the contrast of pairs, and of single words."""
+  weights = word_weights(stage, x.significance, x.mask)
+  features = PairFeatures(l2_normalize(x.pixels), l2_normalize(x.words), weights, x.local_scale)
+  terms = base.contrast_pairs(pair_score(alignment, stage), alignment, features, keys)
+  loss, accuracy = info_nce(terms, keys.valid)
+  if alignment.word_weight:
+    weights = jax.lax.stop_gradient(weights)
+    loss += alignment.word_weight * word_info_nce(terms, keys.valid, weights)
+  return list(zip(loss, accuracy, strict=True))
+
+
+def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
+  """Returns the regions of the stage's last round."""
+  settings = rounds(alignment, stage)
+  pixels = l2_normalize(image.pixels)[None]
+  keys = prepare(pixels, gram=settings.needs_gram, dtype=settings.dtype)
+  last = refine(keys, l2_normalize(text.words)[None], settings)[-1]
+  return WordAttention(last.weight[0, :, 0], last.similarity[0, :, 0])
+
+
+METHOD = base.Method(losses, attend, pair_score)

@@ -1,0 +1,71 @@
+"""Evaluators by name, as `config.evaluation.evaluators` chooses them and their protocols."""
+
+import inspect
+
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.text import diagnostic_terms
+from plan_jax.evaluators import grounding, presence, prompts, retrieval, terms
+from plan_jax.evaluators.base import Evaluator
+from plan_jax.evaluators.class_retrieval import ClassRetrieval
+from plan_jax.evaluators.grounding import Grounding
+from plan_jax.evaluators.grounding_compat import PublishedGrounding
+from plan_jax.evaluators.presence import Presence
+from plan_jax.evaluators.reranking import Reranking
+from plan_jax.evaluators.retrieval import Retrieval
+from plan_jax.evaluators.retrieval_compat import PublishedRetrieval
+from plan_jax.evaluators.terms import Terms
+from plan_jax.evaluators.zero_shot import ZeroShot
+
+# In the order of their rows.
+EVALUATORS = {
+  "grounding": Grounding,
+  "grounding_compat": PublishedGrounding,
+  "retrieval": Retrieval,
+  "retrieval_compat": PublishedRetrieval,
+  "class_retrieval": ClassRetrieval,
+  "reranking": Reranking,
+  "presence": Presence,
+  "zero_shot": ZeroShot,
+  "terms": Terms,
+}
+
+# Protocol -> its definition, for the report.
+DEFINITIONS = {
+  module.PROTOCOL: inspect.cleandoc(module.__doc__)
+  for module in (grounding, retrieval, presence, terms)
+}
+
+
+def configured(config: ConfigDict) -> list[Evaluator]:
+  """Makes the evaluators that `config.evaluation.evaluators` gives a protocol.
+
+  Protocols of others, whose names begin with "compat-", need `config.evaluation.compatibility`.
+
+  Raises:
+    UserError: an evaluator or protocol is unknown, or prompts or terms cannot be read.
+  """
+  options = {
+    "grounding": {"seed": config.seed},
+    "reranking": {"top": config.evaluation.rerank_top},
+    "zero_shot": {"prompts": tuple(prompts.load(config.evaluation.prompts))},
+    "terms": {"listed": diagnostic_terms.load(config.text.terms).named},
+  }
+  sections = config.evaluation.evaluators
+  _check(sections, tuple(EVALUATORS), "evaluators")
+  evaluators = []
+  for name, evaluator in EVALUATORS.items():
+    protocols = tuple(sections[name].protocols) if name in sections else ()
+    _check(protocols, evaluator.protocols, f"evaluators.{name}.protocols")
+    if not config.evaluation.compatibility:
+      protocols = tuple(each for each in protocols if not each.startswith("compat-"))
+    if protocols:
+      evaluators.append(evaluator(protocols=protocols, **options.get(name, {})))
+  return evaluators
+
+
+def _check(names, known: tuple[str, ...], key: str) -> None:
+  for name in names:
+    if name not in known:
+      raise UserError(f"config.evaluation.{key}: is {name!r}; must be of {', '.join(known)}")

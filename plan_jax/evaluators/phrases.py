@@ -1,0 +1,112 @@
+"""Phrases of images with their true masks: the examples of phrase grounding."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from input_pipeline.example import Example, Region
+from input_pipeline.images import decode_example
+from input_pipeline.regions import region_mask
+from input_pipeline.text import reports
+from plan_jax.results.example_scores import example_id
+from plan_jax.runtime.logging import log
+
+
+@dataclass(frozen=True)
+class Phrase:
+  """A phrase of an image.
+
+  Attributes:
+    example: the image.
+    text: as the first of its regions has it.
+    label: the finding of that region.
+    regions: those whose phrases agree after normalisation.
+    mask: bool [H, W], their union at the stored resolution.
+  """
+
+  example: Example
+  text: str
+  label: str
+  regions: tuple[Region, ...]
+  mask: np.ndarray
+
+  @property
+  def id(self) -> str:
+    """Names the phrase in per-example scores."""
+    return example_id(self.example.image_id, self.text)
+
+
+def phrases(example: Example) -> list[Phrase]:
+  """Groups the regions of an example by phrase, in their order.
+
+  Raises:
+    ValueError: a mask is unreadable or not of the image's size; the message names the image.
+  """
+  groups: dict[str, list[Region]] = {}
+  for region in example.regions:
+    groups.setdefault(reports.normalise(region.phrase), []).append(region)
+  return [
+    Phrase(
+      example,
+      regions[0].phrase,
+      regions[0].label,
+      tuple(regions),
+      np.logical_or.reduce([region_mask(region, example) for region in regions]),
+    )
+    for regions in groups.values()
+  ]
+
+
+def phrase_batches(
+  examples: Iterable[Example], batch: int
+) -> Iterator[tuple[list[np.ndarray], list[Phrase]]]:
+  """Yields at most `batch` phrases at a time, and the image of each, uint8 [H, W].
+
+  Raises:
+    ValueError: an image is unreadable or not as its example says; the message names the image.
+  """
+  decoded: list[np.ndarray] = []
+  waiting: list[Phrase] = []
+  for example in examples:
+    if not example.regions:
+      continue
+    image = decode_example(example)
+    if image.shape != (example.height, example.width):
+      raise ValueError(
+        f"{example.image_id} is {image.shape[1]} x {image.shape[0]},"
+        f" its record says {example.width} x {example.height}"
+      )
+    for phrase in phrases(example):
+      decoded.append(image)
+      waiting.append(phrase)
+      if len(waiting) == batch:
+        yield decoded, waiting
+        decoded, waiting = [], []
+  if waiting:
+    yield decoded, waiting
+
+
+@dataclass
+class CroppedCounts:
+  """Counts of phrases whose true region lies outside of what a model saw."""
+
+  phrases: int = 0
+  partly: int = 0
+  wholly: int = 0
+
+  def add(self, cropped: np.ndarray | None, mask: np.ndarray) -> None:
+    """Counts a phrase with a mask [H, W] bool; `cropped` alike, None where all was seen."""
+    self.phrases += 1
+    if cropped is not None and mask.any():
+      outside = cropped[mask]
+      self.wholly += int(outside.all())
+      self.partly += int(outside.any() and not outside.all())
+
+  def log(self, what: str, rule: str) -> None:
+    """Logs how many there were, if any."""
+    if self.partly or self.wholly:
+      log.info(
+        f"{what}: of {self.phrases} phrases, {self.partly} have a region partly and {self.wholly}"
+        f" wholly outside of what the model saw; {rule}"
+      )

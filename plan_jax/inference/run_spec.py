@@ -1,0 +1,142 @@
+"""The ModelSpec of a run: its own encoders, grounding as the stage of training does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from input_pipeline import images
+from input_pipeline.text.tokenizer import Encoded, Tokenizer
+from plan_jax.alignment import curriculum
+from plan_jax.alignment.curriculum import Stage
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.by_name import METHODS, pair_score
+from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.similarity import l2_normalize
+from plan_jax.inference.spec import EncodedTexts, ModelSpec, Text
+from plan_jax.models.two_towers import TwoTowers, image_encoder
+
+
+@dataclass(frozen=True)
+class Letterbox:
+  """The whole image in a square, its margin black.
+
+  Attributes:
+    input_px: side of the square.
+    first_px: place of the first cell's centre in the square, see `images.unfit`.
+  """
+
+  input_px: int
+  first_px: float | None
+
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the square, in [0, 1]."""
+    return images.fit(image, self.input_px)
+
+  def to_image(
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape."""
+    return images.unfit(grid, *shape, self.input_px, first_px=self.first_px, nearest=nearest)
+
+
+@dataclass(frozen=True)
+class RunTexts:
+  """Reports in the run's vocabulary.
+
+  Attributes:
+    tokenizer: of the run.
+    max_tokens, max_words: length of the arrays; sentences that do not fit are left out.
+  """
+
+  tokenizer: Tokenizer
+  max_tokens: int
+  max_words: int
+
+  def encode(self, texts: Sequence[Text], *, same_length: bool = False) -> EncodedTexts:
+    """Arrays of N texts, all of one length; counts the sentences left out."""
+    encoded = [self._encode(text) for text in texts]
+    return EncodedTexts([text.arrays() for text in encoded], sum(text.dropped for text in encoded))
+
+  def words(self, text: Text) -> list[tuple[str, int]]:
+    """The words that fit, in order."""
+    return [(word, w) for w, word in enumerate(self._encode(text).words)]
+
+  def report_words(self, text: Text) -> list[tuple[str, list[int]]]:
+    """The words that fit, each at its one place."""
+    return [(word, [w]) for word, w in self.words(text)]
+
+  def _encode(self, text: Text) -> Encoded:
+    return self.tokenizer.encode(text, max_tokens=self.max_tokens, max_words=self.max_words)
+
+
+def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> ModelSpec:
+  """Describes the model of a run, at every point of its training.
+
+  Args:
+    model: the two encoders.
+    tokenizer: of the run.
+    config: of the run.
+  """
+  evaluation, alignment = config.evaluation, Alignment(**config.alignment)
+  stages = curriculum.stages(config.curriculum)
+  encoder = image_encoder(config.model.image)
+  side = -(-config.model.image_px // encoder.output_stride)
+  local_logits = partial(_local_logits, alignment)
+  return ModelSpec(
+    title="",
+    images=Letterbox(config.model.image_px, encoder.first_px),
+    texts=RunTexts(tokenizer, evaluation.max_tokens, evaluation.max_words),
+    grid=(side, side),
+    embed_images=partial(model.apply, method=model.embed_images),
+    embed_texts=partial(model.apply, method=model.embed_texts),
+    attend=partial(_attend, alignment),
+    ground_phrase=partial(_ground_phrase, alignment),
+    local_bytes=2 * config.model.embed_dim * (side**2 + evaluation.max_words),
+    note="{} sentences found no room: raise config.evaluation.max_tokens and max_words",
+    scales=_scales,
+    # A step's weights are those of the stage that made them.
+    stage_at=lambda step: curriculum.stage_at(stages, max(0, step - 1), config.train.steps),
+    has_local_scores=lambda stage: pair_score(alignment, stage) is not None,
+    local_logits=local_logits,
+    local_similarity=local_logits,
+    # GLoRIA's published score contains its temperature.
+    similarity_divisor=GloriaScore.scale if alignment.method == "gloria" else 1.0,
+    has_significance=True,
+  )
+
+
+def _scales(variables: dict) -> tuple[np.float32, np.float32]:
+  log_scale = variables["params"]["log_scale"]
+  return np.exp(log_scale[0]), np.exp(log_scale[1])
+
+
+def _attend(alignment: Alignment, image, text, stage: Stage):
+  # Trained on the global contrast alone, only the global embeddings know anything.
+  method = METHODS[alignment.method if stage.local_weight else "none"]
+  weights = curriculum.word_weights(stage, text.significance[None], text.mask[None])[0]
+  return method.attend(image, text, stage, alignment), weights
+
+
+def _ground_phrase(alignment: Alignment, image, text, stage: Stage):
+  attention = METHODS["none"].attend(image, text, stage, alignment)  # alike for all words
+  return attention.weight[0], attention.similarity[0]
+
+
+def _local_logits(
+  alignment: Alignment, pixels, words, significance, scale, stage: Stage
+) -> jax.Array:
+  """Logits [I, J] of the last round; GLoRIA has its own temperature."""
+  score = pair_score(alignment, stage)
+  pixels, words = pixels.astype(jnp.float32), words.astype(jnp.float32)
+  if alignment.method == "plan":
+    pixels, words = l2_normalize(pixels), l2_normalize(words)
+    weights = curriculum.word_weights(stage, significance, significance > 0)
+  else:
+    weights, scale = (significance > 0).astype(jnp.float32), jnp.float32(1)
+  return score.logits(score.prepare(pixels), words, weights, scale)[0][-1]

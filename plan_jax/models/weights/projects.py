@@ -1,0 +1,284 @@
+"""Layouts of other projects' checkpoints: ResNets, ViTs, BERTs and whole models."""
+
+from plan_jax.models.weights.layouts import Layout, Row, into, under
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5,) * 3, (0.5,) * 3)
+_PLAIN = ((0.0,) * 3, (1.0,) * 3)
+
+
+# --- encoders ---------------------------------------------------------------------------------
+
+
+def _resnet(stem: str, norm: str, block: str, stage: str) -> tuple[Row, ...]:
+  """Lists torchvision's ResNet; `block` has the groups stage and block, `stage` is ours."""
+  ours = rf"stage{stage}_block\2+1"
+  return (
+    Row(stem, "stem", "convolution"),
+    Row(norm, "stem_norm", "batch_norm"),
+    Row(rf"{block}\.conv(\d)", rf"{ours}/conv\3", "convolution"),
+    Row(rf"{block}\.bn(\d)", rf"{ours}/norm\3", "batch_norm"),
+    Row(rf"{block}\.downsample\.0", f"{ours}/shortcut", "convolution"),
+    Row(rf"{block}\.downsample\.1", f"{ours}/shortcut_norm", "batch_norm"),
+  )
+
+
+RESNET = _resnet("conv1", "bn1", r"layer(\d)\.(\d+)", r"\1")
+# The same modules, named by their number in a Sequential.
+NUMBERED_RESNET = _resnet(r"0", r"1", r"(\d)\.(\d+)", r"\1-3")
+
+_HF_BLOCK = r"encoder\.stages\.(\d)\.layers\.(\d+)"
+_HF_OURS = r"stage\1+1_block\2+1"
+HF_RESNET = (
+  Row(r"embedder\.embedder\.convolution", "stem", "convolution"),
+  Row(r"embedder\.embedder\.normalization", "stem_norm", "batch_norm"),
+  Row(rf"{_HF_BLOCK}\.layer\.(\d)\.convolution", rf"{_HF_OURS}/conv\3+1", "convolution"),
+  Row(rf"{_HF_BLOCK}\.layer\.(\d)\.normalization", rf"{_HF_OURS}/norm\3+1", "batch_norm"),
+  Row(rf"{_HF_BLOCK}\.shortcut\.convolution", f"{_HF_OURS}/shortcut", "convolution"),
+  Row(rf"{_HF_BLOCK}\.shortcut\.normalization", f"{_HF_OURS}/shortcut_norm", "batch_norm"),
+)
+
+BIOVIL_PROJECTOR = (
+  Row(r"projector\.model\.0", "projector_in", "convolution"),
+  Row(r"projector\.model\.1", "projector_norm", "batch_norm"),
+  Row(r"projector\.model\.3", "projector_out", "convolution"),
+)
+
+VIT = (
+  Row(r"patch_embed\.proj", "patch_embedding", "patches"),
+  Row("cls_token", "class_token", "class_token"),
+  Row("pos_embed", "", "positions"),
+  Row(r"blocks\.(\d+)\.norm1", r"block\1+1/attention_norm", "layer_norm"),
+  Row(r"blocks\.(\d+)\.attn\.qkv", r"block\1+1", "qkv"),
+  Row(r"blocks\.(\d+)\.attn\.proj", r"block\1+1/attention_out", "dense"),
+  Row(r"blocks\.(\d+)\.norm2", r"block\1+1/mlp_norm", "layer_norm"),
+  Row(r"blocks\.(\d+)\.mlp\.fc1", r"block\1+1/mlp_in", "dense"),
+  Row(r"blocks\.(\d+)\.mlp\.fc2", r"block\1+1/mlp_out", "dense"),
+  Row("norm", "norm", "layer_norm"),
+)
+
+_HF_LAYER = r"encoder\.layer\.(\d+)"
+HF_VIT = (
+  Row(r"embeddings\.patch_embeddings\.projection", "patch_embedding", "patches"),
+  Row(r"embeddings\.cls_token", "class_token", "class_token"),
+  Row(r"embeddings\.position_embeddings", "", "positions"),
+  Row(rf"{_HF_LAYER}\.layernorm_before", r"block\1+1/attention_norm", "layer_norm"),
+  Row(rf"{_HF_LAYER}\.attention\.attention\.(query|key|value)", r"block\1+1/\2", "dense"),
+  Row(rf"{_HF_LAYER}\.attention\.output\.dense", r"block\1+1/attention_out", "dense"),
+  Row(rf"{_HF_LAYER}\.layernorm_after", r"block\1+1/mlp_norm", "layer_norm"),
+  Row(rf"{_HF_LAYER}\.intermediate\.dense", r"block\1+1/mlp_in", "dense"),
+  Row(rf"{_HF_LAYER}\.output\.dense", r"block\1+1/mlp_out", "dense"),
+  Row("layernorm", "norm", "layer_norm"),
+)
+
+BERT = (
+  Row(r"embeddings\.word_embeddings", "token_embedding", "embedding"),
+  Row(r"embeddings\.position_embeddings", "position_embedding", "embedding"),
+  Row(r"embeddings\.token_type_embeddings", "type_embedding", "first_row"),
+  Row(r"embeddings\.LayerNorm", "embedding_norm", "layer_norm"),
+  Row(rf"{_HF_LAYER}\.attention\.self\.(query|key|value)", r"layer\1+1/\2", "dense"),
+  Row(rf"{_HF_LAYER}\.attention\.output\.dense", r"layer\1+1/attention_out", "dense"),
+  Row(rf"{_HF_LAYER}\.attention\.output\.LayerNorm", r"layer\1+1/attention_norm", "layer_norm"),
+  Row(rf"{_HF_LAYER}\.intermediate\.dense", r"layer\1+1/mlp_in", "dense"),
+  Row(rf"{_HF_LAYER}\.output\.dense", r"layer\1+1/mlp_out", "dense"),
+  Row(rf"{_HF_LAYER}\.output\.LayerNorm", r"layer\1+1/mlp_norm", "layer_norm"),
+)
+CXR_BERT_PROJECTOR = (
+  Row(r"cls_projection_head\.dense_to_hidden", "projector_in", "dense"),
+  Row(r"cls_projection_head\.LayerNorm", "projector_norm", "layer_norm"),
+  Row(r"cls_projection_head\.dense_to_output", "projector_out", "dense"),
+)
+
+
+def _not_bert(prefix: str) -> tuple[str, ...]:
+  """Lists a buffer, a head behind [CLS], and attention to another sequence (unused by MGCA)."""
+  names = (r"embeddings\.position_ids", r"pooler\..+", rf"{_HF_LAYER}\.crossattention\..+")
+  return tuple(prefix + name for name in names)
+
+
+def _ours(encoder: str, first: str) -> tuple[Row, ...]:
+  return (
+    Row(rf"{encoder}\.({first})", r"\1", "ours"),
+    Row(rf"{encoder}\.(\w+)\.(\w+)", r"\1/\2", "ours"),
+    Row(rf"{encoder}\.(\w+)", r"\1", "ours"),
+    Row(rf"{encoder}\.(\w+_(?:token|position|embedding))", r"\1", "our_array"),
+  )
+
+
+# --- one encoder of a checkpoint --------------------------------------------------------------
+
+_OUR_HEADS = (r"(pixel|image|word|report|significance|attention)_(norm|head)\..+", "log_scale")
+_GLORIA_HEADS = (r"gloria\.img_encoder\.(global|local)_embedder\..+",)
+_MGCA_ATTENTION = (r"prototype_layer\..+", r"(patch|word)_local_atten_layer\..+")
+_MGCA_HEADS = (r"(img|text)_encoder_q\.(global|local)_embed\..+", *_MGCA_ATTENTION)
+_CONVIRT_HEADS = (r"(img|text)_encoder\.(global|local)_embed\..+",)
+_NUMBERED_HEADS = (r"(res|bert)_l[12]\..+",)
+_BIOVIL_HEADS = (r"encoder\.encoder\.fc\..+", r"classifier\..+")
+
+
+def _image_of_mgca(
+  project: str, end: str, heads: tuple[str, ...], encoder: str, rows: tuple[Row, ...]
+) -> Layout:
+  """Lists the image encoder of MGCA, or of ConVIRT in MGCA's code."""
+  return Layout(
+    f"{project} {dict(resnet='ResNet', vit='ViT')[encoder]}",
+    encoder,
+    under(rf"img_encoder{end}\.model\.", rows),
+    (rf"text_encoder{end}\..+", rf"img_encoder{end}\.model\.head\..+", *heads),
+    _HALF,
+  )
+
+
+def _our_image(name: str, encoder: str, first: str) -> Layout:
+  aside = (r"text_encoder\..+", *_OUR_HEADS)
+  return Layout(f"plan_jax {name}", encoder, _ours("image_encoder", first), aside)
+
+
+IMAGE_LAYOUTS = (
+  Layout("torchvision ResNet", "resnet", RESNET, (r"fc\..+",), _IMAGENET),
+  Layout("timm ViT", "vit", VIT, (r"(head|pre_logits)\..+",)),
+  Layout(
+    "Hugging Face ResNet",
+    "resnet",
+    under(r"(?:resnet\.)?", HF_RESNET),
+    (r"classifier\..+",),
+    _IMAGENET,
+  ),
+  Layout(
+    "Hugging Face ViT",
+    "vit",
+    under(r"(?:vit\.)?", HF_VIT),
+    (r"(vit\.)?pooler\..+", r"classifier\..+"),
+    _HALF,
+  ),
+  Layout(
+    "BioViL",
+    "resnet",
+    under(r"encoder\.encoder\.", RESNET) + BIOVIL_PROJECTOR,
+    (
+      *_BIOVIL_HEADS,
+      # BioViL-T's second image; its projector is behind both.
+      r"encoder\.(backbone_to_vit|vit_pooler)\..+",
+      r"encoder\.missing_previous_emb",
+    ),
+    _PLAIN,
+  ),
+  Layout(
+    "GLoRIA",
+    "resnet",
+    under(r"gloria\.img_encoder\.model\.", RESNET),
+    (r"gloria\.text_encoder\..+", *_GLORIA_HEADS),
+    _HALF,
+  ),
+  _image_of_mgca("MGCA", "_q", _MGCA_HEADS, "resnet", RESNET),
+  _image_of_mgca("MGCA", "_q", _MGCA_HEADS, "vit", VIT),
+  _image_of_mgca("ConVIRT", "", _CONVIRT_HEADS, "resnet", RESNET),
+  _image_of_mgca("ConVIRT", "", _CONVIRT_HEADS, "vit", VIT),
+  Layout(
+    "ConVIRT-pytorch",
+    "resnet",
+    under(r"res_features\.", NUMBERED_RESNET),
+    (r"bert_model\..+", *_NUMBERED_HEADS),
+  ),
+  _our_image("ResNet", "resnet", "stem"),
+  _our_image("ViT", "vit", "patch_embedding"),
+)
+
+
+def _bert_of(
+  name: str, prefix: str, image: str, heads: tuple[str, ...], *, zeros: tuple[str, ...] = ()
+) -> Layout:
+  """Lists the text encoder of a joint checkpoint."""
+  aside = (*_not_bert(rf"{prefix}\."), rf"{image}\..+", *heads)
+  return Layout(name, "bert", under(rf"{prefix}\.", BERT), aside, zeros=zeros)
+
+
+_BLIP_ZEROS = ("type_embedding",)  # BLIP's BERT, which MGCA took over, has no types
+
+TEXT_LAYOUTS = (
+  Layout(
+    "BERT",
+    "bert",
+    under(r"(?:bert\.)?", BERT) + CXR_BERT_PROJECTOR,
+    (*_not_bert(r"(bert\.)?"), r"cls\..+"),
+  ),
+  _bert_of("GLoRIA", r"gloria\.text_encoder\.model", r"gloria\.img_encoder", _GLORIA_HEADS),
+  _bert_of("MGCA", r"text_encoder_q\.model", "img_encoder_q", _MGCA_HEADS, zeros=_BLIP_ZEROS),
+  _bert_of("ConVIRT", r"text_encoder\.model", "img_encoder", _CONVIRT_HEADS, zeros=_BLIP_ZEROS),
+  _bert_of("ConVIRT-pytorch", "bert_model", "res_features", _NUMBERED_HEADS),
+  Layout(
+    "plan_jax",
+    "bert",
+    _ours("text_encoder", "token_embedding"),
+    (r"image_encoder\..+", *_OUR_HEADS),
+  ),
+)
+
+
+# --- whole models, heads and all --------------------------------------------------------------
+
+
+def _mgca_head(module: str, path: str, kind: str) -> tuple[Row, ...]:
+  """Lists a dense layer, batch norm, ReLU, dense layer, batch norm."""
+  return (
+    Row(rf"{module}\.head\.0", f"{path}/hidden", kind),
+    Row(rf"{module}\.head\.1", f"{path}/hidden_norm", "batch_norm"),
+    Row(rf"{module}\.head\.3", f"{path}/out", kind),
+    Row(rf"{module}\.head\.4", f"{path}/out_norm", "batch_norm"),
+  )
+
+
+def _mgca(name: str, trunk: tuple[Row, ...]) -> Layout:
+  rows = (
+    *into("image_encoder", under(r"img_encoder_q\.model\.", trunk)),
+    *_mgca_head(r"img_encoder_q\.global_embed", "image_head", "dense"),
+    *_mgca_head(r"img_encoder_q\.local_embed", "pixel_head", "convolution_1d"),
+    *into("text_encoder", under(r"text_encoder_q\.model\.", BERT)),
+    *_mgca_head(r"text_encoder_q\.global_embed", "report_head", "dense"),
+    *_mgca_head(r"text_encoder_q\.local_embed", "word_head", "convolution_1d"),
+  )
+  aside = (*_not_bert(r"text_encoder_q\.model\."), *_MGCA_ATTENTION)
+  zeros = ("text_encoder/type_embedding",)
+  return Layout(f"MGCA {name}", f"mgca_{name.lower()}", rows, aside, zeros=zeros)
+
+
+def _gloria() -> Layout:
+  rows = (
+    *into("image_encoder", under(r"gloria\.img_encoder\.model\.", RESNET)),
+    Row(r"gloria\.img_encoder\.global_embedder", "image_head", "dense"),
+    Row(r"gloria\.img_encoder\.local_embedder", "pixel_head", "convolution"),
+    *into("text_encoder", under(r"gloria\.text_encoder\.model\.", BERT)),
+  )
+  return Layout("GLoRIA", "gloria", rows, _not_bert(r"gloria\.text_encoder\.model\."))
+
+
+def _biovil_t() -> Layout:
+  rows = (
+    Row(r"encoder\.backbone_to_vit", "reduced", "convolution"),
+    Row(r"encoder\.missing_previous_emb", "no_previous", "class_token"),
+    *_BIOVIL_TRUNK,
+    *BIOVIL_PROJECTOR,
+  )
+  # The pooler compares with an earlier image, and is not asked for without.
+  return Layout("BioViL-T", "biovil_t", rows, (*_BIOVIL_HEADS, r"encoder\.vit_pooler\..+"))
+
+
+def _cxr_bert() -> Layout:
+  rows = into("text_encoder", under(r"bert\.", BERT) + CXR_BERT_PROJECTOR)
+  return Layout("CXR-BERT", "cxr_bert", rows, (*_not_bert(r"bert\."), r"cls\..+"))
+
+
+_BIOVIL_TRUNK = into("image_encoder", under(r"encoder\.encoder\.", RESNET))
+
+# By name of the baseline; the text encoder of BioViL is "cxr_bert", a file of its own.
+BASELINE_LAYOUTS = {
+  layout.encoder: layout
+  for layout in (
+    _gloria(),
+    _mgca("ResNet", RESNET),
+    _mgca("ViT", VIT),
+    _biovil_t(),
+    Layout("BioViL", "biovil", _BIOVIL_TRUNK + BIOVIL_PROJECTOR, _BIOVIL_HEADS),
+    _cxr_bert(),
+  )
+}

@@ -1,0 +1,126 @@
+"""Tables of results as text, and how a run stands to its chance baselines."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
+
+from plan_jax.metrics.bootstrap import Summary
+from plan_jax.results.rows import HEADLINES, RUN, Row, lower_is_better
+
+
+def table(rows: Iterable[Row]) -> str:
+  """Returns one table for each (task, protocol, data): the run with its interval, baselines, n."""
+  parts = []
+  for (task, protocol, data), block in grouped(rows).items():
+    models = chance_baselines(block)
+    gallery = any(row.gallery is not None for row in block)
+    lines = []
+    previous = None
+    for (group, metric), cells in cells_of(block).items():
+      run = cells.get(RUN)
+      any_row = run or next(iter(cells.values()))
+      lines.append(
+        [
+          "" if group == previous else group,
+          metric,
+          with_interval(run) if run else "-",
+          *(number(cells[model].value) if model in cells else "-" for model in models),
+          any_row.n,
+          *([any_row.gallery] if gallery else []),
+        ]
+      )
+      previous = group
+    head = ["group", "metric", "run [95 % interval]", *models, "n"] + ["gallery"] * gallery
+    parts.append(f"{task} on {data} ({protocol})\n{aligned(lines, head, texts=3)}")
+  return "\n\n".join(parts)
+
+
+def headline(rows: Iterable[Row]) -> str:
+  """Returns those of the metrics `HEADLINES` that exist, one a line, beside their baselines."""
+  lines = []
+  for (task, protocol, data), block in grouped(rows).items():
+    cells = cells_of(block)
+    for wanted, group, metric in HEADLINES:
+      models = cells.get((group, metric), {})
+      row = models.get(RUN)
+      if wanted != task or row is None:
+        continue
+      chance = ", ".join(
+        f"{name} {number(models[name].value)}" for name in chance_baselines(models.values())
+      )
+      size = f"n {row.n}" + (f", gallery {row.gallery}" if row.gallery is not None else "")
+      name = f"{group} {metric}" if group != "all" else metric
+      line = [f"{data} {protocol}", name, with_interval(row), f"({size})"]
+      lines.append([*line, f"| {chance}" if chance else ""])
+  return aligned(lines, texts=5)
+
+
+def aligned(
+  lines: Sequence[Sequence], head: Sequence[str] = (), *, texts: int, style: str = "plain"
+) -> str:
+  """Returns lines of cells as a table; the first `texts` columns stand left, all others right."""
+  if not lines:
+    return ""
+  sides = ["left" if i < texts else "right" for i in range(len(lines[0]))]
+  return tabulate(lines, head, tablefmt=style, colalign=sides, disable_numparse=True)
+
+
+def grouped(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
+  """Groups rows by (task, protocol, data), in their order."""
+  blocks: dict[tuple[str, str, str], list[Row]] = {}
+  for row in rows:
+    blocks.setdefault((row.task, row.protocol, row.data), []).append(row)
+  return blocks
+
+
+def cells_of(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+  """(group, metric) -> model -> row: "macro" and "all" first, else in the order of the rows."""
+  groups: dict[str, dict[tuple[str, str], dict[str, Row]]] = {}
+  for row in rows:
+    cells = groups.setdefault(row.group, {})
+    cells.setdefault((row.group, row.metric), {})[row.model] = row
+  first = [name for name in ("macro", "all") if name in groups]
+  order = first + [name for name in groups if name not in first]
+  return {key: cells for name in order for key, cells in groups[name].items()}
+
+
+def chance_baselines(rows: Iterable[Row]) -> list[str]:
+  """Returns the names of the chance baselines among the rows, in their order."""
+  return list(dict.fromkeys(row.model for row in rows if row.model != RUN))
+
+
+def best_chance(cells: dict[str, Row]) -> Row | None:
+  """Returns the best chance baseline among the models of one (group, metric); None without one."""
+  known = [row for name, row in cells.items() if name != RUN and not math.isnan(row.value)]
+  if not known:
+    return None
+  pick = min if lower_is_better(known[0].metric) else max
+  return pick(known, key=lambda row: row.value)
+
+
+def standing(cells: dict[str, Row]) -> str:
+  """Compares the run with its best chance baseline: "better", "worse", "level", or "" if unknown.
+
+  It is level where its own interval holds the baseline's value.
+  """
+  run, chance = cells.get(RUN), best_chance(cells)
+  if run is None or chance is None or math.isnan(run.low) or math.isnan(run.high):
+    return ""
+  if run.low <= chance.value <= run.high:
+    return "level"
+  return "better" if (run.low > chance.value) != lower_is_better(run.metric) else "worse"
+
+
+def number(value: float) -> str:
+  """Formats with three decimals, one from 100 on; "-" for NaN."""
+  if math.isnan(value):
+    return "-"
+  return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def with_interval(row: Row | Summary) -> str:
+  """Formats as `value [low, high]`, or the value alone where there is no interval."""
+  if math.isnan(row.low) or math.isnan(row.high):
+    return number(row.value)
+  return f"{number(row.value)} [{number(row.low)}, {number(row.high)}]"

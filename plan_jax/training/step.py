@@ -1,0 +1,129 @@
+"""The update of pre-training: encoders, objective, gradient, optimizer."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from plan_jax.alignment import curriculum
+from plan_jax.alignment.curriculum import Stage
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
+from plan_jax.alignment.objective import objective
+from plan_jax.models import freezing
+from plan_jax.models.two_towers import TwoTowers, bounded
+from plan_jax.runtime import mesh
+from plan_jax.training.assembly import Assembly
+from plan_jax.training.config import TrainConfig
+from plan_jax.training.gradient_cache import value_and_gradient
+from plan_jax.training.state import TrainState
+
+
+def make_step(
+  model: TwoTowers,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  stage: Stage,
+  alignment: Alignment,
+  config: TrainConfig,
+  *,
+  seed: int,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """Makes the update under `stage`: (state, batch) -> (state, scalar metrics).
+
+  Args:
+    model: both encoders.
+    optimizer, schedule: as `make_optimizer` gives them; the schedule is measured.
+    stage: of the curriculum; it is compiled in, for rounds change the shape of the computation.
+    alignment: of `objective`.
+    config: for ema_decay, micro_batches and freeze.
+    seed: of dropout.
+  """
+  base = jax.random.fold_in(jax.random.key(seed), 1)
+  freeze = tuple(config.freeze)
+
+  def encode(params, batch_stats, batch, key):
+    params = freezing.without_gradient(params, freeze)
+    (image, text, _), mutated = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      batch,
+      train=True,
+      rngs={"dropout": key},
+      mutable=["batch_stats"],
+    )
+    features = {
+      "pixels": image.pixels,
+      "image_embedding": image.embedding,
+      "words": text.words,
+      "text_embedding": text.embedding,
+      "significance": text.significance,
+      "attention": text.attention,
+    }
+    return features, mutated.get("batch_stats", {})
+
+  def loss(features, params, batch):
+    params = freezing.without_gradient(params, freeze)
+    scales = model.apply({"params": params}, method="scales")
+    embedded = EmbeddedBatch(
+      **features,
+      mask=batch["word_mask"],
+      term=batch["term"],
+      report_key=batch["report_key"],
+      example_key=batch["study_key"],
+      global_scale=scales[0],
+      local_scale=scales[1],
+    )
+    return objective(embedded, stage, alignment)
+
+  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    key = jax.random.fold_in(base, state.step)
+    (parts, batch_stats), gradient = value_and_gradient(
+      encode, loss, state.params, state.batch_stats, batch, key, config.micro_batches
+    )
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = bounded(optax.apply_updates(state.params, updates), model.scale_max)
+    ema = state.ema
+    if ema is not None:
+      ema = optax.incremental_update(params, ema, 1 - config.ema_decay)
+    parts |= {
+      "learning_rate": schedule(state.step),
+      "gradient_norm": optax.tree.norm(gradient),
+      "parameter_norm": optax.tree.norm(params),
+      "dropped_sentences": batch["dropped_sentences"].sum(),
+    }
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), parts
+
+  return step
+
+
+class StagedStep:
+  """The update of every stage, jitted on the mesh when its first step comes."""
+
+  def __init__(self, parts: Assembly):
+    self._parts = parts
+    self._compiled: dict[str, Callable] = {}
+
+  def stage(self, step: int) -> Stage:
+    """The stage that step `step` (0-based) belongs to."""
+    return curriculum.stage_at(self._parts.stages, step, self._parts.train.steps)
+
+  def __call__(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    """Updates the state, whose memory is given away, by a global batch; gives scalar metrics."""
+    parts, stage = self._parts, self.stage(step)
+    if stage.name not in self._compiled:
+      update = make_step(
+        parts.model,
+        parts.optimizer,
+        parts.schedule,
+        stage,
+        Alignment(**parts.config.alignment),
+        parts.train,
+        seed=parts.config.seed,
+      )
+      self._compiled[stage.name] = jax.jit(
+        update,
+        in_shardings=(parts.shardings, mesh.batch_sharding(parts.mesh)),
+        out_shardings=(parts.shardings, None),
+        donate_argnums=0,
+      )
+    with jax.set_mesh(parts.mesh):
+      return self._compiled[stage.name](state, batch)

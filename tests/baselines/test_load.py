@@ -1,0 +1,98 @@
+"""Checkpoints and keys of the config that do not fit."""
+
+import pytest
+
+from input_pipeline.errors import UserError
+from input_pipeline.text import tokenizer as tokens
+from plan_jax.baselines import load
+
+torch = pytest.importorskip("torch")
+tiny_baselines = pytest.importorskip("tiny_baselines")
+config_of, gloria, mgca, biovil = (
+  tiny_baselines.config_of,
+  tiny_baselines.gloria,
+  tiny_baselines.mgca,
+  tiny_baselines.biovil,
+)
+vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
+
+
+@pytest.mark.parametrize(
+  ("name", "paths", "words"),
+  [
+    ("gloria", {}, "config.baseline.weights: is empty; name the checkpoint of GLoRIA"),
+    (
+      "clip",
+      {"weights": "x"},
+      "baseline.name: is 'clip'; it must be one of gloria, mgca_resnet",
+    ),
+    ("mgca_vit", {"weights": "x"}, "config.baseline.tokenizer: is empty; .* Bio_ClinicalBERT"),
+    ("biovil_t", {"weights": "x"}, "config.baseline.text: is empty; .* goes with BioViL-T"),
+    ("gloria", {"weights": "x", "text": "y"}, "checkpoint of GLoRIA holds its text encoder"),
+    (
+      "gloria",
+      {"weights": "none.pt", "tokenizer": "."},
+      "config.baseline.tokenizer: . holds neither",
+    ),
+  ],
+)
+def test_keys_that_are_wrong(name, paths, words):
+  with pytest.raises(UserError, match=words):
+    load.load(config_of(name, **paths))
+
+
+def test_weights_that_are_wrong(tmp_path, vocabulary, tokenizer):
+  _, path = gloria(tmp_path, tokenizer)
+  given = dict(weights=path, tokenizer=vocabulary)
+  with pytest.raises(UserError, match="is no checkpoint of MGCA ViT: it is GLoRIA's"):
+    load.load(config_of("mgca_vit", **given))
+  with pytest.raises(UserError, match=r"config.baseline.weights: .*gone.pt is not there"):
+    load.load(config_of("gloria", **given | {"weights": tmp_path / "gone.pt"}))
+  whole = torch.load(path)["state_dict"]
+  first, local = "gloria.img_encoder.model.conv1.weight", "gloria.img_encoder.local_embedder.weight"
+  changed = {name: x for name, x in whole.items() if name != local}
+  changed |= {"gloria.img_encoder.new": torch.ones(2)}
+  changed |= {"gloria.img_encoder.global_embedder.bias": torch.ones(5)}
+  torch.save(changed, path)
+  with pytest.raises(UserError) as error:
+    load.load(config_of("gloria", **given))
+  for part in (
+    "missing pixel_head/kernel",
+    "unexpected gloria.img_encoder.new",
+    "global_embedder.bias is (5,) for our image_head/bias of (128,)",
+  ):
+    assert part in str(error.value)
+  torch.save({first: whole[first]}, path)
+  with pytest.raises(UserError, match="missing text_encoder/token_embedding/embedding"):
+    load.load(config_of("gloria", **given))
+  torch.save({"conv1.weight": whole[first]}, path)
+  with pytest.raises(UserError, match="is no checkpoint of GLoRIA: it begins with conv1.weight"):
+    load.load(config_of("gloria", **given))
+
+
+def test_vocabulary_and_text_that_are_not_the_weights(tmp_path, vocabulary, tokenizer):
+  _, path = mgca(tmp_path, tokenizer, "mgca_vit")
+  tokens.train(["a heart", "two lungs"] * 3, tmp_path / "other", vocabulary_size=30)
+  given = dict(weights=path, tokenizer=tmp_path / "other")
+  with pytest.raises(
+    UserError, match="config.baseline.tokenizer: .*other has .* the weights have 120"
+  ):
+    load.load(config_of("mgca_vit", **given))
+  _, _, weights, folder = biovil(tmp_path, tokenizer, "biovil_t")
+  loaded = load.load(config_of("biovil_t", weights=weights, text=folder, tokenizer=vocabulary))
+  assert loaded.provenance["weights"]["source"] == "BioViL-T: biovil_t.pt"
+  assert loaded.provenance["text"]["source"] == "CXR-BERT: biovil_t"
+  assert all(len(entry["sha256"]) == 64 for entry in loaded.provenance.values())
+  assert "encoder.encoder.fc.bias" in loaded.provenance["weights"]["left_aside"]
+  assert "encoder.vit_pooler.bias" in loaded.provenance["weights"]["left_aside"]
+  with pytest.raises(UserError, match="is no checkpoint of BioViL: it is BioViL-T's"):
+    load.load(config_of("biovil", weights=weights, text=folder, tokenizer=vocabulary))
+  with pytest.raises(
+    UserError, match="config.baseline.text: .* no checkpoint of CXR-BERT: it is Bio"
+  ):
+    load.load(config_of("biovil_t", weights=weights, text=weights, tokenizer=vocabulary))
+  with pytest.raises(UserError, match="config.baseline.text: .* holds neither tokenizer.json"):
+    load.load(config_of("biovil_t", weights=weights, text=folder))
+  _, _, _, wider = biovil(tmp_path, tokenizer, "biovil", out=12)
+  with pytest.raises(UserError, match="gives vectors of 12, the images' are of 10"):
+    load.load(config_of("biovil_t", weights=weights, text=wider, tokenizer=vocabulary))

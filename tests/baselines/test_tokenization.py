@@ -1,0 +1,71 @@
+"""Texts as the baselines read them, against torch and transformers."""
+
+import json
+
+import pytest
+
+from input_pipeline.errors import UserError
+from plan_jax.baselines import tokenization
+
+torch = pytest.importorskip("torch")
+theirs = pytest.importorskip("torch_baselines")
+tiny_baselines = pytest.importorskip("tiny_baselines")
+TEXTS = tiny_baselines.TEXTS
+vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
+
+
+def cleaned(folder, most=97):
+  vocabulary = tokenization.Vocabulary(folder, "key")
+  return tokenization.BaselineTexts(vocabulary, most, tokenization.read_cleaned)
+
+
+@pytest.mark.parametrize("most", [97, 112, 9])
+def test_cleaned_texts_of_gloria_and_mgca(vocabulary, tokenizer, most):
+  reader = cleaned(vocabulary, most)
+  for text in (*TEXTS[:2], TEXTS[3]):
+    ids, mask = theirs.tokens(tokenizer, text, most)
+    reading = reader.read(text)
+    assert reading.tokens == ids[0, : mask.sum()].tolist()
+    names, _ = theirs.aggregated(tokenizer, ids[0], torch.zeros(most, 1))
+    assert reading.owner[-1] == len(names) - 1 == len(reading.words) + 1
+    # The tokens of a word put together again are its name.
+    for number, name in enumerate(names):
+      ids_of = [
+        i for i, owner in zip(reading.tokens, reading.owner, strict=True) if owner == number
+      ]
+      parts = tokenizer.convert_ids_to_tokens(ids_of)
+      assert "".join(part.removeprefix("##") for part in parts) == name
+    assert reading.cut == (len(tokenizer(theirs.cleaned(text))["input_ids"]) > most)
+    for word in reading.words:
+      assert text[word.sentence][word.start : word.end].lower() == word.text
+
+
+def test_a_text_of_one_word_is_read_all_the_same(vocabulary):
+  """Its own project would drop it; in company it is dropped here, too."""
+  reader = cleaned(vocabulary)
+  assert [word.text for word in reader.read(TEXTS[2]).words] == ["edema"]
+  words = [word.text for word in reader.read(TEXTS[1]).words]
+  assert words == ["no", "pneumothorax", "5", "cm", "right", "sided", "nodule"]
+  for nothing in ((), ("",), ("...",), ("é",)):
+    reading = reader.read(nothing)
+    assert (len(reading.tokens), reading.words, reading.cut) == (2, [], False)
+    assert not tokenization.to_arrays(reading, 16, 0)["word_mask"].any()
+
+
+def test_vocabularies(vocabulary, tmp_path):
+  whole = tokenization.Vocabulary(vocabulary, "key")
+  names = sorted(whole.backend.get_vocab(), key=whole.backend.get_vocab().get)
+  (tmp_path / "vocab.txt").write_text("\n".join(names))
+  plain = tokenization.Vocabulary(tmp_path, "key")
+  assert plain.size == whole.size == len(names)
+  text = ("Small LEFT effusion.",)
+  first, second = (tokenization.read_cleaned(v, 97, text).tokens for v in (whole, plain))
+  assert first == second
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+  cased = tokenization.read_plain(tokenization.Vocabulary(tmp_path, "key"), 512, text).tokens
+  assert cased != tokenization.read_plain(plain, 512, text).tokens
+  (tmp_path / "vocab.txt").write_text("a\nb")
+  with pytest.raises(UserError, match="key: .* is no BERT's vocabulary"):
+    tokenization.Vocabulary(tmp_path, "key")
+  with pytest.raises(UserError, match=r"key: .*nowhere holds neither tokenizer.json nor vocab.txt"):
+    tokenization.Vocabulary(tmp_path / "nowhere", "key")

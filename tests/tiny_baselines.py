@@ -1,0 +1,111 @@
+"""Tiny baselines with random weights, as checkpoints in the names of their projects."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+from transformers import AutoTokenizer
+
+import torch_baselines as theirs
+import torch_reference as reference
+from input_pipeline import images
+from input_pipeline.phantom import radiograph
+from input_pipeline.text import tokenizer as tokens
+from plan_jax.baselines import load
+
+EXAMPLES = [radiograph.example(1, i, 96) for i in range(4)]
+WHOLE = [images.decode(example.image) for example in EXAMPLES]
+IMAGES = [WHOLE[0], WHOLE[1][:, 9:80], WHOLE[2][5:60]]  # square, high, wide
+TEXTS = [
+  ("Small left pleural effusion.",),
+  ("1. No pneumothorax. 2. Heart: 1.5 cm, right-sided nodule!", "Normal."),
+  ("Edema",),
+  tuple(s for example in EXAMPLES for s in example.sentences) * 3,
+]
+TINY_RESNET = dict(base=8, deep=False)
+TINY_VIT = dict(embed_dim=64, depth=2, num_heads=1, mlp_dim=96)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  """A folder with a vocabulary of the phantom's words."""
+  folder = tmp_path_factory.mktemp("vocabulary")
+  texts = [" ".join(example.sentences) for example in EXAMPLES]
+  tokens.train(texts, folder, vocabulary_size=120)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary):
+  return AutoTokenizer.from_pretrained(str(vocabulary), local_files_only=True)
+
+
+def config_of(name, **paths):
+  config = ConfigDict(dict(evaluation=dict(batch_size=4), mesh=dict(data=-1, fsdp=1)))
+  config.baseline = dict(name=name, weights="", text="", tokenizer="")
+  config.baseline.update({key: str(path) for key, path in paths.items()})
+  return config
+
+
+def started(name, **paths):
+  return load.load(config_of(name, **paths)).model
+
+
+def files_of(folder, name, vocabulary, tokenizer) -> dict[str, Path]:
+  """A tiny checkpoint of any baseline, as `config.baseline` names it."""
+  if name == "gloria":
+    return dict(weights=gloria(folder, tokenizer)[1], tokenizer=vocabulary)
+  if name.startswith("mgca"):
+    return dict(weights=mgca(folder, tokenizer, name)[1], tokenizer=vocabulary)
+  *_, weights, text = biovil(folder, tokenizer, name)
+  return dict(weights=weights, text=text, tokenizer=vocabulary)
+
+
+def gloria(folder, tokenizer, size=128, layers=5, resnet=TINY_RESNET):
+  trunk, channels = theirs.resnet(**resnet)
+  model = theirs.Gloria(trunk, channels, theirs.bert(len(tokenizer), size, layers), size)
+  reference.randomise(model)
+  with torch.no_grad():
+    names, words, _ = model.text(tokenizer, TEXTS[0])
+    region = model.image(IMAGES[1])[0]
+    if torch.einsum("wd,dyx->wyx", words[1 : len(names) - 1], region).mean() < 0:
+      model.gloria.img_encoder.local_embedder.weight.neg_()  # an image like the words somewhere
+  tensors = model.state_dict()
+  tensors["gloria.text_encoder.model.embeddings.position_ids"] = torch.arange(128)[None]
+  torch.save({"state_dict": tensors, "epoch": 1}, folder / "gloria.ckpt")
+  return model, folder / "gloria.ckpt"
+
+
+def mgca(
+  folder, tokenizer, name, size=64, layers=2, heads=(24, 10), resnet=TINY_RESNET, vit=TINY_VIT
+):
+  if name == "mgca_vit":
+    trunk, channels = reference.ViT(*vit.values()), (vit["embed_dim"],) * 2
+  else:
+    trunk, channels = theirs.resnet(**resnet)
+  words = theirs.bert(len(tokenizer), size, layers, add_pooling_layer=False)
+  model = theirs.Mgca(trunk, channels, words, size, *heads)
+  reference.randomise(model)
+  with torch.no_grad():
+    words.embeddings.token_type_embeddings.weight.zero_()
+  torch.save(model.checkpoint(), folder / f"{name}.ckpt")
+  return model, folder / f"{name}.ckpt"
+
+
+def biovil(folder, tokenizer, name, size=128, layers=2, reduced=12, out=10, resnet=TINY_RESNET):
+  trunk, channels = theirs.resnet(**resnet)
+  trunk.fc = torch.nn.Linear(3, 3)
+  model = theirs.BioViL(trunk, channels[1], out, reduced * (name == "biovil_t"))
+  words = theirs.CxrBert(len(tokenizer), size, layers, out)
+  reference.randomise(model)
+  reference.randomise(words, 1)
+  with torch.no_grad():
+    if (model.image(IMAGES[1])[0] @ words.text(tokenizer, TEXTS[0])).mean() < 0:
+      for x in model.projector.model[3].parameters():
+        x.neg_()  # an image that is like the text somewhere
+  torch.save(model.state_dict(), folder / f"{name}.pt")
+  (folder / name).mkdir()
+  torch.save(words.state_dict(), folder / name / "pytorch_model.bin")
+  words.config.save_pretrained(folder / name)
+  return model, words, folder / f"{name}.pt", folder / name

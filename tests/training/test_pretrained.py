@@ -1,0 +1,108 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from foreign_weights import changed, small_bert
+from input_pipeline.text import tokenizer
+from plan_jax import experiment
+from plan_jax.inference.load import load
+from plan_jax.models.weights import files
+from plan_jax.models.weights.files import WeightsError
+from plan_jax.runtime.checkpoints import Checkpoints
+from plan_jax.runtime.workdir import Workdir
+from plan_jax.training.assembly import assemble
+from plan_jax.training.pretrained import load_encoders, tokenizer_folder
+from tiny_runs import tiny
+
+
+def test_all_problems_are_reported_at_once(tmp_path):
+  """Reports names beside sizes, the heads that no file tells, and both encoders."""
+  small_bert(tmp_path / "text")
+  changed(tmp_path / "text", lambda tensors: tensors.update(stray=np.ones(2, np.float32)))
+  (tmp_path / "text" / "config.json").unlink()
+  model = tiny(
+    **{
+      "model.text.weights": str(tmp_path / "text"),
+      "model.text.embed_dim": 32,
+      "model.image.weights": str(tmp_path / "image"),
+    }
+  ).model
+  with pytest.raises(WeightsError) as error:
+    load_encoders(model)
+  for part in (
+    str(tmp_path / "image"),
+    "set config.model.text.embed_dim=16 (is 32)",
+    "unexpected stray",
+    "set config.model.text.num_heads as well, which the file does not tell (is 2; 1 where",
+  ):
+    assert part in str(error.value)
+
+
+def test_the_vocabulary_comes_with_the_weights(tmp_path):
+  config = tiny()
+  assert tokenizer_folder(config) == "" and load_encoders(config.model) == {}
+  config.model.text.weights = str(tmp_path / "bert")
+  small_bert(tmp_path / "bert")
+  with pytest.raises(WeightsError, match=r"without a vocabulary.*config\.text\.tokenizer"):
+    tokenizer_folder(config)
+  (tmp_path / "bert" / "vocab.txt").write_text("[PAD]")
+  assert tokenizer_folder(config) == str(tmp_path / "bert")
+  config.text.tokenizer = "other"
+  assert tokenizer_folder(config) == "other"
+
+
+def test_a_run_starts_from_weights_and_needs_them_only_then(tmp_path):
+  folder = tmp_path / "bert"
+  texts = ["small left effusion", "no pneumothorax is seen", "the heart is large"] * 3
+  vocabulary = tokenizer.train(texts, folder, vocabulary_size=60)
+  tensors = small_bert(folder, vocabulary=vocabulary.vocabulary_size)
+  config = tiny(
+    **{
+      "model.text.weights": str(folder),
+      "train.steps": 2,
+      "train.ema_decay": 0.9,
+      "curriculum.refine.start_fraction": 0.99,
+      "train.learning_rate": 1e-8,
+      "checkpoint.every_steps": 1,
+    }
+  )
+  run = Workdir(tmp_path / "run")
+  with pytest.raises(WeightsError, match=r"config\.model\.text\.depth=1"):
+    other = tiny(**{"model.text.weights": str(folder), "model.text.depth": 2})
+    experiment.run(other, run, "train")
+  assert not run.records.exists()  # refused before any work
+  experiment.run(config, run, "train")
+  note = json.loads(run.weights.read_text())
+  assert list(note) == ["text_encoder"] and note["text_encoder"]["source"] == "BERT: bert"
+  assert note["text_encoder"]["sha256"] == files.read(folder).sha256
+  words = tensors["embeddings.word_embeddings.weight"]
+  (folder / "model.safetensors").unlink()
+  model = load(run.path)
+  learned = model.variables["params"]["text_encoder"]["token_embedding"]["embedding"]
+  np.testing.assert_allclose(learned, words, atol=1e-4)
+  Checkpoints(run.checkpoints, create=False).close()
+  for step in run.checkpoints.glob("2"):
+    shutil.rmtree(step)
+  experiment.run(config, run, "train")  # goes on from step 1 without the file
+
+
+def test_encoders_take_all_of_the_state(tmp_path):
+  small_bert(tmp_path)
+  config = tiny(**{"model.text.weights": str(tmp_path), "train.ema_decay": 0.9})
+  vocabulary = type("Tokenizer", (), {"vocabulary_size": 200})
+  parts = assemble(config, vocabulary)
+  before = parts.initial_state()
+  loaded = load_encoders(config.model, 200)["text_encoder"]
+  after = parts.with_encoders(before, {"text_encoder": loaded})
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, before)
+  assert jax.tree.map(lambda x: x.sharding, after) == parts.shardings
+  for tree in (after.params, after.ema):
+    jax.tree.map(np.testing.assert_array_equal, tree["text_encoder"], loaded.params)
+  same = flatten_dict(after.params["image_encoder"])
+  for path, leaf in flatten_dict(before.params["image_encoder"]).items():
+    np.testing.assert_array_equal(same[path], leaf)
