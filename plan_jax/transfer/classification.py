@@ -45,7 +45,7 @@ _UNKNOWN = -1
 
 
 class Classification(HeadTask):
-  """A learner of labels; see `evaluators.retrieval.ImageEmbedder`."""
+  """A learner of labels; see `evaluators.labelled_images.ImageEmbedder`."""
 
   STRIDE = None
   REQUIRED = labels.REQUIRED

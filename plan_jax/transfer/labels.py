@@ -70,7 +70,7 @@ def embed(
   """Embeds the images of a source with a label of 1 or 0.
 
   Args:
-    model: that embeds.
+    model: embeds images.
     source: random access to examples.
     what: task and split, for the bar and the log.
     batch: images at a time.

@@ -96,7 +96,7 @@ class LinearProbe(Task):
 
 
 class Features:
-  """The pooled features of an image encoder; see `evaluators.retrieval.ImageEmbedder`."""
+  """The pooled features of an image encoder; see `evaluators.labelled_images.ImageEmbedder`."""
 
   def __init__(self, encoder: nn.Module, weights: dict, image_px: int, mesh: Mesh):
     """`weights`: {"params", "batch_stats"}; `image_px`: side of the square."""

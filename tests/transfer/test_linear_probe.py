@@ -1,4 +1,4 @@
-"""A linear probe from end to end on the phantom, and on images that can be told by their grey."""
+"""A linear probe from end to end on the phantom, and on images of two grey levels."""
 
 import dataclasses
 
@@ -55,8 +55,8 @@ def test_features_are_the_mean_over_the_grid_whatever_the_batch(encoder):
   features = linear_probe.Features(encoder, weights, 64, mesh_of())
   fitted = np.stack([images.fit(image, 64) for image in arrays])[..., None]
   expected = np.asarray(encoder.apply(weights, fitted)).mean((1, 2))
-  found = features.embed_images(arrays)
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  vectors = features.embed_images(arrays)
+  np.testing.assert_allclose(vectors, expected, atol=1e-5)
   many = features.embed_images(arrays * 30)  # more than a batch
   np.testing.assert_allclose(many, np.tile(expected, (30, 1)), atol=1e-5)
 
@@ -75,7 +75,7 @@ def _images(count, seed):
     bright, unsure = bool(rng.integers(2)), rng.random() < 0.2
     pixels = np.full((8, 8), 150 if bright else 100, np.uint8)
     labels = {"bright": -1 if unsure else int(bright), "luck": int(rng.integers(2))}
-    example = Example(
+    yield Example(
       image_id=f"{seed}-{i}",
       study_id=f"{seed}-{i}",
       patient_id=f"{seed}-{i // 2}",
@@ -84,35 +84,34 @@ def _images(count, seed):
       width=8,
       labels=labels,
     )
-    yield example
 
 
 def test_what_can_be_told_is_told_and_uncertain_labels_do_not_count(capsys):
   sets = [labelled_images.embed(Grey(), _images(n, s), "x") for s, n in enumerate((200, 100, 100))]
   findings = ["bright", "luck"]
   model = linear_probe.choose(sets[0], sets[1], findings)
-  found, views = scored(model.scores(sets[2].vectors), sets[2], findings)
-  assert len(views) == len(found.ids) < 200
+  scores, views = scored(model.scores(sets[2].vectors), sets[2], findings)
+  assert len(views) == len(scores.ids) < 200
   validation = scored(model.scores(sets[1].vectors), sets[1], findings)[0]
-  rows = classified_rows(HEAD, found, views, validation=validation, resamples=50)
+  rows = classified_rows(HEAD, scores, views, validation=validation, resamples=50)
   cells = {(r.group, r.metric, r.model): r for r in rows}
   assert cells["bright", "AUC", "run"].value == 1
   assert cells["bright", "F1", "run"].value == 1
   luck = cells["luck", "AUC", "run"]
   assert luck.low < 0.5 < luck.high
   assert cells["bright", "AUC", "run"].n == sum(s.labels["bright"] >= 0 for s in _images(100, 2))
-  without = classified_rows(HEAD, found, views, validation=None, resamples=0)
+  without = classified_rows(HEAD, scores, views, validation=None, resamples=0)
   assert "F1 at .5" in {row.metric for row in without}
   capsys.readouterr()
   of_luck = scored(model.scores(sets[1].vectors), sets[1], ["", "luck"])[0]
-  rows = classified_rows(HEAD, found, views, validation=of_luck, resamples=0)
+  rows = classified_rows(HEAD, scores, views, validation=of_luck, resamples=0)
   assert "no threshold: bright" in capsys.readouterr().out
   assert {row.group for row in rows if row.metric == "F1"} == {"macro", "luck"}
   fewer = dataclasses.replace(sets[0], labels=[s | {"luck": 1} for s in sets[0].labels])
   capsys.readouterr()
-  one = linear_probe.choose(fewer, sets[1], findings)
+  fitted = linear_probe.choose(fewer, sets[1], findings)
   assert "only one kind of luck: the same score for all" in capsys.readouterr().out
-  of_one = scored(one.scores(sets[2].vectors), sets[2], findings)[0]
+  of_one = scored(fitted.scores(sets[2].vectors), sets[2], findings)[0]
   rows = classified_rows(HEAD, of_one, views, validation=None, resamples=0)
   same = {(r.group, r.metric): r.value for r in rows if r.model == "run"}
   assert same["luck", "AUC"] == 0.5 and same["bright", "AUC"] == 1

@@ -16,16 +16,16 @@ def drawn(n=80, d=5, k=3, seed=0):
 def test_equals_scikit_learn_finding_by_finding(penalty):
   x, y = drawn()
   y[::7, 1] = -1
-  found = logistic.fit(x, y, (10.0, penalty))[1]
+  model = logistic.fit(x, y, (10.0, penalty))[1]
   standard = (x - x.mean(0)) / x.std(0)
   for k in range(3):
     known = y[:, k] >= 0
     # Its C weighs the sum of losses against half the squared weights.
     other = LogisticRegression(C=1 / (penalty * known.sum()), tol=1e-9, max_iter=5000)
     other.fit(standard[known], y[known, k])
-    np.testing.assert_allclose(found.weights[:, k], other.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(model.weights[:, k], other.coef_[0], atol=2e-3)
     np.testing.assert_allclose(
-      found.scores(x)[:, k], other.predict_proba(standard)[:, 1], atol=1e-3
+      model.scores(x)[:, k], other.predict_proba(standard)[:, 1], atol=1e-3
     )
 
 
@@ -40,13 +40,11 @@ def test_unknown_labels_change_nothing_but_the_features_scale():
 def test_a_constant_feature_gets_no_weight():
   x, y = drawn()
   x[:, 2] = 0.1
-  found = logistic.fit(x, y, (0.1,))[0]
-  assert (found.weights[2] == 0).all() and np.isfinite(found.scores(x)).all()
-  np.testing.assert_allclose(
-    found.scores(x),
-    logistic.fit(np.delete(x, 2, 1), y, (0.1,))[0].scores(np.delete(x, 2, 1)),
-    atol=1e-4,
-  )
+  model = logistic.fit(x, y, (0.1,))[0]
+  assert (model.weights[2] == 0).all() and np.isfinite(model.scores(x)).all()
+  fewer = np.delete(x, 2, 1)
+  expected = logistic.fit(fewer, y, (0.1,))[0].scores(fewer)
+  np.testing.assert_allclose(model.scores(x), expected, atol=1e-4)
 
 
 def test_what_cannot_be_fitted():

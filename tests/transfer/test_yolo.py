@@ -18,8 +18,8 @@ SLOTS = yolo.make_slots(64, ANCHORS)
 LOSS = jax.jit(lambda *arguments: yolo.loss(*arguments, SLOTS))
 
 
-def _said(boxes, wanted, findings=3, sure=20.0):
-  """What the slots say if they hold just these boxes."""
+def _raw(boxes, wanted, findings=3, sure=20.0):
+  """Raw output of the head where the slots hold just these boxes."""
   raw = np.zeros((len(SLOTS.stride), 5 + findings), np.float32)
   raw[:, 4] = -sure
   for (box, label), slot in zip(boxes, wanted, strict=True):
@@ -44,8 +44,8 @@ def test_a_box_goes_to_its_cell_and_anchor():
   rng = np.random.default_rng(0)
   corner = rng.uniform(0, 50, (40, 2))
   boxes = np.concatenate([corner, np.minimum(corner + rng.uniform(2, 60, (40, 2)), 64)], 1)
-  found = yolo.assign(jnp.array(boxes, jnp.float32), SLOTS)
-  for box, slot in zip(boxes, np.asarray(found), strict=True):
+  assigned = yolo.assign(jnp.array(boxes, jnp.float32), SLOTS)
+  for box, slot in zip(boxes, np.asarray(assigned), strict=True):
     side = box[2:] - box[:2]
     shared = np.minimum(side, ANCHORS).prod(1)
     best = (shared / (side.prod() + ANCHORS.prod(1) - shared)).argmax()
@@ -58,7 +58,7 @@ def test_decoding_is_the_way_back():
   boxes = [([3, 4, 12, 15], 0), ([10, 20, 60, 58], 2)]
   corners = jnp.array([box for box, _ in boxes], jnp.float32)
   wanted = np.asarray(yolo.assign(corners, SLOTS))
-  decoded = yolo.decode(jnp.array(_said(boxes, wanted)), SLOTS)
+  decoded = yolo.decode(jnp.array(_raw(boxes, wanted)), SLOTS)
   np.testing.assert_allclose(decoded[wanted], corners, rtol=1e-5)
   wild = yolo.decode(jnp.full((len(SLOTS.stride), 8), 1e4), SLOTS)
   assert np.isfinite(wild).all()
@@ -75,7 +75,7 @@ def test_what_is_right_costs_nothing_more():
   boxes = [([3, 4, 12, 15], 0), ([10, 20, 60, 58], 2)]
   arguments = _arguments(boxes)
   wanted = np.asarray(yolo.assign(arguments[0], SLOTS))[:2]
-  raw = jnp.array(_said(boxes, wanted))
+  raw = jnp.array(_raw(boxes, wanted))
   total, parts = LOSS(raw, *arguments)
   assert parts["wh"] < 1e-9 and parts["finding"] < 1e-6 and parts["shared"] == 0
   assert parts["object"] + parts["no_object"] < 1e-5
@@ -91,15 +91,10 @@ def test_a_near_slot_is_left_alone_and_a_far_one_is_not():
   box = [9, 8, 22, 25]
   arguments = _arguments([(box, 1)])
   (wanted,) = np.asarray(yolo.assign(arguments[0], SLOTS))[:1]
-  raw = _said([(box, 1)], [wanted])
-  near = next(  # of another anchor, in the same cell
-    slot
-    for slot in range(len(raw))
-    if slot != wanted
-    and (SLOTS.cell[slot] == SLOTS.cell[wanted]).all()
-    and SLOTS.stride[slot] == SLOTS.stride[wanted]
-  )
-  raw[near] = _said([(box, 1)], [near])[near]
+  raw = _raw([(box, 1)], [wanted])
+  same_cell = (SLOTS.cell == SLOTS.cell[wanted]).all(1) & (SLOTS.stride == SLOTS.stride[wanted])
+  near = next(slot for slot in np.flatnonzero(same_cell) if slot != wanted)  # another anchor
+  raw[near] = _raw([(box, 1)], [near])[near]
   base = LOSS(jnp.array(raw), *arguments)[0]
   assert LOSS(jnp.array(raw).at[near, 4].set(-20), *arguments)[0] == base
   far = len(raw) - 1
@@ -126,8 +121,8 @@ def test_without_boxes_loss_and_gradient_are_numbers():
 def test_anchors_find_the_shapes_there_are():
   rng = np.random.default_rng(0)
   sizes = np.repeat(ANCHORS, 30, 0) * rng.uniform(0.97, 1.03, (270, 2))
-  found = yolo.fit_anchors(rng.permutation(sizes))
-  np.testing.assert_allclose(found, ANCHORS[np.argsort(ANCHORS.prod(1))], rtol=0.03)
+  anchors = yolo.fit_anchors(rng.permutation(sizes))
+  np.testing.assert_allclose(anchors, ANCHORS[np.argsort(ANCHORS.prod(1))], rtol=0.03)
   few = yolo.fit_anchors(np.array([[3.0, 4], [5, 6]]))
   assert few.shape == (9, 2) and {tuple(row) for row in few.tolist()} == {(3, 4), (5, 6)}
 
@@ -144,13 +139,13 @@ ENCODERS = {
 def test_three_grids_of_every_encoder(name):
   encoder, image = ENCODERS[name], jnp.zeros((2, 64, 64, 1))
 
-  def look(key):
+  def shapes(key):
     variables = encoder.init(key, image)
     levels, kept = pyramid(encoder, variables, image, yolo.STRIDES, train=False)
     raw, _ = yolo.Head(3, 8).init_with_output(key, levels)
     return levels, kept, variables.get("batch_stats", {}), raw
 
-  levels, kept, before, raw = jax.eval_shape(look, jax.random.key(0))
+  levels, kept, before, raw = jax.eval_shape(shapes, jax.random.key(0))
   assert [level.shape[1:3] for level in levels] == [(8, 8), (4, 4), (2, 2)]
   channels = {"vit": [16] * 3, "three stages": [16, 32, 32]}.get(name, [16, 32, 64])
   assert [level.shape[-1] for level in levels] == channels
@@ -162,14 +157,14 @@ def test_the_grids_are_the_stages():
   encoder = ENCODERS["three stages"]
   image = jax.random.uniform(jax.random.key(0), (2, 64, 64, 1))
   variables = jax.jit(encoder.init)(jax.random.key(0), image)
-  look = jax.jit(partial(pyramid, encoder, strides=yolo.STRIDES), static_argnames="train")
-  levels, kept = look(variables, image, train=False)
+  levels_of = jax.jit(partial(pyramid, encoder, strides=yolo.STRIDES), static_argnames="train")
+  levels, kept = levels_of(variables, image, train=False)
   out = encoder.apply(variables, image)
   shrunk = out.reshape(2, 4, 2, 4, 2, 32).mean((2, 4))
   assert np.corrcoef(levels[1].ravel(), shrunk.ravel())[0, 1] > 0.98
   assert levels[0].shape == (2, 8, 8, 16) and (levels[0] >= 0).all() and levels[0].any()
   jax.tree.map(np.testing.assert_array_equal, kept, variables["batch_stats"])
-  _, moved = look(variables, image, train=True)
+  _, moved = levels_of(variables, image, train=True)
   assert all(
     (a != b).any() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(kept), strict=True)
   )
@@ -181,9 +176,9 @@ def test_the_head_speaks_in_the_order_of_the_slots():
   head = yolo.Head(findings=1, channels=4)
   variables, apply = jax.jit(head.init)(jax.random.key(0), levels), jax.jit(head.apply)
   for level, (row, column) in enumerate([(5, 2), (1, 3), (1, 0)]):
-    lit = list(levels)
-    lit[level] = lit[level].at[0, row, column].set(50.0)
-    change = np.abs(apply(variables, lit) - apply(variables, levels))[0].sum(1)
+    changed = list(levels)
+    changed[level] = changed[level].at[0, row, column].set(50.0)
+    change = np.abs(apply(variables, changed) - apply(variables, levels))[0].sum(1)
     own = SLOTS.stride == yolo.STRIDES[level]
     cells = SLOTS.cell[own][change[own].reshape(-1, 3).sum(1).argmax() * 3]
     assert np.abs(cells - [column, row]).max() <= 1
