@@ -142,7 +142,7 @@ HOW = {
     [
       sys.executable,
       "-c",
-      "import sys, tiny_baselines; from pathlib import Path; from transformers import AutoTokenizer;"
+      "import tiny_baselines; from pathlib import Path; from transformers import AutoTokenizer;"
       "words = AutoTokenizer.from_pretrained('{work}/phantom/tokenizer', local_files_only=True);"
       "tiny_baselines.mgca(Path('{work}'), words, 'mgca_vit')",
     ],
@@ -177,7 +177,7 @@ LAYOUT = {
 # A whole path or whole components of it, such as {"image_encoder/stem": "film_tower/stem"}.
 RENAMED_PARAMETERS = {}  # in checkpoints and in the exported tensors, "/" between
 RENAMED_METRICS = {}  # names in metrics.jsonl, e.g. {"train/loss_term": "train/terms"}
-RENAMED_FILES = {"units": "example_scores"}  # below the folder of a part, e.g. {"units": "scores"}
+RENAMED_FILES = {"units": "example_scores", "downstream": "transfer"}  # below the folder of a part, e.g. {"units": "scores"}
 RENAMED_CONFIG = {
   "train_films": "train_images",
   "validation_films": "validation_images",

@@ -145,7 +145,7 @@ def test_only_their_own_files_know_orbax_grain_and_shard_map():
     "orbax": {"plan_jax.runtime.checkpoints", "plan_jax.runtime.processes"},
     "grain": {"input_pipeline.loader", "benchmarks.loader"},
     "tensorflow": set(),
-    "torch": {"benchmarks.train_step", "benchmarks.local_loss", "plan_jax.models.weights.files"},
+    "torch": {"benchmarks.torch_steps", "benchmarks.local_loss", "plan_jax.models.weights.files"},
   }
   for path in files():
     for node in ast.walk(tree(path)):
