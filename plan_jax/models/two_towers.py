@@ -3,7 +3,7 @@
 Pixels and words leave with any norm; a method of alignment normalises them if it wants that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -160,7 +160,7 @@ def text_encoder(text, vocabulary_size: int) -> Bert:
   return Bert(**_text_arguments(text, vocabulary_size))
 
 
-def build(model, vocabulary_size: int, *, freeze: tuple[str, ...] = ()) -> TwoTowers:
+def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowers:
   """Builds the model from its settings, for a vocabulary; `freeze` as in `freezing`."""
   image = _image_arguments(model.image)
   if model.image.name == "resnet":
