@@ -116,7 +116,7 @@ def test_score_gradients(sparsifier, count):
 
     def f(pixels, words, shift):
       r = jnp.where(significance > 0, significance * jnp.exp(shift), 0)
-      return jnp.sin(plan_scores(pixels, words, r, settings)).sum()
+      return jnp.sin(plan_scores(*map(jnp.asarray, (pixels, words, r)), settings)).sum()
 
     check_grads(
       f, (pixels, words, jnp.zeros_like(significance)), order=1, modes=["rev"], eps=1e-6, rtol=1e-5
@@ -133,9 +133,11 @@ def test_products_and_their_gradients(formula):
     np.testing.assert_allclose(
       product(formula, "float32", a, b), np.einsum(formula, x, y), rtol=1e-12
     )
-    check_grads(
-      lambda a, b: jnp.sin(product(formula, "float32", a, b)), (a, b), 1, ["rev"], rtol=1e-5
-    )
+
+    def f(a, b):
+      return jnp.sin(product(formula, "float32", jnp.asarray(a), jnp.asarray(b)))
+
+    check_grads(f, (a, b), 1, ["rev"], rtol=1e-5)
   a, b = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
 
   def total(a, b, dtype):

@@ -49,9 +49,8 @@ def case(batch=B, dtype=np.float64):
   index = np.arange(batch)
   text, example = index + 1, index.copy()
   text[2], text[3], example[7] = text[0], 0, example[5]
-  keys = pairwise.Keys(
-    *(jnp.asarray(x, jnp.int32) for x in (index, text, example)), (weights > 0).any(1)
-  )
+  valid = jnp.asarray((weights > 0).any(1))
+  keys = pairwise.Keys(*(jnp.asarray(x, jnp.int32) for x in (index, text, example)), valid)
   return tuple(jnp.asarray(x, dtype) for x in (pixels, words, weights, 7.0)), keys
 
 

@@ -1,8 +1,8 @@
-"""Layers whose programs and gradients are fast on CPUs too.
+"""Layers that exist because of CPUs, where flax's own take up to several times as long.
 
-XLA's GPU and TPU backends need none of them. Its CPU backend takes up to several times as long for
-convolutions, their weight gradients, 1x1 convolutions, attention of many heads, batch norm's traced
-gradient and the GELU by erfc, so these are written out here as products of matrices (Winograd's
-F(2x2, 3x3) among them), with gradients of their own: reverse mode only. Elsewhere each falls back
-to what the compiler does best.
+XLA's CPU backend is slow at wide convolutions and their weight gradients, at 1x1 convolutions, at
+attention with heads inside of positions, at batch norm's traced gradient and at the GELU by erfc.
+So these are written out here as products of matrices (Winograd's F(2x2, 3x3) among them) and sums,
+with gradients of their own: reverse mode only. On GPUs and TPUs convolutions, products and
+attention are left to the compiler.
 """
