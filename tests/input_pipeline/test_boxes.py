@@ -69,12 +69,19 @@ def test_boxes_of_an_example():
   none = np.zeros((0, 4), np.float32)
   two = np.array([[0, 0, 5, 5], [6, 6, 9, 9]], np.float32)
   example = Example(
-    image=png, width=30, height=20, image_id="a", study_id="a", patient_id="a",
+    image=png,
+    width=30,
+    height=20,
+    image_id="a",
+    study_id="a",
+    patient_id="a",
     regions=(
-      Region("", "mass", two, png), Region("", "nodule", none, png), Region("", "tube", two),
+      Region("", "mass", two, png),
+      Region("", "nodule", none, png),
+      Region("", "tube", two),
       Region("", "nodule", none, blank),
     ),
-  )  # fmt: skip
+  )
   actual, labels = example_boxes(example, ("nodule", "mass"))
   np.testing.assert_array_equal(actual, [*two, [10, 4, 12, 9]])
   np.testing.assert_array_equal(labels, [1, 1, 0])
