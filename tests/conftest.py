@@ -12,7 +12,8 @@ from plan_jax.runtime import logging
 
 # Types and shapes of arguments are checked while tests run.
 jaxtyping.install_import_hook(
-  ("plan_jax.alignment", "plan_jax.inference", "plan_jax.models"), "typechecker.check"
+  ("plan_jax.alignment", "plan_jax.inference", "plan_jax.metrics", "plan_jax.models"),
+  "typechecker.check",
 )
 # Many devices, which only CPUs can pretend to be; `make test-gpu` compares a GPU with them.
 jax.config.update("jax_platforms", "cuda,cpu" if os.environ.get("TEST_GPU") else "cpu")

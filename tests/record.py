@@ -1,4 +1,4 @@
-r"""What a tiny seeded job gives, from shards to exported weights, so that a refactor can be judged.
+r"""Record of a tiny seeded job, from shards to exported weights, by which a refactor is judged.
 
   python tests/record.py --out=tests/record.json             # run everything, write the record
   python tests/record.py --check=tests/record.json           # run everything, print what differs
@@ -7,7 +7,7 @@ r"""What a tiny seeded job gives, from shards to exported weights, so that a ref
 
 Shards, names, shapes and counts must always be the same. Floats may differ by 1e-4 of their size,
 for XLA compiles other code for other CPUs; with --exact they and all hashes must be the same. On
-another CPU a rank may flip and change a figure that counts ranks by more: judge these by eye.
+another CPU a rank may flip and change a metric that counts ranks by more: judge these by eye.
 
 When something is invoked in another way, or lies elsewhere, change HOW and LAYOUT. When a name
 changes on purpose, enter old and new in a table RENAMED_...: the tables are applied to the stored
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 
@@ -177,7 +178,10 @@ LAYOUT = {
 # A whole path or whole components of it, such as {"image_encoder/stem": "film_tower/stem"}.
 RENAMED_PARAMETERS = {}  # in checkpoints and in the exported tensors, "/" between
 RENAMED_METRICS = {}  # names in metrics.jsonl, e.g. {"train/loss_term": "train/terms"}
-RENAMED_FILES = {"units": "example_scores", "downstream": "transfer"}  # below the folder of a part, e.g. {"units": "scores"}
+RENAMED_FILES = {
+  "units": "example_scores",
+  "downstream": "transfer",
+}  # below the folder of a part, e.g. {"units": "scores"}
 RENAMED_CONFIG = {
   "train_films": "train_images",
   "validation_films": "validation_images",
@@ -195,10 +199,29 @@ RENAMED_CONFIG = {
   "during_films": "during_images",
   "report_films": "report_images",
   "peer": "baseline",
+  "empty_films": "empty_images",
 }  # keys of config.json and convert.json, "/" between
 RENAMED_FIELDS = {}  # of rows of evaluation.json, e.g. {"model": "predictor"}
-RENAMED_ROWS = {}  # new name of the field -> {old value: new}, e.g. {"task": {"terms": "words"}}
+RENAMED_ROWS = {
+  "metric": {
+    "Dice with empty films": "Dice with empty images",
+    "threshold of Dice with empty films": "threshold of Dice with empty images",
+  }
+}  # new name of the field -> {old value: new}, e.g. {"task": {"terms": "words"}}
 RENAMED_COLUMNS = {}  # of the files of units
+
+# --- what changed on purpose, and why ----------------------------------------------------------
+
+EXPECTED = {  # "part: fact", "*" matches anything
+  "*: shards *.index.json: hash": "holds a hash of the reader's options and fields, by name",
+  "*: shards *dataset_info.json: hash": "describes the records as images",
+  "*config.json: *evaluators/*": "protocols are chosen in the config",
+  "*config.json: *evaluation/transfer/*/task": "tasks are called by the field's words",
+  "*config.json: task": "settings of all tasks name theirs",
+  "classify: config.json: frozen": "fine-tuning has no frozen encoder",
+  "detect: outputs example_scores/detection.npz: hash": "a count has another name in it",
+  "segment: example_scores/segmentation.csv: hash": "a metric has another name in it",
+}
 
 # --- what is left out, and why ---------------------------------------------------------------
 
@@ -496,8 +519,6 @@ def _digits(value: float) -> float:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-  from fnmatch import fnmatchcase
-
   return any(fnmatchcase(name, p) or fnmatchcase(name.split("/")[-1], p) for p in patterns)
 
 
@@ -633,7 +654,7 @@ def check(before: dict, now: dict, parts: list[str], exact: bool) -> int:
   same_machine = before["machine"] == now["machine"]
   if not same_machine:
     print(f"another machine: the record is of {before['machine']}, this is {now['machine']}")
-  count = bits = wrong = 0
+  count = bits = wrong = expected = 0
   for name in parts:
     if name not in before["parts"]:
       print(f"{name}: not in the record")
@@ -643,6 +664,9 @@ def check(before: dict, now: dict, parts: list[str], exact: bool) -> int:
     new = facts(now["parts"][name], stored=False)
     for key in [*old, *(key for key in new if key not in old)]:
       count += 1
+      if old.get(key) != new.get(key) and _matches(f"{name}: {key}", tuple(EXPECTED)):
+        expected += 1
+        continue
       if key not in old or key not in new:
         told = "is new" if key not in old else "is gone"
       elif type(old[key]) is Bits:
@@ -661,6 +685,8 @@ def check(before: dict, now: dict, parts: list[str], exact: bool) -> int:
   if bits and not exact:
     why = "but the machine is the same" if same_machine else "as they may on another machine"
     print(f"{bits} hashes of what holds floats differ, {why} (--exact names them)")
+  if expected:
+    print(f"{expected} facts changed on purpose, see EXPECTED")
   print(f"{wrong} differences in {count} facts")
   return 1 if wrong else 0
 
