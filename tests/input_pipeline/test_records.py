@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from fakes.records import write
 from input_pipeline import records, serialization, shards
 from input_pipeline.example import Example, Region
 
@@ -58,20 +59,6 @@ def assert_same(a, b):
     assert x.boxes.dtype == y.boxes.dtype == np.float32
     np.testing.assert_array_equal(x.boxes, y.boxes)
     assert x.boxes.shape == y.boxes.shape
-
-
-def write(directory, splits, name="toy"):
-  """Writes a folder of records of splits -> lists of shards, each a list of examples."""
-  paths = {}
-  for split, parts in splits.items():
-    for i, examples in enumerate(parts):
-      path = directory / shards.shard_name(name, split, i, len(parts))
-      with shards.ShardWriter(path) as writer:
-        for example in examples:
-          writer.write(example)
-      paths.setdefault(split, []).append(path)
-  records.write_metadata(directory, name, paths)
-  return paths
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from test_convert import images as folder_of_images
-from test_records import write
 
+from fakes.records import image_folder, write
 from input_pipeline import example as example_lib
 from input_pipeline import images, shards
 from input_pipeline.checks import __main__ as command
@@ -416,7 +415,7 @@ def test_counts(folder, sets):
 
 def test_skipped_images_are_counted_by_reason(tmp_path):
   (tmp_path / "raw").mkdir()
-  source = folder_of_images(tmp_path / "raw", broken=(3, 5))
+  source = image_folder(tmp_path / "raw", broken=(3, 5))
   (tmp_path / "raw" / "7.jpg").unlink()
   options = {"max_skipped_fraction": 0.5, "workers": 1, "progress": False}
   convert("folder", tmp_path / "out", source=source, **options)

@@ -13,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fakes.images import image, manifest
+from fakes.records import SMALL, content, image_folder
 from input_pipeline import records, shards
 from input_pipeline.conversion import __main__ as command
 from input_pipeline.conversion import convert as convert_lib
@@ -25,28 +26,11 @@ from input_pipeline.readers.source import Item, Source
 from paths import REAL, ROOT
 
 COMMAND = [sys.executable, "-m", "input_pipeline.conversion"]
-SMALL = {"train_images": 20, "validation_images": 5, "test_images": 0, "size_px": 64}
 
 
 def small(out, **changes):
   options = SMALL | {"shard_size": 6, "workers": 1, "progress": False} | changes
   return convert("phantom", out, **options)
-
-
-def content(directory):
-  return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
-
-
-def images(directory, broken=(), count=12):
-  """A folder of images, some cut short."""
-  for i in range(count):
-    image(directory / f"{i}.jpg", 64, 48, seed=i)
-    if i in broken:
-      whole = (directory / f"{i}.jpg").read_bytes()
-      (directory / f"{i}.jpg").write_bytes(whole[: len(whole) * 2 // 3])
-  rows = [{"image": f"{i}.jpg", "text": "Normal.", "split": "train"} for i in range(count)]
-  manifest(directory, rows)
-  return str(directory)
 
 
 @pytest.fixture
@@ -224,7 +208,7 @@ def test_wrong_arguments(tmp_path, arguments, problem):
 
 
 def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, raw):
-  source = images(raw, broken=(3,))
+  source = image_folder(raw, broken=(3,))
   (raw / "7.jpg").unlink()
   options = {"source": source, "max_skipped_fraction": 0.2, "shard_size": 5}
   summary = convert("folder", tmp_path / "out", workers=2, progress=False, **options)
@@ -242,7 +226,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, raw):
 
 
 def test_too_many_unreadable_images_are_an_error_and_repairs_go_in(tmp_path, raw):
-  source, out = images(raw, broken=(3, 4)), tmp_path / "out"
+  source, out = image_folder(raw, broken=(3, 4)), tmp_path / "out"
   options = {"source": source, "shard_size": 3, "workers": 1, "progress": False}
   with pytest.raises(
     ConvertError, match=r"2 of 12 images cannot be read.*max_skipped_fraction=0\.1"
@@ -265,13 +249,13 @@ def test_too_many_unreadable_images_are_an_error_and_repairs_go_in(tmp_path, raw
 
 
 def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path, raw):
-  source = images(raw, broken=range(3), count=3)
+  source = image_folder(raw, broken=range(3), count=3)
   with pytest.raises(ConvertError, match="no image of split 'train' can be read"):
     convert("folder", tmp_path / "out", source=source, max_skipped_fraction=1, progress=False)
 
 
 def test_a_box_outside_its_image_stops_the_conversion_and_the_cure_goes_on(tmp_path, raw):
-  source, out = images(raw), tmp_path / "out"
+  source, out = image_folder(raw), tmp_path / "out"
   rows = [{"image": f"{i}.jpg", "text": "", "split": "train", "boxes": ""} for i in range(12)]
   rows[8]["boxes"] = '[{"label": "nodule", "x": 60, "y": 4, "w": 9, "h": 4}]'
   manifest(raw, rows)
@@ -292,7 +276,7 @@ def test_a_box_outside_its_image_stops_the_conversion_and_the_cure_goes_on(tmp_p
 
 
 def test_a_source_that_changed_leaves_no_old_shards(tmp_path, raw):
-  source, out = images(raw, count=6), tmp_path / "out"
+  source, out = image_folder(raw, count=6), tmp_path / "out"
   options = {"source": source, "shard_size": 2, "workers": 1, "progress": False}
   convert("folder", out, **options)
   rows = [{"image": f"{i}.jpg", "text": "Normal.", "split": "train"} for i in range(6)]
@@ -301,7 +285,7 @@ def test_a_source_that_changed_leaves_no_old_shards(tmp_path, raw):
   (out / "dataset_info.json").unlink()
   convert("folder", out, **options)
   assert records.RecordSource(out, "train")[2].sentences == ("Abnorm.",)
-  images(raw, count=7)
+  folder(raw, count=7)
   (out / "dataset_info.json").unlink()
   assert convert("folder", out, **options)["images"] == {"train": 7}
   convert("folder", tmp_path / "whole", **options)
@@ -313,7 +297,7 @@ def test_limit_takes_the_first_of_every_split(tmp_path):
 
 
 def test_a_patient_in_two_splits_is_an_error(tmp_path, raw):
-  images(raw, count=4)
+  folder(raw, count=4)
   splits = ["train", "test", "train", "train"]
   manifest(
     raw,
@@ -361,7 +345,7 @@ def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
 
 
 def test_command_line(tmp_path, raw):
-  flags = ["--dataset=folder", f"--source={images(raw, broken=(1,))}", f"--out={tmp_path / 'out'}"]
+  flags = ["--dataset=folder", f"--source={folder(raw, broken=(1,))}", f"--out={tmp_path / 'out'}"]
   flags += ["--max_skipped_fraction=0.1", "--shard_size=4", "--workers=2"]
   line = [sys.executable, "-W", "error", *COMMAND[1:], *flags]
   done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from test_convert import SMALL, content, images
 
 from fakes.images import manifest
+from fakes.records import SMALL, content, image_folder
 from input_pipeline import records
 from input_pipeline.conversion.convert import convert
 from paths import ROOT
@@ -50,7 +50,7 @@ def test_the_phantom_has_the_same_bytes_and_a_deleted_shard_comes_back(tmp_path,
 @needs_beam
 def test_bad_images_are_listed_alike_and_repairs_go_in(tmp_path, capsys):
   (tmp_path / "raw").mkdir()
-  source = images(tmp_path / "raw", broken=(3, 7))
+  source = image_folder(tmp_path / "raw", broken=(3, 7))
   options = {"source": source, "shard_size": 5, "max_skipped_fraction": 0.2}
   convert("folder", tmp_path / "local", workers=2, progress=False, **options)
   under_beam(tmp_path / "beam", dataset="folder", **options)
@@ -62,7 +62,7 @@ def test_bad_images_are_listed_alike_and_repairs_go_in(tmp_path, capsys):
 
   with pytest.raises(SystemExit, match="error: 1 of 12 images cannot be read so far"):
     under_beam(tmp_path / "strict", dataset="folder", **options | {"max_skipped_fraction": 0})
-  images(tmp_path / "raw")
+  folder(tmp_path / "raw")
   under_beam(tmp_path / "beam", dataset="folder", **options)  # complete: nothing is tried again
   assert len(records.RecordSource(tmp_path / "beam", "train")) == 10
   from launch import convert_beam
@@ -74,7 +74,7 @@ def test_bad_images_are_listed_alike_and_repairs_go_in(tmp_path, capsys):
 @needs_beam
 def test_a_source_that_contradicts_itself_ends_in_one_line_and_the_cure_goes_on(tmp_path):
   (tmp_path / "raw").mkdir()
-  source = images(tmp_path / "raw", count=4)
+  source = image_folder(tmp_path / "raw", count=4)
   rows = [{"image": f"{i}.jpg", "text": "", "split": "train", "boxes": ""} for i in range(4)]
   rows[2]["boxes"] = '[{"label": "nodule", "x": 60, "y": 4, "w": 9, "h": 4}]'
   manifest(tmp_path / "raw", rows)
@@ -104,7 +104,7 @@ def test_a_pipeline_that_ends_early_is_an_error(tmp_path, monkeypatch):
 def test_several_worker_processes_have_the_same_bytes(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "raw").mkdir()
-  images(tmp_path / "raw", broken=(3,))
+  folder(tmp_path / "raw", broken=(3,))
   options = {"shard_size": 2, "max_skipped_fraction": 0.2}
   command = [sys.executable, "-m", "launch.convert_beam", "--dataset=folder", *flags(**options)]
   command += ["--source=raw", "--out=beam", "--", "--direct_num_workers=2"]
