@@ -1,6 +1,7 @@
 """Frozen parameters and learning rates, for encoders that begin with weights worth keeping."""
 
 import re
+from collections.abc import Sequence
 
 import jax
 from flax.traverse_util import flatten_dict
@@ -11,12 +12,12 @@ _LAYER = re.compile(r"(?:stage|block|layer)(\d+)")
 _RATES = {"image_encoder": "image_rate", "text_encoder": "text_rate"}
 
 
-def is_frozen(path: str, patterns: tuple[str, ...]) -> bool:
+def is_frozen(path: str, patterns: Sequence[str]) -> bool:
   """Tells whether one of the regular expressions matches in a parameter's path, "a/b/kernel"."""
   return any(re.search(pattern, path) for pattern in patterns)
 
 
-def check(params: dict, patterns: tuple[str, ...]) -> None:
+def check(params: dict, patterns: Sequence[str]) -> None:
   """Raises ValueError for a pattern that no parameter matches, or if none is left to learn."""
   paths = list(flatten_dict(params, sep="/"))
   for pattern in patterns:
@@ -33,12 +34,12 @@ def check(params: dict, patterns: tuple[str, ...]) -> None:
     raise ValueError("leaves nothing to learn")
 
 
-def labels(params: dict, patterns: tuple[str, ...]) -> dict:
+def labels(params: dict, patterns: Sequence[str]) -> dict:
   """Labels each parameter "frozen" or "learned"."""
   return _by_path(lambda path, _: "frozen" if is_frozen(path, patterns) else "learned", params)
 
 
-def without_gradient(params: dict, patterns: tuple[str, ...]) -> dict:
+def without_gradient(params: dict, patterns: Sequence[str]) -> dict:
   """Stops the gradient of frozen parameters: no backward pass is spent on them."""
   return _by_path(
     lambda path, x: jax.lax.stop_gradient(x) if is_frozen(path, patterns) else x, params

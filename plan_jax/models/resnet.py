@@ -1,6 +1,6 @@
 """ResNet image encoder (He et al. 2016, stride as in v1.5) that keeps a usable pixel grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -99,8 +99,8 @@ class ResNet(nn.Module):
   dilated: bool = True
   norm: str = "batch"
   projector: int = 0
-  mean: tuple[float, ...] = (0.5,)
-  std: tuple[float, ...] = (0.25,)
+  mean: Sequence[float] = (0.5,)
+  std: Sequence[float] = (0.25,)
   freeze: tuple[str, ...] = ()
   remat: str = "none"
   dtype: Any = jnp.float32

@@ -1,5 +1,6 @@
 """ViT image encoder (Dosovitskiy et al. 2021, in the form of DeiT: pre-norm, learned positions)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -67,8 +68,8 @@ class ViT(nn.Module):
   mlp_dim: int = 3072
   patch_px: int = 16
   grid: int = 14
-  mean: tuple[float, ...] = (0.5,)
-  std: tuple[float, ...] = (0.25,)
+  mean: Sequence[float] = (0.5,)
+  std: Sequence[float] = (0.25,)
   remat: str = "none"
   dtype: Any = jnp.float32
 
