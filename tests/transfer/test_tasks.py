@@ -160,7 +160,7 @@ def test_no_finding_may_be_called_macro(make_records):
 def test_a_supervised_encoder_learns(learn, tmp_path, task, flags):
   """From scratch on 600 images, 1,200 for boxes: macro AP50 .71, Dice .82 measured.
 
-  So few steps do not beat the mean mask of such large findings (.84); an untrained decoder has .1.
+  So few steps do not beat the mean mask of such large findings (Dice .84).
   """
   train, test = (1200, 100) if task == "detection" else (600, 60)
   sizes = {"train_images": train, "validation_images": 60, "test_images": test}
