@@ -285,7 +285,7 @@ def test_a_source_that_changed_leaves_no_old_shards(tmp_path, raw):
   (out / "dataset_info.json").unlink()
   convert("folder", out, **options)
   assert records.RecordSource(out, "train")[2].sentences == ("Abnorm.",)
-  folder(raw, count=7)
+  image_folder(raw, count=7)
   (out / "dataset_info.json").unlink()
   assert convert("folder", out, **options)["images"] == {"train": 7}
   convert("folder", tmp_path / "whole", **options)
@@ -297,7 +297,7 @@ def test_limit_takes_the_first_of_every_split(tmp_path):
 
 
 def test_a_patient_in_two_splits_is_an_error(tmp_path, raw):
-  folder(raw, count=4)
+  image_folder(raw, count=4)
   splits = ["train", "test", "train", "train"]
   manifest(
     raw,
@@ -345,7 +345,11 @@ def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
 
 
 def test_command_line(tmp_path, raw):
-  flags = ["--dataset=folder", f"--source={folder(raw, broken=(1,))}", f"--out={tmp_path / 'out'}"]
+  flags = [
+    "--dataset=folder",
+    f"--source={image_folder(raw, broken=(1,))}",
+    f"--out={tmp_path / 'out'}",
+  ]
   flags += ["--max_skipped_fraction=0.1", "--shard_size=4", "--workers=2"]
   line = [sys.executable, "-W", "error", *COMMAND[1:], *flags]
   done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -62,7 +62,7 @@ def test_bad_images_are_listed_alike_and_repairs_go_in(tmp_path, capsys):
 
   with pytest.raises(SystemExit, match="error: 1 of 12 images cannot be read so far"):
     under_beam(tmp_path / "strict", dataset="folder", **options | {"max_skipped_fraction": 0})
-  folder(tmp_path / "raw")
+  image_folder(tmp_path / "raw")
   under_beam(tmp_path / "beam", dataset="folder", **options)  # complete: nothing is tried again
   assert len(records.RecordSource(tmp_path / "beam", "train")) == 10
   from launch import convert_beam
@@ -104,7 +104,7 @@ def test_a_pipeline_that_ends_early_is_an_error(tmp_path, monkeypatch):
 def test_several_worker_processes_have_the_same_bytes(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "raw").mkdir()
-  folder(tmp_path / "raw", broken=(3,))
+  image_folder(tmp_path / "raw", broken=(3,))
   options = {"shard_size": 2, "max_skipped_fraction": 0.2}
   command = [sys.executable, "-m", "launch.convert_beam", "--dataset=folder", *flags(**options)]
   command += ["--source=raw", "--out=beam", "--", "--direct_num_workers=2"]
