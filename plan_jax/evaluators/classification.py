@@ -28,16 +28,9 @@ from plan_jax.runtime.logging import log
 def scored(
   scores: np.ndarray, images: Images, findings: list[str]
 ) -> tuple[ExampleScores | None, list[str]]:
-  """Collects the scores of findings that are both present and absent, and the views.
+  """Collects scores [N, K], of N images and K findings, as `finding_scores` does, and the views.
 
-  Args:
-    scores: [N, K], of N images and K findings.
-    images: N.
-    findings: K names.
-
-  Returns:
-    Per-example scores with `example_scores.SCORED` as metrics, None without such a finding; and
-    the view of each example.
+  Of findings that are both present and absent.
   """
   both = images.findings()[0]
   columns = {name: scores[:, k] for k, name in enumerate(findings) if name in both}
@@ -61,13 +54,9 @@ def classified_rows(
   resamples: int = bootstrap.RESAMPLES,
   seed: int = 0,
 ) -> list[Row]:
-  """Makes rows of all metrics; thresholds are of the highest F1 on `validation`, .5 for None.
+  """Makes rows of all metrics; `head` is task, protocol and data, scores and views are of `scored`.
 
-  Args:
-    head: task, protocol and data.
-    scores, views: of `scored`.
-    validation: of `scored`, images of other patients.
-    resamples, seed: of the bootstrap.
+  Thresholds are of the highest F1 on `validation`, images of other patients; .5 for None.
   """
   draws = {"resamples": resamples, "seed": seed}
   thresholds, suffix, behind = dict.fromkeys(scores.groups, 0.5), " at .5", []

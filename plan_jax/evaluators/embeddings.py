@@ -83,14 +83,8 @@ def embed_pairs(
 ) -> Pairs | None:
   """Embeds the examples with text; None where there is none. How many have no text is logged.
 
-  Args:
-    model: the model.
-    examples: images are decoded and embedded `batch` at a time, and not kept.
-    batch: images or texts embedded at a time.
-    vectors: those that are known already; by default none.
-
-  Raises:
-    ValueError: an image is unreadable; the message names it.
+  `batch` images or texts are embedded at a time, and images not kept; `vectors` are known already.
+  Raises ValueError, naming it, where an image is unreadable.
   """
   vectors = vectors or ImageVectors(model, batch)
   known: dict[str, int] = {}

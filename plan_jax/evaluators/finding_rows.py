@@ -42,9 +42,7 @@ def finding_rows(
     ranked: adds the metrics of `RANKED`.
     suffix: of the names of `THRESHOLDED`.
   """
-  metrics = (RANKED if ranked else ()) + tuple(
-    f"{name}{suffix}" for name in THRESHOLDED if thresholds
-  )
+  metrics = [*(RANKED if ranked else ()), *(f"{m}{suffix}" for m in THRESHOLDED if thresholds)]
   score, present = scores.values[:, 0], scores.values[:, 1] == 1
 
   def measure(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -86,14 +84,9 @@ def example_places(scores: ExampleScores) -> dict[str, np.ndarray]:
 def finding_scores(
   columns: dict[str, np.ndarray], images: Images
 ) -> tuple[ExampleScores | None, list[str]]:
-  """Collects scores of labelled images, with `example_scores.SCORED` as metrics, and their views.
+  """Collects scores of N labelled images, with `example_scores.SCORED` as metrics, and their views.
 
-  Args:
-    columns: finding -> [N], scores of the N images.
-    images: N.
-
-  Returns:
-    None without a finding.
+  `columns` are the scores [N] by finding; None without one.
   """
   ids, groups, patients, views, values = [], [], [], [], []
   for name, column in columns.items():
@@ -113,11 +106,8 @@ def view_rows(
 ) -> list[Row]:
   """Makes rows of the macro AUC by view, over the findings that all these views have both kinds of.
 
-  None where fewer than two views have `VIEW_IMAGES`.
-
-  Args:
-    head, scores, draws: as in `finding_rows`.
-    views: [U], of the examples.
+  None where fewer than two views have `VIEW_IMAGES`; `views` are of the examples, all else is as in
+  `finding_rows`.
   """
   views = np.array(views)
   images = {name.partition("\t")[0]: view for name, view in zip(scores.ids, views, strict=True)}

@@ -85,18 +85,10 @@ def embed(
   tell: Callable[[str], None] = log.info,
   vectors: ImageVectors | None = None,
 ) -> Images | None:
-  """Embeds the images with a label of 1 or 0; None where there is none.
+  """Embeds the images with a label of 1 or 0, `batch` at a time; None where there is none.
 
-  Args:
-    model: embeds images.
-    examples: the images.
-    what: begins the messages on what is left out.
-    batch: images embedded at a time.
-    tell: takes those messages.
-    vectors: embeddings that are known already; by default none.
-
-  Raises:
-    ValueError: an image is unreadable; the message names it.
+  `what` begins the messages on what is left out, which `tell` takes; `vectors` are known already.
+  Raises ValueError, naming it, where an image is unreadable.
   """
   vectors = vectors or ImageVectors(model, batch)
   ids, patients, views, labels = [], [], [], []

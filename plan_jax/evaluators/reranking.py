@@ -106,11 +106,7 @@ def pair_scores(
 ) -> PairScores | None:
   """Makes the scores, float64, of any gallery among the pairs; None where they are left out.
 
-  Args:
-    model: the model.
-    pairs: its embeddings.
-    local_features: makes `features` of the same examples.
-    top: candidates ordered anew; 0 leaves all out.
+  `local_features` makes `features` of the same examples; `top` candidates are ordered anew.
   """
   if pairs is None or not top or not model.has_local_scores:
     return None

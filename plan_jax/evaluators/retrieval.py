@@ -58,28 +58,6 @@ class Gallery:
   median: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retrieval(Evaluator):
-  """Evaluator of "retrieval-v1"."""
-
-  needs = "text"
-  protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def score(
-    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
-  ) -> dict[str, Gallery]:
-    """Scores the galleries."""
-    return score_retrieval(embeddings.pairs)
-
-  def rows(self, scores: dict[str, Gallery], **common) -> list[Row]:
-    """Makes the rows of all galleries."""
-    return retrieval_rows(scores, **common)
-
-  def example_scores(self, scores: dict[str, Gallery]) -> dict[str, ExampleScores]:
-    """Picks those of the whole gallery."""
-    return {"retrieval": scores["all"].example_scores} if scores else {}
-
-
 def score_retrieval(pairs: Pairs | None, *, block: int = 512) -> dict[str, Gallery]:
   """Scores the gallery "all" and, where there are several kinds of text, that of each kind.
 
@@ -153,3 +131,22 @@ def retrieval_rows(
       rows.append(Row(*head, RUN, run.value, run.low, run.high, n, gallery=n))
       rows.append(Row(*head, "chance", chance, _NONE, _NONE, n, gallery=n))
   return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Evaluator):
+  """Evaluator of "retrieval-v1"."""
+
+  needs = "text"
+  protocols: tuple[str, ...] = (PROTOCOL,)
+  rows = staticmethod(retrieval_rows)
+
+  def score(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> dict[str, Gallery]:
+    """Scores the galleries."""
+    return score_retrieval(embeddings.pairs)
+
+  def example_scores(self, scores: dict[str, Gallery]) -> dict[str, ExampleScores]:
+    """Picks those of the whole gallery."""
+    return {"retrieval": scores["all"].example_scores} if scores else {}

@@ -99,13 +99,8 @@ def score_segmentation(
 ) -> Overlaps | None:
   """Measures the overlaps of all examples; None of none.
 
-  Args:
-    maps: images, and the maps [K, H, W] of their findings.
-    findings: K names.
-    keep_empty: images without a finding are examples of it.
-
-  Raises:
-    ValueError: map and image contradict each other; the message names the image.
+  `maps` are images, and the maps [K, H, W] of their findings; where `keep_empty`, images without a
+  finding are examples of it. Raises ValueError, naming it, where an image and its map disagree.
   """
   ids, groups, patients, counts = [], [], [], []
   for example, heatmaps in maps:
@@ -178,14 +173,8 @@ def segmentation_rows(
 ) -> tuple[list[Row], ExampleScores]:
   """Makes rows by group (macro first), metric and model, and per-example scores of the run.
 
-  There are no rows where no finding has both an image and a threshold.
-
-  Args:
-    scores: model -> overlaps on the split that is scored, `RUN` first.
-    validation: model -> overlaps on the validation split; None without such a split.
-    data: the data set and split.
-    keep_empty: as of `score_segmentation`.
-    resamples, seed: of the bootstrap.
+  There are no rows where no finding has both an image and a threshold. `scores` are of the split
+  that is scored, by model, `RUN` first, and `validation` likewise; None without such a split.
   """
   chosen = dict.fromkeys(scores)
   if validation is not None:
@@ -218,20 +207,11 @@ def segmentation_rows(
         if not np.isnan(s.value):
           rows.append(Row(*head, group, metric + suffix, model, s.value, s.low, s.high, s.n))
     if best := (chosen[RUN] or {}).get(group):
-      rows += _threshold_rows((*head, group), best, keep_empty)
+      names = ("threshold", f"threshold of {WITH_EMPTY}")[: 1 + keep_empty]
+      for name, place in zip(names, (best.alone, best.with_empty), strict=False):
+        end = (RUN, THRESHOLDS[place], np.nan, np.nan, best.images)
+        rows.append(Row(*head, group, name, *end))
   return rows, tables[RUN]
-
-
-def _threshold_rows(
-  head: tuple[str, str, str, str], best: Thresholds, keep_empty: bool
-) -> list[Row]:
-  places = {"threshold": best.alone}
-  if keep_empty:
-    places[f"threshold of {WITH_EMPTY}"] = best.with_empty
-  return [
-    Row(*head, name, RUN, THRESHOLDS[place], np.nan, np.nan, best.images)
-    for name, place in places.items()
-  ]
 
 
 def _nothing(run: ExampleScores, areas: np.ndarray) -> ExampleScores:

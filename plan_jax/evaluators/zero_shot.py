@@ -155,8 +155,7 @@ def score_zero_shot(
 
   Args:
     model: that embedded the images; each prompt is embedded once.
-    images: of `labelled_images.embed`.
-    prompts: the set.
+    images, prompts: to compare.
     validation: images to choose thresholds on, of other patients; None for .5.
     local_examples: gives the examples of the images once more, for local similarities; None does
       without these.
@@ -172,9 +171,7 @@ def score_zero_shot(
   texts = {name: each for name, each in texts.items() if each}
   vectors = _embed_prompts(model, [t for p in texts.values() for t in (*p.positive, *p.negative)])
   findings = [name for name in findings if name in texts]
-  columns = {
-    name: presence_scores(images, texts[name], vectors, prompts.ensemble) for name in findings
-  }
+  columns = {f: presence_scores(images, texts[f], vectors, prompts.ensemble) for f in findings}
   scores, views = finding_scores(columns, images)
   thresholds = None
   if validation is not None:

@@ -107,12 +107,7 @@ def class_scores(
 def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.ndarray:
   """Compares images [N, D] with prompts [P, D] of one finding, unit norm each: float64 [N].
 
-  Args:
-    images, prompts: float32.
-    ensemble: "embeddings", "similarities" or "highest".
-
-  Raises:
-    ValueError: a similarity is NaN.
+  `ensemble` is "embeddings", "similarities" or "highest". Raises ValueError where one is NaN.
   """
   if ensemble == "embeddings":
     mean = prompts.astype(np.float64).mean(0)
@@ -136,15 +131,8 @@ def image_similarities(
 ) -> np.ndarray:
   """Compares N images with T prompts by words and pixels: float64 [N, T], in the order of `ids`.
 
-  Args:
-    model: that has local scores.
-    examples: the images, in any order; others among them are passed over.
-    ids: [N], of the images.
-    texts: [T].
-    batch: images decoded at a time.
-
-  Raises:
-    ValueError: an image is unreadable or missing, or a similarity is NaN; the message names it.
+  `examples` are the images in any order, others among them are passed over. Raises ValueError,
+  naming it, where an image is unreadable or missing, or a similarity is NaN.
   """
   place = {image_id: i for i, image_id in enumerate(ids)}
   compare = model.local_similarities([(text,) for text in texts])
@@ -174,9 +162,7 @@ def class_rows(
     return classification.class_metrics(given[places], classes.classes[places], weights)
 
   everything = ["all"] * len(classes.ids)
-  summaries = bootstrap.grouped_metrics(measure, 2 + k, everything, classes.patients, **draws)[
-    "all"
-  ]
+  summaries = bootstrap.grouped_metrics(measure, 2 + k, everything, classes.patients, **draws)
   sizes = np.bincount(classes.classes, minlength=k)
   commonest = float(sizes.max() / sizes.sum())
   places = [
@@ -186,7 +172,7 @@ def class_rows(
   ]
   rows = []
   for m, (group, metric, baselines) in enumerate(places):
-    s, n = summaries[m], int(sizes[m - 2]) if m >= 2 else len(everything)
+    s, n = summaries["all"][m], int(sizes[m - 2]) if m >= 2 else len(everything)
     rows.append(Row(*head, group, metric, RUN, s.value, s.low, s.high, n))
     for name, value in baselines.items():
       rows.append(Row(*head, group, metric, name, value, np.nan, np.nan, n))

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Num, Real
 
 from input_pipeline.boxes import iou
+from plan_jax.metrics.bootstrap import ratio
 
 THRESHOLDS = tuple(hundredths / 100 for hundredths in range(40, 100, 5))
 # Name -> places in THRESHOLDS.
@@ -191,6 +192,11 @@ def limits(
   return np.stack([scores[(reached > allowed[:, [i]]).argmax(1)] for i in range(len(RATES))], 1)
 
 
+def all_limits(matches: Matches, images: int) -> Float64[np.ndarray, "1 rates"]:
+  """Finds `limits` where every image counts once."""
+  return limits(matches.false_scores, np.ones((1, len(matches.false_scores))), np.array([images]))
+
+
 def sensitivities(
   matches: Matches, weights: Num[np.ndarray, "R F"]
 ) -> Float64[np.ndarray, "R rates"]:
@@ -205,7 +211,7 @@ def sensitivities(
   total = hits[:, -1:] if len(matches.hit_image) else np.zeros((len(weights), 1))
   hits = np.concatenate([np.zeros((len(weights), 1)), hits], 1)
   hits = np.take_along_axis(hits, count, 1)
-  return np.divide(hits, total, out=np.full(hits.shape, np.nan), where=total > 0)
+  return ratio(hits, total)
 
 
 def detection_metrics(
@@ -243,15 +249,5 @@ def mean_precision(
 
 def score_limits(images: Sequence[Image], findings: int) -> Float64[np.ndarray, "findings rates"]:
   """Finds the score above which predictions lie at each of `RATES` over the images."""
-  return matched_limits([match_finding(images, k) for k in range(findings)], len(images))
-
-
-def matched_limits(
-  findings: Sequence[Matches], images: int
-) -> Float64[np.ndarray, "findings rates"]:
-  """Finds the limits as `score_limits`, of findings that are matched already."""
-  each = [
-    limits(matches.false_scores, np.ones((1, len(matches.false_scores))), np.array([images]))
-    for matches in findings
-  ]
-  return np.concatenate(each)
+  matched = [match_finding(images, label) for label in range(findings)]
+  return np.concatenate([all_limits(matches, len(images)) for matches in matched])
