@@ -49,6 +49,7 @@ from plan_jax.metrics.detection import (
   matched_metrics,
   mean_precision,
 )
+from plan_jax.results.contact_sheet import spread_over
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
@@ -154,7 +155,7 @@ def typical_box(boxes: np.ndarray) -> np.ndarray | None:
   """
   if not len(boxes):
     return None
-  chosen = boxes[np.unique(np.linspace(0, len(boxes) - 1, _TYPICAL_OF).round().astype(int))]
+  chosen = boxes[spread_over(len(boxes), _TYPICAL_OF)]
   return chosen[iou(chosen, chosen).mean(1).argmax()]
 
 

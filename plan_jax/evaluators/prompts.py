@@ -20,6 +20,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from input_pipeline.errors import UserError
 from input_pipeline.text import reports
@@ -35,8 +36,7 @@ class PromptsError(UserError):
   """A set of prompts cannot be used; the message names the file and the place in it."""
 
 
-@dataclass(frozen=True)
-class Prompts:
+class Prompts(NamedTuple):
   """Texts for a finding that is present, and for one that is absent (may be empty)."""
 
   positive: tuple[str, ...]
@@ -74,7 +74,7 @@ class PromptSet:
     if self.template is None or not name or name.split()[0] in _NOT_FOR_TEMPLATES:
       return None
     name = written(label)
-    return Prompts(*(tuple(t.replace("{}", name) for t in side) for side in _sides(self.template)))
+    return Prompts(*(tuple(t.replace("{}", name) for t in side) for side in self.template))
 
 
 def load(names: Sequence[str]) -> list[PromptSet]:
@@ -138,7 +138,7 @@ def _parse(name: str, fingerprint: str, content) -> PromptSet:
   if not isinstance(given, dict):
     raise ValueError("'findings' must be an object")
   template = _prompts("template", content["template"]) if "template" in content else None
-  if template and not all("{}" in text for side in _sides(template) for text in side):
+  if template and not all("{}" in text for side in template for text in side):
     raise ValueError("'template': each prompt must hold {}, the place of the label")
   findings: dict[str, Prompts] = {}
   for label, entry in given.items():
@@ -185,10 +185,6 @@ def _texts(place: str, item) -> list[str]:
   if not all(reports.normalise(text.replace("{}", "x")) for text in texts):
     raise ValueError(f"{place}: a prompt has no word")
   return texts
-
-
-def _sides(prompts: Prompts) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  return prompts.positive, prompts.negative
 
 
 def _once(pairs: list[tuple]) -> dict:

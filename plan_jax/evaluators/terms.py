@@ -185,8 +185,7 @@ class Terms(Evaluator):
   ) -> ExampleScores | None:
     """Scores every word whose kind is known; None without such, or without significances."""
     of_sentence = FACTS[dataset.dataset].word_kinds
-    annotated = None if of_sentence else _annotated(dataset)
-    if not of_sentence and not annotated:
+    if not of_sentence and not _annotated(dataset):
       return None
     if not model.has_significance:
       log.info("terms are left out: this model gives its words no weight")

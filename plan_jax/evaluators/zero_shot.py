@@ -169,7 +169,7 @@ def score_zero_shot(
   if silent := [name for name, each in texts.items() if each is None]:
     tell(f"zero-shot, prompts {prompts.name}: no prompts for {', '.join(silent)}; left out")
   texts = {name: each for name, each in texts.items() if each}
-  vectors = _embed_prompts(model, [t for p in texts.values() for t in (*p.positive, *p.negative)])
+  vectors = _embed_prompts(model, [t for each in texts.values() for side in each for t in side])
   findings = [name for name in findings if name in texts]
   columns = {f: presence_scores(images, texts[f], vectors, prompts.ensemble) for f in findings}
   scores, views = finding_scores(columns, images)

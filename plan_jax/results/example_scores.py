@@ -58,11 +58,7 @@ def example_id(image_id: str, phrase: str = "") -> str:
 
 
 def write(path: str | os.PathLike, scores: ExampleScores) -> None:
-  """Writes the scores as CSV, whole or not at all; values keep their full precision.
-
-  Raises:
-    ValueError: a value is infinite.
-  """
+  """Writes CSV of full precision, whole or not at all. Raises ValueError of an infinite value."""
   if np.isinf(scores.values).any():
     raise ValueError(f"{path}: a value is infinite")
   text = io.StringIO()

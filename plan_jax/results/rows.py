@@ -92,11 +92,7 @@ class Evaluation:
 
 
 def write(path: str | os.PathLike, evaluation: Evaluation) -> None:
-  """Writes an evaluation as JSON, whole or not at all.
-
-  Raises:
-    ValueError: a value is infinite; the file would not be JSON.
-  """
+  """Writes JSON, whole or not at all. Raises ValueError where a value is infinite."""
   content = {
     "step": int(evaluation.step),
     "complete": evaluation.complete,
