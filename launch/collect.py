@@ -29,17 +29,11 @@ ALL = "all"  # the group of every example
 
 @dataclass(frozen=True)
 class Scored:
-  """Results of one complete run.
-
-  Attributes:
-    run: the run.
-    rows: model -> column -> row.
-    scores: task -> scores of every example, for the tasks that have them.
-  """
+  """Results of one complete run."""
 
   run: Run
-  rows: dict[str, dict[Column, Row]]
-  scores: dict[str, ExampleScores]
+  rows: dict[str, dict[Column, Row]]  # by model
+  scores: dict[str, ExampleScores]  # by task, for those that have them
 
   def has_scores(self, column: Column) -> bool:
     """Returns True where the metric can be taken from the scores of examples."""
@@ -94,11 +88,7 @@ def write_tables(
 ) -> str:
   """Gathers the complete runs into OUT/table.md, which is returned, and OUT/table.json.
 
-  Args:
-    runs: of the study, in its order.
-    out: folder of the study.
-    wanted: the columns.
-    against: label of the row that the others are compared with.
+  `wanted` are the columns, `against` the label of the row that the others are compared with.
 
   Raises:
     UserError: no run is complete, no run has a column that was asked for, or runs of one method do
@@ -238,14 +228,12 @@ class _Table:
     for (task, whole), chosen in parts.items():
       scores = sides[0].any.scores[task]
       places = [scores.metrics.index(metric) for _, _, metric in chosen]
-      values = [
-        np.stack([side.seeds[seed].scores[task].values[:, places] for seed in seeds])
-        for side in sides
-      ]
-      groups = [ALL] * len(scores.ids) if whole else scores.groups
-      summaries = bootstrap.seeded_means(
-        _minus(values), groups, scores.patients, resamples=self.resamples
+      values = _minus(
+        [np.stack([side.seeds[s].scores[task].values[:, places] for s in seeds]) for side in sides]
       )
+      groups = [ALL] * len(scores.ids) if whole else scores.groups
+      draws = {"resamples": self.resamples}
+      summaries = bootstrap.seeded_means(values, groups, scores.patients, **draws)
       out |= {column: summaries[column[1]][i] for i, column in enumerate(chosen)}
     return out
 
@@ -292,10 +280,8 @@ def _methods(scored: Iterable[Scored]) -> list[Method]:
   methods: list[Method] = []
   for result in scored:
     overrides = study.without_seed(result.run.overrides)
-    method = next((m for m in methods if m.overrides == overrides), None)
-    if method is None:
-      method = Method(overrides, {})
-      methods.append(method)
+    if not (method := next((m for m in methods if m.overrides == overrides), None)):
+      methods.append(method := Method(overrides, {}))
     method.seeds[result.run.config.seed] = result
   return methods
 

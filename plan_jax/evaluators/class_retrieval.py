@@ -120,16 +120,13 @@ def class_rows(
   data: str,
   task: str = "class-retrieval",
   protocol: str = PROTOCOL,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows by group ("macro" first) and metric, beside chance; none of none."""
   if scores is None:
     return []
   run, chance = scores
-  means = bootstrap.grouped_means(
-    run.values, run.groups, run.patients, resamples=resamples, seed=seed
-  )
+  means = bootstrap.grouped_means(run.values, run.groups, run.patients, **draws)
   expected = bootstrap.grouped_means(chance.values, run.groups, run.patients, resamples=0)
   rows = []
   for group in means:

@@ -18,7 +18,7 @@ from plan_jax.evaluators.finding_rows import (
   view_rows,
 )
 from plan_jax.evaluators.labelled_images import Images
-from plan_jax.metrics import auc, bootstrap, classification
+from plan_jax.metrics import auc, classification
 from plan_jax.metrics.bootstrap import MACRO
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
@@ -51,14 +51,12 @@ def classified_rows(
   views: list[str],
   *,
   validation: ExampleScores | None,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows of all metrics; `head` is task, protocol and data, scores and views are of `scored`.
 
   Thresholds are of the highest F1 on `validation`, images of other patients; .5 for None.
   """
-  draws = {"resamples": resamples, "seed": seed}
   thresholds, suffix, behind = dict.fromkeys(scores.groups, 0.5), " at .5", []
   if validation is not None:
     thresholds, suffix = {}, ""

@@ -65,9 +65,8 @@ def detection_rows(
   findings: Sequence[str],
   *,
   data: str,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
   baselines: dict[str, Sequence[Image]] | None = None,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows of the run by finding, `macro` first, then those of chance, without intervals.
 
@@ -76,8 +75,8 @@ def detection_rows(
   sides = {RUN: images, **(baselines or {})}
   rows = []
   for model, predictions in sides.items():
-    draws = {"resamples": resamples if model == RUN else 0, "seed": seed}
-    rows += _rows(predictions, findings, METRICS, (PROTOCOL, data), model, **draws)
+    own = draws if model == RUN else {"resamples": 0}
+    rows += _rows(predictions, findings, METRICS, (PROTOCOL, data), model, **own)
   if missing := sorted(set(findings) - {row.group for row in rows}):
     log.info(
       f"detection: {len(missing)} of {len(findings)} findings have no box in {data} and are left"
@@ -91,8 +90,7 @@ def compat_rows(
   findings: Sequence[str],
   *,
   data: str,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows of "compat-mgca-detection"; none, and that is logged, where no image is left."""
   kept = []
@@ -108,7 +106,6 @@ def compat_rows(
   if not kept:
     return []
   metrics = tuple(PRECISIONS)[:1]
-  draws = {"resamples": resamples, "seed": seed}
   return _rows(kept, findings, metrics, (COMPAT, data), RUN, **draws)
 
 

@@ -109,7 +109,6 @@ def score_grounding(
   prior: chance.BoxPrior | None,
   *,
   of: str = "words",
-  batch: int = 64,
   seed: int = 0,
 ) -> Scores:
   """Scores every phrase, by model: "run" first, then the chance baselines on the same phrases.
@@ -121,7 +120,6 @@ def score_grounding(
     prior: `box_prior` of the training split; None for no chance baselines.
     of: grounds a phrase by its "words", weighted by their significance, or by its own embedding,
       "phrase".
-    batch: phrases grounded at a time.
     seed: of the random baseline.
 
   Raises:
@@ -130,7 +128,7 @@ def score_grounding(
   values: dict[str, list[np.ndarray]] = {}
   ids, labels, patients = [], [], []
   cropped, heatmaps = CroppedCounts(), _Heatmaps()
-  for images, batch_phrases in phrase_batches(examples, batch):
+  for images, batch_phrases in phrase_batches(examples):
     maps = model.ground(images, [phrase.text for phrase in batch_phrases], of)
     if len(maps) != len(batch_phrases):
       raise ValueError(f"the model gave {len(maps)} maps for {len(batch_phrases)} phrases")
@@ -156,17 +154,11 @@ def score_grounding(
 
 
 def grounding_rows(
-  scores: Scores,
-  *,
-  data: str,
-  task: str = "grounding",
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  scores: Scores, *, data: str, task: str = "grounding", **draws: int
 ) -> list[Row]:
   """Makes rows by group ("macro" first), metric and model; none of no scores."""
   if not scores:
     return []
-  draws = {"resamples": resamples, "seed": seed}
   summaries = {
     name: bootstrap.grouped_means(each.values, each.groups, each.patients, **draws)
     for name, each in scores.items()

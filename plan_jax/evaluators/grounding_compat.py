@@ -169,11 +169,7 @@ PROTOCOLS = {
 
 
 def score_compat(
-  model: Predictor,
-  examples: Iterable[Example],
-  protocols: Iterable[str] = tuple(PROTOCOLS),
-  *,
-  batch: int = 64,
+  model: Predictor, examples: Iterable[Example], protocols: Iterable[str] = tuple(PROTOCOLS)
 ) -> Scores:
   """Scores every phrase, by protocol; empty where no example has a region.
 
@@ -183,7 +179,7 @@ def score_compat(
   rules = {name: PROTOCOLS[name] for name in protocols}
   ids, labels, patients, boxes = [], [], [], []
   values: dict[str, list[list[float]]] = {name: [] for name in rules}
-  for images, phrases in phrase_batches(examples, batch):
+  for images, phrases in phrase_batches(examples):
     grids = model.similarities(images, [phrase.text for phrase in phrases], "phrase")
     for phrase, grid in zip(phrases, grids, strict=True):
       ids.append(phrase.id)
@@ -209,15 +205,11 @@ def score_compat(
   return scores
 
 
-def compat_rows(
-  scores: Scores, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
-) -> list[Row]:
+def compat_rows(scores: Scores, *, data: str, **draws: int) -> list[Row]:
   """Makes rows by protocol, group and metric; there are no chance baselines."""
   rows = []
   for name, each in scores.items():
-    means = bootstrap.grouped_means(
-      each.values, each.groups, each.patients, resamples=resamples, seed=seed
-    )
+    means = bootstrap.grouped_means(each.values, each.groups, each.patients, **draws)
     for group, summaries in means.items():
       if PROTOCOLS[name].by_finding or group != bootstrap.MACRO:
         for metric, s in zip(each.metrics, summaries, strict=True):

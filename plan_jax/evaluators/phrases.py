@@ -59,7 +59,7 @@ def phrases(example: Example) -> list[Phrase]:
 
 
 def phrase_batches(
-  examples: Iterable[Example], batch: int
+  examples: Iterable[Example], batch: int = 64
 ) -> Iterator[tuple[list[np.ndarray], list[Phrase]]]:
   """Yields at most `batch` phrases at a time, and the image of each, uint8 [H, W].
 

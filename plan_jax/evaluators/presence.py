@@ -83,17 +83,15 @@ def score_presence(
   return ExampleScores(*columns, SCORED, np.stack([peaks, truth], axis=1))
 
 
-def presence_rows(
-  scores: ExampleScores | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
-) -> list[Row]:
+def presence_rows(scores: ExampleScores | None, *, data: str, **draws: int) -> list[Row]:
   """Makes rows by group ("macro" first), metric and model; none of no scores."""
   if scores is None:
     return []
   peaks, present = scores.values[:, 0], scores.values[:, 1] == 1
   who = scores.groups, scores.patients
-  areas = auc.grouped(peaks, present, *who, resamples=resamples, seed=seed)
+  areas = auc.grouped(peaks, present, *who, **draws)
   either = np.where(np.stack([present, ~present], axis=1), peaks[:, None], np.nan)
-  means = bootstrap.grouped_means(either, *who, resamples=resamples, seed=seed)
+  means = bootstrap.grouped_means(either, *who, **draws)
   rows = []
   for group, area in areas.items():
     for metric, s in zip(METRICS, (area, *means[group]), strict=True):

@@ -85,14 +85,12 @@ class Reranking(Evaluator):
     return kept | ({CLASS_TASK: scores.classes[0]} if scores.classes else {})
 
 
-def features(
-  model: Predictor, examples: Iterable[Example], *, batch: int = 64
-) -> tuple[np.ndarray, ...]:
+def features(model: Predictor, examples: Iterable[Example]) -> tuple[np.ndarray, ...]:
   """Makes local features of the examples with text, in their order; images are not kept."""
   wanted = (each for each in examples if reports.normalise(" ".join(each.sentences)))
   parts = [
     model.local_features(images, [example.sentences for example in part])
-    for part, images in decode_batches(wanted, batch)
+    for part, images in decode_batches(wanted, 64)
   ]
   return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 

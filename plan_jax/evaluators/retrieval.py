@@ -58,7 +58,7 @@ class Gallery:
   median: float
 
 
-def score_retrieval(pairs: Pairs | None, *, block: int = 512) -> dict[str, Gallery]:
+def score_retrieval(pairs: Pairs | None) -> dict[str, Gallery]:
   """Scores the gallery "all" and, where there are several kinds of text, that of each kind.
 
   Empty where there are no pairs. Raises ValueError where the embeddings do not fit.
@@ -69,14 +69,14 @@ def score_retrieval(pairs: Pairs | None, *, block: int = 512) -> dict[str, Galle
   groups = {"all": np.arange(len(kinds))}
   if len(set(pairs.kinds)) > 1:
     groups |= {kind: np.flatnonzero(kinds == kind) for kind in sorted(set(pairs.kinds))}
-  return {group: score_gallery(pairs, places, group, block) for group, places in groups.items()}
+  return {group: score_gallery(pairs, places, group) for group, places in groups.items()}
 
 
-def score_gallery(pairs: Pairs, places: np.ndarray, group: str, block: int = 512) -> Gallery:
-  """Ranks the pairs at these places in both directions, `block` queries at a time."""
+def score_gallery(pairs: Pairs, places: np.ndarray, group: str) -> Gallery:
+  """Ranks the pairs at these places in both directions."""
   values = {}
   for direction in DIRECTIONS:
-    ranks = rank_embeddings(*pairs.sides(direction, places), pairs.keys[places], block=block)
+    ranks = rank_embeddings(*pairs.sides(direction, places), pairs.keys[places])
     values |= rank_metrics(ranks, direction)
   return gallery(values, pairs, places, group)
 
@@ -107,24 +107,21 @@ def retrieval_rows(
   data: str,
   task: str = "retrieval",
   protocol: str = PROTOCOL,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows by gallery, direction and metric, the run beside chance."""
   rows = []
   for group, each in galleries.items():
     scores, n = each.example_scores, len(each.example_scores.ids)
-    means = bootstrap.grouped_means(
-      scores.values, scores.groups, scores.patients, resamples=resamples, seed=seed
-    )[group]
-    means = dict(zip(scores.metrics, means, strict=True))
+    by_group = bootstrap.grouped_means(scores.values, scores.groups, scores.patients, **draws)
+    means = dict(zip(scores.metrics, by_group[group], strict=True))
     metrics = []
     for direction in DIRECTIONS:
       for k in AT:
         metric = f"R@{k} {direction}"
         metrics.append((metric, means[metric], each.recalls[k]))
       ranks = scores.values[:, scores.metrics.index(f"rank {direction}")]
-      middle = bootstrap.median(ranks, scores.patients, resamples=resamples, seed=seed)
+      middle = bootstrap.median(ranks, scores.patients, **draws)
       metrics.append((f"median rank {direction}", middle, each.median))
     for metric, run, chance in metrics:
       head = (task, protocol, data, group, metric)

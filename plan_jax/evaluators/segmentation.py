@@ -168,8 +168,7 @@ def segmentation_rows(
   *,
   data: str,
   keep_empty: bool,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> tuple[list[Row], ExampleScores]:
   """Makes rows by group (macro first), metric and model, and per-example scores of the run.
 
@@ -192,12 +191,10 @@ def segmentation_rows(
   tables[NOTHING] = _nothing(tables[RUN], scores[RUN].select(present).areas)
   if np.isnan(tables[RUN].values).all():
     return [], tables[RUN]
-  means = {
-    model: bootstrap.grouped_means(
-      each.values, each.groups, each.patients, resamples=resamples if model == RUN else 0, seed=seed
-    )
-    for model, each in tables.items()
-  }
+  means = {}
+  for model, each in tables.items():
+    own = draws if model == RUN else {"resamples": 0}
+    means[model] = bootstrap.grouped_means(each.values, each.groups, each.patients, **own)
   suffix = " at .5" if validation is None else ""
   head, rows = (TASK, PROTOCOL, data), []
   for group in means[RUN]:

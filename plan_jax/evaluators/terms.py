@@ -141,16 +141,13 @@ def contrasts(
     yield metric, places, np.isin(kinds[places], high), patients[places].tolist()
 
 
-def terms_rows(
-  scores: ExampleScores | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
-) -> list[Row]:
+def terms_rows(scores: ExampleScores | None, *, data: str, **draws: int) -> list[Row]:
   """Makes rows, of group "all", by metric and model; none of none.
 
   An AUC of which one side has no words is NaN.
   """
   if scores is None:
     return []
-  draws = {"resamples": resamples, "seed": seed}
   significance, on_list = scores.values.T
   rows = []
   for metric, places, high, patients in contrasts(scores):

@@ -70,7 +70,7 @@ from plan_jax.evaluators.zero_shot_classes import (
   similarities,
 )
 from plan_jax.inference.predictor import Predictor
-from plan_jax.metrics import bootstrap, classification
+from plan_jax.metrics import classification
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
@@ -218,11 +218,9 @@ def zero_shot_rows(
   protocols: Sequence[str] = (PROTOCOL, CLASSES_PROTOCOL),
   *,
   data: str,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes the rows of the protocols."""
-  draws = {"resamples": resamples, "seed": seed}
   rows = []
 
   def head(task: str, protocol: str) -> tuple[str, str, str]:

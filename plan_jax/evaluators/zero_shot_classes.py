@@ -69,13 +69,8 @@ def class_scores(
 ) -> Classes:
   """Compares the images of one finding with the positive prompts of each class.
 
-  Args:
-    model: that embedded images and prompts.
-    images: those of no class are left out.
-    prompts: class -> its prompts.
-    vectors: prompt -> its embedding.
-    ensemble: see `similarities`.
-    local_examples: gives the examples once more, for local similarities; None does without.
+  Images of no class are left out. `prompts` are by class, `vectors` the embeddings of each;
+  `local_examples` gives the examples once more, for local similarities, and None does without.
   """
   names = list(prompts)
   classes = [single_finding(labels) for labels in images.labels]
@@ -122,12 +117,7 @@ def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.n
 
 
 def image_similarities(
-  model: Predictor,
-  examples: Iterable[Example],
-  ids: Sequence[str],
-  texts: Sequence[str],
-  *,
-  batch: int = 64,
+  model: Predictor, examples: Iterable[Example], ids: Sequence[str], texts: Sequence[str]
 ) -> np.ndarray:
   """Compares N images with T prompts by words and pixels: float64 [N, T], in the order of `ids`.
 
@@ -138,7 +128,7 @@ def image_similarities(
   compare = model.local_similarities([(text,) for text in texts])
   similarities = np.full((len(ids), len(texts)), np.nan)
   wanted = (example for example in examples if example.image_id in place)
-  for part, decoded in decode_batches(wanted, batch):
+  for part, decoded in decode_batches(wanted, 64):
     similarities[[place[example.image_id] for example in part]] = compare(decoded)
   if np.isnan(similarities).any():
     first = ids[int(np.isnan(similarities).any(1).argmax())]

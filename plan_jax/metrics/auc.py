@@ -43,8 +43,7 @@ def grouped(
   clusters: Names,
   *,
   minus: Num[np.ndarray, " U"] | None = None,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> dict[str, Summary]:
   """Computes areas by group and their macro mean, with intervals, as `bootstrap.grouped_metrics`.
 
@@ -64,6 +63,5 @@ def grouped(
     first, *rest = (auc(values[places], positive[places], weights) for values in sides)
     return (first - rest[0] if rest else first)[:, None]
 
-  draws = {"resamples": resamples, "seed": seed}
   summaries = bootstrap.grouped_metrics(areas, 1, groups, clusters, **draws)
   return {group: summary[0] for group, summary in summaries.items()}

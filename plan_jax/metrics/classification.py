@@ -68,20 +68,15 @@ def best_threshold(scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N
   return float(middle if middle > distinct[best + 1] else distinct[best])
 
 
-def top(
-  scores: Float[np.ndarray, "N k"], tolerance: float = TOLERANCE
-) -> Float64[np.ndarray, "N k"]:
+def top(scores: Float[np.ndarray, "N k"]) -> Float64[np.ndarray, "N k"]:
   """Assigns each example to the class of the highest score: 1 there, 0 elsewhere.
 
-  Classes within `tolerance` of the highest share it, so that a model that tells nothing gets
-  chance.
-
-  Raises:
-    ValueError: a score is NaN.
+  Classes within `TOLERANCE` of the highest share it, so that a model that tells nothing gets
+  chance. Raises ValueError where a score is NaN.
   """
   if np.isnan(scores).any():
     raise ValueError("a score is NaN")
-  first = scores >= scores.max(1, keepdims=True) - tolerance
+  first = scores >= scores.max(1, keepdims=True) - TOLERANCE
   return first / first.sum(1, keepdims=True)
 
 
@@ -90,12 +85,8 @@ def class_metrics(
 ) -> Float64[np.ndarray, "R M"]:
   """Computes accuracy, macro F1 and the F1 of each of k classes.
 
-  M is 2 + k. The F1 of a class whose examples have no weight is NaN, and no part of the macro F1.
-
-  Args:
-    given: the share of each example that is given to a class, rows of sum 1.
-    classes: the true ones.
-    weights: >= 0.
+  `given` are the shares of each example that are given to the classes, of sum 1; M is 2 + k. The F1
+  of a class whose examples have no weight is NaN, and no part of the macro F1.
   """
   weights = np.asarray(weights, np.float64)
   truth = classes[:, None] == np.arange(given.shape[1])

@@ -79,14 +79,8 @@ def match(
 ) -> Bool[np.ndarray, "thresholds D"]:
   """Matches predictions to true boxes on one image, greedily, as COCO does.
 
-  Args:
-    boxes: by falling score.
-    truth: the true boxes.
-    thresholds: of IoU.
-
-  Returns:
-    True where a prediction is matched to a true box that no earlier one has taken. Of boxes that
-    overlap it alike the last is taken.
+  Boxes come by falling score, thresholds are of IoU. True where a prediction is matched to a true
+  box that no earlier one has taken; of boxes that overlap it alike the last is taken.
   """
   right = np.zeros((len(thresholds), len(boxes)), bool)
   overlaps = iou(boxes.astype(np.float64), truth.astype(np.float64))
@@ -144,16 +138,9 @@ def average_precision(
   truths: Int[np.ndarray, " F"],
   weights: Num[np.ndarray, "R F"],
 ) -> Float64[np.ndarray, "R thresholds"]:
-  """Computes COCO's average precision for each of R weightings of F images.
+  """Computes COCO's average precision for each of R weightings (>= 0) of F images.
 
-  Args:
-    image: of each prediction, by falling score.
-    right: as in `Matches`.
-    truths: true boxes of each image.
-    weights: >= 0, how often each image counts.
-
-  Returns:
-    NaN where there are no true boxes.
+  Image, right and truths are as in `Matches`; NaN where there are no true boxes.
   """
   weights = np.asarray(weights, np.float64)
   total = weights @ truths
@@ -178,10 +165,7 @@ def limits(
 ) -> Float64[np.ndarray, "R rates"]:
   """Finds the score above which predictions may lie at each of `RATES`; -inf: all may.
 
-  Args:
-    false_scores: falling.
-    false_weights: how often the image of each counts.
-    images: how many images count.
+  Scores are falling; `false_weights` tell how often the image of each counts, `images` how many do.
   """
   reached = np.cumsum(false_weights, 1)
   # One more that is passed in any case.

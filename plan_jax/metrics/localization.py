@@ -129,13 +129,8 @@ def overlaps(
 ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], int]:
   """Counts pixels shared with the mask, and predicted, at each of T thresholds; the mask's area.
 
-  Args:
-    values: the map, in [0, 1].
-    mask: the true mask; None for an empty one.
-    thresholds: T, ascending.
-
-  Raises:
-    ValueError: the shapes differ, or a value is not in [0, 1].
+  A mask of None is empty; thresholds ascend. Raises ValueError where the shapes differ, or a value
+  of the map is not in [0, 1].
   """
   if mask is not None and values.shape != mask.shape:
     raise ValueError(f"the map is {values.shape}, the mask {mask.shape}")
