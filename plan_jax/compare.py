@@ -33,23 +33,15 @@ LEAST = 20  # patients that a verdict needs
 
 @dataclass(frozen=True)
 class Difference:
-  """One metric of two runs.
+  """One metric of two runs."""
 
-  Attributes:
-    name: task, with the evaluation set before it where it is an attached one.
-    group, metric: as in the rows of an evaluation.
-    a, b: the value of either run.
-    change: b minus a, with its interval.
-    patients: number behind it.
-  """
-
-  name: str
+  name: str  # task, with the evaluation set before it where it is an attached one
   group: str
   metric: str
   a: float
   b: float
-  change: Summary
-  patients: int = 0
+  change: Summary  # b minus a, with its interval
+  patients: int = 0  # number behind it
 
   @property
   def verdict(self) -> str:

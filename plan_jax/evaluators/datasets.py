@@ -19,21 +19,13 @@ from plan_jax.runtime.workdir import Workdir
 
 @dataclass(frozen=True)
 class EvaluationSet:
-  """One split of one folder of records.
+  """One split of one folder of records."""
 
-  Attributes:
-    name: in rows, files and the page; that of the run's own data is its data set's.
-    dataset: the reader its records come from.
-    folder: of the records.
-    split: "train", "validation" or "test".
-    is_own: it is of the run's own data.
-  """
-
-  name: str
-  dataset: str
-  folder: Path
-  split: str
-  is_own: bool
+  name: str  # in rows, files and the page; that of the run's own data is its data set's
+  dataset: str  # the reader its records come from
+  folder: Path  # of the records
+  split: str  # "train", "validation" or "test"
+  is_own: bool  # it is of the run's own data
 
   @property
   def attached_name(self) -> str:

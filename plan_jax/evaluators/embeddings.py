@@ -20,21 +20,14 @@ DIRECTIONS = ("image-to-text", "text-to-image")
 
 @dataclass(frozen=True)
 class Pairs:
-  """Embedded images with their texts.
+  """Embedded images with their texts."""
 
-  Attributes:
-    images, texts: float32 [N, D], unit norm.
-    keys: int [N], equal for texts of the same words.
-    ids, patients, kinds: [N], image, patient and kind of text.
-    labels: [N], of the examples.
-  """
-
-  images: np.ndarray
-  texts: np.ndarray
-  keys: np.ndarray
-  ids: list[str]
+  images: np.ndarray  # float32 [N, D], unit norm
+  texts: np.ndarray  # float32 [N, D], unit norm
+  keys: np.ndarray  # int [N], equal for texts of the same words
+  ids: list[str]  # [N], as all that follow
   patients: list[str]
-  kinds: list[str]
+  kinds: list[str]  # of text
   labels: list[dict[str, int]]
 
   def sides(self, direction: str, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

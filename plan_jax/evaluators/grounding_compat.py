@@ -62,19 +62,12 @@ Scores = dict[str, ExampleScores]  # by protocol
 
 @dataclass(frozen=True)
 class Rules:
-  """Rules of one protocol.
-
-  Attributes:
-    metrics: their names.
-    by_finding: averages by finding first.
-    by_box: counts every box of a phrase as an example.
-    score: (model, similarity on the grid, phrase) -> values of the metrics.
-  """
+  """Rules of one protocol."""
 
   metrics: tuple[str, ...]
-  by_finding: bool
-  by_box: bool
-  score: Callable[[Predictor, np.ndarray, Phrase], list[float]]
+  by_finding: bool  # averages by finding first
+  by_box: bool  # counts every box of a phrase as an example
+  score: Callable[[Predictor, np.ndarray, Phrase], list[float]]  # model, map on the grid, phrase
 
 
 def box_masks(phrase: Phrase) -> list[np.ndarray]:

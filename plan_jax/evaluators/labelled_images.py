@@ -20,16 +20,10 @@ class ImageEmbedder(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-  """N embedded images, each with a label of 1 or 0.
+  """N embedded images, each with a label of 1 or 0."""
 
-  Attributes:
-    vectors: float32 [N, D], of the model.
-    ids, patients, views: [N].
-    labels: [N], of the examples.
-  """
-
-  vectors: np.ndarray
-  ids: list[str]
+  vectors: np.ndarray  # float32 [N, D], of the model
+  ids: list[str]  # [N], as all that follow
   patients: list[str]
   views: list[str]
   labels: list[dict[str, int]]

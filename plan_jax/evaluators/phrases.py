@@ -15,21 +15,13 @@ from plan_jax.runtime.logging import log
 
 @dataclass(frozen=True)
 class Phrase:
-  """A phrase of an image.
-
-  Attributes:
-    example: the image.
-    text: as the first of its regions has it.
-    label: the finding of that region.
-    regions: those whose phrases agree after normalisation.
-    mask: bool [H, W], their union at the stored resolution.
-  """
+  """A phrase of an image."""
 
   example: Example
-  text: str
-  label: str
-  regions: tuple[Region, ...]
-  mask: np.ndarray
+  text: str  # as the first of its regions has it
+  label: str  # the finding of that region
+  regions: tuple[Region, ...]  # those whose phrases agree after normalisation
+  mask: np.ndarray  # bool [H, W], their union at the stored resolution
 
   @property
   def id(self) -> str:

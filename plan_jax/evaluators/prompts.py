@@ -45,21 +45,13 @@ class Prompts(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptSet:
-  """A set of prompts.
+  """A set of prompts."""
 
-  Attributes:
-    name: of the file, without ".json".
-    fingerprint: six hexadecimal digits that change with the content of the file.
-    ensemble: one of `ENSEMBLES`.
-    findings: normalised name of a finding -> its prompts.
-    template: for other labels, or None.
-  """
-
-  name: str
-  fingerprint: str
-  ensemble: str
-  findings: dict[str, Prompts]
-  template: Prompts | None
+  name: str  # of the file, without ".json"
+  fingerprint: str  # six hexadecimal digits that change with the content of the file
+  ensemble: str  # one of `ENSEMBLES`
+  findings: dict[str, Prompts]  # normalised name of a finding -> its prompts
+  template: Prompts | None  # for other labels, or None
 
   @property
   def has_negatives(self) -> bool:

@@ -44,18 +44,11 @@ PairScores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
 
 @dataclass(frozen=True)
 class Gallery:
-  """Scores of the queries of one gallery, and those of chance.
+  """Scores of the queries of one gallery, and those of chance."""
 
-  Attributes:
-    example_scores: of the pairs, by the image; metrics "R@K DIRECTION" for K of `AT`, then "rank
-      DIRECTION" (the expected rank), for both directions.
-    recalls: K -> R@K of chance.
-    median: the median rank of chance.
-  """
-
-  example_scores: ExampleScores
-  recalls: dict[int, float]
-  median: float
+  example_scores: ExampleScores  # of the pairs, by the image; see `rank_metrics`
+  recalls: dict[int, float]  # K -> R@K of chance
+  median: float  # the median rank of chance
 
 
 def score_retrieval(pairs: Pairs | None) -> dict[str, Gallery]:

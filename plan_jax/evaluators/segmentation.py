@@ -47,23 +47,14 @@ _HALF = THRESHOLDS.index(0.5)
 
 @dataclass(frozen=True)
 class Overlaps:
-  """Overlaps of map and mask of U examples at each of the T thresholds.
+  """Overlaps of map and mask of U examples at each of the T thresholds."""
 
-  Attributes:
-    ids: [U], see `example_scores.example_id`.
-    groups: [U], findings.
-    patients: [U].
-    shared: int64 [U, T], pixels predicted and true.
-    sizes: int64 [U, T], pixels predicted.
-    areas: int64 [U], true pixels; 0 on an image without the finding.
-  """
-
-  ids: list[str]
-  groups: list[str]
-  patients: list[str]
-  shared: np.ndarray
-  sizes: np.ndarray
-  areas: np.ndarray
+  ids: list[str]  # [U], see `example_scores.example_id`
+  groups: list[str]  # [U], findings
+  patients: list[str]  # [U]
+  shared: np.ndarray  # int64 [U, T], pixels predicted and true
+  sizes: np.ndarray  # int64 [U, T], pixels predicted
+  areas: np.ndarray  # int64 [U], true pixels; 0 on an image without the finding
 
   def select(self, findings: Iterable[str]) -> "Overlaps":
     """Keeps the examples of these findings."""
@@ -81,17 +72,11 @@ class Overlaps:
 
 
 class Thresholds(NamedTuple):
-  """Best thresholds of a finding.
+  """Best thresholds of a finding."""
 
-  Attributes:
-    alone: place in `THRESHOLDS` of the highest mean Dice of images that have it.
-    with_empty: that of "Dice with empty images".
-    images: examples behind both.
-  """
-
-  alone: int
-  with_empty: int
-  images: int
+  alone: int  # place in `THRESHOLDS` of the highest mean Dice of images that have it
+  with_empty: int  # that of "Dice with empty images"
+  images: int  # examples behind both
 
 
 def score_segmentation(

@@ -82,22 +82,13 @@ PROTOCOLS = (PROTOCOL, CLASSES_PROTOCOL, TEST_THRESHOLD, GLORIA)
 
 @dataclass(frozen=True)
 class Scores:
-  """Scores of the images of one set by one set of prompts.
-
-  Attributes:
-    prompts: the set of prompts.
-    example_scores: of images and findings, with `example_scores.SCORED` as metrics; None where no
-      finding has both kinds and prompts.
-    views: [U], of the examples.
-    thresholds: finding -> (threshold, validation images behind it); None for .5 of all.
-    classes: of the images with one finding, or None.
-  """
+  """Scores of the images of one set by one set of prompts."""
 
   prompts: PromptSet
-  example_scores: ExampleScores | None
-  views: list[str]
-  thresholds: dict[str, tuple[float, int]] | None
-  classes: Classes | None
+  example_scores: ExampleScores | None  # of `finding_scores`
+  views: list[str]  # [U], of the examples
+  thresholds: dict[str, tuple[float, int]] | None  # by finding, with the images behind it
+  classes: Classes | None  # of the images with one finding, or None
 
 
 @dataclass(frozen=True, kw_only=True)

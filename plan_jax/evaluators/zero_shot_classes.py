@@ -24,25 +24,15 @@ _GLORIA_PROMPTS, _GLORIA_SEED = 5, 6
 
 @dataclass(frozen=True)
 class Classes:
-  """N images of one finding each, and k classes.
+  """N images of one finding each, and k classes."""
 
-  Attributes:
-    names: [k].
-    classes: int [N], the class of each image.
-    similarities: float64 [N, k], to the positive prompts of each class.
-    as_gloria: float64 [N, k], the similarities of protocol "compat-gloria" or, without
-      `has_local`, of "compat-gloria-global".
-    ids, patients: [N].
-    has_local: the local similarity is in `as_gloria`.
-  """
-
-  names: list[str]
-  classes: np.ndarray
-  similarities: np.ndarray
-  as_gloria: np.ndarray
-  ids: list[str]
-  patients: list[str]
-  has_local: bool
+  names: list[str]  # [k]
+  classes: np.ndarray  # int [N], the class of each image
+  similarities: np.ndarray  # float64 [N, k], to the positive prompts of each class
+  as_gloria: np.ndarray  # float64 [N, k], those of "compat-gloria", or of "compat-gloria-global"
+  ids: list[str]  # [N]
+  patients: list[str]  # [N]
+  has_local: bool  # the local similarity is in `as_gloria`
 
   def example_scores(self) -> ExampleScores:
     """Computes the accuracy of each image: 1, 0, or its share of a tie."""

@@ -28,50 +28,31 @@ _BLOCK = 4_000_000  # weights held at a time
 
 @dataclass(frozen=True)
 class Image:
-  """True and predicted boxes of an image, in its pixels.
-
-  Attributes:
-    image_id, patient_id: of the image.
-    height, width: of the image.
-    truth: [T, 4] float.
-    truth_labels: [T] int, the place of the finding among the findings.
-    boxes: [D, 4] float.
-    scores: [D] float.
-    labels: [D] int.
-  """
+  """True and predicted boxes of an image, in its pixels."""
 
   image_id: str
   patient_id: str
   height: int
   width: int
-  truth: np.ndarray
-  truth_labels: np.ndarray
-  boxes: np.ndarray
-  scores: np.ndarray
-  labels: np.ndarray
+  truth: np.ndarray  # [T, 4] float
+  truth_labels: np.ndarray  # [T] int, the place of the finding among the findings
+  boxes: np.ndarray  # [D, 4] float
+  scores: np.ndarray  # [D] float
+  labels: np.ndarray  # [D] int
 
 
 @dataclass(frozen=True)
 class Matches:
-  """Predictions and true boxes of one finding, matched, by falling score.
+  """Predictions and true boxes of one finding, matched, by falling score."""
 
-  Attributes:
-    image: the image of each prediction.
-    right: predictions matched to a true box, at each of `THRESHOLDS`.
-    truths: true boxes of each image.
-    false_scores, false_image: of the predictions that hit nothing.
-    hit_scores, hit_image: of the true boxes: the highest score that hits it, -inf without.
-    hit_names: names of the true boxes.
-  """
-
-  image: Int[np.ndarray, " D"]
-  right: Bool[np.ndarray, "thresholds D"]
-  truths: Int[np.ndarray, " F"]
-  false_scores: Float64[np.ndarray, " X"]
-  false_image: Int[np.ndarray, " X"]
-  hit_scores: Float64[np.ndarray, " T"]
+  image: Int[np.ndarray, " D"]  # the image of each prediction
+  right: Bool[np.ndarray, "thresholds D"]  # matched to a true box, at each of `THRESHOLDS`
+  truths: Int[np.ndarray, " F"]  # true boxes of each image
+  false_scores: Float64[np.ndarray, " X"]  # of the predictions that hit nothing
+  false_image: Int[np.ndarray, " X"]  # of the predictions that hit nothing
+  hit_scores: Float64[np.ndarray, " T"]  # of true boxes: the highest that hits it, -inf without
   hit_image: Int[np.ndarray, " T"]
-  hit_names: list[str]
+  hit_names: list[str]  # of the true boxes
 
 
 def match(

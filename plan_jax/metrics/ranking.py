@@ -12,17 +12,11 @@ TOLERANCE = 1e-6  # scores closer than this are tied
 
 @dataclass(frozen=True)
 class Ranks:
-  """Ranks of the best hits of N queries.
+  """Ranks of the best hits of N queries."""
 
-  Attributes:
-    above: candidates scored higher than the best hit.
-    tied_hits: hits that share its score, itself included; at least 1.
-    tied_misses: other candidates that share its score.
-  """
-
-  above: Int[np.ndarray, " N"]
-  tied_hits: Int[np.ndarray, " N"]
-  tied_misses: Int[np.ndarray, " N"]
+  above: Int[np.ndarray, " N"]  # candidates scored higher than the best hit
+  tied_hits: Int[np.ndarray, " N"]  # hits that share its score, itself included; at least 1
+  tied_misses: Int[np.ndarray, " N"]  # other candidates that share its score
 
   def expected(self) -> Float64[np.ndarray, " N"]:
     """Ranks of the first hit, from 1, in the mean over orders of the tied."""

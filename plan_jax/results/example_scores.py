@@ -23,21 +23,13 @@ _HEAD = ("image_id", "phrase", "patient_id", "group")
 
 @dataclass(frozen=True)
 class ExampleScores:
-  """Values of M metrics for N examples.
+  """Values of M metrics for N examples."""
 
-  Attributes:
-    ids: [N], each `example_id` of its image and phrase; no two are equal.
-    groups: [N], the finding of each example, or "all".
-    patients: [N].
-    metrics: [M], their names.
-    values: float64 [N, M]; NaN where an example has no such value.
-  """
-
-  ids: list[str]
-  groups: list[str]
-  patients: list[str]
-  metrics: tuple[str, ...]
-  values: np.ndarray
+  ids: list[str]  # [N], each `example_id` of its image and phrase; no two are equal
+  groups: list[str]  # [N], the finding of each example, or "all"
+  patients: list[str]  # [N]
+  metrics: tuple[str, ...]  # [M], their names
+  values: np.ndarray  # float64 [N, M]; NaN where an example has no such value
 
   def __post_init__(self):
     """Raises ValueError where lengths differ, or an id stands twice."""
