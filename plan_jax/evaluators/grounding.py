@@ -54,7 +54,6 @@ from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 
 PROTOCOL = "grounding-v1"
-TASKS = {"grounding": "words", "grounding-by-phrase": "phrase"}  # what a map is made from
 _KEPT_MAPS = 64  # of the chance baselines
 
 Scores = dict[str, ExampleScores]  # by model: "run" first, then the chance baselines
@@ -79,7 +78,7 @@ class Grounding(Evaluator):
     by_words = score_grounding(model, examples, prior, seed=self.seed)
     examples = dataset.examples("regions", "grounding by phrase")
     by_phrase = score_grounding(model, examples, None, of="phrase")
-    return dict(zip(TASKS, (by_words, by_words | by_phrase), strict=True))
+    return {"grounding": by_words, "grounding-by-phrase": by_words | by_phrase}
 
   def rows(self, scores: dict[str, Scores], **common) -> list[Row]:
     """Makes the rows of both tasks."""
@@ -109,6 +108,7 @@ def score_grounding(
   prior: chance.BoxPrior | None,
   *,
   of: str = "words",
+  batch: int = 64,
   seed: int = 0,
 ) -> Scores:
   """Scores every phrase, by model: "run" first, then the chance baselines on the same phrases.
@@ -120,7 +120,7 @@ def score_grounding(
     prior: `box_prior` of the training split; None for no chance baselines.
     of: grounds a phrase by its "words", weighted by their significance, or by its own embedding,
       "phrase".
-    seed: of the random baseline.
+    batch, seed: phrases grounded at a time; seed of the random baseline.
 
   Raises:
     ValueError: an image or map contradicts its example; the message names the image.
@@ -128,7 +128,7 @@ def score_grounding(
   values: dict[str, list[np.ndarray]] = {}
   ids, labels, patients = [], [], []
   cropped, heatmaps = CroppedCounts(), _Heatmaps()
-  for images, batch_phrases in phrase_batches(examples):
+  for images, batch_phrases in phrase_batches(examples, batch):
     maps = model.ground(images, [phrase.text for phrase in batch_phrases], of)
     if len(maps) != len(batch_phrases):
       raise ValueError(f"the model gave {len(maps)} maps for {len(batch_phrases)} phrases")

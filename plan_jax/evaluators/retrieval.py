@@ -37,7 +37,6 @@ from plan_jax.results.rows import RUN, Row
 
 PROTOCOL = "retrieval-v1"
 AT = (1, 5, 10)
-_NONE = float("nan")
 # (direction, pairs that are the gallery) -> (start, stop) -> [stop - start, pairs], of its queries.
 PairScores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
 
@@ -119,7 +118,7 @@ def retrieval_rows(
     for metric, run, chance in metrics:
       head = (task, protocol, data, group, metric)
       rows.append(Row(*head, RUN, run.value, run.low, run.high, n, gallery=n))
-      rows.append(Row(*head, "chance", chance, _NONE, _NONE, n, gallery=n))
+      rows.append(Row(*head, "chance", chance, np.nan, np.nan, n, gallery=n))
   return rows
 
 
