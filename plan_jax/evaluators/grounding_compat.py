@@ -166,8 +166,7 @@ def score_compat(
 ) -> Scores:
   """Scores every phrase, by protocol; empty where no example has a region.
 
-  Raises:
-    ValueError: as `grounding.score_grounding`.
+  Raises ValueError as `grounding.score_grounding`.
   """
   rules = {name: PROTOCOLS[name] for name in protocols}
   ids, labels, patients, boxes = [], [], [], []

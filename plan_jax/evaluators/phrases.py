@@ -32,8 +32,7 @@ class Phrase:
 def phrases(example: Example) -> list[Phrase]:
   """Groups the regions of an example by phrase, in their order.
 
-  Raises:
-    ValueError: a mask is unreadable or not of the image's size; the message names the image.
+  Raises ValueError, naming the image, where a mask is unreadable or not of its size.
   """
   groups: dict[str, list[Region]] = {}
   for region in example.regions:
@@ -55,8 +54,7 @@ def phrase_batches(
 ) -> Iterator[tuple[list[np.ndarray], list[Phrase]]]:
   """Yields at most `batch` phrases at a time, and the image of each, uint8 [H, W].
 
-  Raises:
-    ValueError: an image is unreadable or not as its example says; the message names the image.
+  Raises ValueError, naming it, where an image is unreadable or not as its example says.
   """
   decoded: list[np.ndarray] = []
   waiting: list[Phrase] = []

@@ -51,9 +51,7 @@ def score_presence(
 
   `example_scores.SCORED` are the metrics. `batch` phrases are read at a time, those of an image
   follow each other; images without a label of 1 or 0 are not decoded. What is left out is logged.
-
-  Raises:
-    ValueError: an image is unreadable (the message names it), or a peak is no number.
+  Raises ValueError where an image is unreadable (the message names it), or a peak is no number.
   """
   labels: list[dict[str, int]] = []
   pairs, peaks = [], []

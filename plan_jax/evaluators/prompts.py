@@ -72,8 +72,7 @@ class PromptSet:
 def load(names: Sequence[str]) -> list[PromptSet]:
   """Reads sets of prompts, each the name of one in `FOLDER` or a .json file.
 
-  Raises:
-    PromptsError: one is missing or not as above, or two have the same name.
+  Raises PromptsError where one is missing or not as above, or two have the same name.
   """
   sets = [read(_path(name)) for name in names]
   for each in sets:

@@ -189,10 +189,11 @@ def segmentation_rows(
         if not np.isnan(s.value):
           rows.append(Row(*head, group, metric + suffix, model, s.value, s.low, s.high, s.n))
     if best := (chosen[RUN] or {}).get(group):
-      names = ("threshold", f"threshold of {WITH_EMPTY}")[: 1 + keep_empty]
-      for name, place in zip(names, (best.alone, best.with_empty), strict=False):
-        end = (RUN, THRESHOLDS[place], np.nan, np.nan, best.images)
-        rows.append(Row(*head, group, name, *end))
+      end = (np.nan, np.nan, best.images)
+      rows.append(Row(*head, group, "threshold", RUN, THRESHOLDS[best.alone], *end))
+      if keep_empty:
+        name = f"threshold of {WITH_EMPTY}"
+        rows.append(Row(*head, group, name, RUN, THRESHOLDS[best.with_empty], *end))
   return rows, tables[RUN]
 
 

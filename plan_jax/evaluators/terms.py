@@ -90,10 +90,8 @@ def score_terms(
   """Scores the words of the reports, grouped by kind; None where no sentence is left.
 
   `kinds` gives one of `KINDS` for each word of a sentence, and `listed` tells of each whether the
-  list of terms names it. How many sentences were left out is logged.
-
-  Raises:
-    ValueError: `kinds` gives something else than `KINDS`, or a significance is no number.
+  list of terms names it. How many sentences were left out is logged. Raises ValueError where
+  `kinds` gives something else than `KINDS`, or a significance is no number.
   """
   sentences = [
     (example, number, sentence, kinds(example, number))

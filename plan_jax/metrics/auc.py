@@ -47,10 +47,8 @@ def grouped(
 ) -> dict[str, Summary]:
   """Computes areas by group and their macro mean, with intervals, as `bootstrap.grouped_metrics`.
 
-  With `minus` it is the areas by `scores` minus those by `minus`, on the same draws.
-
-  Raises:
-    ValueError: lengths differ, a score is NaN, or a group is called "macro".
+  With `minus` it is the areas by `scores` minus those by `minus`, on the same draws. Raises
+  ValueError where lengths differ, a score is NaN, or a group is called "macro".
   """
   sides = (scores,) if minus is None else (scores, minus)
   if {len(values) for values in (*sides, positive, groups, clusters)} != {len(positive)}:

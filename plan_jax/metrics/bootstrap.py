@@ -161,10 +161,8 @@ def median(
 ) -> Summary:
   """Takes the median of values [U] with its interval; clusters as in `grouped_means`.
 
-  With `minus` it is that of `values` minus that of `minus`, on the same draws.
-
-  Raises:
-    ValueError: lengths differ, there are no values, or one is NaN.
+  With `minus` it is that of `values` minus that of `minus`, on the same draws. Raises ValueError
+  where lengths differ, there are no values, or one is NaN.
   """
   sides = [np.asarray(side, np.float64) for side in (values, minus) if side is not None]
   for values in sides:

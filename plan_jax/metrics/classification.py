@@ -54,8 +54,7 @@ def thresholded(
 def best_threshold(scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N"]) -> float:
   """Finds the highest threshold of the highest F1 of `scores >= threshold`, midway between scores.
 
-  Raises:
-    ValueError: a score is NaN, or all examples are positive, or all negative.
+  Raises ValueError where a score is NaN, or all examples are positive, or all negative.
   """
   if positive.all() or not positive.any():
     raise ValueError("examples of one kind have no threshold")

@@ -65,8 +65,7 @@ class Heatmap:
   def __init__(self, values: Float[np.ndarray, "H W"]):
     """Takes values in [0, 1], NaN in cropped pixels.
 
-    Raises:
-      ValueError: a value is not in [0, 1], or all are NaN.
+    Raises ValueError where a value is not in [0, 1], or all are NaN.
     """
     values, self.cropped = np.ascontiguousarray(values, np.float32), None
     top = values.max()
@@ -85,8 +84,7 @@ class Heatmap:
 def localization_metrics(heatmap: Heatmap, truth: TrueMask) -> Float64[np.ndarray, " M"]:
   """Computes `METRICS` of one map; NaN for a CNR that does not exist.
 
-  Raises:
-    ValueError: the shapes differ.
+  Raises ValueError where the shapes differ.
   """
   if heatmap.values.shape != truth.mask.shape:
     raise ValueError(f"the map is {heatmap.values.shape}, the mask {truth.mask.shape}")

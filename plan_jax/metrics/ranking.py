@@ -85,8 +85,7 @@ def rank_embeddings(
 ) -> Ranks:
   """Ranks by the dot product of queries [N, D] and candidates [N, D], query i with candidate i.
 
-  Raises:
-    ValueError: the shapes do not fit, or an embedding is not of unit norm (to 1 %).
+  Raises ValueError where the shapes do not fit, or an embedding is not of unit norm (to 1 %).
   """
   if queries.ndim != 2 or queries.shape != candidates.shape or len(queries) != len(keys):
     raise ValueError(f"{queries.shape}, {candidates.shape} and {len(keys)} keys do not fit")
