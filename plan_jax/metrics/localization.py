@@ -97,7 +97,9 @@ def localization_metrics(heatmap: Heatmap, truth: TrueMask) -> Float64[np.ndarra
     dices.append(2 * common / (size + truth.area) if size else 0.0)
   pointing = truth.mask.ravel()[heatmap.peak].mean()
   values = [contrast, abs(contrast), np.mean(ious), np.mean(dices), pointing, *ious]
-  return np.array([*values, _box_accuracy(heatmap.box, truth.boxes)], np.float64)
+  hit = heatmap.box is not None and len(truth.boxes) > 0
+  hit = hit and iou(heatmap.box[None], truth.boxes).max() >= _BOX_IOU
+  return np.array([*values, hit], np.float64)
 
 
 def cnr(
@@ -214,9 +216,3 @@ def _largest_box(foreground: np.ndarray) -> np.ndarray | None:
   if len(largest) == 1:
     return _box(labels == largest[0])
   return _box(labels == labels.flat[np.isin(labels, largest).argmax()])
-
-
-def _box_accuracy(box: np.ndarray | None, boxes: np.ndarray) -> float:
-  if box is None or not len(boxes):
-    return 0.0
-  return float(iou(box[None], boxes).max() >= _BOX_IOU)
