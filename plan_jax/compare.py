@@ -46,11 +46,10 @@ class Difference:
   @property
   def verdict(self) -> str:
     """Judges b: "better", "worse", or "" where the interval holds zero or patients are few."""
-    if math.isnan(self.change.low) or self.change.low <= 0 <= self.change.high:
+    low, high = self.change.low, self.change.high
+    if math.isnan(low) or low <= 0 <= high or self.patients < LEAST:
       return ""
-    if self.patients < LEAST:
-      return ""
-    return "better" if (self.change.low > 0) != rows.lower_is_better(self.metric) else "worse"
+    return "better" if (low > 0) != rows.lower_is_better(self.metric) else "worse"
 
 
 @dataclass(frozen=True)

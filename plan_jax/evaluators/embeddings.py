@@ -81,8 +81,7 @@ def embed_pairs(
   """
   vectors = vectors or ImageVectors(model, batch)
   known: dict[str, int] = {}
-  texts, keys, ids, patients, kinds, labels = [], [], [], [], [], []
-  without = 0
+  texts, keys, columns, without = [], [], [], 0
   for example in examples:
     words = reports.normalise(" ".join(example.sentences))
     if not words:
@@ -91,10 +90,7 @@ def embed_pairs(
     vectors.add(example)
     texts.append(example.sentences)
     keys.append(known.setdefault(words, len(known)))
-    ids.append(example.image_id)
-    patients.append(example.patient_id)
-    kinds.append(example.text_kind)
-    labels.append(example.labels)
+    columns.append((example.image_id, example.patient_id, example.text_kind, example.labels))
   if without:
     total = without + len(keys)
     log.info(f"retrieval: {without} of {total} images have no text and are left out")
@@ -104,6 +100,5 @@ def embed_pairs(
     np.asarray(model.embed_texts(texts[start : start + batch]), np.float32)
     for start in range(0, len(texts), batch)
   ]
-  return Pairs(
-    vectors.of(ids), np.concatenate(embedded), np.array(keys), ids, patients, kinds, labels
-  )
+  ids, *others = map(list, zip(*columns, strict=True))
+  return Pairs(vectors.of(ids), np.concatenate(embedded), np.array(keys), ids, *others)

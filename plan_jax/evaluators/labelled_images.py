@@ -85,22 +85,19 @@ def embed(
   Raises ValueError, naming it, where an image is unreadable.
   """
   vectors = vectors or ImageVectors(model, batch)
-  ids, patients, views, labels = [], [], [], []
-  without = 0
+  columns, without = [], 0
   for example in examples:
     if not any(value in (0, 1) for value in example.labels.values()):
       without += 1
       continue
     vectors.add(example)
-    ids.append(example.image_id)
-    patients.append(example.patient_id)
-    views.append(example.view)
-    labels.append(example.labels)
+    columns.append((example.image_id, example.patient_id, example.view, example.labels))
   if without:
-    total = without + len(ids)
+    total = without + len(columns)
     tell(f"{what}: {without} of {total} images have no label of 1 or 0 and are left out")
-  if not ids:
+  if not columns:
     return None
+  ids, patients, views, labels = map(list, zip(*columns, strict=True))
   embedded = Images(vectors.of(ids), ids, patients, views, labels)
   if uncertain := sum(value == -1 for each in labels for value in each.values()):
     tell(f"{what}: {uncertain} uncertain pairs of image and finding are left out")

@@ -30,7 +30,7 @@ import numpy as np
 from input_pipeline.example import Example
 from input_pipeline.regions import finding_masks
 from plan_jax.evaluators.chance import BoxPrior
-from plan_jax.evaluators.finding_rows import example_places
+from plan_jax.evaluators.classification import example_places
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.localization import overlaps
 from plan_jax.results.example_scores import ExampleScores, example_id

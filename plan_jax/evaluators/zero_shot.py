@@ -52,14 +52,14 @@ import numpy as np
 
 from input_pipeline.example import Example
 from plan_jax.evaluators.base import Evaluator
-from plan_jax.evaluators.datasets import EvaluationSet
-from plan_jax.evaluators.embeddings import Embeddings
-from plan_jax.evaluators.finding_rows import (
+from plan_jax.evaluators.classification import (
   example_places,
   finding_rows,
   finding_scores,
   view_rows,
 )
+from plan_jax.evaluators.datasets import EvaluationSet
+from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.evaluators.labelled_images import Images
 from plan_jax.evaluators.prompts import Prompts, PromptSet
 from plan_jax.evaluators.zero_shot_classes import (
