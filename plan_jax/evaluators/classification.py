@@ -1,11 +1,11 @@
 """Classification of images by scores: rows that are ranked, at a threshold, by view, beside chance.
 
-Scores that were learned, of a linear probe or a fine-tuned encoder, are scored as in "zero-
-shot-v1": AUC, average precision, and with the threshold of the highest F1 on the validation split
-(.5 without one) F1, accuracy, MCC, sensitivity, specificity; by finding, macro and view; chance
-baselines `chance` and `constant`; 95 % bootstrap intervals of patients. An example is an image and
-a finding labelled 1 or 0; uncertain (-1) ones are left out, and so is a finding that all images
-have or none has.
+Scores that were learned, of a linear probe or a fine-tuned encoder, are scored as in
+"zero-shot-v1": AUC, average precision, and with the threshold of the highest F1 on the validation
+split (.5 without one) F1, accuracy, MCC, sensitivity, specificity; by finding, macro and view;
+chance baselines `chance` and `constant`; 95 % bootstrap intervals of patients. An example is an
+image and a finding labelled 1 or 0; uncertain (-1) ones are left out, and so is a finding that all
+images have or none has.
 """
 
 import math
