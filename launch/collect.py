@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -195,10 +196,8 @@ class _Table:
   def _on_data_of(self, method: Method, reference: Method) -> Method | None:
     """Returns the reference trained and evaluated on the data of the method, if there is one."""
     rest = {key: v for key, v in reference.overrides.items() if key not in reference.data}
-    for other in self.methods:
-      if other.overrides == rest | method.data and self._comparable(other, method):
-        return other
-    return None
+    others = (other for other in self.methods if other.overrides == rest | method.data)
+    return next((other for other in others if self._comparable(other, method)), None)
 
   def _comparable(self, a: Method, b: Method) -> bool:
     """Returns True where two methods were evaluated on the same examples, as far as both were."""
@@ -224,16 +223,17 @@ class _Table:
       if column in self.by_example:
         parts.setdefault((column[0], column[1] == ALL), []).append(column)
       else:
-        out[column] = over_seeds(_minus([np.array([row.value for row in line]) for line in cells]))
+        values = [np.array([row.value for row in line]) for line in cells]
+        out[column] = over_seeds(reduce(np.subtract, values))
     for (task, whole), chosen in parts.items():
       scores = sides[0].any.scores[task]
       places = [scores.metrics.index(metric) for _, _, metric in chosen]
-      values = _minus(
-        [np.stack([side.seeds[s].scores[task].values[:, places] for s in seeds]) for side in sides]
-      )
+      values = [
+        np.stack([side.seeds[s].scores[task].values[:, places] for s in seeds]) for side in sides
+      ]
       groups = [ALL] * len(scores.ids) if whole else scores.groups
-      draws = {"resamples": self.resamples}
-      summaries = bootstrap.seeded_means(values, groups, scores.patients, **draws)
+      difference, draws = reduce(np.subtract, values), {"resamples": self.resamples}
+      summaries = bootstrap.seeded_means(difference, groups, scores.patients, **draws)
       out |= {column: summaries[column[1]][i] for i, column in enumerate(chosen)}
     return out
 
@@ -245,11 +245,6 @@ def over_seeds(values: np.ndarray) -> Summary:
     return NOTHING
   mean, half = float(values.mean()), bootstrap.seed_half_width(values)
   return Summary(mean, mean - half, mean + half, len(values))
-
-
-def _minus(sides: Sequence[np.ndarray]) -> np.ndarray:
-  first, *rest = sides
-  return first - rest[0] if rest else first
 
 
 def _read(run: Run) -> Scored:
