@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +30,11 @@ ALL = "all"  # the group of every example
 
 @dataclass(frozen=True)
 class Scored:
-  """Results of one complete run.
-
-  Attributes:
-    run: the run.
-    rows: model -> column -> row.
-    scores: task -> scores of every example, for the tasks that have them.
-  """
+  """Results of one complete run."""
 
   run: Run
-  rows: dict[str, dict[Column, Row]]
-  scores: dict[str, ExampleScores]
+  rows: dict[str, dict[Column, Row]]  # by model
+  scores: dict[str, ExampleScores]  # by task, for those that have them
 
   def has_scores(self, column: Column) -> bool:
     """Returns True where the metric can be taken from the scores of examples."""
@@ -94,11 +89,7 @@ def write_tables(
 ) -> str:
   """Gathers the complete runs into OUT/table.md, which is returned, and OUT/table.json.
 
-  Args:
-    runs: of the study, in its order.
-    out: folder of the study.
-    wanted: the columns.
-    against: label of the row that the others are compared with.
+  `wanted` are the columns, `against` the label of the row that the others are compared with.
 
   Raises:
     UserError: no run is complete, no run has a column that was asked for, or runs of one method do
@@ -205,10 +196,8 @@ class _Table:
   def _on_data_of(self, method: Method, reference: Method) -> Method | None:
     """Returns the reference trained and evaluated on the data of the method, if there is one."""
     rest = {key: v for key, v in reference.overrides.items() if key not in reference.data}
-    for other in self.methods:
-      if other.overrides == rest | method.data and self._comparable(other, method):
-        return other
-    return None
+    others = (other for other in self.methods if other.overrides == rest | method.data)
+    return next((other for other in others if self._comparable(other, method)), None)
 
   def _comparable(self, a: Method, b: Method) -> bool:
     """Returns True where two methods were evaluated on the same examples, as far as both were."""
@@ -234,18 +223,17 @@ class _Table:
       if column in self.by_example:
         parts.setdefault((column[0], column[1] == ALL), []).append(column)
       else:
-        out[column] = over_seeds(_minus([np.array([row.value for row in line]) for line in cells]))
+        values = [np.array([row.value for row in line]) for line in cells]
+        out[column] = over_seeds(reduce(np.subtract, values))
     for (task, whole), chosen in parts.items():
       scores = sides[0].any.scores[task]
       places = [scores.metrics.index(metric) for _, _, metric in chosen]
       values = [
-        np.stack([side.seeds[seed].scores[task].values[:, places] for seed in seeds])
-        for side in sides
+        np.stack([side.seeds[s].scores[task].values[:, places] for s in seeds]) for side in sides
       ]
       groups = [ALL] * len(scores.ids) if whole else scores.groups
-      summaries = bootstrap.seeded_means(
-        _minus(values), groups, scores.patients, resamples=self.resamples
-      )
+      difference, draws = reduce(np.subtract, values), {"resamples": self.resamples}
+      summaries = bootstrap.seeded_means(difference, groups, scores.patients, **draws)
       out |= {column: summaries[column[1]][i] for i, column in enumerate(chosen)}
     return out
 
@@ -257,11 +245,6 @@ def over_seeds(values: np.ndarray) -> Summary:
     return NOTHING
   mean, half = float(values.mean()), bootstrap.seed_half_width(values)
   return Summary(mean, mean - half, mean + half, len(values))
-
-
-def _minus(sides: Sequence[np.ndarray]) -> np.ndarray:
-  first, *rest = sides
-  return first - rest[0] if rest else first
 
 
 def _read(run: Run) -> Scored:
@@ -292,10 +275,8 @@ def _methods(scored: Iterable[Scored]) -> list[Method]:
   methods: list[Method] = []
   for result in scored:
     overrides = study.without_seed(result.run.overrides)
-    method = next((m for m in methods if m.overrides == overrides), None)
-    if method is None:
-      method = Method(overrides, {})
-      methods.append(method)
+    if not (method := next((m for m in methods if m.overrides == overrides), None)):
+      methods.append(method := Method(overrides, {}))
     method.seeds[result.run.config.seed] = result
   return methods
 

@@ -50,11 +50,7 @@ def results(
 ) -> Iterator[tuple[Shard, list[dict[str, str]]]]:
   """Runs the job on every shard as one Beam pipeline; results come when all of it has ended.
 
-  Args:
-    job: of the converter.
-    shards: to write, all into one folder.
-    flags: Beam's own, e.g. ["--runner=DirectRunner"].
-
+  All shards are written into one folder; `flags` are Beam's own, e.g. ["--runner=DirectRunner"].
   Raises the error of the runner where a worker failed, ConvertError where a shard is missing
   although the runner reported no failure (a job that was cancelled).
   """

@@ -45,11 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def jobset(options: argparse.Namespace, flags: Sequence[str]) -> dict:
-  """Fills in `jobset.yaml` and returns it, ready for YAML.
-
-  Args:
-    options: of the command line.
-    flags: more flags of plan_jax.main.
+  """Fills in `jobset.yaml` by the command line and more flags of plan_jax.main, and returns it.
 
   Raises UserError where the options do not fit each other.
   """

@@ -27,19 +27,12 @@ class StudyError(UserError):
 
 @dataclass(frozen=True)
 class Run:
-  """One run of a study.
+  """One run of a study."""
 
-  Attributes:
-    overrides: as in `sweep()`.
-    config: with the overrides, and all else that its command sets.
-    workdir: OUT/NAME.
-    flags: of plan_jax.main.
-  """
-
-  overrides: Overrides
-  config: ConfigDict
-  workdir: Workdir
-  flags: tuple[str, ...]
+  overrides: Overrides  # as in `sweep()`
+  config: ConfigDict  # with the overrides, and all else that its command sets
+  workdir: Workdir  # OUT/NAME
+  flags: tuple[str, ...]  # of plan_jax.main
 
   @property
   def name(self) -> str:

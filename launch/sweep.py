@@ -123,14 +123,7 @@ def make_records(runs: Sequence[Run]) -> None:
 def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:
   """Writes an array job over the runs that are not complete; submits it where there is a sbatch.
 
-  Args:
-    runs: of the study.
-    out: folder of the study.
-    parallel: number of jobs at a time.
-    more: options of sbatch, as on its command line.
-
-  Raises:
-    UserError: the records cannot be made, or sbatch fails.
+  `more` are options of sbatch. Raises UserError where the records cannot be made, or sbatch fails.
   """
   waiting = [run for run in runs if not run.complete()]
   if not waiting:

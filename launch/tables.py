@@ -11,12 +11,7 @@ NOTHING = Summary(math.nan, math.nan, math.nan, 0)
 
 
 def markdown(content: dict, columns: Sequence[Column]) -> str:
-  """Formats both tables, each with the notes that its reader needs; GitHub's dialect.
-
-  Args:
-    content: as `collect.write_tables` writes it to table.json.
-    columns: of the tables.
-  """
+  """Formats both tables, with notes, in GitHub's dialect; `content` is that of table.json."""
   heads = []
   for task, group, metric in columns:
     name = f"{task} {metric}" if group == "all" else f"{task} {group} {metric}"

@@ -33,32 +33,23 @@ LEAST = 20  # patients that a verdict needs
 
 @dataclass(frozen=True)
 class Difference:
-  """One metric of two runs.
+  """One metric of two runs."""
 
-  Attributes:
-    name: task, with the evaluation set before it where it is an attached one.
-    group, metric: as in the rows of an evaluation.
-    a, b: the value of either run.
-    change: b minus a, with its interval.
-    patients: number behind it.
-  """
-
-  name: str
+  name: str  # task, with the evaluation set before it where it is an attached one
   group: str
   metric: str
   a: float
   b: float
-  change: Summary
-  patients: int = 0
+  change: Summary  # b minus a, with its interval
+  patients: int = 0  # number behind it
 
   @property
   def verdict(self) -> str:
     """Judges b: "better", "worse", or "" where the interval holds zero or patients are few."""
-    if math.isnan(self.change.low) or self.change.low <= 0 <= self.change.high:
+    low, high = self.change.low, self.change.high
+    if math.isnan(low) or low <= 0 <= high or self.patients < LEAST:
       return ""
-    if self.patients < LEAST:
-      return ""
-    return "better" if (self.change.low > 0) != rows.lower_is_better(self.metric) else "worse"
+    return "better" if (low > 0) != rows.lower_is_better(self.metric) else "worse"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from plan_jax.evaluators.embeddings import Embeddings, embed_pairs
 from plan_jax.evaluators.phrases import phrases
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results import example_scores, report, rows, tables
+from plan_jax.results.contact_sheet import spread_over
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime import processes
@@ -41,15 +42,9 @@ def evaluate(
 ) -> list[Row]:
   """Scores the run on its evaluation sets; writes example_scores/, evaluation.json and the report.
 
-  Args:
-    model: of the run.
-    config: of the run.
-    workdir: of the run.
-    sets: the run's own first.
-    learned: results of tasks that are learned while they are taken from here, after the evaluation
-      of the model itself is written.
-    title: of the report; by default a training's.
-    notes: facts of the model for the head of the page; by default a training's.
+  Of `sets` the run's own is the first. The tasks of `learned` are learned while they are taken,
+  after the evaluation of the model itself is written. `title` and `notes`, facts of the model, head
+  the report; by default those of a training.
   """
   evaluators = configured(config)
   results, scores, files, views = [], {}, [], []
@@ -143,24 +138,21 @@ def image_views(model: Predictor, dataset: EvaluationSet, count: int) -> list[re
   """Views images with regions (else any with text), spread over the set, as the model does."""
   where = "regions" if dataset.has("regions") else "text"
   source = records.RecordSource(dataset.folder, dataset.split, where=where)
-  numbers = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
-  return [_view(model, source[int(i)]) for i in numbers]
+  return [_view(model, source[i]) for i in spread_over(len(source), count)]
 
 
 def _view(model: Predictor, example: Example) -> report.ImageView:
   image = images.decode(example.image)
   truth = phrases(example)
-  words = []
-  if example.sentences:
-    # One sentence at a time, so that each knows its words.
-    copies = [image] * len(example.sentences)
-    words = [
-      [
-        report.Word(word, weight, model.on_image(region, image.shape))
-        for word, weight, region in sentence
-      ]
-      for sentence in model.attend(copies, [(sentence,) for sentence in example.sentences])
+  # One sentence at a time, so that each knows its words.
+  alone = [(sentence,) for sentence in example.sentences]
+  words = [
+    [
+      report.Word(word, weight, model.on_image(region, image.shape))
+      for word, weight, region in sentence
     ]
+    for sentence in (model.attend([image] * len(alone), alone) if alone else ())
+  ]
   maps = model.ground([image] * len(truth), [phrase.text for phrase in truth]) if truth else []
   return report.ImageView(
     image=image,

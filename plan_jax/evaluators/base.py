@@ -32,7 +32,7 @@ class Evaluator(abc.ABC):
 
   @abc.abstractmethod
   def rows(self, scores: Any, *, data: str, resamples: int, seed: int) -> list[Row]:
-    """Summarises the scores, the chance baselines beside the run; bootstrap as in `bootstrap`."""
+    """Summarises the scores, the chance baselines beside the run; draws as in `bootstrap`."""
 
   def example_scores(self, scores: Any) -> dict[str, ExampleScores]:
     """Picks the per-example scores to keep on disk, by task; none by default."""

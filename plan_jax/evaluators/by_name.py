@@ -42,9 +42,7 @@ def configured(config: ConfigDict) -> list[Evaluator]:
   """Makes the evaluators that `config.evaluation.evaluators` gives a protocol.
 
   Protocols of others, whose names begin with "compat-", need `config.evaluation.compatibility`.
-
-  Raises:
-    UserError: an evaluator or protocol is unknown, or prompts or terms cannot be read.
+  Raises UserError where an evaluator or protocol is unknown, or prompts or terms cannot be read.
   """
   options = {
     "grounding": {"seed": config.seed},

@@ -58,9 +58,8 @@ class BoxPrior:
 
   def add(self, label: str, mask: np.ndarray) -> None:
     """Adds one region mask [H, W] bool of a finding."""
-    small = cv2.resize(
-      mask.astype(np.float32), (self.grid, self.grid), interpolation=cv2.INTER_AREA
-    )
+    size = self.grid, self.grid
+    small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     self.sums[label] = self.sums.get(label, 0) + small.astype(np.float64)
     self.counts[label] = self.counts.get(label, 0) + 1
     self._maps.clear()

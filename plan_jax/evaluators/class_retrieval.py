@@ -40,28 +40,6 @@ OWN = ("with own", "without own")
 Scores = tuple[ExampleScores, ExampleScores]  # of the run, and of chance on the same queries
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassRetrieval(Evaluator):
-  """Evaluator of "class-retrieval-v1"."""
-
-  needs = "text"
-  protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def score(
-    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
-  ) -> Scores | None:
-    """Scores every query."""
-    return score_classes(embeddings.pairs)
-
-  def rows(self, scores: Scores | None, **common) -> list[Row]:
-    """Makes the rows."""
-    return class_rows(scores, **common)
-
-  def example_scores(self, scores: Scores | None) -> dict[str, ExampleScores]:
-    """Picks the scores of the run."""
-    return {"class-retrieval": scores[0]} if scores else {}
-
-
 def single_finding(labels: dict[str, int]) -> str:
   """Picks the one finding that is labelled 1, or "" where there is none, or several."""
   present = [name for name, value in labels.items() if value == 1 and name != "No Finding"]
@@ -73,10 +51,8 @@ def score_classes(
 ) -> Scores | None:
   """Computes P@K of every query and that of chance; None where no two classes remain.
 
-  Args:
-    pairs: the gallery.
-    scores: of the pairs; by default dot products of the embeddings. With it nothing is logged.
-    block: queries scored at a time.
+  `scores` are dot products of the embeddings by default; with others nothing is logged. `block`
+  queries are scored at a time.
   """
   if pairs is None:
     return None
@@ -144,16 +120,13 @@ def class_rows(
   data: str,
   task: str = "class-retrieval",
   protocol: str = PROTOCOL,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows by group ("macro" first) and metric, beside chance; none of none."""
   if scores is None:
     return []
   run, chance = scores
-  means = bootstrap.grouped_means(
-    run.values, run.groups, run.patients, resamples=resamples, seed=seed
-  )
+  means = bootstrap.grouped_means(run.values, run.groups, run.patients, **draws)
   expected = bootstrap.grouped_means(chance.values, run.groups, run.patients, resamples=0)
   rows = []
   for group in means:
@@ -164,3 +137,22 @@ def class_rows(
       value = expected[group][m].value
       rows.append(Row(*head, "chance", value, np.nan, np.nan, s.n, gallery=gallery))
   return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRetrieval(Evaluator):
+  """Evaluator of "class-retrieval-v1"."""
+
+  needs = "text"
+  protocols: tuple[str, ...] = (PROTOCOL,)
+  rows = staticmethod(class_rows)
+
+  def score(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> Scores | None:
+    """Scores every query."""
+    return score_classes(embeddings.pairs)
+
+  def example_scores(self, scores: Scores | None) -> dict[str, ExampleScores]:
+    """Picks the scores of the run."""
+    return {"class-retrieval": scores[0]} if scores else {}

@@ -19,21 +19,13 @@ from plan_jax.runtime.workdir import Workdir
 
 @dataclass(frozen=True)
 class EvaluationSet:
-  """One split of one folder of records.
+  """One split of one folder of records."""
 
-  Attributes:
-    name: in rows, files and the page; that of the run's own data is its data set's.
-    dataset: the reader its records come from.
-    folder: of the records.
-    split: "train", "validation" or "test".
-    is_own: it is of the run's own data.
-  """
-
-  name: str
-  dataset: str
-  folder: Path
-  split: str
-  is_own: bool
+  name: str  # in rows, files and the page; that of the run's own data is its data set's
+  dataset: str  # the reader its records come from
+  folder: Path  # of the records
+  split: str  # "train", "validation" or "test"
+  is_own: bool  # it is of the run's own data
 
   @property
   def attached_name(self) -> str:
@@ -69,17 +61,9 @@ class EvaluationSet:
 
 
 def own(config: ConfigDict, folder) -> EvaluationSet:
-  """Opens the run's own data.
-
-  Raises:
-    UserError: the split does not exist or holds nothing to score.
-  """
-  return _checked(
-    EvaluationSet(
-      config.data.dataset, config.data.dataset, Path(folder), config.evaluation.split, True
-    ),
-    "config.evaluation.split",
-  )
+  """Opens the run's own data. Raises UserError where the split is absent or not to be scored."""
+  name, split = config.data.dataset, config.evaluation.split
+  return _checked(EvaluationSet(name, name, Path(folder), split, True), "config.evaluation.split")
 
 
 def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
@@ -121,11 +105,7 @@ def make_attached(config: ConfigDict, workdir: Workdir) -> None:
 def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
   """Converts the source of a data set, unless `folder` holds its shards already.
 
-  Args:
-    chosen: `config.data`, or an entry of `config.evaluation.sets`.
-    folder: of the records.
-    limits: `config.data`, for stored_px, limit and max_skipped_fraction.
-
+  `chosen` is `config.data` or an entry of `config.evaluation.sets`, `limits` is `config.data`.
   Raises UserError where shards without a source are not whole, or the source is not fit.
   """
   if not chosen.source and not FACTS[chosen.dataset].synthetic:
@@ -158,18 +138,13 @@ def _folder(name: str, chosen: ConfigDict, workdir: Workdir) -> Path:
 
 
 def _checked(chosen: EvaluationSet, key: str) -> EvaluationSet:
-  splits = records.splits(chosen.folder)
-  if not splits.get(chosen.split):
+  folder, split, splits = chosen.folder, chosen.split, records.splits(chosen.folder)
+  if not splits.get(split):
+    raise UserError(f"{key} {split!r} is not in {folder} (its splits: {', '.join(splits)})")
+  if any(chosen.has(where) for where in ("regions", "text")):
+    return chosen
+  if not any(example.labels for example in chosen.examples()):
     raise UserError(
-      f"{key} {chosen.split!r} is not in {chosen.folder} (its splits: {', '.join(splits)})"
-    )
-  if not (
-    chosen.has("regions")
-    or chosen.has("text")
-    or any(example.labels for example in chosen.examples())
-  ):
-    raise UserError(
-      f"{key} {chosen.split!r} in {chosen.folder} has neither regions nor texts nor labels:"
-      " nothing to score"
+      f"{key} {split!r} in {folder} has neither regions nor texts nor labels: nothing to score"
     )
   return chosen

@@ -44,11 +44,12 @@ from plan_jax.metrics.detection import (
   PRECISIONS,
   SENSITIVITIES,
   Image,
+  all_limits,
   match_finding,
-  matched_limits,
   matched_metrics,
   mean_precision,
 )
+from plan_jax.results.contact_sheet import spread_over
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
@@ -64,24 +65,18 @@ def detection_rows(
   findings: Sequence[str],
   *,
   data: str,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
   baselines: dict[str, Sequence[Image]] | None = None,
+  **draws: int,
 ) -> list[Row]:
-  """Makes rows of the run and its chance baselines by finding, `macro` first.
+  """Makes rows of the run by finding, `macro` first, then those of chance, without intervals.
 
-  Args:
-    images: of the split.
-    findings: their names.
-    data: the data set and split.
-    resamples: of the bootstrap; the chance baselines have no intervals.
-    seed: of the bootstrap.
-    baselines: name -> the same images with the predictions of a chance baseline.
+  `baselines` are the same images with the predictions of a chance baseline, by its name.
   """
-  common = {"protocol": PROTOCOL, "data": data, "seed": seed}
-  rows = _rows(images, findings, METRICS, model=RUN, resamples=resamples, **common)
-  for model, predictions in (baselines or {}).items():
-    rows += _rows(predictions, findings, METRICS, model=model, resamples=0, **common)
+  sides = {RUN: images, **(baselines or {})}
+  rows = []
+  for model, predictions in sides.items():
+    own = draws if model == RUN else {"resamples": 0}
+    rows += _rows(predictions, findings, METRICS, (PROTOCOL, data), model, **own)
   if missing := sorted(set(findings) - {row.group for row in rows}):
     log.info(
       f"detection: {len(missing)} of {len(findings)} findings have no box in {data} and are left"
@@ -95,19 +90,15 @@ def compat_rows(
   findings: Sequence[str],
   *,
   data: str,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows of "compat-mgca-detection"; none, and that is logged, where no image is left."""
   kept = []
   for image in images:
     sure = image.scores > _COMPAT_SCORE
     if sure.any() and len(image.truth):
-      kept.append(
-        replace(
-          image, boxes=image.boxes[sure], scores=image.scores[sure], labels=image.labels[sure]
-        )
-      )
+      sides = {name: getattr(image, name)[sure] for name in ("boxes", "scores", "labels")}
+      kept.append(replace(image, **sides))
   log.info(
     f"{COMPAT}: {len(images) - len(kept)} of {len(images)} images have no box, or no prediction"
     f" above {_COMPAT_SCORE:g}, and are left out"
@@ -115,17 +106,15 @@ def compat_rows(
   if not kept:
     return []
   metrics = tuple(PRECISIONS)[:1]
-  draws = {"resamples": resamples, "seed": seed}
-  return _rows(kept, findings, metrics, protocol=COMPAT, model=RUN, data=data, **draws)
+  return _rows(kept, findings, metrics, (COMPAT, data), RUN, **draws)
 
 
 def detection_scores(images: Sequence[Image], findings: Sequence[str]) -> ExampleScores:
   """Scores every true box: is it hit at each of the rates, over all images as they are?"""
   ids, groups, patients, values = [], [], [], []
-  matched = [match_finding(images, label) for label in range(len(findings))]
-  for name, matches, above in zip(
-    findings, matched, matched_limits(matched, len(images)), strict=True
-  ):
+  for label, name in enumerate(findings):
+    matches = match_finding(images, label)
+    above = all_limits(matches, len(images))
     values.append((matches.hit_scores[:, None] > above).astype(np.float64))
     ids += [
       example_id(images[i].image_id, f"{name} {number}")
@@ -142,22 +131,17 @@ def detection_scores(images: Sequence[Image], findings: Sequence[str]) -> Exampl
 def with_typical_boxes(images: Sequence[Image], boxes: list, shares: list[float]) -> list[Image]:
   """Replaces the predictions of the images by those of the chance baseline.
 
-  Args:
-    images: any.
-    boxes: of each finding, [4] in shares of the image's width and height; None without one.
-    shares: of each finding, the score.
+  `boxes` are of each finding, [4] in shares of the image's width and height, None without one, and
+  `shares` their scores.
   """
   labels = [label for label, box in enumerate(boxes) if box is not None]
   typical = np.array([boxes[label] for label in labels]).reshape(-1, 4)
-  scores = np.array([shares[label] for label in labels])
+  fixed = {
+    "scores": np.array([shares[label] for label in labels]),
+    "labels": np.array(labels, np.int32),
+  }
   return [
-    replace(
-      image,
-      boxes=typical * [image.width, image.height, image.width, image.height],
-      scores=scores,
-      labels=np.array(labels, np.int32),
-    )
-    for image in images
+    replace(image, boxes=typical * ([image.width, image.height] * 2), **fixed) for image in images
   ]
 
 
@@ -168,7 +152,7 @@ def typical_box(boxes: np.ndarray) -> np.ndarray | None:
   """
   if not len(boxes):
     return None
-  chosen = boxes[np.unique(np.linspace(0, len(boxes) - 1, _TYPICAL_OF).round().astype(int))]
+  chosen = boxes[spread_over(len(boxes), _TYPICAL_OF)]
   return chosen[iou(chosen, chosen).mean(1).argmax()]
 
 
@@ -176,12 +160,9 @@ def _rows(
   images: Sequence[Image],
   findings: Sequence[str],
   metrics: Sequence[str],
-  *,
-  protocol: str,
+  head: tuple[str, str],
   model: str,
-  data: str,
-  resamples: int,
-  seed: int,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows of the findings that have a true box, `macro` first."""
   matched = [match_finding(images, label) for label in range(len(findings))]
@@ -193,24 +174,20 @@ def _rows(
   value[:, : len(PRECISIONS)] = mean_precision(coco_precision(images, len(findings))[kept])
   patients = [image.patient_id for image in images]
   drawn = [np.zeros((0, *value.shape))]
-  for weights in bootstrap.example_weights(patients, resamples=resamples, seed=seed):
+  for weights in bootstrap.example_weights(patients, **draws):
     drawn.append(matched_metrics(matched, weights))
   drawn = np.concatenate(drawn)
   known = ~np.isnan(drawn)
-  total = known.sum(1)
-  macro = np.divide(
-    np.where(known, drawn, 0).sum(1), total, out=np.full(total.shape, np.nan), where=total > 0
-  )
+  macro = bootstrap.ratio(np.where(known, drawn, 0).sum(1), known.sum(1))
   behind = [{patients[i] for i in matches.hit_image.tolist()} for matches in matched]
   counts = [int(matches.truths.sum()) for matches in matched]
   groups = [(MACRO, value.mean(0), macro, set.union(*behind), sum(counts))]
   for k, i in enumerate(kept):
     groups.append((findings[i], value[k], drawn[:, k], behind[k], counts[k]))
   rows = []
-  for group, values, draws, clusters, count in groups:
+  for group, values, sampled, clusters, count in groups:
     for metric in metrics:
       m = METRICS.index(metric)
-      low, high = bootstrap.interval(draws[:, m]) if len(clusters) > 1 else (np.nan, np.nan)
-      head = (TASK, protocol, data, group, metric, model)
-      rows.append(Row(*head, float(values[m]), low, high, count))
+      low, high = bootstrap.interval(sampled[:, m]) if len(clusters) > 1 else (np.nan, np.nan)
+      rows.append(Row(TASK, *head, group, metric, model, float(values[m]), low, high, count))
   return rows

@@ -37,7 +37,7 @@ def mean_changes(a: ExampleScores, b: ExampleScores, draws: Draws) -> Iterator[C
         yield group, metric, *(side[group][m].value for side in sides), change[group][m]
         continue
       before, after = a.values[:, m], b.values[:, m]  # of one group: a gallery
-      middle = bootstrap.median_difference(after, before, a.patients, **draws)
+      middle = bootstrap.median(after, a.patients, minus=before, **draws)
       yield group, f"median {metric}", float(np.median(before)), float(np.median(after)), middle
 
 
@@ -79,7 +79,7 @@ def word_changes(a: ExampleScores, b: ExampleScores, draws: Draws) -> Iterator[C
   for metric, places, high, patients in terms.contrasts(a):
     rest = high, ["all"] * len(places), patients
     sides = [auc.grouped(side[places], *rest, resamples=0)["all"] for side in (first, second)]
-    change = auc.grouped_difference(second[places], first[places], *rest, **draws)["all"]
+    change = auc.grouped(second[places], *rest, minus=first[places], **draws)["all"]
     yield "all", metric, *(side.value for side in sides), change
 
 

@@ -20,21 +20,14 @@ DIRECTIONS = ("image-to-text", "text-to-image")
 
 @dataclass(frozen=True)
 class Pairs:
-  """Embedded images with their texts.
+  """Embedded images with their texts."""
 
-  Attributes:
-    images, texts: float32 [N, D], unit norm.
-    keys: int [N], equal for texts of the same words.
-    ids, patients, kinds: [N], image, patient and kind of text.
-    labels: [N], of the examples.
-  """
-
-  images: np.ndarray
-  texts: np.ndarray
-  keys: np.ndarray
-  ids: list[str]
+  images: np.ndarray  # float32 [N, D], unit norm
+  texts: np.ndarray  # float32 [N, D], unit norm
+  keys: np.ndarray  # int [N], equal for texts of the same words
+  ids: list[str]  # [N], as all that follow
   patients: list[str]
-  kinds: list[str]
+  kinds: list[str]  # of text
   labels: list[dict[str, int]]
 
   def sides(self, direction: str, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,19 +76,12 @@ def embed_pairs(
 ) -> Pairs | None:
   """Embeds the examples with text; None where there is none. How many have no text is logged.
 
-  Args:
-    model: the model.
-    examples: images are decoded and embedded `batch` at a time, and not kept.
-    batch: images or texts embedded at a time.
-    vectors: those that are known already; by default none.
-
-  Raises:
-    ValueError: an image is unreadable; the message names it.
+  `batch` images or texts are embedded at a time, and images not kept; `vectors` are known already.
+  Raises ValueError, naming it, where an image is unreadable.
   """
   vectors = vectors or ImageVectors(model, batch)
   known: dict[str, int] = {}
-  texts, keys, ids, patients, kinds, labels = [], [], [], [], [], []
-  without = 0
+  texts, keys, columns, without = [], [], [], 0
   for example in examples:
     words = reports.normalise(" ".join(example.sentences))
     if not words:
@@ -104,10 +90,7 @@ def embed_pairs(
     vectors.add(example)
     texts.append(example.sentences)
     keys.append(known.setdefault(words, len(known)))
-    ids.append(example.image_id)
-    patients.append(example.patient_id)
-    kinds.append(example.text_kind)
-    labels.append(example.labels)
+    columns.append((example.image_id, example.patient_id, example.text_kind, example.labels))
   if without:
     total = without + len(keys)
     log.info(f"retrieval: {without} of {total} images have no text and are left out")
@@ -117,6 +100,5 @@ def embed_pairs(
     np.asarray(model.embed_texts(texts[start : start + batch]), np.float32)
     for start in range(0, len(texts), batch)
   ]
-  return Pairs(
-    vectors.of(ids), np.concatenate(embedded), np.array(keys), ids, patients, kinds, labels
-  )
+  ids, *others = map(list, zip(*columns, strict=True))
+  return Pairs(vectors.of(ids), np.concatenate(embedded), np.array(keys), ids, *others)

@@ -54,7 +54,6 @@ from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 
 PROTOCOL = "grounding-v1"
-TASKS = {"grounding": "words", "grounding-by-phrase": "phrase"}  # what a map is made from
 _KEPT_MAPS = 64  # of the chance baselines
 
 Scores = dict[str, ExampleScores]  # by model: "run" first, then the chance baselines
@@ -79,8 +78,7 @@ class Grounding(Evaluator):
     by_words = score_grounding(model, examples, prior, seed=self.seed)
     examples = dataset.examples("regions", "grounding by phrase")
     by_phrase = score_grounding(model, examples, None, of="phrase")
-    by_phrase |= {name: scores for name, scores in by_words.items() if name != RUN}
-    return dict(zip(TASKS, (by_words, by_phrase), strict=True))
+    return {"grounding": by_words, "grounding-by-phrase": by_words | by_phrase}
 
   def rows(self, scores: dict[str, Scores], **common) -> list[Row]:
     """Makes the rows of both tasks."""
@@ -115,17 +113,14 @@ def score_grounding(
 ) -> Scores:
   """Scores every phrase, by model: "run" first, then the chance baselines on the same phrases.
 
+  Empty where no example has a region.
+
   Args:
-    model: grounds phrases.
-    examples: the images; those without a region are passed over.
+    model, examples: to score.
     prior: `box_prior` of the training split; None for no chance baselines.
     of: grounds a phrase by its "words", weighted by their significance, or by its own embedding,
       "phrase".
-    batch: phrases grounded at a time.
-    seed: of the random baseline.
-
-  Returns:
-    Empty where no example has a region.
+    batch, seed: phrases grounded at a time; seed of the random baseline.
 
   Raises:
     ValueError: an image or map contradicts its example; the message names the image.
@@ -159,20 +154,13 @@ def score_grounding(
 
 
 def grounding_rows(
-  scores: Scores,
-  *,
-  data: str,
-  task: str = "grounding",
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  scores: Scores, *, data: str, task: str = "grounding", **draws: int
 ) -> list[Row]:
   """Makes rows by group ("macro" first), metric and model; none of no scores."""
   if not scores:
     return []
   summaries = {
-    name: bootstrap.grouped_means(
-      each.values, each.groups, each.patients, resamples=resamples, seed=seed
-    )
+    name: bootstrap.grouped_means(each.values, each.groups, each.patients, **draws)
     for name, each in scores.items()
   }
   return [

@@ -62,19 +62,12 @@ Scores = dict[str, ExampleScores]  # by protocol
 
 @dataclass(frozen=True)
 class Rules:
-  """Rules of one protocol.
-
-  Attributes:
-    metrics: their names.
-    by_finding: averages by finding first.
-    by_box: counts every box of a phrase as an example.
-    score: (model, similarity on the grid, phrase) -> values of the metrics.
-  """
+  """Rules of one protocol."""
 
   metrics: tuple[str, ...]
-  by_finding: bool
-  by_box: bool
-  score: Callable[[Predictor, np.ndarray, Phrase], list[float]]
+  by_finding: bool  # averages by finding first
+  by_box: bool  # counts every box of a phrase as an example
+  score: Callable[[Predictor, np.ndarray, Phrase], list[float]]  # model, map on the grid, phrase
 
 
 def box_masks(phrase: Phrase) -> list[np.ndarray]:
@@ -168,38 +161,17 @@ PROTOCOLS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedGrounding(Evaluator):
-  """Evaluator of the emulated protocols; they have no chance baselines."""
-
-  needs = "regions"
-  protocols: tuple[str, ...] = tuple(PROTOCOLS)
-
-  def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> Scores:
-    """Scores every phrase under each protocol."""
-    return score_compat(model, dataset.examples("regions", "compatibility"), self.protocols)
-
-  def rows(self, scores: Scores, **common) -> list[Row]:
-    """Makes the rows of all protocols."""
-    return compat_rows(scores, **common)
-
-
 def score_compat(
-  model: Predictor,
-  examples: Iterable[Example],
-  protocols: Iterable[str] = tuple(PROTOCOLS),
-  *,
-  batch: int = 64,
+  model: Predictor, examples: Iterable[Example], protocols: Iterable[str] = tuple(PROTOCOLS)
 ) -> Scores:
   """Scores every phrase, by protocol; empty where no example has a region.
 
-  Raises:
-    ValueError: as `grounding.score_grounding`.
+  Raises ValueError as `grounding.score_grounding`.
   """
   rules = {name: PROTOCOLS[name] for name in protocols}
   ids, labels, patients, boxes = [], [], [], []
   values: dict[str, list[list[float]]] = {name: [] for name in rules}
-  for images, phrases in phrase_batches(examples, batch):
+  for images, phrases in phrase_batches(examples):
     grids = model.similarities(images, [phrase.text for phrase in phrases], "phrase")
     for phrase, grid in zip(phrases, grids, strict=True):
       ids.append(phrase.id)
@@ -225,20 +197,29 @@ def score_compat(
   return scores
 
 
-def compat_rows(
-  scores: Scores, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
-) -> list[Row]:
+def compat_rows(scores: Scores, *, data: str, **draws: int) -> list[Row]:
   """Makes rows by protocol, group and metric; there are no chance baselines."""
   rows = []
   for name, each in scores.items():
-    means = bootstrap.grouped_means(
-      each.values, each.groups, each.patients, resamples=resamples, seed=seed
-    )
+    means = bootstrap.grouped_means(each.values, each.groups, each.patients, **draws)
     for group, summaries in means.items():
       if PROTOCOLS[name].by_finding or group != bootstrap.MACRO:
         for metric, s in zip(each.metrics, summaries, strict=True):
           rows.append(Row("grounding", name, data, group, metric, RUN, s.value, s.low, s.high, s.n))
   return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedGrounding(Evaluator):
+  """Evaluator of the emulated protocols; they have no chance baselines."""
+
+  needs = "regions"
+  protocols: tuple[str, ...] = tuple(PROTOCOLS)
+  rows = staticmethod(compat_rows)
+
+  def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> Scores:
+    """Scores every phrase under each protocol."""
+    return score_compat(model, dataset.examples("regions", "compatibility"), self.protocols)
 
 
 def _filled(heatmap: np.ndarray) -> np.ndarray:

@@ -20,16 +20,10 @@ class ImageEmbedder(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-  """N embedded images, each with a label of 1 or 0.
+  """N embedded images, each with a label of 1 or 0."""
 
-  Attributes:
-    vectors: float32 [N, D], of the model.
-    ids, patients, views: [N].
-    labels: [N], of the examples.
-  """
-
-  vectors: np.ndarray
-  ids: list[str]
+  vectors: np.ndarray  # float32 [N, D], of the model
+  ids: list[str]  # [N], as all that follow
   patients: list[str]
   views: list[str]
   labels: list[dict[str, int]]
@@ -85,36 +79,25 @@ def embed(
   tell: Callable[[str], None] = log.info,
   vectors: ImageVectors | None = None,
 ) -> Images | None:
-  """Embeds the images with a label of 1 or 0; None where there is none.
+  """Embeds the images with a label of 1 or 0, `batch` at a time; None where there is none.
 
-  Args:
-    model: embeds images.
-    examples: the images.
-    what: begins the messages on what is left out.
-    batch: images embedded at a time.
-    tell: takes those messages.
-    vectors: embeddings that are known already; by default none.
-
-  Raises:
-    ValueError: an image is unreadable; the message names it.
+  `what` begins the messages on what is left out, which `tell` takes; `vectors` are known already.
+  Raises ValueError, naming it, where an image is unreadable.
   """
   vectors = vectors or ImageVectors(model, batch)
-  ids, patients, views, labels = [], [], [], []
-  without = 0
+  columns, without = [], 0
   for example in examples:
     if not any(value in (0, 1) for value in example.labels.values()):
       without += 1
       continue
     vectors.add(example)
-    ids.append(example.image_id)
-    patients.append(example.patient_id)
-    views.append(example.view)
-    labels.append(example.labels)
+    columns.append((example.image_id, example.patient_id, example.view, example.labels))
   if without:
-    total = without + len(ids)
+    total = without + len(columns)
     tell(f"{what}: {without} of {total} images have no label of 1 or 0 and are left out")
-  if not ids:
+  if not columns:
     return None
+  ids, patients, views, labels = map(list, zip(*columns, strict=True))
   embedded = Images(vectors.of(ids), ids, patients, views, labels)
   if uncertain := sum(value == -1 for each in labels for value in each.values()):
     tell(f"{what}: {uncertain} uncertain pairs of image and finding are left out")

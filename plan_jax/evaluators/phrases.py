@@ -15,21 +15,13 @@ from plan_jax.runtime.logging import log
 
 @dataclass(frozen=True)
 class Phrase:
-  """A phrase of an image.
-
-  Attributes:
-    example: the image.
-    text: as the first of its regions has it.
-    label: the finding of that region.
-    regions: those whose phrases agree after normalisation.
-    mask: bool [H, W], their union at the stored resolution.
-  """
+  """A phrase of an image."""
 
   example: Example
-  text: str
-  label: str
-  regions: tuple[Region, ...]
-  mask: np.ndarray
+  text: str  # as the first of its regions has it
+  label: str  # the finding of that region
+  regions: tuple[Region, ...]  # those whose phrases agree after normalisation
+  mask: np.ndarray  # bool [H, W], their union at the stored resolution
 
   @property
   def id(self) -> str:
@@ -40,8 +32,7 @@ class Phrase:
 def phrases(example: Example) -> list[Phrase]:
   """Groups the regions of an example by phrase, in their order.
 
-  Raises:
-    ValueError: a mask is unreadable or not of the image's size; the message names the image.
+  Raises ValueError, naming the image, where a mask is unreadable or not of its size.
   """
   groups: dict[str, list[Region]] = {}
   for region in example.regions:
@@ -59,12 +50,11 @@ def phrases(example: Example) -> list[Phrase]:
 
 
 def phrase_batches(
-  examples: Iterable[Example], batch: int
+  examples: Iterable[Example], batch: int = 64
 ) -> Iterator[tuple[list[np.ndarray], list[Phrase]]]:
   """Yields at most `batch` phrases at a time, and the image of each, uint8 [H, W].
 
-  Raises:
-    ValueError: an image is unreadable or not as its example says; the message names the image.
+  Raises ValueError, naming it, where an image is unreadable or not as its example says.
   """
   decoded: list[np.ndarray] = []
   waiting: list[Phrase] = []

@@ -41,35 +41,7 @@ PROTOCOL = "presence-v1"
 METRICS = ("AUC", "mean peak present", "mean peak absent")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Presence(Evaluator):
-  """Evaluator of "presence-v1"."""
-
-  protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def score(
-    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
-  ) -> ExampleScores | None:
-    """Scores every image and finding."""
-    return score_presence(model, dataset.examples(what="presence"))
-
-  def rows(self, scores: ExampleScores | None, **common) -> list[Row]:
-    """Makes the rows."""
-    return presence_rows(scores, **common)
-
-  def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
-    """Picks the peaks."""
-    return {"presence": scores} if scores else {}
-
-
-@dataclass(frozen=True)
-class _Pair:
-  """An image and a finding, `present` by its label."""
-
-  image_id: str
-  patient_id: str
-  finding: str
-  present: bool
+_Pair = tuple[str, str, str, bool]  # example id, finding, patient, the finding is present
 
 
 def score_presence(
@@ -77,61 +49,47 @@ def score_presence(
 ) -> ExampleScores | None:
   """Takes the peak of every image and finding; None where no finding has both kinds.
 
-  Args:
-    model: gives peaks.
-    examples: the images; those without a label of 1 or 0 are not decoded.
-    batch: phrases at a time; those of an image follow each other.
-
-  Returns:
-    `example_scores.SCORED` are the metrics. What is left out is logged.
-
-  Raises:
-    ValueError: an image is unreadable (the message names it), or a peak is no number.
+  `example_scores.SCORED` are the metrics. `batch` phrases are read at a time, those of an image
+  follow each other; images without a label of 1 or 0 are not decoded. What is left out is logged.
+  Raises ValueError where an image is unreadable (the message names it), or a peak is no number.
   """
-  counts = _Counts()
+  labels: list[dict[str, int]] = []
   pairs, peaks = [], []
-  for images, part in _batches(examples, batch, counts):
-    values = np.asarray(model.peaks(images, [pair.finding for pair in part]), np.float64)
+  for images, part in _batches(examples, batch, labels):
+    values = np.asarray(model.peaks(images, [finding for _, finding, *_ in part]), np.float64)
     if values.shape != (len(part),):
       raise ValueError(f"the model gave peaks {values.shape} for {len(part)} phrases")
     pairs += part
     peaks.append(values)
-  for text in counts.left_out():
-    log.info(f"presence: {text}")
-  present = {pair.finding for pair in pairs if pair.present}
-  absent = {pair.finding for pair in pairs if not pair.present}
+  _log_left_out(labels)
+  present, absent = (
+    {name for _, name, _, is_present in pairs if is_present == side} for side in (True, False)
+  )
   if alone := sorted(present ^ absent):
     log.info(
       f"presence: {len(alone)} of {len(present | absent)} findings are only present or only absent"
       f" and left out: {', '.join(alone)}"
     )
   both = present & absent
-  kept = [i for i, pair in enumerate(pairs) if pair.finding in both]
+  kept = [i for i, (_, finding, *_) in enumerate(pairs) if finding in both]
   if not kept:
     return None
-  pairs, peaks = [pairs[i] for i in kept], np.concatenate(peaks)[kept]
+  peaks = np.concatenate(peaks)[kept]
   if np.isnan(peaks).any():
     raise ValueError("a peak is NaN")
-  return ExampleScores(
-    [example_id(pair.image_id, pair.finding) for pair in pairs],
-    [pair.finding for pair in pairs],
-    [pair.patient_id for pair in pairs],
-    SCORED,
-    np.stack([peaks, [pair.present for pair in pairs]], axis=1),
-  )
+  *columns, truth = (list(column) for column in zip(*(pairs[i] for i in kept), strict=True))
+  return ExampleScores(*columns, SCORED, np.stack([peaks, truth], axis=1))
 
 
-def presence_rows(
-  scores: ExampleScores | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
-) -> list[Row]:
+def presence_rows(scores: ExampleScores | None, *, data: str, **draws: int) -> list[Row]:
   """Makes rows by group ("macro" first), metric and model; none of no scores."""
   if scores is None:
     return []
   peaks, present = scores.values[:, 0], scores.values[:, 1] == 1
   who = scores.groups, scores.patients
-  areas = auc.grouped(peaks, present, *who, resamples=resamples, seed=seed)
+  areas = auc.grouped(peaks, present, *who, **draws)
   either = np.where(np.stack([present, ~present], axis=1), peaks[:, None], np.nan)
-  means = bootstrap.grouped_means(either, *who, resamples=resamples, seed=seed)
+  means = bootstrap.grouped_means(either, *who, **draws)
   rows = []
   for group, area in areas.items():
     for metric, s in zip(METRICS, (area, *means[group]), strict=True):
@@ -142,50 +100,54 @@ def presence_rows(
   return rows
 
 
-class _Counts:
-  """Counts of what the protocol leaves out of a split."""
+@dataclass(frozen=True, kw_only=True)
+class Presence(Evaluator):
+  """Evaluator of "presence-v1"."""
 
-  def __init__(self):
-    self.images, self.labels, self.uncertain = 0, 0, 0
-    self.findings: set[str] = set()
+  protocols: tuple[str, ...] = (PROTOCOL,)
+  rows = staticmethod(presence_rows)
 
-  def add(self, example: Example) -> None:
-    """Counts an image."""
-    self.images += 1
-    self.labels += len(example.labels)
-    self.uncertain += sum(value == -1 for value in example.labels.values())
-    self.findings.update(example.labels)
+  def score(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> ExampleScores | None:
+    """Scores every image and finding."""
+    return score_presence(model, dataset.examples(what="presence"))
 
-  def left_out(self) -> list[str]:
-    """Makes a line for each reason that left anything out."""
-    pairs = self.images * len(self.findings)
-    lines = []
-    if self.uncertain:
-      lines.append(
-        f"{self.uncertain} of {pairs} pairs of image and finding are uncertain and left out"
-      )
-    if unlabelled := pairs - self.labels:
-      lines.append(f"{unlabelled} of {pairs} pairs of image and finding have no label")
-    if self.images and not self.findings:
-      lines.append(f"none of {self.images} images has labels")
-    return lines
+  def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
+    """Picks the peaks."""
+    return {"presence": scores} if scores else {}
+
+
+def _log_left_out(labels: list[dict[str, int]]) -> None:
+  """Logs how many pairs of the images with these labels the protocol leaves out, and why."""
+  findings = set().union(*labels)
+  pairs = len(labels) * len(findings)
+  if uncertain := sum(value == -1 for each in labels for value in each.values()):
+    log.info(
+      f"presence: {uncertain} of {pairs} pairs of image and finding are uncertain and left out"
+    )
+  if unlabelled := pairs - sum(map(len, labels)):
+    log.info(f"presence: {unlabelled} of {pairs} pairs of image and finding have no label")
+  if labels and not findings:
+    log.info(f"presence: none of {len(labels)} images has labels")
 
 
 def _batches(
-  examples: Iterable[Example], batch: int, counts: _Counts
+  examples: Iterable[Example], batch: int, labels: list[dict[str, int]]
 ) -> Iterator[tuple[list[np.ndarray], list[_Pair]]]:
-  """Yields at most `batch` pairs at a time, and the image of each."""
+  """Yields at most `batch` pairs at a time, and the image of each, adding all images."""
   images: list[np.ndarray] = []
   pairs: list[_Pair] = []
   for example in examples:
-    counts.add(example)
+    labels.append(example.labels)
     known = {name: value == 1 for name, value in example.labels.items() if value != -1}
     if not known:
       continue
     image = decode_example(example)
     for finding, present in known.items():
       images.append(image)
-      pairs.append(_Pair(example.image_id, example.patient_id, finding, present))
+      name = example_id(example.image_id, finding)
+      pairs.append((name, finding, example.patient_id, present))
       if len(pairs) == batch:
         yield images, pairs
         images, pairs = [], []

@@ -20,6 +20,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from input_pipeline.errors import UserError
 from input_pipeline.text import reports
@@ -35,8 +36,7 @@ class PromptsError(UserError):
   """A set of prompts cannot be used; the message names the file and the place in it."""
 
 
-@dataclass(frozen=True)
-class Prompts:
+class Prompts(NamedTuple):
   """Texts for a finding that is present, and for one that is absent (may be empty)."""
 
   positive: tuple[str, ...]
@@ -45,21 +45,13 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PromptSet:
-  """A set of prompts.
+  """A set of prompts."""
 
-  Attributes:
-    name: of the file, without ".json".
-    fingerprint: six hexadecimal digits that change with the content of the file.
-    ensemble: one of `ENSEMBLES`.
-    findings: normalised name of a finding -> its prompts.
-    template: for other labels, or None.
-  """
-
-  name: str
-  fingerprint: str
-  ensemble: str
-  findings: dict[str, Prompts]
-  template: Prompts | None
+  name: str  # of the file, without ".json"
+  fingerprint: str  # six hexadecimal digits that change with the content of the file
+  ensemble: str  # one of `ENSEMBLES`
+  findings: dict[str, Prompts]  # normalised name of a finding -> its prompts
+  template: Prompts | None  # for other labels, or None
 
   @property
   def has_negatives(self) -> bool:
@@ -74,14 +66,13 @@ class PromptSet:
     if self.template is None or not name or name.split()[0] in _NOT_FOR_TEMPLATES:
       return None
     name = written(label)
-    return Prompts(*(tuple(t.replace("{}", name) for t in side) for side in _sides(self.template)))
+    return Prompts(*(tuple(t.replace("{}", name) for t in side) for side in self.template))
 
 
 def load(names: Sequence[str]) -> list[PromptSet]:
   """Reads sets of prompts, each the name of one in `FOLDER` or a .json file.
 
-  Raises:
-    PromptsError: one is missing or not as above, or two have the same name.
+  Raises PromptsError where one is missing or not as above, or two have the same name.
   """
   sets = [read(_path(name)) for name in names]
   for each in sets:
@@ -138,7 +129,7 @@ def _parse(name: str, fingerprint: str, content) -> PromptSet:
   if not isinstance(given, dict):
     raise ValueError("'findings' must be an object")
   template = _prompts("template", content["template"]) if "template" in content else None
-  if template and not all("{}" in text for side in _sides(template) for text in side):
+  if template and not all("{}" in text for side in template for text in side):
     raise ValueError("'template': each prompt must hold {}, the place of the label")
   findings: dict[str, Prompts] = {}
   for label, entry in given.items():
@@ -185,10 +176,6 @@ def _texts(place: str, item) -> list[str]:
   if not all(reports.normalise(text.replace("{}", "x")) for text in texts):
     raise ValueError(f"{place}: a prompt has no word")
   return texts
-
-
-def _sides(prompts: Prompts) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  return prompts.positive, prompts.negative
 
 
 def _once(pairs: list[tuple]) -> dict:

@@ -85,14 +85,12 @@ class Reranking(Evaluator):
     return kept | ({CLASS_TASK: scores.classes[0]} if scores.classes else {})
 
 
-def features(
-  model: Predictor, examples: Iterable[Example], *, batch: int = 64
-) -> tuple[np.ndarray, ...]:
+def features(model: Predictor, examples: Iterable[Example]) -> tuple[np.ndarray, ...]:
   """Makes local features of the examples with text, in their order; images are not kept."""
   wanted = (each for each in examples if reports.normalise(" ".join(each.sentences)))
   parts = [
     model.local_features(images, [example.sentences for example in part])
-    for part, images in decode_batches(wanted, batch)
+    for part, images in decode_batches(wanted, 64)
   ]
   return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
@@ -106,11 +104,7 @@ def pair_scores(
 ) -> PairScores | None:
   """Makes the scores, float64, of any gallery among the pairs; None where they are left out.
 
-  Args:
-    model: the model.
-    pairs: its embeddings.
-    local_features: makes `features` of the same examples.
-    top: candidates ordered anew; 0 leaves all out.
+  `local_features` makes `features` of the same examples; `top` candidates are ordered anew.
   """
   if pairs is None or not top or not model.has_local_scores:
     return None

@@ -37,50 +37,20 @@ from plan_jax.results.rows import RUN, Row
 
 PROTOCOL = "retrieval-v1"
 AT = (1, 5, 10)
-_NONE = float("nan")
 # (direction, pairs that are the gallery) -> (start, stop) -> [stop - start, pairs], of its queries.
 PairScores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Gallery:
-  """Scores of the queries of one gallery, and those of chance.
+  """Scores of the queries of one gallery, and those of chance."""
 
-  Attributes:
-    example_scores: of the pairs, by the image; metrics "R@K DIRECTION" for K of `AT`, then "rank
-      DIRECTION" (the expected rank), for both directions.
-    recalls: K -> R@K of chance.
-    median: the median rank of chance.
-  """
-
-  example_scores: ExampleScores
-  recalls: dict[int, float]
-  median: float
+  example_scores: ExampleScores  # of the pairs, by the image; see `rank_metrics`
+  recalls: dict[int, float]  # K -> R@K of chance
+  median: float  # the median rank of chance
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retrieval(Evaluator):
-  """Evaluator of "retrieval-v1"."""
-
-  needs = "text"
-  protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def score(
-    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
-  ) -> dict[str, Gallery]:
-    """Scores the galleries."""
-    return score_retrieval(embeddings.pairs)
-
-  def rows(self, scores: dict[str, Gallery], **common) -> list[Row]:
-    """Makes the rows of all galleries."""
-    return retrieval_rows(scores, **common)
-
-  def example_scores(self, scores: dict[str, Gallery]) -> dict[str, ExampleScores]:
-    """Picks those of the whole gallery."""
-    return {"retrieval": scores["all"].example_scores} if scores else {}
-
-
-def score_retrieval(pairs: Pairs | None, *, block: int = 512) -> dict[str, Gallery]:
+def score_retrieval(pairs: Pairs | None) -> dict[str, Gallery]:
   """Scores the gallery "all" and, where there are several kinds of text, that of each kind.
 
   Empty where there are no pairs. Raises ValueError where the embeddings do not fit.
@@ -91,14 +61,14 @@ def score_retrieval(pairs: Pairs | None, *, block: int = 512) -> dict[str, Galle
   groups = {"all": np.arange(len(kinds))}
   if len(set(pairs.kinds)) > 1:
     groups |= {kind: np.flatnonzero(kinds == kind) for kind in sorted(set(pairs.kinds))}
-  return {group: score_gallery(pairs, places, group, block) for group, places in groups.items()}
+  return {group: score_gallery(pairs, places, group) for group, places in groups.items()}
 
 
-def score_gallery(pairs: Pairs, places: np.ndarray, group: str, block: int = 512) -> Gallery:
-  """Ranks the pairs at these places in both directions, `block` queries at a time."""
+def score_gallery(pairs: Pairs, places: np.ndarray, group: str) -> Gallery:
+  """Ranks the pairs at these places in both directions."""
   values = {}
   for direction in DIRECTIONS:
-    ranks = rank_embeddings(*pairs.sides(direction, places), pairs.keys[places], block=block)
+    ranks = rank_embeddings(*pairs.sides(direction, places), pairs.keys[places])
     values |= rank_metrics(ranks, direction)
   return gallery(values, pairs, places, group)
 
@@ -129,27 +99,43 @@ def retrieval_rows(
   data: str,
   task: str = "retrieval",
   protocol: str = PROTOCOL,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows by gallery, direction and metric, the run beside chance."""
   rows = []
   for group, each in galleries.items():
     scores, n = each.example_scores, len(each.example_scores.ids)
-    means = bootstrap.grouped_means(
-      scores.values, scores.groups, scores.patients, resamples=resamples, seed=seed
-    )[group]
-    means = dict(zip(scores.metrics, means, strict=True))
+    by_group = bootstrap.grouped_means(scores.values, scores.groups, scores.patients, **draws)
+    means = dict(zip(scores.metrics, by_group[group], strict=True))
     metrics = []
     for direction in DIRECTIONS:
       for k in AT:
         metric = f"R@{k} {direction}"
         metrics.append((metric, means[metric], each.recalls[k]))
       ranks = scores.values[:, scores.metrics.index(f"rank {direction}")]
-      middle = bootstrap.median(ranks, scores.patients, resamples=resamples, seed=seed)
+      middle = bootstrap.median(ranks, scores.patients, **draws)
       metrics.append((f"median rank {direction}", middle, each.median))
     for metric, run, chance in metrics:
       head = (task, protocol, data, group, metric)
       rows.append(Row(*head, RUN, run.value, run.low, run.high, n, gallery=n))
-      rows.append(Row(*head, "chance", chance, _NONE, _NONE, n, gallery=n))
+      rows.append(Row(*head, "chance", chance, np.nan, np.nan, n, gallery=n))
   return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Evaluator):
+  """Evaluator of "retrieval-v1"."""
+
+  needs = "text"
+  protocols: tuple[str, ...] = (PROTOCOL,)
+  rows = staticmethod(retrieval_rows)
+
+  def score(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> dict[str, Gallery]:
+    """Scores the galleries."""
+    return score_retrieval(embeddings.pairs)
+
+  def example_scores(self, scores: dict[str, Gallery]) -> dict[str, ExampleScores]:
+    """Picks those of the whole gallery."""
+    return {"retrieval": scores["all"].example_scores} if scores else {}

@@ -52,8 +52,7 @@ def compat_rows(
   *,
   data: str,
   chunk: int = CHUNK,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes rows by protocol, direction and metric; none of nothing."""
   if pairs is None:
@@ -66,7 +65,6 @@ def compat_rows(
     galleries[LIMITR] = [np.arange(i, i + chunk) for i in range(0, n - chunk + 1, chunk)]
     if n % chunk:
       log.info(f"{LIMITR}: the last {n % chunk} of {n} pairs fill no gallery and are left out")
-  draws = {"resamples": resamples, "seed": seed}
   return [
     row
     for protocol, parts in galleries.items()

@@ -30,7 +30,7 @@ import numpy as np
 from input_pipeline.example import Example
 from input_pipeline.regions import finding_masks
 from plan_jax.evaluators.chance import BoxPrior
-from plan_jax.evaluators.finding_rows import example_places
+from plan_jax.evaluators.classification import example_places
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.localization import overlaps
 from plan_jax.results.example_scores import ExampleScores, example_id
@@ -47,23 +47,14 @@ _HALF = THRESHOLDS.index(0.5)
 
 @dataclass(frozen=True)
 class Overlaps:
-  """Overlaps of map and mask of U examples at each of the T thresholds.
+  """Overlaps of map and mask of U examples at each of the T thresholds."""
 
-  Attributes:
-    ids: [U], see `example_scores.example_id`.
-    groups: [U], findings.
-    patients: [U].
-    shared: int64 [U, T], pixels predicted and true.
-    sizes: int64 [U, T], pixels predicted.
-    areas: int64 [U], true pixels; 0 on an image without the finding.
-  """
-
-  ids: list[str]
-  groups: list[str]
-  patients: list[str]
-  shared: np.ndarray
-  sizes: np.ndarray
-  areas: np.ndarray
+  ids: list[str]  # [U], see `example_scores.example_id`
+  groups: list[str]  # [U], findings
+  patients: list[str]  # [U]
+  shared: np.ndarray  # int64 [U, T], pixels predicted and true
+  sizes: np.ndarray  # int64 [U, T], pixels predicted
+  areas: np.ndarray  # int64 [U], true pixels; 0 on an image without the finding
 
   def select(self, findings: Iterable[str]) -> "Overlaps":
     """Keeps the examples of these findings."""
@@ -81,17 +72,11 @@ class Overlaps:
 
 
 class Thresholds(NamedTuple):
-  """Best thresholds of a finding.
+  """Best thresholds of a finding."""
 
-  Attributes:
-    alone: place in `THRESHOLDS` of the highest mean Dice of images that have it.
-    with_empty: that of "Dice with empty images".
-    images: examples behind both.
-  """
-
-  alone: int
-  with_empty: int
-  images: int
+  alone: int  # place in `THRESHOLDS` of the highest mean Dice of images that have it
+  with_empty: int  # that of "Dice with empty images"
+  images: int  # examples behind both
 
 
 def score_segmentation(
@@ -99,13 +84,8 @@ def score_segmentation(
 ) -> Overlaps | None:
   """Measures the overlaps of all examples; None of none.
 
-  Args:
-    maps: images, and the maps [K, H, W] of their findings.
-    findings: K names.
-    keep_empty: images without a finding are examples of it.
-
-  Raises:
-    ValueError: map and image contradict each other; the message names the image.
+  `maps` are images, and the maps [K, H, W] of their findings; where `keep_empty`, images without a
+  finding are examples of it. Raises ValueError, naming it, where an image and its map disagree.
   """
   ids, groups, patients, counts = [], [], [], []
   for example, heatmaps in maps:
@@ -173,19 +153,12 @@ def segmentation_rows(
   *,
   data: str,
   keep_empty: bool,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> tuple[list[Row], ExampleScores]:
   """Makes rows by group (macro first), metric and model, and per-example scores of the run.
 
-  There are no rows where no finding has both an image and a threshold.
-
-  Args:
-    scores: model -> overlaps on the split that is scored, `RUN` first.
-    validation: model -> overlaps on the validation split; None without such a split.
-    data: the data set and split.
-    keep_empty: as of `score_segmentation`.
-    resamples, seed: of the bootstrap.
+  There are no rows where no finding has both an image and a threshold. `scores` are of the split
+  that is scored, by model, `RUN` first, and `validation` likewise; None without such a split.
   """
   chosen = dict.fromkeys(scores)
   if validation is not None:
@@ -203,12 +176,10 @@ def segmentation_rows(
   tables[NOTHING] = _nothing(tables[RUN], scores[RUN].select(present).areas)
   if np.isnan(tables[RUN].values).all():
     return [], tables[RUN]
-  means = {
-    model: bootstrap.grouped_means(
-      each.values, each.groups, each.patients, resamples=resamples if model == RUN else 0, seed=seed
-    )
-    for model, each in tables.items()
-  }
+  means = {}
+  for model, each in tables.items():
+    own = draws if model == RUN else {"resamples": 0}
+    means[model] = bootstrap.grouped_means(each.values, each.groups, each.patients, **own)
   suffix = " at .5" if validation is None else ""
   head, rows = (TASK, PROTOCOL, data), []
   for group in means[RUN]:
@@ -218,20 +189,12 @@ def segmentation_rows(
         if not np.isnan(s.value):
           rows.append(Row(*head, group, metric + suffix, model, s.value, s.low, s.high, s.n))
     if best := (chosen[RUN] or {}).get(group):
-      rows += _threshold_rows((*head, group), best, keep_empty)
+      end = (np.nan, np.nan, best.images)
+      rows.append(Row(*head, group, "threshold", RUN, THRESHOLDS[best.alone], *end))
+      if keep_empty:
+        name = f"threshold of {WITH_EMPTY}"
+        rows.append(Row(*head, group, name, RUN, THRESHOLDS[best.with_empty], *end))
   return rows, tables[RUN]
-
-
-def _threshold_rows(
-  head: tuple[str, str, str, str], best: Thresholds, keep_empty: bool
-) -> list[Row]:
-  places = {"threshold": best.alone}
-  if keep_empty:
-    places[f"threshold of {WITH_EMPTY}"] = best.with_empty
-  return [
-    Row(*head, name, RUN, THRESHOLDS[place], np.nan, np.nan, best.images)
-    for name, place in places.items()
-  ]
 
 
 def _nothing(run: ExampleScores, areas: np.ndarray) -> ExampleScores:

@@ -52,42 +52,6 @@ _ENTITIES = {"finding": ("OBS-DP", "OBS-U"), "attribute": ("ANAT-DP",)}
 WordKinds = Callable[[Example, int], list[str]]  # of a sentence, by its number
 
 
-@dataclass(frozen=True, kw_only=True)
-class Terms(Evaluator):
-  """Evaluator of "terms-v1"; `listed` tells which words of a sentence the term list names."""
-
-  needs = "text"
-  listed: Callable[[str], list[bool]]
-  protocols: tuple[str, ...] = (PROTOCOL,)
-
-  def score(
-    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
-  ) -> ExampleScores | None:
-    """Scores every word whose kind is known; None without such, or without significances."""
-    of_sentence = FACTS[dataset.dataset].word_kinds
-    annotated = None if of_sentence else _annotated(dataset)
-    if not of_sentence and not annotated:
-      return None
-    if not model.has_significance:
-      log.info("terms are left out: this model gives its words no weight")
-      return None
-    examples = dataset.examples("text", "terms")
-    if of_sentence:
-      return score_terms(
-        model, examples, lambda example, i: of_sentence(example.sentences[i]), self.listed
-      )
-    with_entities = (example for example in examples if example.entities)
-    return score_terms(model, with_entities, entity_kinds, self.listed)
-
-  def rows(self, scores: ExampleScores | None, **common) -> list[Row]:
-    """Makes the rows."""
-    return terms_rows(scores, **common)
-
-  def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
-    """Picks the words."""
-    return {"terms": scores} if scores else {}
-
-
 def _annotated(dataset: EvaluationSet) -> int:
   """Counts the reports that have entities, and logs how many have none."""
   has_entities = [bool(example.entities) for example in dataset.examples("text", "entities")]
@@ -125,18 +89,9 @@ def score_terms(
 ) -> ExampleScores | None:
   """Scores the words of the reports, grouped by kind; None where no sentence is left.
 
-  Args:
-    model: gives words their significance.
-    examples: the reports.
-    kinds: gives one of `KINDS` for each word of a sentence.
-    listed: tells of each word of a sentence whether the list of terms names it.
-    batch: sentences read at a time.
-
-  Returns:
-    `METRICS` of every word. How many sentences were left out is logged.
-
-  Raises:
-    ValueError: `kinds` gives something else than `KINDS`, or a significance is no number.
+  `kinds` gives one of `KINDS` for each word of a sentence, and `listed` tells of each whether the
+  list of terms names it. How many sentences were left out is logged. Raises ValueError where
+  `kinds` gives something else than `KINDS`, or a significance is no number.
   """
   sentences = [
     (example, number, sentence, kinds(example, number))
@@ -184,16 +139,13 @@ def contrasts(
     yield metric, places, np.isin(kinds[places], high), patients[places].tolist()
 
 
-def terms_rows(
-  scores: ExampleScores | None, *, data: str, resamples: int = bootstrap.RESAMPLES, seed: int = 0
-) -> list[Row]:
+def terms_rows(scores: ExampleScores | None, *, data: str, **draws: int) -> list[Row]:
   """Makes rows, of group "all", by metric and model; none of none.
 
   An AUC of which one side has no words is NaN.
   """
   if scores is None:
     return []
-  draws = {"resamples": resamples, "seed": seed}
   significance, on_list = scores.values.T
   rows = []
   for metric, places, high, patients in contrasts(scores):
@@ -205,11 +157,42 @@ def terms_rows(
     rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))
     rows.append(Row(*head, "chance", 0.5, np.nan, np.nan, s.n))
     rows.append(Row(*head, "term_list", term_list.value, np.nan, np.nan, s.n))
-  each = np.where(
-    np.array(scores.groups)[:, None] == np.array(KINDS), significance[:, None], np.nan
-  )
+  kinds = np.array(scores.groups)[:, None]
+  each = np.where(kinds == np.array(KINDS), significance[:, None], np.nan)
   means = bootstrap.grouped_means(each, ["all"] * len(each), scores.patients, **draws)["all"]
   for kind, s in zip(KINDS, means, strict=True):
     head = ("terms", PROTOCOL, data, "all", f"mean significance {kind}")
     rows.append(Row(*head, RUN, s.value, s.low, s.high, s.n))
   return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms(Evaluator):
+  """Evaluator of "terms-v1"; `listed` tells which words of a sentence the term list names."""
+
+  needs = "text"
+  listed: Callable[[str], list[bool]]
+  protocols: tuple[str, ...] = (PROTOCOL,)
+  rows = staticmethod(terms_rows)
+
+  def score(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> ExampleScores | None:
+    """Scores every word whose kind is known; None without such, or without significances."""
+    of_sentence = FACTS[dataset.dataset].word_kinds
+    if not of_sentence and not _annotated(dataset):
+      return None
+    if not model.has_significance:
+      log.info("terms are left out: this model gives its words no weight")
+      return None
+    examples = dataset.examples("text", "terms")
+    if of_sentence:
+      return score_terms(
+        model, examples, lambda example, i: of_sentence(example.sentences[i]), self.listed
+      )
+    with_entities = (example for example in examples if example.entities)
+    return score_terms(model, with_entities, entity_kinds, self.listed)
+
+  def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
+    """Picks the words."""
+    return {"terms": scores} if scores else {}

@@ -52,14 +52,14 @@ import numpy as np
 
 from input_pipeline.example import Example
 from plan_jax.evaluators.base import Evaluator
-from plan_jax.evaluators.datasets import EvaluationSet
-from plan_jax.evaluators.embeddings import Embeddings
-from plan_jax.evaluators.finding_rows import (
+from plan_jax.evaluators.classification import (
   example_places,
   finding_rows,
   finding_scores,
   view_rows,
 )
+from plan_jax.evaluators.datasets import EvaluationSet
+from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.evaluators.labelled_images import Images
 from plan_jax.evaluators.prompts import Prompts, PromptSet
 from plan_jax.evaluators.zero_shot_classes import (
@@ -70,7 +70,7 @@ from plan_jax.evaluators.zero_shot_classes import (
   similarities,
 )
 from plan_jax.inference.predictor import Predictor
-from plan_jax.metrics import bootstrap, classification
+from plan_jax.metrics import classification
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
@@ -82,22 +82,13 @@ PROTOCOLS = (PROTOCOL, CLASSES_PROTOCOL, TEST_THRESHOLD, GLORIA)
 
 @dataclass(frozen=True)
 class Scores:
-  """Scores of the images of one set by one set of prompts.
-
-  Attributes:
-    prompts: the set of prompts.
-    example_scores: of images and findings, with `example_scores.SCORED` as metrics; None where no
-      finding has both kinds and prompts.
-    views: [U], of the examples.
-    thresholds: finding -> (threshold, validation images behind it); None for .5 of all.
-    classes: of the images with one finding, or None.
-  """
+  """Scores of the images of one set by one set of prompts."""
 
   prompts: PromptSet
-  example_scores: ExampleScores | None
-  views: list[str]
-  thresholds: dict[str, tuple[float, int]] | None
-  classes: Classes | None
+  example_scores: ExampleScores | None  # of `finding_scores`
+  views: list[str]  # [U], of the examples
+  thresholds: dict[str, tuple[float, int]] | None  # by finding, with the images behind it
+  classes: Classes | None  # of the images with one finding, or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +146,7 @@ def score_zero_shot(
 
   Args:
     model: that embedded the images; each prompt is embedded once.
-    images: of `labelled_images.embed`.
-    prompts: the set.
+    images, prompts: to compare.
     validation: images to choose thresholds on, of other patients; None for .5.
     local_examples: gives the examples of the images once more, for local similarities; None does
       without these.
@@ -170,11 +160,9 @@ def score_zero_shot(
   if silent := [name for name, each in texts.items() if each is None]:
     tell(f"zero-shot, prompts {prompts.name}: no prompts for {', '.join(silent)}; left out")
   texts = {name: each for name, each in texts.items() if each}
-  vectors = _embed_prompts(model, [t for p in texts.values() for t in (*p.positive, *p.negative)])
+  vectors = _embed_prompts(model, [t for each in texts.values() for side in each for t in side])
   findings = [name for name in findings if name in texts]
-  columns = {
-    name: presence_scores(images, texts[name], vectors, prompts.ensemble) for name in findings
-  }
+  columns = {f: presence_scores(images, texts[f], vectors, prompts.ensemble) for f in findings}
   scores, views = finding_scores(columns, images)
   thresholds = None
   if validation is not None:
@@ -221,11 +209,9 @@ def zero_shot_rows(
   protocols: Sequence[str] = (PROTOCOL, CLASSES_PROTOCOL),
   *,
   data: str,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  **draws: int,
 ) -> list[Row]:
   """Makes the rows of the protocols."""
-  draws = {"resamples": resamples, "seed": seed}
   rows = []
 
   def head(task: str, protocol: str) -> tuple[str, str, str]:

@@ -24,25 +24,15 @@ _GLORIA_PROMPTS, _GLORIA_SEED = 5, 6
 
 @dataclass(frozen=True)
 class Classes:
-  """N images of one finding each, and k classes.
+  """N images of one finding each, and k classes."""
 
-  Attributes:
-    names: [k].
-    classes: int [N], the class of each image.
-    similarities: float64 [N, k], to the positive prompts of each class.
-    as_gloria: float64 [N, k], the similarities of protocol "compat-gloria" or, without
-      `has_local`, of "compat-gloria-global".
-    ids, patients: [N].
-    has_local: the local similarity is in `as_gloria`.
-  """
-
-  names: list[str]
-  classes: np.ndarray
-  similarities: np.ndarray
-  as_gloria: np.ndarray
-  ids: list[str]
-  patients: list[str]
-  has_local: bool
+  names: list[str]  # [k]
+  classes: np.ndarray  # int [N], the class of each image
+  similarities: np.ndarray  # float64 [N, k], to the positive prompts of each class
+  as_gloria: np.ndarray  # float64 [N, k], those of "compat-gloria", or of "compat-gloria-global"
+  ids: list[str]  # [N]
+  patients: list[str]  # [N]
+  has_local: bool  # the local similarity is in `as_gloria`
 
   def example_scores(self) -> ExampleScores:
     """Computes the accuracy of each image: 1, 0, or its share of a tie."""
@@ -69,13 +59,8 @@ def class_scores(
 ) -> Classes:
   """Compares the images of one finding with the positive prompts of each class.
 
-  Args:
-    model: that embedded images and prompts.
-    images: those of no class are left out.
-    prompts: class -> its prompts.
-    vectors: prompt -> its embedding.
-    ensemble: see `similarities`.
-    local_examples: gives the examples once more, for local similarities; None does without.
+  Images of no class are left out. `prompts` are by class, `vectors` the embeddings of each;
+  `local_examples` gives the examples once more, for local similarities, and None does without.
   """
   names = list(prompts)
   classes = [single_finding(labels) for labels in images.labels]
@@ -107,12 +92,7 @@ def class_scores(
 def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.ndarray:
   """Compares images [N, D] with prompts [P, D] of one finding, unit norm each: float64 [N].
 
-  Args:
-    images, prompts: float32.
-    ensemble: "embeddings", "similarities" or "highest".
-
-  Raises:
-    ValueError: a similarity is NaN.
+  `ensemble` is "embeddings", "similarities" or "highest". Raises ValueError where one is NaN.
   """
   if ensemble == "embeddings":
     mean = prompts.astype(np.float64).mean(0)
@@ -127,30 +107,18 @@ def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.n
 
 
 def image_similarities(
-  model: Predictor,
-  examples: Iterable[Example],
-  ids: Sequence[str],
-  texts: Sequence[str],
-  *,
-  batch: int = 64,
+  model: Predictor, examples: Iterable[Example], ids: Sequence[str], texts: Sequence[str]
 ) -> np.ndarray:
   """Compares N images with T prompts by words and pixels: float64 [N, T], in the order of `ids`.
 
-  Args:
-    model: that has local scores.
-    examples: the images, in any order; others among them are passed over.
-    ids: [N], of the images.
-    texts: [T].
-    batch: images decoded at a time.
-
-  Raises:
-    ValueError: an image is unreadable or missing, or a similarity is NaN; the message names it.
+  `examples` are the images in any order, others among them are passed over. Raises ValueError,
+  naming it, where an image is unreadable or missing, or a similarity is NaN.
   """
   place = {image_id: i for i, image_id in enumerate(ids)}
   compare = model.local_similarities([(text,) for text in texts])
   similarities = np.full((len(ids), len(texts)), np.nan)
   wanted = (example for example in examples if example.image_id in place)
-  for part, decoded in decode_batches(wanted, batch):
+  for part, decoded in decode_batches(wanted, 64):
     similarities[[place[example.image_id] for example in part]] = compare(decoded)
   if np.isnan(similarities).any():
     first = ids[int(np.isnan(similarities).any(1).argmax())]
@@ -174,9 +142,7 @@ def class_rows(
     return classification.class_metrics(given[places], classes.classes[places], weights)
 
   everything = ["all"] * len(classes.ids)
-  summaries = bootstrap.grouped_metrics(measure, 2 + k, everything, classes.patients, **draws)[
-    "all"
-  ]
+  summaries = bootstrap.grouped_metrics(measure, 2 + k, everything, classes.patients, **draws)
   sizes = np.bincount(classes.classes, minlength=k)
   commonest = float(sizes.max() / sizes.sum())
   places = [
@@ -186,7 +152,7 @@ def class_rows(
   ]
   rows = []
   for m, (group, metric, baselines) in enumerate(places):
-    s, n = summaries[m], int(sizes[m - 2]) if m >= 2 else len(everything)
+    s, n = summaries["all"][m], int(sizes[m - 2]) if m >= 2 else len(everything)
     rows.append(Row(*head, group, metric, RUN, s.value, s.low, s.high, n))
     for name, value in baselines.items():
       rows.append(Row(*head, group, metric, name, value, np.nan, np.nan, n))

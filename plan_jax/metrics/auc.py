@@ -17,16 +17,8 @@ def auc(
 ) -> Float64[np.ndarray, " R"]:
   """Computes the area for each of R weightings of N examples, exactly.
 
-  Args:
-    scores: higher for what should be positive.
-    positive: the truth.
-    weights: >= 0, how often each example counts.
-
-  Returns:
-    NaN where the positive or the negative examples have no weight.
-
-  Raises:
-    ValueError: a score is NaN.
+  NaN where the positive or the negative examples have no weight. Raises ValueError where a score is
+  NaN.
   """
   if np.isnan(scores).any():
     raise ValueError("a score is NaN")
@@ -41,7 +33,7 @@ def auc(
   below = np.cumsum(negatives, axis=1) - negatives
   won = (positives * (below + negatives / 2)).sum(1)
   pairs = positives.sum(1) * negatives.sum(1)
-  return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+  return bootstrap.ratio(won, pairs)
 
 
 def grouped(
@@ -50,63 +42,24 @@ def grouped(
   groups: Names,
   clusters: Names,
   *,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
+  minus: Num[np.ndarray, " U"] | None = None,
+  **draws: int,
 ) -> dict[str, Summary]:
-  """Computes areas by group and their macro mean, with intervals.
+  """Computes areas by group and their macro mean, with intervals, as `bootstrap.grouped_metrics`.
 
-  Args:
-    scores: of U examples.
-    positive: the truth.
-    groups: [U], the group of each example; no group may be called "macro".
-    clusters: [U], the patient of each example.
-    resamples: how many draws of patients; 0 for no intervals.
-    seed: of the draws.
-
-  Returns:
-    Group -> summary: first "macro", the plain mean of the groups' areas, then the groups by name.
-    A group without both kinds of examples is NaN and no part of the mean, in a draw as in the
-    whole. There is no interval where all examples of a value are of one patient.
-
-  Raises:
-    ValueError: lengths differ, a score is NaN, or a group is called "macro".
+  With `minus` it is the areas by `scores` minus those by `minus`, on the same draws. Raises
+  ValueError where lengths differ, a score is NaN, or a group is called "macro".
   """
-  return _grouped((scores,), positive, groups, clusters, resamples, seed)
-
-
-def grouped_difference(
-  scores: Num[np.ndarray, " U"],
-  minus: Num[np.ndarray, " U"],
-  positive: Bool[np.ndarray, " U"],
-  groups: Names,
-  clusters: Names,
-  *,
-  resamples: int = bootstrap.RESAMPLES,
-  seed: int = 0,
-) -> dict[str, Summary]:
-  """Computes areas by `scores` minus those by `minus`, on the same draws; else as `grouped`."""
-  return _grouped((scores, minus), positive, groups, clusters, resamples, seed)
-
-
-def _grouped(
-  scores: tuple[np.ndarray, ...],
-  positive: np.ndarray,
-  groups: Names,
-  clusters: Names,
-  resamples: int,
-  seed: int,
-) -> dict[str, Summary]:
-  """Computes the areas of one array of scores, or the difference of two."""
-  if {len(values) for values in (*scores, positive, groups, clusters)} != {len(positive)}:
+  sides = (scores,) if minus is None else (scores, minus)
+  if {len(values) for values in (*sides, positive, groups, clusters)} != {len(positive)}:
     raise ValueError(
-      f"{' and '.join(str(len(values)) for values in scores)} scores, {len(positive)} kinds,"
+      f"{' and '.join(str(len(values)) for values in sides)} scores, {len(positive)} kinds,"
       f" {len(groups)} groups and {len(clusters)} clusters do not fit"
     )
 
   def areas(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    first, *rest = (auc(values[places], positive[places], weights) for values in scores)
+    first, *rest = (auc(values[places], positive[places], weights) for values in sides)
     return (first - rest[0] if rest else first)[:, None]
 
-  draws = {"resamples": resamples, "seed": seed}
   summaries = bootstrap.grouped_metrics(areas, 1, groups, clusters, **draws)
   return {group: summary[0] for group, summary in summaries.items()}

@@ -81,20 +81,9 @@ def seeded_means(
   Medicine 27, 2008, on sums of independent parts). Few seeds are too few to be drawn from
   themselves: of 3, a bootstrap's 95 % cover about 76 %. With one seed it is that over patients.
 
-  Args:
-    values: after each of S trainings; for a paired difference, those of one method minus those of
-      another. NaN where there is no such metric.
-    groups: as in `grouped_means`.
-    clusters: as in `grouped_means`.
-    resamples: as in `grouped_means`.
-    seed: of the draws.
-
-  Returns:
-    As `grouped_means`; every metric is taken for each training, then averaged over those that have
-    it. `n` counts the examples that have a value after any training.
-
-  Raises:
-    ValueError: as `grouped_means`, or there are no trainings.
+  Of a paired difference, `values` [S, U, M] are those of one method minus those of another. Every
+  metric is taken for each training, then averaged over those that have it; `n` counts the examples
+  that have a value after any. Raises ValueError as `grouped_means`, or where there is no training.
   """
   values = np.asarray(values, np.float64)
   if values.ndim != 3 or not values.shape[1] == len(groups) == len(clusters):
@@ -112,14 +101,14 @@ def seeded_means(
   # A draw is a weighted sum over clusters.
   sums, counts = _cells(values, cluster * len(names) + group, shape)
 
-  each = _with_macro(_ratio(sums.sum(0), counts.sum(0))[None])[0]  # [1 + G, S, M]
+  each = _with_macro(ratio(sums.sum(0), counts.sum(0))[None])[0]  # [1 + G, S, M]
   value = nanmean(each.swapaxes(1, 2))
   drawn = []
   for weights in _draws(len(members), resamples, seed):
     weights = weights.astype(np.float64)
     total = (weights @ sums.reshape(shape[0], -1)).reshape(-1, *shape[1:])
     count = (weights @ counts.reshape(shape[0], -1)).reshape(-1, *shape[1:])
-    drawn.append(nanmean(_with_macro(_ratio(total, count)).swapaxes(2, 3)))
+    drawn.append(nanmean(_with_macro(ratio(total, count)).swapaxes(2, 3)))
   drawn = np.concatenate(drawn) if drawn else np.zeros((0, *value.shape))  # [resamples, 1 + G, M]
   behind = (counts > 0).any(2)  # [C, G, M]
   behind = np.concatenate([behind.any(1, keepdims=True), behind], 1).sum(0)  # clusters, [1 + G, M]
@@ -163,31 +152,19 @@ def seed_half_width(values: Float[np.ndarray, " S"]) -> float:
 
 
 def median(
-  values: Float[np.ndarray, "..."], clusters: Names, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Summary:
-  """Takes the median of values [U] with its interval; clusters as in `grouped_means`.
-
-  Raises:
-    ValueError: lengths differ, there are no values, or one is NaN.
-  """
-  return _median((values,), clusters, resamples, seed)
-
-
-def median_difference(
   values: Float[np.ndarray, "..."],
-  minus: Float[np.ndarray, "..."],
   clusters: Names,
   *,
+  minus: Float[np.ndarray, "..."] | None = None,
   resamples: int = RESAMPLES,
   seed: int = 0,
 ) -> Summary:
-  """Takes the median of `values` minus that of `minus`, on the same draws; else as `median`."""
-  return _median((values, minus), clusters, resamples, seed)
+  """Takes the median of values [U] with its interval; clusters as in `grouped_means`.
 
-
-def _median(sides: tuple[np.ndarray, ...], clusters: Names, resamples: int, seed: int) -> Summary:
-  """Takes the median of one array, or the difference of the medians of two."""
-  sides = tuple(np.asarray(values, np.float64) for values in sides)
+  With `minus` it is that of `values` minus that of `minus`, on the same draws. Raises ValueError
+  where lengths differ, there are no values, or one is NaN.
+  """
+  sides = [np.asarray(side, np.float64) for side in (values, minus) if side is not None]
   for values in sides:
     if values.ndim != 1 or len(values) != len(clusters) or not len(values):
       raise ValueError(f"values {values.shape} and {len(clusters)} clusters do not fit")
@@ -196,8 +173,7 @@ def _median(sides: tuple[np.ndarray, ...], clusters: Names, resamples: int, seed
   orders = [np.argsort(values, kind="stable") for values in sides]
 
   def medians(weights: np.ndarray) -> np.ndarray:
-    pairs = zip(sides, orders, strict=True)
-    first, *rest = (_weighted_medians(values, order, weights) for values, order in pairs)
+    first, *rest = (_weighted_medians(*side, weights) for side in zip(sides, orders, strict=True))
     return first - rest[0] if rest else first
 
   drawn = [medians(w) for w in example_weights(clusters, resamples=resamples, seed=seed)]
@@ -232,10 +208,7 @@ def grouped_metrics(
     measure: (places int [K] of a group's examples, weights int [R, K], how often each counts) ->
       float [R, M], NaN where the weights allow no such metric. None is enough without groups.
     count: M.
-    groups: [U], the group of each example; no group may be called "macro".
-    clusters: [U], the patient of each example.
-    resamples: how many draws of patients; 0 for no intervals.
-    seed: of the draws.
+    groups, clusters, resamples, seed: as in `grouped_means`.
 
   Returns:
     Group -> M summaries: first "macro", the plain mean of the groups' values, then the groups by
@@ -316,11 +289,14 @@ def _with_macro(means: np.ndarray) -> np.ndarray:
   return np.concatenate([nanmean(np.moveaxis(means, 1, -1))[:, None], means], axis=1)
 
 
-def _ratio(total: np.ndarray | np.number, count: np.ndarray | np.number) -> np.ndarray:
-  return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+def ratio(
+  part: np.ndarray | np.number, whole: np.ndarray | np.number, otherwise: float = math.nan
+) -> np.ndarray:
+  """Divides; `otherwise` where the whole is not positive."""
+  return np.divide(part, whole, out=np.full(np.shape(part), otherwise), where=whole > 0)
 
 
 def nanmean(values: Float[np.ndarray, "*S N"]) -> Float64[np.ndarray, "*S"]:
   """Averages what is not NaN over the last axis; NaN, and no warning, where all is."""
   known = ~np.isnan(values)
-  return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
+  return ratio(np.where(known, values, 0).sum(-1), known.sum(-1))

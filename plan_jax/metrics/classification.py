@@ -11,6 +11,7 @@ Shapes: N examples, R weightings, k classes.
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Num
 
+from plan_jax.metrics.bootstrap import nanmean, ratio
 from plan_jax.metrics.ranking import TOLERANCE
 
 THRESHOLDED = ("F1", "accuracy", "MCC", "sensitivity", "specificity")
@@ -21,20 +22,15 @@ def average_precision(
 ) -> Float64[np.ndarray, " R"]:
   """Sums gained recall x precision over distinct scores, from the highest.
 
-  Examples of equal scores come together. It is scikit-learn's `average_precision_score`.
-
-  Returns:
-    NaN where the positive or the negative examples have no weight.
-
-  Raises:
-    ValueError: a score is NaN.
+  Examples of equal scores come together. It is scikit-learn's `average_precision_score`; NaN where
+  the positive or the negative examples have no weight. Raises ValueError where a score is NaN.
   """
   tp, fp = _cumulated(scores, positive, weights)
   if not tp.shape[1]:
     return np.full(len(weights), np.nan)
-  precision = _ratio(tp, tp + fp, 0.0)
+  precision = ratio(tp, tp + fp, 0.0)
   gained = (np.diff(tp, axis=1, prepend=0) * precision).sum(1)
-  return np.where(fp[:, -1] > 0, _ratio(gained, tp[:, -1]), np.nan)
+  return np.where(fp[:, -1] > 0, ratio(gained, tp[:, -1]), np.nan)
 
 
 def thresholded(
@@ -42,36 +38,23 @@ def thresholded(
   positive: Bool[np.ndarray, " N"],
   weights: Num[np.ndarray, "R N"],
 ) -> Float64[np.ndarray, "R 5"]:
-  """Computes the metrics of `THRESHOLDED`.
+  """Computes the metrics of `THRESHOLDED`; MCC is 0 where all predictions are alike.
 
-  Returns:
-    NaN where the positive or the negative examples have no weight. MCC is 0 where all predictions
-    are alike.
+  NaN where the positive or the negative examples have no weight.
   """
-  cells = np.stack(
-    [predicted & positive, predicted & ~positive, ~predicted & positive, ~predicted & ~positive],
-    axis=1,
-  )
-  tp, fp, fn, tn = (np.asarray(weights, np.float64) @ cells.astype(np.float64)).T
+  cells = [side & kind for side in (predicted, ~predicted) for kind in (positive, ~positive)]
+  tp, fp, fn, tn = (np.asarray(weights, np.float64) @ np.stack(cells, 1).astype(np.float64)).T
   margins = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-  metrics = np.stack(
-    [
-      _ratio(2 * tp, 2 * tp + fp + fn),
-      _ratio(tp + tn, tp + fp + fn + tn),
-      _ratio(tp * tn - fp * fn, margins, 0.0),
-      _ratio(tp, tp + fn),
-      _ratio(tn, tn + fp),
-    ],
-    axis=1,
-  )
+  f1, accuracy = ratio(2 * tp, 2 * tp + fp + fn), ratio(tp + tn, tp + fp + fn + tn)
+  mcc = ratio(tp * tn - fp * fn, margins, 0.0)
+  metrics = np.stack([f1, accuracy, mcc, ratio(tp, tp + fn), ratio(tn, tn + fp)], axis=1)
   return np.where(((tp + fn > 0) & (tn + fp > 0))[:, None], metrics, np.nan)
 
 
 def best_threshold(scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N"]) -> float:
   """Finds the highest threshold of the highest F1 of `scores >= threshold`, midway between scores.
 
-  Raises:
-    ValueError: a score is NaN, or all examples are positive, or all negative.
+  Raises ValueError where a score is NaN, or all examples are positive, or all negative.
   """
   if positive.all() or not positive.any():
     raise ValueError("examples of one kind have no threshold")
@@ -84,20 +67,15 @@ def best_threshold(scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N
   return float(middle if middle > distinct[best + 1] else distinct[best])
 
 
-def top(
-  scores: Float[np.ndarray, "N k"], tolerance: float = TOLERANCE
-) -> Float64[np.ndarray, "N k"]:
+def top(scores: Float[np.ndarray, "N k"]) -> Float64[np.ndarray, "N k"]:
   """Assigns each example to the class of the highest score: 1 there, 0 elsewhere.
 
-  Classes within `tolerance` of the highest share it, so that a model that tells nothing gets
-  chance.
-
-  Raises:
-    ValueError: a score is NaN.
+  Classes within `TOLERANCE` of the highest share it, so that a model that tells nothing gets
+  chance. Raises ValueError where a score is NaN.
   """
   if np.isnan(scores).any():
     raise ValueError("a score is NaN")
-  first = scores >= scores.max(1, keepdims=True) - tolerance
+  first = scores >= scores.max(1, keepdims=True) - TOLERANCE
   return first / first.sum(1, keepdims=True)
 
 
@@ -106,22 +84,15 @@ def class_metrics(
 ) -> Float64[np.ndarray, "R M"]:
   """Computes accuracy, macro F1 and the F1 of each of k classes.
 
-  Args:
-    given: the share of each example that is given to a class, rows of sum 1.
-    classes: the true ones.
-    weights: >= 0.
-
-  Returns:
-    M is 2 + k. The F1 of a class whose examples have no weight is NaN, and no part of the macro F1.
+  `given` are the shares of each example that are given to the classes, of sum 1; M is 2 + k. The F1
+  of a class whose examples have no weight is NaN, and no part of the macro F1.
   """
   weights = np.asarray(weights, np.float64)
   truth = classes[:, None] == np.arange(given.shape[1])
   hits, guesses, size = weights @ (given * truth), weights @ given, weights @ truth
-  f1 = np.where(size > 0, _ratio(2 * hits, guesses + size), np.nan)
-  known = ~np.isnan(f1)
-  macro = _ratio(np.where(known, f1, 0).sum(1), known.sum(1))
-  accuracy = _ratio(hits.sum(1), weights.sum(1))
-  return np.concatenate([accuracy[:, None], macro[:, None], f1], axis=1)
+  f1 = np.where(size > 0, ratio(2 * hits, guesses + size), np.nan)
+  accuracy = ratio(hits.sum(1), weights.sum(1))
+  return np.concatenate([accuracy[:, None], nanmean(f1)[:, None], f1], axis=1)
 
 
 def _cumulated(
@@ -138,7 +109,3 @@ def _cumulated(
   starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
   kinds = (positive[order], ~positive[order])
   return tuple(np.cumsum(np.add.reduceat(weights * kind, starts, axis=1), axis=1) for kind in kinds)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray, otherwise: float = np.nan) -> np.ndarray:
-  return np.divide(part, whole, out=np.full(np.shape(part), otherwise), where=whole > 0)

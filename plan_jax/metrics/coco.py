@@ -40,15 +40,9 @@ def _annotations(
   boxes = boxes.astype(np.float64)
   corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
   parts = (corners.tolist(), labels.tolist(), scores.tolist(), area(boxes).tolist())
+  names = ("image_id", "category_id", "bbox", "score", "area", "iscrowd")
   return [
-    {
-      "image_id": image + 1,
-      "category_id": label + 1,
-      "bbox": box,
-      "score": score,
-      "area": size,
-      "iscrowd": 0,
-    }
+    dict(zip(names, (image + 1, label + 1, box, score, size, 0), strict=True))
     for box, label, score, size in zip(*parts, strict=True)
   ]
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Num, Real
 
 from input_pipeline.boxes import iou
+from plan_jax.metrics.bootstrap import ratio
 
 THRESHOLDS = tuple(hundredths / 100 for hundredths in range(40, 100, 5))
 # Name -> places in THRESHOLDS.
@@ -27,50 +28,31 @@ _BLOCK = 4_000_000  # weights held at a time
 
 @dataclass(frozen=True)
 class Image:
-  """True and predicted boxes of an image, in its pixels.
-
-  Attributes:
-    image_id, patient_id: of the image.
-    height, width: of the image.
-    truth: [T, 4] float.
-    truth_labels: [T] int, the place of the finding among the findings.
-    boxes: [D, 4] float.
-    scores: [D] float.
-    labels: [D] int.
-  """
+  """True and predicted boxes of an image, in its pixels."""
 
   image_id: str
   patient_id: str
   height: int
   width: int
-  truth: np.ndarray
-  truth_labels: np.ndarray
-  boxes: np.ndarray
-  scores: np.ndarray
-  labels: np.ndarray
+  truth: np.ndarray  # [T, 4] float
+  truth_labels: np.ndarray  # [T] int, the place of the finding among the findings
+  boxes: np.ndarray  # [D, 4] float
+  scores: np.ndarray  # [D] float
+  labels: np.ndarray  # [D] int
 
 
 @dataclass(frozen=True)
 class Matches:
-  """Predictions and true boxes of one finding, matched, by falling score.
+  """Predictions and true boxes of one finding, matched, by falling score."""
 
-  Attributes:
-    image: the image of each prediction.
-    right: predictions matched to a true box, at each of `THRESHOLDS`.
-    truths: true boxes of each image.
-    false_scores, false_image: of the predictions that hit nothing.
-    hit_scores, hit_image: of the true boxes: the highest score that hits it, -inf without.
-    hit_names: names of the true boxes.
-  """
-
-  image: Int[np.ndarray, " D"]
-  right: Bool[np.ndarray, "thresholds D"]
-  truths: Int[np.ndarray, " F"]
-  false_scores: Float64[np.ndarray, " X"]
-  false_image: Int[np.ndarray, " X"]
-  hit_scores: Float64[np.ndarray, " T"]
+  image: Int[np.ndarray, " D"]  # the image of each prediction
+  right: Bool[np.ndarray, "thresholds D"]  # matched to a true box, at each of `THRESHOLDS`
+  truths: Int[np.ndarray, " F"]  # true boxes of each image
+  false_scores: Float64[np.ndarray, " X"]  # of the predictions that hit nothing
+  false_image: Int[np.ndarray, " X"]  # of the predictions that hit nothing
+  hit_scores: Float64[np.ndarray, " T"]  # of true boxes: the highest that hits it, -inf without
   hit_image: Int[np.ndarray, " T"]
-  hit_names: list[str]
+  hit_names: list[str]  # of the true boxes
 
 
 def match(
@@ -78,14 +60,8 @@ def match(
 ) -> Bool[np.ndarray, "thresholds D"]:
   """Matches predictions to true boxes on one image, greedily, as COCO does.
 
-  Args:
-    boxes: by falling score.
-    truth: the true boxes.
-    thresholds: of IoU.
-
-  Returns:
-    True where a prediction is matched to a true box that no earlier one has taken. Of boxes that
-    overlap it alike the last is taken.
+  Boxes come by falling score, thresholds are of IoU. True where a prediction is matched to a true
+  box that no earlier one has taken; of boxes that overlap it alike the last is taken.
   """
   right = np.zeros((len(thresholds), len(boxes)), bool)
   overlaps = iou(boxes.astype(np.float64), truth.astype(np.float64))
@@ -143,16 +119,9 @@ def average_precision(
   truths: Int[np.ndarray, " F"],
   weights: Num[np.ndarray, "R F"],
 ) -> Float64[np.ndarray, "R thresholds"]:
-  """Computes COCO's average precision for each of R weightings of F images.
+  """Computes COCO's average precision for each of R weightings (>= 0) of F images.
 
-  Args:
-    image: of each prediction, by falling score.
-    right: as in `Matches`.
-    truths: true boxes of each image.
-    weights: >= 0, how often each image counts.
-
-  Returns:
-    NaN where there are no true boxes.
+  Image, right and truths are as in `Matches`; NaN where there are no true boxes.
   """
   weights = np.asarray(weights, np.float64)
   total = weights @ truths
@@ -177,10 +146,7 @@ def limits(
 ) -> Float64[np.ndarray, "R rates"]:
   """Finds the score above which predictions may lie at each of `RATES`; -inf: all may.
 
-  Args:
-    false_scores: falling.
-    false_weights: how often the image of each counts.
-    images: how many images count.
+  Scores are falling; `false_weights` tell how often the image of each counts, `images` how many do.
   """
   reached = np.cumsum(false_weights, 1)
   # One more that is passed in any case.
@@ -189,6 +155,11 @@ def limits(
   allowed = np.array(list(RATES.values())) * images[:, None]
   # Weights are whole numbers and rates powers of two: nothing is rounded.
   return np.stack([scores[(reached > allowed[:, [i]]).argmax(1)] for i in range(len(RATES))], 1)
+
+
+def all_limits(matches: Matches, images: int) -> Float64[np.ndarray, "1 rates"]:
+  """Finds `limits` where every image counts once."""
+  return limits(matches.false_scores, np.ones((1, len(matches.false_scores))), np.array([images]))
 
 
 def sensitivities(
@@ -205,7 +176,7 @@ def sensitivities(
   total = hits[:, -1:] if len(matches.hit_image) else np.zeros((len(weights), 1))
   hits = np.concatenate([np.zeros((len(weights), 1)), hits], 1)
   hits = np.take_along_axis(hits, count, 1)
-  return np.divide(hits, total, out=np.full(hits.shape, np.nan), where=total > 0)
+  return ratio(hits, total)
 
 
 def detection_metrics(
@@ -243,15 +214,5 @@ def mean_precision(
 
 def score_limits(images: Sequence[Image], findings: int) -> Float64[np.ndarray, "findings rates"]:
   """Finds the score above which predictions lie at each of `RATES` over the images."""
-  return matched_limits([match_finding(images, k) for k in range(findings)], len(images))
-
-
-def matched_limits(
-  findings: Sequence[Matches], images: int
-) -> Float64[np.ndarray, "findings rates"]:
-  """Finds the limits as `score_limits`, of findings that are matched already."""
-  each = [
-    limits(matches.false_scores, np.ones((1, len(matches.false_scores))), np.array([images]))
-    for matches in findings
-  ]
-  return np.concatenate(each)
+  matched = [match_finding(images, label) for label in range(findings)]
+  return np.concatenate([all_limits(matches, len(images)) for matches in matched])

@@ -65,8 +65,7 @@ class Heatmap:
   def __init__(self, values: Float[np.ndarray, "H W"]):
     """Takes values in [0, 1], NaN in cropped pixels.
 
-    Raises:
-      ValueError: a value is not in [0, 1], or all are NaN.
+    Raises ValueError where a value is not in [0, 1], or all are NaN.
     """
     values, self.cropped = np.ascontiguousarray(values, np.float32), None
     top = values.max()
@@ -85,8 +84,7 @@ class Heatmap:
 def localization_metrics(heatmap: Heatmap, truth: TrueMask) -> Float64[np.ndarray, " M"]:
   """Computes `METRICS` of one map; NaN for a CNR that does not exist.
 
-  Raises:
-    ValueError: the shapes differ.
+  Raises ValueError where the shapes differ.
   """
   if heatmap.values.shape != truth.mask.shape:
     raise ValueError(f"the map is {heatmap.values.shape}, the mask {truth.mask.shape}")
@@ -99,7 +97,9 @@ def localization_metrics(heatmap: Heatmap, truth: TrueMask) -> Float64[np.ndarra
     dices.append(2 * common / (size + truth.area) if size else 0.0)
   pointing = truth.mask.ravel()[heatmap.peak].mean()
   values = [contrast, abs(contrast), np.mean(ious), np.mean(dices), pointing, *ious]
-  return np.array([*values, _box_accuracy(heatmap.box, truth.boxes)], np.float64)
+  hit = heatmap.box is not None and len(truth.boxes) > 0
+  hit = hit and iou(heatmap.box[None], truth.boxes).max() >= _BOX_IOU
+  return np.array([*values, hit], np.float64)
 
 
 def cnr(
@@ -129,13 +129,8 @@ def overlaps(
 ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], int]:
   """Counts pixels shared with the mask, and predicted, at each of T thresholds; the mask's area.
 
-  Args:
-    values: the map, in [0, 1].
-    mask: the true mask; None for an empty one.
-    thresholds: T, ascending.
-
-  Raises:
-    ValueError: the shapes differ, or a value is not in [0, 1].
+  A mask of None is empty; thresholds ascend. Raises ValueError where the shapes differ, or a value
+  of the map is not in [0, 1].
   """
   if mask is not None and values.shape != mask.shape:
     raise ValueError(f"the map is {values.shape}, the mask {mask.shape}")
@@ -221,9 +216,3 @@ def _largest_box(foreground: np.ndarray) -> np.ndarray | None:
   if len(largest) == 1:
     return _box(labels == largest[0])
   return _box(labels == labels.flat[np.isin(labels, largest).argmax()])
-
-
-def _box_accuracy(box: np.ndarray | None, boxes: np.ndarray) -> float:
-  if box is None or not len(boxes):
-    return 0.0
-  return float(iou(box[None], boxes).max() >= _BOX_IOU)

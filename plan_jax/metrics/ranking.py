@@ -12,17 +12,11 @@ TOLERANCE = 1e-6  # scores closer than this are tied
 
 @dataclass(frozen=True)
 class Ranks:
-  """Ranks of the best hits of N queries.
+  """Ranks of the best hits of N queries."""
 
-  Attributes:
-    above: candidates scored higher than the best hit.
-    tied_hits: hits that share its score, itself included; at least 1.
-    tied_misses: other candidates that share its score.
-  """
-
-  above: Int[np.ndarray, " N"]
-  tied_hits: Int[np.ndarray, " N"]
-  tied_misses: Int[np.ndarray, " N"]
+  above: Int[np.ndarray, " N"]  # candidates scored higher than the best hit
+  tied_hits: Int[np.ndarray, " N"]  # hits that share its score, itself included; at least 1
+  tied_misses: Int[np.ndarray, " N"]  # other candidates that share its score
 
   def expected(self) -> Float64[np.ndarray, " N"]:
     """Ranks of the first hit, from 1, in the mean over orders of the tied."""
@@ -51,8 +45,7 @@ def rank(
   Args:
     scores: (start, stop) -> float [stop - start, N], scores of queries start..stop-1.
     keys: candidate j is a hit for query i where keys[i] == keys[j].
-    block: queries at a time.
-    tolerance: scores closer than this are tied.
+    block, tolerance: queries at a time; scores closer than this are tied.
 
   Raises:
     ValueError: a block of scores has the wrong shape or holds a NaN.
@@ -92,8 +85,7 @@ def rank_embeddings(
 ) -> Ranks:
   """Ranks by the dot product of queries [N, D] and candidates [N, D], query i with candidate i.
 
-  Raises:
-    ValueError: the shapes do not fit, or an embedding is not of unit norm (to 1 %).
+  Raises ValueError where the shapes do not fit, or an embedding is not of unit norm (to 1 %).
   """
   if queries.ndim != 2 or queries.shape != candidates.shape or len(queries) != len(keys):
     raise ValueError(f"{queries.shape}, {candidates.shape} and {len(keys)} keys do not fit")
@@ -108,12 +100,7 @@ def rank_embeddings(
 def chance_ranks(
   keys: Shaped[np.ndarray, " N"], ks: Sequence[int]
 ) -> tuple[dict[int, float], float]:
-  """Computes the chance baseline of random scores: K -> recall at K, and the median rank.
-
-  Args:
-    keys: at least one; see `rank`.
-    ks: the K of recall.
-  """
+  """Computes the baseline of random scores: K -> recall at K, for all of `ks`; the median rank."""
   _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
   hits, n = counts[inverse], len(inverse)
   everything_tied = Ranks(np.zeros(n, np.int64), hits, n - hits)
@@ -133,39 +120,32 @@ def precision_at(
   scores: Float[np.ndarray, "Q N"],
   hit: Bool[np.ndarray, "Q N"],
   ks: Sequence[int],
-  tolerance: float = TOLERANCE,
 ) -> Float64[np.ndarray, "Q K"]:
   """Computes the expected share of hits among the first k, with ties in random order.
 
-  Args:
-    scores: -inf for what is no candidate.
-    hit: the right answers.
-    ks: each at most the number of candidates of any query.
-    tolerance: scores within it of the k-th highest are tied with it.
+  Scores are -inf for what is no candidate, and each k is at most the number of the candidates.
   """
   most = max(ks)
   if most + 1 >= scores.shape[1]:
-    return _precision_of_all(scores, hit, ks, tolerance)
+    return _precision_of_all(scores, hit, ks)
   # Among the first most + 1 lies all that counts, unless ties go on beyond them.
   top = np.argpartition(-scores, most, axis=1)[:, : most + 1]
   highest = np.take_along_axis(scores, top, 1)
   ordered = -np.sort(-highest, axis=1)
-  tied = ordered[:, most] >= ordered[:, most - 1] - tolerance
-  out = _precision_of_all(highest, np.take_along_axis(hit, top, 1), ks, tolerance)
+  tied = ordered[:, most] >= ordered[:, most - 1] - TOLERANCE
+  out = _precision_of_all(highest, np.take_along_axis(hit, top, 1), ks)
   if tied.any():
-    out[tied] = _precision_of_all(scores[tied], hit[tied], ks, tolerance)
+    out[tied] = _precision_of_all(scores[tied], hit[tied], ks)
   return out
 
 
-def _precision_of_all(
-  scores: np.ndarray, hit: np.ndarray, ks: Sequence[int], tolerance: float
-) -> np.ndarray:
+def _precision_of_all(scores: np.ndarray, hit: np.ndarray, ks: Sequence[int]) -> np.ndarray:
   out = np.zeros((len(scores), len(ks)))
   ordered = -np.sort(-scores, axis=1)
   for i, k in enumerate(ks):
     last = ordered[:, k - 1 : k]
-    above = scores > last + tolerance
-    tied = (scores >= last - tolerance) & ~above & np.isfinite(scores)
+    above = scores > last + TOLERANCE
+    tied = (scores >= last - TOLERANCE) & ~above & np.isfinite(scores)
     share = (k - above.sum(1)) / tied.sum(1)
     out[:, i] = ((above & hit).sum(1) + share * (tied & hit).sum(1)) / k
   return out

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from plan_jax.results.drawing import boxed, caption
+from plan_jax.results.drawing import boxed, caption, tiled
 
 SIDE = 320  # of a small image
 _COLUMNS = 4
-_IMAGES = 12
 
 
-def spread_over(count: int) -> list[int]:
-  """Returns twelve indices, or all, spread evenly over `count`."""
-  return np.unique(np.linspace(0, count - 1, min(_IMAGES, count)).round().astype(int)).tolist()
+def spread_over(count: int, most: int = 12) -> list[int]:
+  """Returns at most `most` indices, spread evenly over `count`."""
+  return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
 def enlarged(pixels: np.ndarray) -> tuple[np.ndarray, int]:
@@ -31,7 +30,4 @@ def sheet(images: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
     np.concatenate([boxed(image, SIDE), caption(name, SIDE + 4)])
     for image, name in zip(images, names, strict=True)
   ]
-  cells += [np.full_like(cells[0], 255)] * (-len(cells) % min(_COLUMNS, len(cells)))
-  columns = min(_COLUMNS, len(cells))
-  rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
-  return np.concatenate(rows)
+  return tiled(cells, _COLUMNS)

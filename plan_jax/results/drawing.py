@@ -49,22 +49,31 @@ def coloured(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
 
 def reduced(image: np.ndarray, most: int) -> np.ndarray:
   """Shrinks an image or map so that the longer side is at most `most` pixels."""
-  scale = most / max(image.shape[:2])
-  if scale >= 1:
-    return image
-  size = tuple(max(1, round(scale * side)) for side in image.shape[1::-1])
-  return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+  return _resized(image, most) if most < max(image.shape[:2]) else image
 
 
 def boxed(image: np.ndarray, side: int) -> np.ndarray:
   """Fits a BGR image into a black square of `side` pixels with a white rim to its right."""
-  scale = side / max(image.shape[:2])
-  size = tuple(max(1, round(scale * length)) for length in image.shape[1::-1])
-  small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+  small = _resized(image, side)
   out = np.zeros((side, side, 3), np.uint8)
-  y, x = (side - size[1]) // 2, (side - size[0]) // 2
-  out[y : y + size[1], x : x + size[0]] = small
+  height, width = small.shape[:2]
+  y, x = (side - height) // 2, (side - width) // 2
+  out[y : y + height, x : x + width] = small
   return cv2.copyMakeBorder(out, 0, 0, 0, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+
+
+def _resized(image: np.ndarray, longest: int) -> np.ndarray:
+  scale = longest / max(image.shape[:2])
+  size = tuple(max(1, round(scale * side)) for side in image.shape[1::-1])
+  return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def tiled(cells: list[np.ndarray], columns: int) -> np.ndarray:
+  """Puts images of one size side by side, at most `columns` a row, the last row filled white."""
+  columns = min(columns, len(cells))
+  cells = cells + [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+  rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
+  return np.concatenate(rows)
 
 
 def caption(text: str, width: int) -> np.ndarray:

@@ -23,21 +23,13 @@ _HEAD = ("image_id", "phrase", "patient_id", "group")
 
 @dataclass(frozen=True)
 class ExampleScores:
-  """Values of M metrics for N examples.
+  """Values of M metrics for N examples."""
 
-  Attributes:
-    ids: [N], each `example_id` of its image and phrase; no two are equal.
-    groups: [N], the finding of each example, or "all".
-    patients: [N].
-    metrics: [M], their names.
-    values: float64 [N, M]; NaN where an example has no such value.
-  """
-
-  ids: list[str]
-  groups: list[str]
-  patients: list[str]
-  metrics: tuple[str, ...]
-  values: np.ndarray
+  ids: list[str]  # [N], each `example_id` of its image and phrase; no two are equal
+  groups: list[str]  # [N], the finding of each example, or "all"
+  patients: list[str]  # [N]
+  metrics: tuple[str, ...]  # [M], their names
+  values: np.ndarray  # float64 [N, M]; NaN where an example has no such value
 
   def __post_init__(self):
     """Raises ValueError where lengths differ, or an id stands twice."""
@@ -58,11 +50,7 @@ def example_id(image_id: str, phrase: str = "") -> str:
 
 
 def write(path: str | os.PathLike, scores: ExampleScores) -> None:
-  """Writes the scores as CSV, whole or not at all; values keep their full precision.
-
-  Raises:
-    ValueError: a value is infinite.
-  """
+  """Writes CSV of full precision, whole or not at all. Raises ValueError of an infinite value."""
   if np.isinf(scores.values).any():
     raise ValueError(f"{path}: a value is infinite")
   text = io.StringIO()

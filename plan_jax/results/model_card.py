@@ -60,14 +60,7 @@ serve = export.serving("THIS_FOLDER")  # the function of grounding.jax, see conf
 
 
 def text(workdir: Workdir, config: ConfigDict, step: int, grid: tuple[int, int]) -> str:
-  """Returns the card as Markdown.
-
-  Args:
-    workdir: of the run.
-    config: of the run.
-    step: of the checkpoint.
-    grid: rows and columns of the maps.
-  """
+  """Returns the card as Markdown; `grid` are the rows and columns of the maps."""
   model, image = config.model, config.model.image
   encoder = f"ResNet-{image.depth}, width {image.width:g}, {image.stages} stages, {image.norm} norm"
   if image.name == "vit":

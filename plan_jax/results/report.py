@@ -7,7 +7,7 @@ with their true regions, phrase maps and the soft region of every word.
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,50 +23,30 @@ _IMAGE_PX, _MAP_PX, _TILE_PX, _CANVAS_PX = 640, 96, 224, 384  # longest sides
 
 
 class Word(NamedTuple):
-  """A word of a report, with the model's reading of it.
-
-  Attributes:
-    text: as written.
-    significance: in [0, 1].
-    region: float [h, w] >= 0, its soft region over the whole image; None where it has none.
-  """
+  """A word of a report, with the model's reading of it."""
 
   text: str
-  significance: float
-  region: np.ndarray | None
+  significance: float  # in [0, 1]
+  region: np.ndarray | None  # float [h, w] >= 0, soft, over the whole image; None without one
 
 
 class Phrase(NamedTuple):
-  """A phrase to ground in an image.
-
-  Attributes:
-    text: the phrase.
-    label: its finding.
-    mask: [H, W], non-zero in the true region; None where that is not known.
-    heatmap: float [h, w] in [0, 1], the model's map over the whole image, of any resolution.
-  """
+  """A phrase to ground in an image."""
 
   text: str
-  label: str
-  mask: np.ndarray | None
-  heatmap: np.ndarray
+  label: str  # its finding
+  mask: np.ndarray | None  # [H, W], non-zero in the true region; None where that is not known
+  heatmap: np.ndarray  # float [h, w] in [0, 1], the model's map over the whole image
 
 
 @dataclass(frozen=True)
 class ImageView:
-  """An image as the report shows it.
-
-  Attributes:
-    image: uint8 [H, W].
-    image_id: its name.
-    sentences: the report, each sentence a list of words.
-    phrases: (text, label, mask, heatmap) each; see `Phrase`.
-  """
+  """An image, uint8 [H, W], as the report shows it."""
 
   image: np.ndarray
   image_id: str
   sentences: Sequence[Sequence[Word]] = ()
-  phrases: Sequence[Phrase | tuple] = field(default_factory=tuple)
+  phrases: Sequence[Phrase | tuple] = ()
 
   def __post_init__(self):
     """Raises ValueError where the image or a mask has the wrong shape or kind."""
@@ -91,35 +71,23 @@ def write_report(
   notes: Mapping[str, str],
   protocols: Mapping[str, str],
 ) -> Path:
-  """Writes the page, whole or not at all.
+  """Writes the page, whole or not at all; returns its path, whose folder is made.
 
-  Args:
-    path: of the HTML file; its folder is made.
-    title: heading of the page.
-    rows: the results; may be empty.
-    curves: name -> (step, value) points in order of step; values that are not finite are left out.
-    images: shown in their order.
-    notes: name -> value: data, step, configuration, ...
-    protocols: name -> its definition, shown for those that the rows name.
-
-  Returns:
-    The path.
+  `curves` are (step, value) points in order of step, of which values that are not finite are left
+  out; `notes` facts by name; `protocols` definitions by name, shown for those that the rows name.
   """
   views = [_image(image) for image in images]
   colours = base64.b64encode(drawing.COLOURS[:, ::-1].tobytes()).decode()
   stops = drawing.COLOURS[::17, ::-1].tolist()
-  page = (
-    pages.environment(Path(__file__).parent)
-    .get_template("report.html")
-    .render(
-      title=title,
-      notes=notes,
-      sections=[_section(*block, protocols) for block in tables.grouped(rows).items()],
-      curves=[plots.curve(name, points) for name, points in curves.items()],
-      images=views,
-      maps={"colours": colours, "images": [view["maps"] for view in views]},
-      ramp=", ".join(f"rgb({red}, {green}, {blue})" for red, green, blue in stops),
-    )
+  template = pages.environment(Path(__file__).parent).get_template("report.html")
+  page = template.render(
+    title=title,
+    notes=notes,
+    sections=[_section(*block, protocols) for block in tables.grouped(rows).items()],
+    curves=[plots.curve(name, points) for name, points in curves.items()],
+    images=views,
+    maps={"colours": colours, "images": [view["maps"] for view in views]},
+    ramp=", ".join(f"rgb({red}, {green}, {blue})" for red, green, blue in stops),
   )
   replace_text(path, page)
   return Path(path)
@@ -142,15 +110,9 @@ def save_overlays(
     entries.append(np.pad(entry, ((6, 4), (6, 6), (0, 0)), constant_values=255))
   if not entries:
     return None
-  if len(entries) % 2 and len(entries) > 1:
-    entries.append(np.full_like(entries[0], 255))
-  across = min(2, len(entries))
-  sheet = np.concatenate(
-    [np.concatenate(entries[i : i + across], 1) for i in range(0, len(entries), across)]
-  )
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+  path.write_bytes(cv2.imencode(".png", drawing.tiled(entries, 2))[1].tobytes())
   return path
 
 
@@ -216,16 +178,10 @@ def _image(view: ImageView) -> dict[str, object]:
   phrases = []
   for number, phrase in enumerate(view.phrases):
     pair = [drawing.reduced(still, drawing.STILL_PX) for still in _outlined(view, phrase)]
-    phrases.append(
-      {
-        "number": number,
-        "text": phrase.text,
-        "label": phrase.label,
-        "outline": None if phrase.mask is None else drawing.outline(phrase.mask),
-        "map": keep(phrase.heatmap),
-        "still": drawing.uri(np.concatenate(pair, 1), ".jpg"),
-      }
-    )
+    outline = None if phrase.mask is None else drawing.outline(phrase.mask)
+    still = drawing.uri(np.concatenate(pair, 1), ".jpg")
+    entry = {"number": number, "text": phrase.text, "label": phrase.label, "outline": outline}
+    phrases.append(entry | {"map": keep(phrase.heatmap), "still": still})
   sentences = []
   for sentence in view.sentences:
     words = []

@@ -35,33 +35,19 @@ HEADLINES = (
 
 @dataclass(frozen=True)
 class Row:
-  """One value of a metric.
+  """One value of a metric."""
 
-  Attributes:
-    task: "grounding", "retrieval", "class-retrieval", "presence", "zero-shot-ours",
-      "terms", ...
-    protocol: name and version of the rules it is measured by, e.g. "grounding-v1".
-    data: the data set and split, e.g. "phantom/test".
-    group: a finding, "macro" for the mean over findings, or "all".
-    metric: e.g. "mIoU".
-    model: "run", or the name of a chance baseline.
-    value: NaN where no example has one.
-    low, high: ends of its 95 % bootstrap interval; NaN where there is none.
-    n: number of examples (phrases, queries, ...) behind the value.
-    gallery: number of candidates that a query is ranked against; None without a gallery.
-  """
-
-  task: str
-  protocol: str
-  data: str
-  group: str
-  metric: str
-  model: str
-  value: float
-  low: float
-  high: float
-  n: int
-  gallery: int | None = None
+  task: str  # "grounding", "retrieval", "class-retrieval", "presence", "zero-shot-ours", ...
+  protocol: str  # name and version of the rules it is measured by, e.g. "grounding-v1"
+  data: str  # the data set and split, e.g. "phantom/test"
+  group: str  # a finding, "macro" for the mean over findings, or "all"
+  metric: str  # e.g. "mIoU"
+  model: str  # "run", or the name of a chance baseline
+  value: float  # NaN where no example has one
+  low: float  # ends of its 95 % bootstrap interval; NaN where there is none
+  high: float  # ends of its 95 % bootstrap interval; NaN where there is none
+  n: int  # number of examples (phrases, queries, ...) behind the value
+  gallery: int | None = None  # candidates that a query is ranked against
 
 
 def scalar_name(task: str, metric: str) -> str:
@@ -76,27 +62,16 @@ def lower_is_better(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Evaluation:
-  """Content of `evaluation.json`.
+  """Content of `evaluation.json`."""
 
-  Attributes:
-    step: of training.
-    rows: all results.
-    data: evaluated data sets with their splits, the run's own first -> fingerprint of the records.
-    complete: False where more rows are to come.
-  """
-
-  step: int
+  step: int  # of training
   rows: list[Row]
-  data: dict[str, str]
-  complete: bool = True
+  data: dict[str, str]  # data set and split, the run's own first -> fingerprint of the records
+  complete: bool = True  # False where more rows are to come
 
 
 def write(path: str | os.PathLike, evaluation: Evaluation) -> None:
-  """Writes an evaluation as JSON, whole or not at all.
-
-  Raises:
-    ValueError: a value is infinite; the file would not be JSON.
-  """
+  """Writes JSON, whole or not at all. Raises ValueError where a value is infinite."""
   content = {
     "step": int(evaluation.step),
     "complete": evaluation.complete,

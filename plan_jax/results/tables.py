@@ -15,21 +15,13 @@ def table(rows: Iterable[Row]) -> str:
   for (task, protocol, data), block in grouped(rows).items():
     models = chance_baselines(block)
     gallery = any(row.gallery is not None for row in block)
-    lines = []
-    previous = None
+    lines, previous = [], None
     for (group, metric), cells in cells_of(block).items():
       run = cells.get(RUN)
       any_row = run or next(iter(cells.values()))
-      lines.append(
-        [
-          "" if group == previous else group,
-          metric,
-          with_interval(run) if run else "-",
-          *(number(cells[model].value) if model in cells else "-" for model in models),
-          any_row.n,
-          *([any_row.gallery] if gallery else []),
-        ]
-      )
+      line = ["" if group == previous else group, metric, with_interval(run) if run else "-"]
+      line += [number(cells[model].value) if model in cells else "-" for model in models]
+      lines.append([*line, any_row.n] + [any_row.gallery] * gallery)
       previous = group
     head = ["group", "metric", "run [95 % interval]", *models, "n"] + ["gallery"] * gallery
     parts.append(f"{task} on {data} ({protocol})\n{aligned(lines, head, texts=3)}")

@@ -9,7 +9,7 @@ import pytest
 
 from input_pipeline.example import Example
 from plan_jax.evaluators import labelled_images, prompts, zero_shot, zero_shot_classes
-from plan_jax.evaluators.finding_rows import RANKED
+from plan_jax.evaluators.classification import RANKED
 from plan_jax.evaluators.prompts import Prompts, PromptSet
 from plan_jax.metrics import auc, classification
 from plan_jax.results.example_scores import SCORED
