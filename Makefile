@@ -34,7 +34,7 @@ test: setup
 	$(BIN)/python -m pytest -n auto --dist=loadfile -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist=loadfile -m slow
 
 # On a machine with a GPU, after .venv/bin/pip install "jax[cuda13]" (or cuda12); fails elsewhere.
 test-gpu: setup

@@ -22,7 +22,6 @@ from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import Validate, train
 from plan_jax.training.pretrained import load_encoders, tokenizer_folder
-from plan_jax.transfer import attached
 
 
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
@@ -65,6 +64,8 @@ def _evaluate(
   model: Predictor, config: ConfigDict, workdir: Workdir, sets: list[EvaluationSet]
 ) -> None:
   """Evaluates a run, and then the tasks that are learned on its encoder."""
+  from plan_jax.transfer import attached  # detectors and COCO, which training does without
+
   learned = attached.learn(config, workdir, model, sets)
   evaluate(model, config, workdir, sets, learned=learned)
 

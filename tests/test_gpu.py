@@ -70,7 +70,7 @@ def embedded_batch() -> EmbeddedBatch:
     significance=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
     attention=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
     report_key=rng.integers(1, B, B).astype(np.int32),
-    example_key=np.arange(B, dtype=np.int32),
+    study_key=np.arange(B, dtype=np.int32),
     global_scale=np.float32(5),
     local_scale=np.float32(7),
   )

@@ -3,6 +3,8 @@
 import ast
 import io
 import re
+import subprocess
+import sys
 import tokenize
 from functools import cache
 from pathlib import Path
@@ -157,6 +159,16 @@ def test_only_their_own_files_know_orbax_grain_and_shard_map():
       for name in names:
         top = name.split(".")[0]
         assert module_of(path) in homes.get(top, {module_of(path)}), f"{path} imports {name}"
+
+
+def test_training_needs_neither_detectors_nor_coco():
+  code = (
+    "import sys, plan_jax.experiment, plan_jax.train;"
+    " wrong = [m for m in sys.modules if m.startswith(('pycocotools', 'plan_jax.transfer.detection',"
+    " 'plan_jax.metrics.coco', 'tensorflow.', 'torch.'))]; sys.exit(' '.join(wrong))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 def test_alignment_and_metrics_know_neither_flax_nor_files():

@@ -247,7 +247,7 @@ def _cut(tree, size: int, padding_index: int):
 
   def cut_keys(x):
     if isinstance(x, Keys):
-      return Keys(cut(x.index, padding_index), cut(x.text), cut(x.example), cut(x.valid, False))
+      return Keys(cut(x.index, padding_index), cut(x.text), cut(x.study), cut(x.valid, False))
     return cut(x)
 
   return jax.tree.map(cut_keys, tree, is_leaf=lambda x: isinstance(x, Keys))

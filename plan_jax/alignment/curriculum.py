@@ -1,9 +1,12 @@
 """Curriculum: which losses, refinement rounds and term filter hold from which step on."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+_PER_ROUND = ("local_weight", "tau", "gamma")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ def stages(config) -> tuple[Stage, ...]:
   ordered = []
   for name, fields in config.items():
     values = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
+    known = [field.name for field in dataclasses.fields(Stage)][1:]
+    for key, value in values.items():
+      if key not in known:
+        raise ValueError(f"curriculum.{name}.{key}: is unknown; a stage has {', '.join(known)}")
+      if key in _PER_ROUND and not isinstance(value, tuple):
+        raise ValueError(f"curriculum.{name}.{key}: is {value!r}; must be one value a round, in a tuple")
     ordered.append(Stage(name=name, **values))
     ordered[-1].check()
   ordered.sort(key=lambda stage: stage.start_fraction)

@@ -23,9 +23,9 @@ def objective(
   """
   x = batch
   index = jnp.arange(len(x.image_embedding), dtype=jnp.int32)
-  keys = pairwise.Keys(index, x.report_key, x.example_key, x.mask.any(-1))
+  keys = pairwise.Keys(index, x.report_key, x.study_key, x.mask.any(-1))
   if not alignment.mask_positives:
-    keys = keys._replace(text=jnp.zeros_like(index), example=index)
+    keys = keys._replace(text=jnp.zeros_like(index), study=index)
   cosine = (x.global_scale * (x.image_embedding @ x.text_embedding.T))[None]
   terms = pairwise.contrast_terms(cosine, cosine[..., None][..., :0], keys)
   (loss,), (accuracy,) = info_nce(terms, keys.valid)

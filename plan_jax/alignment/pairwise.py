@@ -47,13 +47,13 @@ class Keys(NamedTuple):
   Attributes:
     index: >= 0; image and report of the same index are a positive pair.
     text: 0 for none; reports of the same text are no negatives.
-    example: likewise, for images and reports of the same example.
+    study: likewise, for images and reports of the same study.
     valid: whether there is a report; without it a pair is neither positive nor negative.
   """
 
   index: Int[Array, " B"]
   text: Int[Array, " B"]
-  example: Int[Array, " B"]
+  study: Int[Array, " B"]
   valid: Bool[Array, " B"]
 
 
@@ -164,7 +164,7 @@ def relate(images: Keys, reports: Keys) -> tuple[Bool[Array, "I J"], Bool[Array,
 
   positive = equal(images.index, reports.index)
   same = equal(images.text, reports.text) & (images.text != 0)[:, None]
-  same |= equal(images.example, reports.example)
+  same |= equal(images.study, reports.study)
   valid = images.valid[:, None] & reports.valid[None]
   return valid & ~same & ~positive, positive
 

@@ -68,7 +68,7 @@ def make_step(
       mask=batch["word_mask"],
       term=batch["term"],
       report_key=batch["report_key"],
-      example_key=batch["study_key"],
+      study_key=batch["study_key"],
       global_scale=scales[0],
       local_scale=scales[1],
     )

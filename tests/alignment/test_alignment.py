@@ -253,7 +253,7 @@ def test_objective_equals_the_oracle(implementation, mask_positives):
     significance=jnp.asarray(significance, jnp.float32),
     attention=jnp.zeros(mask.shape),
     report_key=jnp.asarray(keys),
-    example_key=jnp.asarray(examples),
+    study_key=jnp.asarray(examples),
     global_scale=jnp.float32(3.0),
     local_scale=jnp.float32(9.0),
   )

@@ -49,7 +49,7 @@ def case(seed=0, dtype=jnp.float32):
     significance=jnp.asarray(significance, dtype),
     attention=jnp.asarray(attention, dtype),
     report_key=jnp.array([1, 2, 3, 0]),
-    example_key=jnp.arange(B),
+    study_key=jnp.arange(B),
     global_scale=jnp.asarray(3.0, dtype),
     local_scale=jnp.asarray(7.0, dtype),
   )

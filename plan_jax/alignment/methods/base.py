@@ -24,7 +24,7 @@ class EmbeddedBatch(NamedTuple):
     significance: in (0, 1), zero for padding.
     attention: share of each word in the text embedding.
     report_key: equal for reports of the same text, 0 for none.
-    example_key: equal for images and reports of the same example.
+    study_key: equal for images and reports of the same study.
     global_scale, local_scale: inverse temperatures of the contrasts.
   """
 
@@ -37,7 +37,7 @@ class EmbeddedBatch(NamedTuple):
   significance: Float[Array, "B W"]
   attention: Float[Array, "B W"]
   report_key: Int[Array, " B"]
-  example_key: Int[Array, " B"]
+  study_key: Int[Array, " B"]
   global_scale: ScalarLike
   local_scale: ScalarLike
 
