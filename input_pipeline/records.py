@@ -18,14 +18,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import serialization
 from input_pipeline.example import Example
-from input_pipeline.shards import (
-  REMEDY,
-  RecordError,
-  index_path,
-  read_index,
-  shard_name,
-  unframe,
-)
+from input_pipeline.shards import REMEDY, RecordError, index_path, read_index, shard_name, unframe
 
 _OPEN_FILES = 256  # well below the usual limit of 1024 a process
 

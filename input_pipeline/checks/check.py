@@ -141,9 +141,7 @@ def _read(
   return read
 
 
-def _examine(
-  chunk: tuple[str, str, int, int],
-) -> tuple[tuple, list[ImageFacts | UnreadableRecord]]:
+def _examine(chunk: tuple[str, str, int, int]) -> tuple[tuple, list[ImageFacts | UnreadableRecord]]:
   folder, split, start, stop = chunk
   source, entries = _source(folder, split), []
   for number in range(start, stop):

@@ -30,13 +30,7 @@ from input_pipeline.example import Example, Region, UnreadableError
 from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import box_fusion, boxes, dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import (
-  Item,
-  Source,
-  build_example,
-  draw_split,
-  draw_validation,
-)
+from input_pipeline.readers.source import Item, Source, build_example, draw_split, draw_validation
 
 NO_FINDING = "No finding"
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
