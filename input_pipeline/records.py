@@ -27,8 +27,8 @@ def write_metadata(directory: str | os.PathLike, name: str, shards: dict[str, li
   """Writes features.json, then dataset_info.json, which marks the folder complete.
 
   Args:
-    directory: the folder the shards lie in.
-    name: the data set's name, which its shards' names begin with.
+    directory: of the shards.
+    name: of the data set, which its shards' names begin with.
     shards: split -> its finished shards, in order.
   """
   infos = []

@@ -33,13 +33,10 @@ class Check:
 
   Attributes:
     records, against: the folders; against is "" where none was given.
-    fingerprint: of the records.
     images: facts of all records that can be read, in order.
-    tables: counts.
     findings: of the folder.
     leaks: of both folders.
     seconds: of the pass.
-    images_per_second: read in it.
   """
 
   records: str
@@ -97,7 +94,6 @@ def check(
   if against and os.path.realpath(folder) == os.path.realpath(against):
     raise UserError(f"--against={against} is the folder that is checked; name another one")
   start = time.monotonic()
-  workers = os.cpu_count() or 1 if workers is None else workers
   read = _read([folder, *filter(None, [against])], workers, progress)
   seconds = time.monotonic() - start
   images, unreadable = read[folder]
@@ -117,7 +113,7 @@ def check(
 
 
 def _read(
-  folders: Sequence[str], workers: int, progress: bool
+  folders: Sequence[str], workers: int | None, progress: bool
 ) -> dict[str, tuple[list[ImageFacts], list[UnreadableRecord]]]:
   """Returns folder -> facts of its images, and the records that cannot be read, in order."""
   _source.cache_clear()  # a folder may have been written anew

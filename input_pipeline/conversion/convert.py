@@ -84,9 +84,7 @@ def convert(
     if selection:
       replace_text(out / _SELECTION, selection.to_json())
     _tidy(out, shards)
-    if runner is None:
-      count = os.cpu_count() or 1 if workers is None else workers
-      runner = functools.partial(in_processes, workers=count)
+    runner = runner or functools.partial(in_processes, workers=workers)
     left_out = [{"path": path, "reason": reason} for path, reason in source.left_out]
     total = _images(shards)
     skips = _Skips(out, len(left_out) + total, max_skipped_fraction, list(left_out))

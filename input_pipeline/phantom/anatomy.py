@@ -277,8 +277,7 @@ def _spine(frame: Frame, spine: np.ndarray) -> np.ndarray:
   centres = np.stack([np.interp(y, spine[:, 1], spine[:, 0]), y], 1)[:, None]
   layer = frame.stroke(centres + [[-0.028, 0], [0.028, 0]], 0.006, 110, layer)
   roots = centres[:, None] + [[[x, 0.014], [x, 0.026]] for x in (-0.018, 0.018)]
-  roots = roots.reshape(-1, 2, 2)
-  return frame.soften(frame.stroke(roots, 0.009, 255, layer), 0.004)
+  return frame.soften(frame.stroke(roots.reshape(-1, 2, 2), 0.009, 255, layer), 0.004)
 
 
 def _shoulders(frame: Frame, wide: float) -> np.ndarray:

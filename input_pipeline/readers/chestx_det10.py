@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.readers import nih14
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import boxes, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, draw_validation
+from input_pipeline.readers.source import Item, Listing, Source, draw_validation
 
 FINDINGS = (
   "Atelectasis",

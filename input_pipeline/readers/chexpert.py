@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.example import SPLITS, Example
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, build_example
+from input_pipeline.readers.source import Item, Listing, Source, build_example
 from input_pipeline.text import reports
 
 LABELS = (
@@ -80,7 +79,6 @@ def open_source(source: str, *, views: str = "frontal") -> Source:
   """Lists the images. Raises SourceError, also where two rows of an image contradict.
 
   Args:
-    source: the folder of the tables, or its parent.
     views: "frontal", as the field trains and tests, or "all", laterals too.
   """
   root = folders.folder(source, "CheXpert's train.csv, valid.csv or test.csv")

@@ -27,12 +27,11 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.example import SPLITS, Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, tables
 from input_pipeline.readers.raw.boxes import Corners
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import encode_mask, open_image
-from input_pipeline.readers.source import Item, Source, build_example, draw_split
+from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_split
 from input_pipeline.text import reports
 
 MANIFEST = "manifest.csv"

@@ -28,11 +28,10 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, physionet, tables
 from input_pipeline.readers.raw.boxes import Corners
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, build_example
+from input_pipeline.readers.source import Item, Listing, Source, build_example
 from input_pipeline.text import reports
 
 _SIZE = ("image_width", "image_height")

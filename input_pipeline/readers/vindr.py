@@ -27,10 +27,16 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import box_fusion, boxes, dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, build_example, draw_split, draw_validation
+from input_pipeline.readers.source import (
+  Item,
+  Listing,
+  Source,
+  build_example,
+  draw_split,
+  draw_validation,
+)
 
 NO_FINDING = "No finding"
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -76,7 +82,6 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
   """Lists the images. Raises SourceError.
 
   Args:
-    source: the folder.
     fusion: a name of box_fusion.FUSIONS: "weighted", "largest" or "every".
   """
   root = folders.folder(source, "VinDr-CXR's annotations, or VinBigData's train.csv")

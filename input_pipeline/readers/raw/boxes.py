@@ -21,12 +21,7 @@ def clip(corners: Corners, width: float, height: float) -> Corners | None:
 def by_label(
   boxes: Iterable[Labelled], scale: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[Region, ...]:
-  """Unites boxes to one region a label, in the order of first mention; its phrase is the label.
-
-  Args:
-    boxes: label and corners.
-    scale: by which x and y are multiplied.
-  """
+  """Unites scaled boxes to a region a label, which is its phrase, in order of first mention."""
   corners_of: dict[str, list[Corners]] = {}
   for label, corners in boxes:
     corners_of.setdefault(label, []).append(corners)

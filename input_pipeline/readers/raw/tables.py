@@ -89,8 +89,8 @@ class Row(dict[str, str]):
 
   def labels(self, columns: Sequence[str]) -> tuple[tuple[str, int], ...]:
     """Parses the labels that are not blank: (column, 1, 0 or -1). Raises SourceError."""
-    values = ((column, self.label(column)) for column in columns if self[column])
-    return tuple((column, value) for column, value in values if value is not None)
+    filled = (column for column in columns if self[column])
+    return tuple((name, value) for name in filled if (value := self.label(name)) is not None)
 
 
 def is_blank(cell: str) -> bool:
