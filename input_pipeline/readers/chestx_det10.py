@@ -15,7 +15,6 @@ test.json too are left aside. A tenth of the rest, drawn by patient, is validati
 """
 
 import functools
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -101,10 +100,9 @@ def _parse_boxes(
   for name, box in zip(entry["syms"], entry["boxes"], strict=True):
     if name not in FINDINGS:
       raise SourceError(f"{place}: {name!r} must be one of {', '.join(FINDINGS)}")
-    numbers = box if isinstance(box, list) and len(box) == 4 else ["none"]
-    if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+    if not boxes.is_box(box):
       raise SourceError(f"{place}: the box {box!r} must be four numbers, x1, y1, x2, y2")
-    corners = nih14.clip(tuple(numbers))
+    corners = nih14.clip(tuple(box))
     if corners is None:
       broken.append(f"the box {box} of {name} is empty or outside its image")
     else:

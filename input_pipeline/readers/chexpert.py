@@ -27,7 +27,6 @@ from input_pipeline.example import SPLITS, Example
 from input_pipeline.readers.raw import folders, tables
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, Listing, Source, build_example
-from input_pipeline.text import reports
 
 LABELS = (
   "No Finding",
@@ -176,11 +175,5 @@ def _read(item: Item, *, root: Path, home: str, batches: tuple[str, ...]) -> Exa
   files = [home + row.file]
   if row.file.startswith("train/"):
     files += [f"{batch}/{row.file.removeprefix('train/')}" for batch in batches]
-  sections = dict(row.sections)
-  return build_example(
-    item,
-    folders.read_bytes(root, *files),
-    study_id=row.study_id,
-    sections=sections,
-    sentences=tuple(reports.report_sentences(sections)),
-  )
+  image = folders.read_bytes(root, *files)
+  return build_example(item, image, study_id=row.study_id, sections=dict(row.sections))

@@ -32,7 +32,6 @@ from input_pipeline.readers.raw import folders, physionet, tables
 from input_pipeline.readers.raw.boxes import Corners
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, Listing, Source, build_example
-from input_pipeline.text import reports
 
 _SIZE = ("image_width", "image_height")
 _BOX = ("x", "y", "w", "h")
@@ -218,7 +217,6 @@ def _read(item: Item, *, images: Path) -> Example:
     folders.read_bytes(images, row.path),
     study_id=row.study_id,
     sections=sections,
-    sentences=tuple(reports.report_sentences(sections)),
     regions=functools.partial(_regions, row),
   )
 

@@ -9,6 +9,7 @@ from typing import Any
 from input_pipeline.example import SPLITS, Example, Region
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.text import reports
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,14 @@ def build_example(
     item: gives ids, view and labels; the image is a study of its own if `fields` hold no study_id.
     image: encoded as `Source.read` allows.
     regions: makes the regions, given the image's width and height in pixels.
-    fields: further fields of the example, and those that replace the item's.
+    fields: further fields of the example, and those that replace the item's. Sentences are those of
+      the sections, unless they are given.
 
   Raises UnreadableError where the image's size cannot be read.
   """
   width, height = image_size(image)
+  if "sections" in fields and "sentences" not in fields:
+    fields["sentences"] = tuple(reports.report_sentences(fields["sections"]))
   defaults = {
     "image_id": item.image_id,
     "study_id": item.image_id,

@@ -167,18 +167,13 @@ def _errors(path: Path) -> Iterator[None]:
     raise SourceError(f"{path}: cannot be read to its end ({error}); download it again") from None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path) -> IO[bytes]:
   if path.suffix == ".gz":
-    with gzip.open(path, "rb") as file:
-      yield file
-  elif path.suffix == ".zip":
-    with zipfile.ZipFile(path) as archive:
-      tables = [n for n in archive.namelist() if n.endswith(".csv") and "__MACOSX" not in n]
-      if len(tables) != 1:
-        raise SourceError(f"{path}: holds {len(tables)} tables, not one")
-      with archive.open(tables[0]) as file:
-        yield file
-  else:
-    with open(path, "rb") as file:
-      yield file
+    return gzip.open(path, "rb")
+  if path.suffix != ".zip":
+    return open(path, "rb")
+  with zipfile.ZipFile(path) as archive:  # what is opened in it stays open
+    tables = [n for n in archive.namelist() if n.endswith(".csv") and "__MACOSX" not in n]
+    if len(tables) != 1:
+      raise SourceError(f"{path}: holds {len(tables)} tables, not one")
+    return archive.open(tables[0])
