@@ -78,8 +78,7 @@ def shard_lengths(directory: str | os.PathLike) -> dict[str, list[tuple[Path, in
     for split in contents["splits"]:
       name, lengths = split["name"], [int(length) for length in split["shardLengths"]]
       names = [shard_name(contents["name"], name, i, len(lengths)) for i in range(len(lengths))]
-      missing = [shard for shard in names if shard not in present]
-      if missing:
+      if missing := [shard for shard in names if shard not in present]:
         problem = f"{len(missing)} shards of split {name!r} are missing, first {missing[0]}"
       lengths_of[name] = [(directory / n, length) for n, length in zip(names, lengths, strict=True)]
   if problem:

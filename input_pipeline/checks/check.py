@@ -176,7 +176,10 @@ def describe(result: Check, *, strict: bool = False) -> str:
   """Formats the result as plain text."""
   lines = [f"{name}: {value}" for name, value in result.notes().items()]
   for table in result.tables:
-    lines += ["", _aligned(table)]
+    rows = [(name, *cells) for name, cells in table.rows.items()]
+    style = {"tablefmt": "plain", "colalign": ("left", *("right" for _ in table.columns))}
+    heads = (table.title, *table.columns)
+    lines += ["", tabulate(rows, heads, disable_numparse=True, **style)]
   for level in ("error", "warning"):
     findings = result.all_findings(level)
     lines += ["", f"{level}s: {len(findings) or 'none'}"]
@@ -185,13 +188,3 @@ def describe(result: Check, *, strict: bool = False) -> str:
       lines += [f"    {example}" for example in finding.examples[:_EXAMPLES]]
       lines += ["    ..."] * (finding.more or len(finding.examples) > _EXAMPLES)
   return "\n".join([*lines, "", result.verdict(strict=strict)])
-
-
-def _aligned(table: Table) -> str:
-  return tabulate(
-    [(name, *cells) for name, cells in table.rows.items()],
-    headers=(table.title, *table.columns),
-    tablefmt="plain",
-    colalign=("left", *("right" for _ in table.columns)),
-    disable_numparse=True,
-  )

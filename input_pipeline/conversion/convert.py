@@ -73,7 +73,7 @@ def convert(
   settings.compare(out)
   if records.is_complete(out) and not retry_skipped:
     skipped = (out / _SKIPPED).read_text(encoding="utf-8").splitlines()
-    return _summary(out, start, len(skipped), converted=0, notes=(), already=True)
+    return _summary(out, start, len(skipped), already=True)
 
   source, selection = _open(settings)
   shards = plan(source, out, settings.shard_size, settings.limit)
@@ -96,8 +96,7 @@ def convert(
         bar.update(len(shard.items))
         skips.add(unreadable)
     skipped = _finish(out, source.name, shards, left_out)
-  converted = _images(pending)
-  return _summary(out, start, skipped, converted=converted, notes=source.notes, already=False)
+  return _summary(out, start, skipped, converted=_images(pending), notes=source.notes)
 
 
 def _open(settings: Settings) -> tuple[Source, selections.Selection | None]:
@@ -205,7 +204,7 @@ def _lines(skipped: Skipped) -> str:
 
 
 def _summary(
-  out: Path, start: float, skipped: int, *, converted: int, notes: tuple[str, ...], already: bool
+  out: Path, start: float, skipped: int, *, converted: int = 0, notes=(), already: bool = False
 ) -> dict[str, Any]:
   seconds = time.monotonic() - start
   return {

@@ -102,7 +102,7 @@ def _parse_boxes(
       raise SourceError(f"{place}: {name!r} must be one of {', '.join(FINDINGS)}")
     if not boxes.is_box(box):
       raise SourceError(f"{place}: the box {box!r} must be four numbers, x1, y1, x2, y2")
-    corners = nih14.clip(tuple(box))
+    corners = boxes.clip(tuple(box), nih14.SIZE_PX, nih14.SIZE_PX)
     if corners is None:
       broken.append(f"the box {box} of {name} is empty or outside its image")
     else:

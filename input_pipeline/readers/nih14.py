@@ -98,17 +98,12 @@ def open_source(source: str) -> Source:
   return listing.source("nih14", functools.partial(read_boxed, root=root))
 
 
-def clip(corners: boxes.Corners) -> boxes.Corners | None:
-  """Clips a box to the original image; None where that leaves no area."""
-  return boxes.clip(corners, SIZE_PX, SIZE_PX)
-
-
 def clip_or_leave_out(
   numbers: tuple[float, ...], key: str, listing: Listing
 ) -> boxes.Corners | None:
   """Clips a box of x, y, width and height; lists it as left out where that leaves no area."""
   x, y, w, h = numbers
-  corners = clip((x, y, x + w, y + h))
+  corners = boxes.clip((x, y, x + w, y + h), SIZE_PX, SIZE_PX)
   if corners is None:
     listing.leave_out(
       key, f"the box x {x:g}, y {y:g}, width {w:g}, height {h:g} is empty or outside its image"

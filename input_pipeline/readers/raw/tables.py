@@ -129,14 +129,12 @@ def read(
     rows = csv.reader(text, strict=True)
     first = next(rows, None)
     columns = [name.strip() for name in names or first or []]
-    missing = [name for name in required if name not in columns]
-    if missing:
+    if missing := [name for name in required if name not in columns]:
       raise SourceError(
         f"{path}: no column {', '.join(map(repr, missing))};"
         f" the first row names {', '.join(map(repr, columns)) or 'nothing'}"
       )
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
       raise SourceError(f"{path}: the first row names {', '.join(map(repr, twice))} twice")
     for number, cells in enumerate(rows, start=2):
       if not any(cells):
