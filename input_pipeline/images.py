@@ -48,13 +48,8 @@ def fit_matrix(height: int, width: int, size_px: int) -> np.ndarray:
   centres lie at integers, as in cv2.warpAffine.
   """
   scale = size_px / max(height, width)
-  return np.array(
-    [
-      [scale, 0, (size_px - 1) / 2 - scale * (width - 1) / 2],
-      [0, scale, (size_px - 1) / 2 - scale * (height - 1) / 2],
-    ],
-    np.float64,
-  )
+  x, y = ((size_px - 1) / 2 - scale * (side - 1) / 2 for side in (width, height))
+  return np.array([[scale, 0, x], [0, scale, y]], np.float64)
 
 
 def fit(pixels: np.ndarray, size_px: int) -> np.ndarray:
@@ -76,9 +71,6 @@ def unfit(
   Bilinear. The letterbox margin is dropped: every image pixel gets a value, and no other does.
 
   Args:
-    grid: the map.
-    height, width: of the image.
-    size_px: side of the square.
     first_px: where the centre of the first cell lies in the square; by default cells tile it, so
       half a cell in (less half a pixel, for pixel centres are integers).
     nearest: takes the nearest cell instead.
@@ -86,9 +78,7 @@ def unfit(
   to_square = fit_matrix(height, width, size_px)
   cell = np.array([size_px / grid.shape[1], size_px / grid.shape[0]])
   first = (cell - 1) / 2 if first_px is None else first_px
-  matrix = np.concatenate(
-    [to_square[:, :2] / cell[:, None], ((to_square[:, 2] - first) / cell)[:, None]], 1
-  )
+  matrix = np.column_stack([to_square[:, :2] / cell[:, None], (to_square[:, 2] - first) / cell])
   return cv2.warpAffine(
     np.asarray(grid, np.float32),
     matrix,
@@ -124,9 +114,8 @@ class Augment:
     rotate = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shift = size_px * self.shift_fraction * np.array([right, down])
     matrix = fit_matrix(*pixels.shape, size_px)
-    matrix = np.concatenate(
-      [rotate @ matrix[:, :2], (rotate @ (matrix[:, 2] - centre) + centre + shift)[:, None]], 1
-    )
+    offset = rotate @ (matrix[:, 2] - centre) + centre + shift
+    matrix = np.column_stack([rotate @ matrix[:, :2], offset])
     image = _warp(pixels, matrix, size_px)
     image **= 2.0 ** (self.intensity_fraction * tone)
     image = (image - 0.5) * (1 + self.intensity_fraction * contrast) + 0.5
@@ -138,15 +127,11 @@ def _warp(pixels: np.ndarray, matrix: np.ndarray, size_px: int) -> np.ndarray:
   # Plain bilinear sampling skips pixels when it shrinks by much; shrink by whole steps first.
   if (step := int(1 / scale)) > 1:
     height, width = pixels.shape
-    small = cv2.resize(
-      pixels, (max(1, width // step), max(1, height // step)), interpolation=cv2.INTER_AREA
-    )
-    ratio = np.diag([width / small.shape[1], height / small.shape[0]])
-    offset = (np.diag(ratio) - 1) / 2
-    matrix = np.concatenate(
-      [matrix[:, :2] @ ratio, (matrix[:, 2] + matrix[:, :2] @ offset)[:, None]], 1
-    )
-    pixels = small
+    size = max(1, width // step), max(1, height // step)
+    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    ratio = np.array([width, height]) / size
+    offset = matrix[:, 2] + matrix[:, :2] @ ((ratio - 1) / 2)
+    matrix = np.column_stack([matrix[:, :2] @ np.diag(ratio), offset])
   warped = cv2.warpAffine(
     pixels, matrix, (size_px, size_px), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
   )

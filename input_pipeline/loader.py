@@ -45,10 +45,8 @@ class Encode(RandomMap):
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns the arrays that `batches` lists, without the batch axis."""
     pixels = images.decode(example.image)
-    if self.augment is None:
-      image = images.fit(pixels, self.image_px)
-    else:
-      image = self.augment(pixels, self.image_px, rng)
+    size = self.image_px
+    image = self.augment(pixels, size, rng) if self.augment else images.fit(pixels, size)
     sentences = [example.sentences[i] for i in rng.permutation(len(example.sentences))]
     text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
     # A first sentence that was cut has fewer words than it had.

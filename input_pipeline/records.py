@@ -18,14 +18,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import serialization
 from input_pipeline.example import Example
-from input_pipeline.shards import (
-  REMEDY,
-  RecordError,
-  index_path,
-  read_index,
-  shard_name,
-  unframe,
-)
+from input_pipeline.shards import REMEDY, RecordError, index_path, read_index, shard_name, unframe
 
 _OPEN_FILES = 256  # well below the usual limit of 1024 a process
 
@@ -34,8 +27,8 @@ def write_metadata(directory: str | os.PathLike, name: str, shards: dict[str, li
   """Writes features.json, then dataset_info.json, which marks the folder complete.
 
   Args:
-    directory: the folder the shards lie in.
-    name: the data set's name, which its shards' names begin with.
+    directory: of the shards.
+    name: of the data set, which its shards' names begin with.
     shards: split -> its finished shards, in order.
   """
   infos = []
@@ -85,8 +78,7 @@ def shard_lengths(directory: str | os.PathLike) -> dict[str, list[tuple[Path, in
     for split in contents["splits"]:
       name, lengths = split["name"], [int(length) for length in split["shardLengths"]]
       names = [shard_name(contents["name"], name, i, len(lengths)) for i in range(len(lengths))]
-      missing = [shard for shard in names if shard not in present]
-      if missing:
+      if missing := [shard for shard in names if shard not in present]:
         problem = f"{len(missing)} shards of split {name!r} are missing, first {missing[0]}"
       lengths_of[name] = [(directory / n, length) for n, length in zip(names, lengths, strict=True)]
   if problem:

@@ -1,12 +1,14 @@
 """Sections of a config: frozen dataclasses whose fields carry the rules that they are checked by.
 
-@dataclass(frozen=True, kw_only=True)
-class TextConfig(Section):
-max_words: PositiveInt
-tokenizer: Annotated[str, one_of("own", "bert")]
+An example:
 
-TextConfig.read({"max_words": 0, "tokenizer": "own"})
-# SectionError: max_words: is 0; must be positive
+  @dataclass(frozen=True, kw_only=True)
+  class TextConfig(Section):
+    max_words: PositiveInt
+    tokenizer: Annotated[str, one_of("own", "bert")]
+
+  TextConfig.read({"max_words": 0, "tokenizer": "own"})
+  # SectionError: max_words: is 0; must be positive
 """
 
 import math

@@ -33,13 +33,10 @@ class Check:
 
   Attributes:
     records, against: the folders; against is "" where none was given.
-    fingerprint: of the records.
     images: facts of all records that can be read, in order.
-    tables: counts.
     findings: of the folder.
     leaks: of both folders.
     seconds: of the pass.
-    images_per_second: read in it.
   """
 
   records: str
@@ -97,7 +94,6 @@ def check(
   if against and os.path.realpath(folder) == os.path.realpath(against):
     raise UserError(f"--against={against} is the folder that is checked; name another one")
   start = time.monotonic()
-  workers = os.cpu_count() or 1 if workers is None else workers
   read = _read([folder, *filter(None, [against])], workers, progress)
   seconds = time.monotonic() - start
   images, unreadable = read[folder]
@@ -117,7 +113,7 @@ def check(
 
 
 def _read(
-  folders: Sequence[str], workers: int, progress: bool
+  folders: Sequence[str], workers: int | None, progress: bool
 ) -> dict[str, tuple[list[ImageFacts], list[UnreadableRecord]]]:
   """Returns folder -> facts of its images, and the records that cannot be read, in order."""
   _source.cache_clear()  # a folder may have been written anew
@@ -141,9 +137,7 @@ def _read(
   return read
 
 
-def _examine(
-  chunk: tuple[str, str, int, int],
-) -> tuple[tuple, list[ImageFacts | UnreadableRecord]]:
+def _examine(chunk: tuple[str, str, int, int]) -> tuple[tuple, list[ImageFacts | UnreadableRecord]]:
   folder, split, start, stop = chunk
   source, entries = _source(folder, split), []
   for number in range(start, stop):
@@ -182,7 +176,10 @@ def describe(result: Check, *, strict: bool = False) -> str:
   """Formats the result as plain text."""
   lines = [f"{name}: {value}" for name, value in result.notes().items()]
   for table in result.tables:
-    lines += ["", _aligned(table)]
+    rows = [(name, *cells) for name, cells in table.rows.items()]
+    style = {"tablefmt": "plain", "colalign": ("left", *("right" for _ in table.columns))}
+    heads = (table.title, *table.columns)
+    lines += ["", tabulate(rows, heads, disable_numparse=True, **style)]
   for level in ("error", "warning"):
     findings = result.all_findings(level)
     lines += ["", f"{level}s: {len(findings) or 'none'}"]
@@ -191,13 +188,3 @@ def describe(result: Check, *, strict: bool = False) -> str:
       lines += [f"    {example}" for example in finding.examples[:_EXAMPLES]]
       lines += ["    ..."] * (finding.more or len(finding.examples) > _EXAMPLES)
   return "\n".join([*lines, "", result.verdict(strict=strict)])
-
-
-def _aligned(table: Table) -> str:
-  return tabulate(
-    [(name, *cells) for name, cells in table.rows.items()],
-    headers=(table.title, *table.columns),
-    tablefmt="plain",
-    colalign=("left", *("right" for _ in table.columns)),
-    disable_numparse=True,
-  )

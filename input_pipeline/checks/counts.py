@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from input_pipeline.checks.facts import ImageFacts
+from input_pipeline.checks.facts import ImageFacts, group_by, split_of
 
 
 class Table(NamedTuple):
@@ -17,9 +17,7 @@ class Table(NamedTuple):
 
 def tables(images: Sequence[ImageFacts]) -> list[Table]:
   """Counts images, texts, views, labels and regions by split; tables without rows are left out."""
-  by_split: dict[str, list[ImageFacts]] = {}
-  for image in images:
-    by_split.setdefault(image.place.split, []).append(image)
+  by_split = group_by(images, split_of)
   splits = tuple(by_split)
 
   def count(title: str, values: Callable[[ImageFacts], Iterable[str]]) -> Table:

@@ -49,13 +49,9 @@ def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
-  """Returns the pairs of nearly identical images.
+  """Finds the pairs of nearly identical images among uint8 [N, SIDE_PX, SIDE_PX].
 
-  Args:
-    thumbnails: uint8 [N, SIDE_PX, SIDE_PX].
-
-  Returns:
-    int64 [P, 2] rows (i, j), i < j, in order.
+  Returns int64 [P, 2] rows (i, j), i < j, in order.
   """
   detail = _detail(thumbnails)
   blocks = [np.zeros((0, 2), np.int64)]

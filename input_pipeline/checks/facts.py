@@ -8,7 +8,8 @@ are inverted. The same holds of 967 real images it was not chosen on, lowest 0.3
 
 import io
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -80,6 +81,22 @@ class ImageFacts(NamedTuple):
   deviation: float
   polarity: float
   problems: tuple[tuple[str, str], ...] = ()
+
+
+def split_of(image: ImageFacts) -> str:
+  """Returns the split of a record."""
+  return image.place.split
+
+
+def group_by(
+  images: Iterable[ImageFacts], key: Callable[[ImageFacts], Hashable]
+) -> dict[Hashable, list[ImageFacts]]:
+  """Groups images by key; those whose key is empty are left aside."""
+  groups = defaultdict(list)
+  for image in images:
+    if key(image):
+      groups[key(image)].append(image)
+  return groups
 
 
 class UnreadableRecord(NamedTuple):
@@ -158,10 +175,7 @@ def polarity(thumb: np.ndarray) -> float:
   """Measures how upright the grey levels of a frontal image are, in standard deviations.
 
   Spine and belly against lungs, and the middle against the upper corners, where air is. Inverting
-  the image changes the sign alone: below 0 it seems inverted.
-
-  Args:
-    thumb: uint8 [SIDE_PX, SIDE_PX].
+  the image (its thumbnail, uint8 [SIDE_PX, SIDE_PX]) changes the sign alone: below 0 it seems so.
   """
   grey = thumb.astype(np.float32)
   grey = (grey - grey.mean()) / max(float(grey.std()), 1e-3)

@@ -11,7 +11,7 @@ import numpy as np
 
 from input_pipeline import images, pages
 from input_pipeline.checks.check import Check
-from input_pipeline.checks.facts import ImageFacts
+from input_pipeline.checks.facts import ImageFacts, group_by, split_of
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 from input_pipeline.files import replace_text
@@ -26,23 +26,16 @@ _BOX, _OUTLINE = (242, 215, 38), (60, 180, 255)  # blue, green, red
 def write(path: str | os.PathLike, result: Check, *, strict: bool = False) -> None:
   """Writes the page of a check, whole or not at all; images of findings are read again.
 
-  Args:
-    path: of the HTML file; its folder is made.
-    result: of the check.
-    strict: warnings are problems too.
-
-  Raises UserError where it cannot be written.
+  Its folder is made; `strict` as in the check. Raises UserError where it cannot be written.
   """
-  by_split: dict[str, list[ImageFacts]] = {}
-  for image in result.images:
-    by_split.setdefault(image.place.split, []).append(image)
+  by_split = group_by(result.images, split_of).items()
   template = pages.environment(Path(__file__).parent).get_template("page.html")
   text = template.render(
     title=f"{result.verdict(strict=strict).capitalize()}: {Path(result.records).name}",
     notes=result.notes(),
     findings={level: result.all_findings(level) for level in ("error", "warning")},
     tables=result.tables,
-    samples={split: [[image] for image in _samples(part)] for split, part in by_split.items()},
+    samples={split: [[image] for image in _samples(part)] for split, part in by_split},
     gallery=_gallery,
   )
   try:

@@ -7,14 +7,15 @@ Constant images count as that alone: they are neither compared nor judged furthe
 """
 
 import itertools
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from input_pipeline.checks import facts
 from input_pipeline.checks.duplicates import SIDE_PX, near_pairs
-from input_pipeline.checks.facts import PLACEHOLDERS, PROBLEMS, ImageFacts, UnreadableRecord
+from input_pipeline.checks.facts import ImageFacts, UnreadableRecord, group_by, split_of
 
 CONSTANT = 4.0  # standard deviation in grey levels; the flattest of 1,338 real images has 14.8
 SHORT_PX = 128
@@ -51,25 +52,20 @@ class Finding:
 def findings(
   images: Sequence[ImageFacts], unreadable: Sequence[UnreadableRecord] = ()
 ) -> list[Finding]:
-  """Returns all that is wrong or odd within one data set, errors first.
-
-  Args:
-    images: of all splits, in order.
-    unreadable: the records that could not be read.
-  """
+  """Returns all that is wrong or odd within one data set, all splits in order; errors first."""
   duplicates = _Duplicates(images)
   out = [_unreadable(unreadable, len(images) + len(unreadable))]
-  for name in PROBLEMS:
+  for name in facts.PROBLEMS:
     wrong = [image for image in images if any(problem == name for problem, _ in image.problems)]
     lines = [f"{_name(i)}: {t}" for i in wrong for problem, t in i.problems if problem == name]
     groups = [[image] for image in wrong]
     out.append(_finding("error", name, len(images), lines, groups, count=len(wrong)))
-  ids = _group(images, lambda image: image.image_id)
+  ids = group_by(images, lambda image: image.image_id)
   lines = [" = ".join(map(_name, group)) for group in ids.values() if len(group) > 1]
   out.append(_finding("error", "image ids that occur twice", len(ids), lines))
-  out += _shared(images, _split, "in two splits", ("patient", "study"))
-  out += duplicates.findings("error", "in two splits", _split, crossing=True)
-  out += duplicates.findings("warning", "within a split", _split, crossing=False)
+  out += _shared(images, split_of, "in two splits", ("patient", "study"))
+  out += duplicates.findings("error", "in two splits", split_of, crossing=True)
+  out += duplicates.findings("warning", "within a split", split_of, crossing=False)
   out.append(_studies_of_two(images))
   out += _text_findings(images)
   out += _image_findings([image for image in images if image.short_px])
@@ -81,22 +77,16 @@ def leaks(
   others: Sequence[ImageFacts],
   unreadable: Sequence[UnreadableRecord] = (),
 ) -> list[Finding]:
-  """Returns what two data sets share.
-
-  Args:
-    images: of one folder.
-    others: of another.
-    unreadable: the records of the other folder that could not be read.
-  """
+  """Returns what two folders share; `unreadable` are records of the other one."""
   both = [*images, *others]
   out = [_unreadable(unreadable, len(others) + len(unreadable))]
   out += _shared(both, _folder, "in both folders", ("patient", "study", "image"))
   out += _Duplicates(both).findings("error", "in both folders", _folder, crossing=True)
-  texts = _group(both, _report)
+  texts = group_by(both, _report)
   leaked = []
   for group in texts.values():
-    train = [image for image in group if _split(image) == "train"]
-    rest = [image for image in group if _split(image) != "train"]
+    train = [image for image in group if split_of(image) == "train"]
+    rest = [image for image in group if split_of(image) != "train"]
     pairs = ((a, b) for a in train for b in rest if _folder(a) != _folder(b))
     leaked += itertools.islice(pairs, 1)
   lines = [f"{_name(a, True)} = {_name(b, True)}: {_quote(a.text)}" for a, b in leaked]
@@ -110,7 +100,7 @@ class _Duplicates:
 
   def __init__(self, images: Sequence[ImageFacts]):
     judged = [image for image in images if image.deviation >= CONSTANT]
-    self.same = list(_group(judged, lambda image: image.pixel_hash).values())
+    self.same = list(group_by(judged, lambda image: image.pixel_hash).values())
     thumbs = b"".join(group[0].thumbnail for group in self.same)
     thumbs = np.frombuffer(thumbs, np.uint8).reshape(-1, SIDE_PX, SIDE_PX)
     self.near = [(self.same[i], self.same[j]) for i, j in near_pairs(thumbs).tolist()]
@@ -142,7 +132,7 @@ def _shared(
   out = []
   plural = {"patient": "patients", "study": "studies", "image": "image ids"}
   for kind in kinds:
-    groups = _group(images, lambda image, name=f"{kind}_id": getattr(image, name))
+    groups = group_by(images, lambda image, name=f"{kind}_id": getattr(image, name))
     shared = {key: g for key, g in groups.items() if len(set(map(side, g))) > 1}
     lines = []
     for key, group in shared.items():
@@ -153,7 +143,7 @@ def _shared(
 
 
 def _studies_of_two(images: Sequence[ImageFacts]) -> Finding:
-  studies = _group(images, lambda image: image.study_id)
+  studies = group_by(images, lambda image: image.study_id)
   lines = []
   for study, group in studies.items():
     patients = dict.fromkeys(image.patient_id for image in group)
@@ -164,7 +154,7 @@ def _studies_of_two(images: Sequence[ImageFacts]) -> Finding:
 
 def _text_findings(images: Sequence[ImageFacts]) -> list[Finding]:
   empty = [image for image in images if not image.text]
-  texts = _group(images, _report)
+  texts = group_by(images, _report)
   written = sum(map(len, texts.values()))
   repeated = sorted((g for g in texts.values() if len(g) > 1), key=len, reverse=True)
   lines = [f"{len(group)} times: {_quote(group[0].text)}" for group in repeated]
@@ -173,14 +163,14 @@ def _text_findings(images: Sequence[ImageFacts]) -> list[Finding]:
     _flagged("images without text", images, empty),
     _finding("warning", "reports that repeat another", written, lines, count=count),
   ]
-  across = [group for group in repeated if len(set(map(_split, group))) > 1]
+  across = [group for group in repeated if len(set(map(split_of, group))) > 1]
   lines = []
   for group in across:
-    counts = Counter(map(_split, group)).items()
+    counts = Counter(map(split_of, group)).items()
     lines.append(f"{', '.join(f'{split} {n}' for split, n in counts)}: {_quote(group[0].text)}")
   name, count = "reports that repeat one of another split", sum(map(len, across))
   out.append(_finding("warning", name, written, lines, count=count))
-  for i, placeholder in enumerate(PLACEHOLDERS):
+  for i, placeholder in enumerate(facts.PLACEHOLDERS):
     name = f"texts with de-identification placeholders {placeholder}"
     marked = [image for image in images if image.placeholders[i]]
     out.append(_flagged(name, images, marked, lambda image, i=i: f"{image.placeholders[i]} times"))
@@ -240,17 +230,6 @@ def _finding(
   return Finding(level, name, count, total, tuple(lines[:EXAMPLES]), len(lines) > EXAMPLES, first)
 
 
-def _group(
-  images: Iterable[ImageFacts], key: Callable[[ImageFacts], Hashable]
-) -> dict[Hashable, list[ImageFacts]]:
-  """Groups images by key; those whose key is empty are left aside."""
-  groups = defaultdict(list)
-  for image in images:
-    if key(image):
-      groups[key(image)].append(image)
-  return groups
-
-
 def _first_of_each(
   side: Callable[[ImageFacts], str], group: Iterable[ImageFacts]
 ) -> list[ImageFacts]:
@@ -258,10 +237,6 @@ def _first_of_each(
   for image in group:
     first.setdefault(side(image), image)
   return list(first.values())
-
-
-def _split(image: ImageFacts) -> str:
-  return image.place.split
 
 
 def _folder(image: ImageFacts) -> str:

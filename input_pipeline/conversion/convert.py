@@ -73,7 +73,7 @@ def convert(
   settings.compare(out)
   if records.is_complete(out) and not retry_skipped:
     skipped = (out / _SKIPPED).read_text(encoding="utf-8").splitlines()
-    return _summary(out, start, len(skipped), converted=0, notes=(), already=True)
+    return _summary(out, start, len(skipped), already=True)
 
   source, selection = _open(settings)
   shards = plan(source, out, settings.shard_size, settings.limit)
@@ -84,9 +84,7 @@ def convert(
     if selection:
       replace_text(out / _SELECTION, selection.to_json())
     _tidy(out, shards)
-    if runner is None:
-      count = os.cpu_count() or 1 if workers is None else workers
-      runner = functools.partial(in_processes, workers=count)
+    runner = runner or functools.partial(in_processes, workers=workers)
     left_out = [{"path": path, "reason": reason} for path, reason in source.left_out]
     total = _images(shards)
     skips = _Skips(out, len(left_out) + total, max_skipped_fraction, list(left_out))
@@ -98,8 +96,7 @@ def convert(
         bar.update(len(shard.items))
         skips.add(unreadable)
     skipped = _finish(out, source.name, shards, left_out)
-  converted = _images(pending)
-  return _summary(out, start, skipped, converted=converted, notes=source.notes, already=False)
+  return _summary(out, start, skipped, converted=_images(pending), notes=source.notes)
 
 
 def _open(settings: Settings) -> tuple[Source, selections.Selection | None]:
@@ -207,7 +204,7 @@ def _lines(skipped: Skipped) -> str:
 
 
 def _summary(
-  out: Path, start: float, skipped: int, *, converted: int, notes: tuple[str, ...], already: bool
+  out: Path, start: float, skipped: int, *, converted: int = 0, notes=(), already: bool = False
 ) -> dict[str, Any]:
   seconds = time.monotonic() - start
   return {

@@ -18,14 +18,7 @@ Skipped = list[dict[str, str]]  # items left out, as {"path", "reason"}
 
 @dataclass(frozen=True)
 class Shard:
-  """One shard to be: small enough to send to a worker.
-
-  Attributes:
-    path: of the finished file.
-    split: of its images.
-    items: its images.
-    source: hash of the items.
-  """
+  """One shard to be, small enough to send to a worker; `source` is a hash of its items."""
 
   path: Path
   split: str
@@ -43,12 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-  """Function that writes a shard; picklable, the same for all workers.
-
-  Attributes:
-    read: of the source.
-    image_px, image_format: as in `Settings`.
-  """
+  """Function that writes a shard; picklable, the same for all workers."""
 
   read: Callable[[Item], Example]
   image_px: int

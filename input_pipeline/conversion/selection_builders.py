@@ -5,7 +5,7 @@ nor on the version of a random generator, and a smaller draw lies within a large
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from input_pipeline.readers.source import Item
 
 CLASSES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 PER_CLASS = 200
-_NO_PATHOLOGY = ("No Finding",)  # of CheXpert's 14 labels
 _FRONTAL = ("AP", "PA")
 _RSNA_PATIENTS = 26_684
 _RSNA_HELD = 5337  # patients of validation, and of test
@@ -59,7 +58,7 @@ def eligible(items: Sequence[Item]) -> dict[str, list[str]]:
   """
   ids: dict[str, list[str]] = {name: [] for name in CLASSES}
   for item in items:
-    values = [(name, value) for name, value in item.labels if name not in _NO_PATHOLOGY]
+    values = [(name, value) for name, value in item.labels if name != "No Finding"]
     present = [name for name, value in values if value == 1]
     uncertain = any(value == -1 for _, value in values)
     fits = item.split == "train" and item.view in _FRONTAL
@@ -88,9 +87,7 @@ def _without_5x200(items: Sequence[Item], seed: int) -> Splits:
 
 
 def _rsna_detection(items: Sequence[Item], seed: int) -> Splits:
-  ids = _rsna_ids(items)
-  order = draw(ids, len(ids), seed)
-  return _cut(order, _RSNA_HELD, _RSNA_HELD)
+  return _draw_splits(_rsna_ids(items), _RSNA_HELD, seed)
 
 
 def _rsna_detection_mgca(items: Sequence[Item], seed: int) -> Splits:
@@ -123,16 +120,13 @@ def _rsna_ids(items: Sequence[Item]) -> list[str]:
 def _siim_images(items: Sequence[Item], seed: int) -> Splits:
   """Splits 70/15/15 by image: the table has several rows an image, and splits by row leak."""
   ids = {item.image_id for item in items}
-  held = round(0.15 * len(ids))
-  return _cut(draw(ids, len(ids), seed), held, held)
+  return _draw_splits(ids, round(0.15 * len(ids)), seed)
 
 
-def _cut(order: list[str], validation: int, test: int) -> Splits:
-  return {
-    "validation": order[:validation],
-    "test": order[validation : validation + test],
-    "train": order[validation + test :],
-  }
+def _draw_splits(ids: Collection[str], held: int, seed: int) -> Splits:
+  """Draws `held` images each for validation and test; the others are train."""
+  order = draw(ids, len(ids), seed)
+  return {"validation": order[:held], "test": order[held : 2 * held], "train": order[2 * held :]}
 
 
 def _all_test(items: Sequence[Item], seed: int) -> Splits:

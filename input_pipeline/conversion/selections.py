@@ -29,17 +29,11 @@ from input_pipeline.readers.source import Item, Source, check_patients
 
 @dataclass(frozen=True)
 class Selection:
-  """Images of a data set, each in a split.
-
-  Attributes:
-    name: of the builder, or as the file has it.
-    seed: it was drawn with.
-    splits: split -> image ids, in the selection's order.
-  """
+  """Images of a data set, each in a split, and the builder's name and seed."""
 
   name: str
   seed: int
-  splits: dict[str, tuple[str, ...]]
+  splits: dict[str, tuple[str, ...]]  # split -> image ids
 
   @property
   def hash(self) -> str:

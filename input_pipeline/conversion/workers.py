@@ -24,16 +24,14 @@ class WorkerError(UserError):
   """A worker process died."""
 
 
-def in_processes(job: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+def in_processes(job: Callable[[Any], Any], tasks: Sequence, workers: int | None) -> Iterator:
   """Runs the job on every task; results come as they are ready, in any order.
 
-  Args:
-    job: picklable, as tasks and results are.
-    tasks: its arguments, one a call.
-    workers: processes; 0 and 1 stay in this one.
+  Job, tasks and results are picklable. 0 and 1 workers stay in this process, None is one a core.
 
   Raises WorkerError where a process died, and whatever the job raises.
   """
+  workers = os.cpu_count() or 1 if workers is None else workers
   if workers <= 1 or len(tasks) <= 1:
     yield from map(job, tasks)
     return

@@ -55,6 +55,10 @@ class Frame:
     """Blurs by `radius` chest units, but at least a little, so that no size shows bare edges."""
     return cv2.GaussianBlur(layer, (0, 0), max(0.45, radius * self.size))
 
+  def shade(self, polygons, radius: float) -> np.ndarray:
+    """Fills polygons with soft edges: float32 [S, S] in 0 to 1."""
+    return share(self.soften(self.fill(polygons), radius))
+
   def _fixed(self, shapes) -> list[np.ndarray]:
     """Maps [N, 2] shapes in chest coordinates to the fixed-point pixels of the drawing calls."""
     # All points at once: an image has hundreds of lines.
@@ -138,13 +142,9 @@ def draw(
   normal = rng.uniform(0.40, 0.49)
 
   outlines = {side: smooth(_lung(side, wide, tall, domes[side] + breath)) for side in (RIGHT, LEFT)}
-  lungs = {
-    side: share(frame.soften(frame.fill([outline]), 0.006)) for side, outline in outlines.items()
-  }
+  lungs = {side: frame.shade([outline], 0.006) for side, outline in outlines.items()}
   heart_base = 0.065 + 0.5 * sum(outline[STEPS * _DOME, 1] for outline in outlines.values())
-  heart = share(
-    frame.soften(frame.fill([_heart((enlarged or normal) * 0.74 * wide, heart_base)]), 0.007)
-  )
+  heart = frame.shade([_heart((enlarged or normal) * 0.74 * wide, heart_base)], 0.007)
   carina = (0.01 + bend * 0.3, 0.33 * tall)
   y = np.linspace(-0.1, 1.1, 13)
   spine = np.stack([bend * np.sin(2.6 * y), y], 1)
@@ -158,21 +158,21 @@ def draw(
 
   body = frame.fill([_body(wide, fat)])
   total = 0.62 * share(frame.soften(body, 0.018)) * share(frame.soften(body, 0.003))
-  middle = share(frame.soften(frame.fill([_mediastinum(bend)]), 0.008))
+  middle = frame.shade([_mediastinum(bend)], 0.008)
   solid = np.maximum(heart, middle)
   total -= (0.52 - fat) * both * (1 - 0.82 * solid)
   total += 0.10 * heart + 0.06 * middle
-  total += 0.17 * share(frame.soften(frame.fill([_abdomen(outlines)]), 0.012)) * (1 - both)
+  total += 0.17 * frame.shade([_abdomen(outlines)], 0.012) * (1 - both)
   gas = np.array([0.18 * wide, outlines[LEFT][STEPS * _DOME, 1] + 0.055])
-  total -= bubble * share(frame.soften(frame.fill([_stomach(gas)]), 0.008))
+  total -= bubble * frame.shade([_stomach(gas)], 0.008)
   total += bones * 0.11 * share(_spine(frame, spine))
   total += bones * 0.10 * share(_cage(frame, ribs, rib_width, wide)) * (0.3 + 0.7 * both)
   total += bones * 0.09 * share(_shoulders(frame, wide))
   total -= 0.17 * share(_airway(frame, spine, carina))
-  total += 0.05 * share(frame.soften(frame.fill([_hilum(h) for h in hila.values()]), 0.012))
+  total += 0.05 * frame.shade([_hilum(h) for h in hila.values()], 0.012)
   total += markings
   if breasts:
-    total += breasts * share(frame.soften(frame.fill(_breasts(wide)), 0.02))
+    total += breasts * frame.shade(_breasts(wide), 0.02)
   total += 0.012 * texture * share(body)
   wall = STEPS * _CORNER + 1
   # A finding behind the heart or the mediastinum displaces little air there.
@@ -259,8 +259,7 @@ def _cage(frame: Frame, ribs: dict[int, np.ndarray], half: float, wide: float) -
   end = np.stack([side * 0.13 * wide, start[..., 1] + 0.16], 2)
   bow = np.stack([side * 0.05, np.full_like(side, 0.03)], 2) * np.sin(np.pi * t)
   front = start * (1 - t) + end * t + bow
-  layer = frame.stroke(front, 2 * half, 90)
-  layer = frame.soften(layer, 0.004)
+  layer = frame.soften(frame.stroke(front, 2 * half, 90), 0.004)
   bands = frame.fill(_bands(back, half))
   bands = frame.fill(_bands(back, 0.5 * half), 165, bands)
   return cv2.add(layer, frame.soften(bands, 0.0025))
@@ -275,15 +274,10 @@ def _spine(frame: Frame, spine: np.ndarray) -> np.ndarray:
   """Draws the column of vertebrae, darker at the discs, with bright pedicles."""
   layer = frame.stroke([spine], 0.062, 190)
   y = np.arange(-0.04, 1.0, 0.047)
-  x = np.interp(y, spine[:, 1], spine[:, 0])
-  discs = [np.array([[cx - 0.028, cy], [cx + 0.028, cy]]) for cx, cy in zip(x, y, strict=True)]
-  layer = frame.stroke(discs, 0.006, 110, layer)
-  roots = [
-    np.array([[cx + dx, cy + 0.014], [cx + dx, cy + 0.026]])
-    for cx, cy in zip(x, y, strict=True)
-    for dx in (-0.018, 0.018)
-  ]
-  return frame.soften(frame.stroke(roots, 0.009, 255, layer), 0.004)
+  centres = np.stack([np.interp(y, spine[:, 1], spine[:, 0]), y], 1)[:, None]
+  layer = frame.stroke(centres + [[-0.028, 0], [0.028, 0]], 0.006, 110, layer)
+  roots = centres[:, None] + [[[x, 0.014], [x, 0.026]] for x in (-0.018, 0.018)]
+  return frame.soften(frame.stroke(roots.reshape(-1, 2, 2), 0.009, 255, layer), 0.004)
 
 
 def _shoulders(frame: Frame, wide: float) -> np.ndarray:

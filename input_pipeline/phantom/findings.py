@@ -6,20 +6,6 @@ import numpy as np
 
 from input_pipeline.phantom.anatomy import LEFT, RIGHT, STEPS, Chest, share, smooth
 
-FINDINGS = (
-  "effusion",
-  "consolidation",
-  "nodule",
-  "mass",
-  "pneumothorax",
-  "atelectasis",
-  "cardiomegaly",
-  "edema",
-  "tube",
-  "pacemaker",
-  "fracture",
-  "hernia",
-)
 # Those that come in a small kind; a mass or a device has none.
 SMALL_FINDINGS = ("effusion", "consolidation", "nodule", "pneumothorax", "atelectasis", "fracture")
 # Those that a radiologist never hedges.
@@ -121,8 +107,7 @@ def _blob(finding: Finding, chest: Chest, radius: float, rough: float, edge: flo
   stretch = _mix(0.8, 1.25, finding.shape[9]) ** (0.5 + rough)
   ring = np.stack([np.cos(angles) * stretch, np.sin(angles) / stretch], 1) * reach[:, None]
   centre = chest.inside(finding.side, *finding.at)
-  layer = chest.frame.fill([smooth(centre + ring)])
-  return share(chest.frame.soften(layer, edge)) * chest.lungs[finding.side]
+  return chest.frame.shade([smooth(centre + ring)], edge) * chest.lungs[finding.side]
 
 
 def _effusion(finding: Finding, chest: Chest) -> np.ndarray:
@@ -137,8 +122,7 @@ def _effusion(finding: Finding, chest: Chest) -> np.ndarray:
     rise = height * (middle + (1 - middle) * t**2)
     level = np.stack([angle[0] * t, angle[1] - rise], 1)
     floor = np.array([[angle[0] * 1.1, 1.1], [0, 1.1]])
-    water = chest.frame.soften(chest.frame.fill([np.concatenate([level, floor])]), 0.008)
-    total += share(water) * chest.lungs[side]
+    total += chest.frame.shade([np.concatenate([level, floor])], 0.008) * chest.lungs[side]
   return total * _mix(0.24, 0.4, finding.contrast)
 
 
@@ -167,7 +151,7 @@ def _pneumothorax(finding: Finding, chest: Chest) -> np.ndarray:
   depth = _mix(0.035, 0.13, finding.size) * gap[:, None]
   edge = wall + away / np.linalg.norm(away, axis=1, keepdims=True) * depth
   frame, lung = chest.frame, chest.lungs[finding.side]
-  air = share(frame.soften(frame.fill([np.concatenate([wall, edge[::-1]])]), 0.003)) * lung
+  air = frame.shade([np.concatenate([wall, edge[::-1]])], 0.003) * lung
   line = share(frame.soften(frame.stroke([edge[gap > 0.05]], 0.007), 0.002)) * lung
   dark = _mix(0.07, 0.12, finding.contrast)
   return line * _mix(0.1, 0.17, finding.contrast) - air * (dark + np.maximum(chest.markings, 0))
@@ -200,7 +184,7 @@ def _edema(finding: Finding, chest: Chest) -> np.ndarray:
     for i in range(5):
       start = chest.inside(side, 0.96, 0.62 + 0.07 * i)
       lines.append(np.array([start, start - [side * _mix(0.03, 0.06, finding.shape[i]), 0.004]]))
-  haze = share(frame.soften(frame.fill(wings), 0.035)) * (1 + 0.25 * chest.texture)
+  haze = frame.shade(wings, 0.035) * (1 + 0.25 * chest.texture)
   septa = share(frame.soften(frame.stroke(lines, 0.006), 0.002))
   lungs = chest.lungs[RIGHT] + chest.lungs[LEFT]
   vessels = np.maximum(chest.markings, 0)
@@ -295,3 +279,4 @@ _DRAW = {
   "fracture": _fracture,
   "hernia": _hernia,
 }
+FINDINGS = tuple(_DRAW)

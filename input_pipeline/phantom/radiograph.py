@@ -31,10 +31,7 @@ SIZES_PX = (64, 512)  # smallest and largest image
 _LEVELS, _SHARE, _VISIBLE = 3.0, 0.2, 16.0
 
 # Noise and masks have no other redundancy than runs of equal bytes.
-_PNG = [
-  *(cv2.IMWRITE_PNG_COMPRESSION, 1),
-  *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-]
+_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
 # Streams of random numbers. Reports and their corruptions own one each, so that no text option
 # can touch the image.
@@ -101,8 +98,7 @@ def example(
     radiograph.example(seed=0, index=3, size_px=128)
 
   Args:
-    seed: of the whole data set, 0 or more.
-    index: of the image, 0 or more.
+    seed, index: of the whole data set and of the image, 0 or more.
     size_px: side of the square image, 64 to 512.
     small_only: draws only findings that come in a small kind, and those small.
     wrong_sentence_fraction: share of reports in which one sentence is dropped or names an absent

@@ -3,7 +3,7 @@
 A new reader is a module with `open_source(source, **options) -> Source` and its line in `READERS`.
 `open_source` lists the images and reads none of them. It raises SourceError, which names file, row
 and column, where a table is missing or damaged, a cell cannot be right, or rows contradict each
-other. A reader that draws its images takes no source. `listing.Listing` collects items, notes and
+other. A reader that draws its images takes no source. `source.Listing` collects items, notes and
 broken parts; `source.build_example` makes the example of an item.
 """
 

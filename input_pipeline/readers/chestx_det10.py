@@ -15,17 +15,15 @@ test.json too are left aside. A tenth of the rest, drawn by patient, is validati
 """
 
 import functools
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.readers import nih14
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import boxes, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, draw_validation
+from input_pipeline.readers.source import Item, Listing, Source, draw_validation
 
 FINDINGS = (
   "Atelectasis",
@@ -102,10 +100,9 @@ def _parse_boxes(
   for name, box in zip(entry["syms"], entry["boxes"], strict=True):
     if name not in FINDINGS:
       raise SourceError(f"{place}: {name!r} must be one of {', '.join(FINDINGS)}")
-    numbers = box if isinstance(box, list) and len(box) == 4 else ["none"]
-    if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+    if not boxes.is_box(box):
       raise SourceError(f"{place}: the box {box!r} must be four numbers, x1, y1, x2, y2")
-    corners = nih14.clip(tuple(numbers))
+    corners = boxes.clip(tuple(box), nih14.SIZE_PX, nih14.SIZE_PX)
     if corners is None:
       broken.append(f"the box {box} of {name} is empty or outside its image")
     else:

@@ -24,11 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.example import SPLITS, Example
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, build_example
-from input_pipeline.text import reports
+from input_pipeline.readers.source import Item, Listing, Source, build_example
 
 LABELS = (
   "No Finding",
@@ -80,7 +78,6 @@ def open_source(source: str, *, views: str = "frontal") -> Source:
   """Lists the images. Raises SourceError, also where two rows of an image contradict.
 
   Args:
-    source: the folder of the tables, or its parent.
     views: "frontal", as the field trains and tests, or "all", laterals too.
   """
   root = folders.folder(source, "CheXpert's train.csv, valid.csv or test.csv")
@@ -178,11 +175,5 @@ def _read(item: Item, *, root: Path, home: str, batches: tuple[str, ...]) -> Exa
   files = [home + row.file]
   if row.file.startswith("train/"):
     files += [f"{batch}/{row.file.removeprefix('train/')}" for batch in batches]
-  sections = dict(row.sections)
-  return build_example(
-    item,
-    folders.read_bytes(root, *files),
-    study_id=row.study_id,
-    sections=sections,
-    sentences=tuple(reports.report_sentences(sections)),
-  )
+  image = folders.read_bytes(root, *files)
+  return build_example(item, image, study_id=row.study_id, sections=dict(row.sections))

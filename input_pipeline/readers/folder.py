@@ -20,19 +20,17 @@ Columns (UTF-8, first row names them; further columns are left aside):
 
 import functools
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.example import SPLITS, Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, tables
-from input_pipeline.readers.raw.boxes import Corners
+from input_pipeline.readers.raw.boxes import Corners, is_box
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import encode_mask, open_image
-from input_pipeline.readers.source import Item, Source, build_example, draw_split
+from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_split
 from input_pipeline.text import reports
 
 MANIFEST = "manifest.csv"
@@ -180,7 +178,7 @@ def _parse_boxes(cell: str) -> tuple[_Box, ...]:
   boxes = []
   for i, entry in enumerate(_parse_list("boxes", cell, ("label",)) if cell else []):
     numbers = [entry.get(key) for key in ("x", "y", "w", "h")]
-    if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+    if not is_box(numbers):
       raise _CellError("boxes", f"box {i}: x, y, w and h must be numbers: {json.dumps(entry)}")
     x, y, w, h = numbers
     if w <= 0 or h <= 0:
@@ -199,14 +197,12 @@ def _parse_masks(cell: str) -> tuple[_Mask, ...]:
 def _read(item: Item, *, root: Path) -> Example:
   """Reads an example. Raises UnreadableError; SourceError for boxes and masks that do not fit."""
   row = item.row
-  sections = reports.sections(row.text)
   try:
     return build_example(
       item,
       _read_bytes(root, row.image),
       study_id=row.study_id,
-      sections=sections,
-      sentences=tuple(reports.report_sentences(sections)),
+      sections=reports.sections(row.text),
       regions=functools.partial(_regions, row, root),
       text_kind=row.text_kind,
     )

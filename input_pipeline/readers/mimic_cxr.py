@@ -29,10 +29,9 @@ from pathlib import Path
 from input_pipeline.example import Example, UnreadableError
 from input_pipeline.readers import chexpert
 from input_pipeline.readers import ms_cxr as ms_cxr_reader
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, physionet, radgraph, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, build_example
+from input_pipeline.readers.source import Item, Listing, Source, build_example
 from input_pipeline.text import mimic_reports
 
 LABELS = tuple(sorted(chexpert.LABELS))
@@ -53,7 +52,6 @@ def open_source(
   """Lists the images. Raises SourceError, also where two rows contradict.
 
   Args:
-    source: the folder that holds mimic-cxr-jpg and mimic-cxr.
     views: "frontal" (AP and PA) or "all".
     labels: labeler of the table, "chexpert" or "negbio".
     ms_cxr: "exclude" leaves the patients of MS-CXR out of the training split, "keep" keeps them.

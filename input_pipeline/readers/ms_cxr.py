@@ -21,19 +21,17 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import folders, physionet, tables
 from input_pipeline.readers.raw.boxes import Corners
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, build_example
-from input_pipeline.text import reports
+from input_pipeline.readers.source import Item, Listing, Source, build_example
 
 _SIZE = ("image_width", "image_height")
 _BOX = ("x", "y", "w", "h")
@@ -46,28 +44,18 @@ _DISTORTION = 0.02  # by how much the JPEG's proportions may differ from the tab
 
 @dataclass(frozen=True)
 class Annotation:
-  """Row of the table.
+  """Row of the table; `phrase` is its label_text, `size` that of the original image."""
 
-  Attributes:
-    place: file and row, for errors.
-    dicom_id, patient_id, study_id: of the image.
-    path: of the image, below "files".
-    phrase, category: label_text and category_name.
-    box: x, y, w, h; None where the row has none.
-    size: width and height of the original image.
-    split: "train", "validation", "test"; "" where the table has no splits.
-  """
-
-  place: str
+  place: str  # file and row, for errors
   dicom_id: str
   patient_id: str
   study_id: str
-  path: str
+  path: str  # below "files"
   phrase: str
   category: str
-  box: tuple[float, ...] | None
-  size: tuple[float, ...]
-  split: str
+  box: tuple[float, ...] | None  # x, y, w, h
+  size: tuple[float, ...] | None
+  split: str  # "" where the table has no splits
 
 
 @dataclass(frozen=True)
@@ -134,8 +122,8 @@ def _from_csv(path: Path) -> Iterator[Annotation]:
   for row in tables.read(path, _COLUMNS):
     yield _annotation(
       row.place,
-      row.text("dicom_id"),
-      row.text("path"),
+      dicom_id=row.text("dicom_id"),
+      path=row.text("path"),
       names=(row.text("label_text"), row.text("category_name")),
       box=row.numbers(*_BOX),
       size=row.numbers(*_SIZE),
@@ -160,8 +148,8 @@ def _from_json(path: Path) -> Iterator[Annotation]:
         raise ValueError(f"bbox is {entry['bbox']}, not four numbers")
       yield _annotation(
         f"{path.name} annotation {number}",
-        Path(image["path"]).stem,
-        image["path"],
+        dicom_id=Path(image["path"]).stem,
+        path=image["path"],
         names=(entry["label_text"], categories[entry["category_id"]]),
         box=box,
         size=(float(image["width"]), float(image["height"])),
@@ -174,27 +162,16 @@ def _from_json(path: Path) -> Iterator[Annotation]:
     ) from None
 
 
-def _annotation(
-  place: str,
-  dicom_id: str,
-  path: str,
-  *,
-  names: tuple[str, str],
-  box: tuple[float, ...] | None,
-  size: tuple[float, ...],
-  split: str,
-) -> Annotation:
+def _annotation(place: str, *, path: str, names: Iterable[str], split: str, **fields) -> Annotation:
   match = _PATH.fullmatch(path)
   if not match:
     raise SourceError(
       f"{place}: path is {path!r}; it must be files/p10/p10000032/s50414267/DICOM_ID.jpg"
     )
-  below, patient_id, study_id = match.groups()
+  fields |= zip(("path", "patient_id", "study_id"), match.groups(), strict=True)
   phrase, category = (" ".join(name.split()) for name in names)
   split = _SPLITS.get(split, "")
-  return Annotation(
-    place, dicom_id, patient_id, study_id, below, phrase, category, box, size, split
-  )
+  return Annotation(place=place, phrase=phrase, category=category, split=split, **fields)
 
 
 def _corners(row: Annotation) -> Corners | str:
@@ -219,7 +196,6 @@ def _read(item: Item, *, images: Path) -> Example:
     folders.read_bytes(images, row.path),
     study_id=row.study_id,
     sections=sections,
-    sentences=tuple(reports.report_sentences(sections)),
     regions=functools.partial(_regions, row),
   )
 

@@ -21,15 +21,13 @@ patient id, so that the shares are about 70, 10 and 20 percent of the images.
 """
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.example import Example, Region
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import boxes, dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, build_example, draw_validation
+from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_validation
 
 FINDINGS = (
   "Atelectasis",
@@ -57,14 +55,9 @@ _BOXES = "BBox_List_2017.csv"
 
 @dataclass(frozen=True)
 class BoxedImage:
-  """Row of an NIH image, in this and in other data sets.
+  """Row of an NIH image, in this and other data sets; boxes in pixels of the original image."""
 
-  Attributes:
-    file: relative to the folder.
-    boxes: label and corners, in pixels of the original image.
-  """
-
-  file: str
+  file: str  # relative to the folder
   boxes: tuple[boxes.Labelled, ...]
 
 
@@ -105,17 +98,12 @@ def open_source(source: str) -> Source:
   return listing.source("nih14", functools.partial(read_boxed, root=root))
 
 
-def clip(corners: boxes.Corners) -> boxes.Corners | None:
-  """Clips a box to the original image; None where that leaves no area."""
-  return boxes.clip(corners, SIZE_PX, SIZE_PX)
-
-
 def clip_or_leave_out(
   numbers: tuple[float, ...], key: str, listing: Listing
 ) -> boxes.Corners | None:
   """Clips a box of x, y, width and height; lists it as left out where that leaves no area."""
   x, y, w, h = numbers
-  corners = clip((x, y, x + w, y + h))
+  corners = boxes.clip((x, y, x + w, y + h), SIZE_PX, SIZE_PX)
   if corners is None:
     listing.leave_out(
       key, f"the box x {x:g}, y {y:g}, width {w:g}, height {h:g} is empty or outside its image"
@@ -162,7 +150,15 @@ def _boxes(root: Path, listing: Listing) -> dict[str, tuple[boxes.Labelled, ...]
     return {}
   boxes_of: dict[str, dict[boxes.Labelled, None]] = {}
   repeated = 0
-  for row, label, numbers in _box_rows(path):
+  columns = ("Image Index", "Finding Label", "x", "y", "w", "h")
+  # The table's own first row has commas inside its names.
+  for row in tables.read(path, columns, names=columns):
+    label = row["Finding Label"].replace("Infiltrate", "Infiltration")
+    if label not in FINDINGS:
+      raise row.wrong("Finding Label", f"one of {', '.join(FINDINGS)}")
+    numbers = row.numbers("x", "y", "w", "h")
+    if numbers is None:
+      raise row.wrong("x", "a number")
     name = row.text("Image Index")
     corners = clip_or_leave_out(numbers, f"{name} ({row.place})", listing)
     if corners is None:
@@ -171,16 +167,3 @@ def _boxes(root: Path, listing: Listing) -> dict[str, tuple[boxes.Labelled, ...]
     boxes_of[name][label, corners] = None
   listing.note("boxes given twice, dropped: {}", repeated)
   return {name: tuple(labelled) for name, labelled in boxes_of.items()}
-
-
-def _box_rows(path: Path) -> Iterator[tuple[tables.Row, str, tuple[float, ...]]]:
-  """Reads row, label, and x, y, w, h; the table's own first row has commas inside its names."""
-  columns = ("Image Index", "Finding Label", "x", "y", "w", "h")
-  for row in tables.read(path, columns, names=columns):
-    label = row["Finding Label"].replace("Infiltrate", "Infiltration")
-    if label not in FINDINGS:
-      raise row.wrong("Finding Label", f"one of {', '.join(FINDINGS)}")
-    numbers = row.numbers("x", "y", "w", "h")
-    if numbers is None:
-      raise row.wrong("x", "a number")
-    yield row, label, numbers

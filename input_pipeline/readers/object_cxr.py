@@ -25,10 +25,9 @@ import cv2
 import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import boxes, folders, tables
 from input_pipeline.readers.raw.stored_images import encode_mask
-from input_pipeline.readers.source import Item, Source, build_example, draw_validation
+from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_validation
 
 LABEL = "foreign object"
 _VALIDATION = 1 / 5

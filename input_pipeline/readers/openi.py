@@ -29,10 +29,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from input_pipeline.example import Example, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, build_example, draw_split
+from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_split
 from input_pipeline.text import reports
 
 VIEWS = ("all", "frontal")
@@ -58,7 +57,6 @@ def open_source(source: str, *, views: str = "all") -> Source:
   """Lists the images of all reports. Raises SourceError, also for one uId or image twice.
 
   Args:
-    source: the folder.
     views: "all", or "frontal", which needs indiana_projections.csv.
   """
   root = folders.folder(source, "ecgen-radiology or NLMCXR_reports.tgz, and the images")
@@ -189,7 +187,7 @@ def _parse(data: bytes) -> _Report:
 def _read(item: Item, *, root: Path) -> Example:
   image = folders.read_bytes(root, item.row.file)
   if item.row.file.endswith(".dcm"):
-    image = dicom.to_pgm(image)
+    image, _ = dicom.to_image(image)
   sections = dict(item.row.sections)
   text = {name: text for name, text in sections.items() if name in _TEXT}
   return build_example(

@@ -27,11 +27,10 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.example import SPLITS, Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import boxes, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import encode_pgm, open_image
-from input_pipeline.readers.source import Item, Source, build_example
+from input_pipeline.readers.source import Item, Listing, Source, build_example
 
 LANGUAGES = ("en", "es")
 _REPORTS, _TABLE, _IMAGES = "grounded_reports_*.json", "master_table.csv", "Padchest_GR_files"
@@ -67,7 +66,6 @@ def open_source(source: str, *, language: str = "en") -> Source:
   """Lists the images of the reports. Raises SourceError, also where two contradict.
 
   Args:
-    source: the folder.
     language: of the sentences, "en" (a translation) or "es".
   """
   root = folders.folder(source, "PadChest-GR's grounded_reports_20240819.json and master_table.csv")

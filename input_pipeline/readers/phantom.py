@@ -23,9 +23,7 @@ def open_source(
   """Lists the images of a phantom data set; splits take consecutive numbers, whole patients each.
 
   Args:
-    train_images: images of the split, rounded up to whole patients.
-    validation_images: likewise.
-    test_images: likewise.
+    train_images, validation_images, test_images: rounded up to whole patients.
     size_px: side of the square images.
     seed: of the whole set.
     small_only: draws small findings only.

@@ -18,10 +18,9 @@ import functools
 from pathlib import Path
 
 from input_pipeline.readers import nih14
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import boxes, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, Source, draw_split
+from input_pipeline.readers.source import Item, Listing, Source, draw_split
 
 FINDING = "Lung Opacity"
 CLASSES = (FINDING, "No Lung Opacity / Not Normal", "Normal")

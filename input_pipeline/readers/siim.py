@@ -22,11 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import encode_mask, resize_mask
-from input_pipeline.readers.source import Item, Source, build_example, draw_split
+from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_split
 
 _TABLES = ("train-rle.csv", "stage_2_train.csv")
 _SIZE_PX = 1024

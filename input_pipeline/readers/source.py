@@ -1,13 +1,15 @@
-"""Data set before conversion: its images as a list, and the function that reads them."""
+"""Data set before conversion: its images, listed while its tables are read, and their reader."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from input_pipeline.example import Example, Region
+from input_pipeline.example import SPLITS, Example, Region
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import image_size
+from input_pipeline.text import reports
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,59 @@ class Source:
   left_out: tuple[tuple[str, str], ...] = ()
 
 
+class Listing:
+  """Collects the items of a data set and what its user should know of them.
+
+  Attributes:
+    items: by a name that no two images share.
+    notes, left_out: as `Source` has them.
+    counts: numbers that notes are made from.
+  """
+
+  def __init__(self):
+    self.items: dict[str, Item] = {}
+    self.notes: list[str] = []
+    self.left_out: list[tuple[str, str]] = []
+    self.counts = Counter()
+
+  def add(self, name: str, item: Item) -> bool:
+    """Adds an image; counts it as repeated, and returns False, where its name is taken.
+
+    Raises SourceError where the earlier item of that name says something else.
+    """
+    first = self.items.setdefault(name, item)
+    if first is item:
+      return True
+    if replace(item, key=first.key) != first:
+      raise SourceError(f"{item.key} contradicts {first.key}; remove one of them")
+    self.counts["repeated"] += 1
+    return False
+
+  def leave_out(self, key: str, reason: str) -> None:
+    """Lists a row, a box or an image that is broken."""
+    self.left_out.append((key, reason))
+
+  def note(self, text: str, *values: object) -> None:
+    """Adds a note. Values fill its {}; where the first, such as a count, is 0, there is no note."""
+    if not values or values[0]:
+      self.notes.append(text.format(*values) if values else text)
+
+  def note_repeated(self, noun: str = "rows") -> None:
+    """Notes how many rows (or other nouns) were dropped as repeated."""
+    text = f"{noun} that say the same as an earlier one, dropped: {{}}"
+    self.note(text, self.counts["repeated"])
+
+  def shares(self) -> str:
+    """Formats how many images each split has: "train 8, validation 1, test 1"."""
+    counts = Counter(item.split for item in self.items.values())
+    return ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+
+  def source(self, name: str, read: Callable[[Item], Example]) -> Source:
+    """Returns the data set that was listed."""
+    items = list(self.items.values())
+    return Source(name, items, read, tuple(self.notes), tuple(self.left_out))
+
+
 def build_example(
   item: Item,
   image: bytes,
@@ -68,11 +123,14 @@ def build_example(
     item: gives ids, view and labels; the image is a study of its own if `fields` hold no study_id.
     image: encoded as `Source.read` allows.
     regions: makes the regions, given the image's width and height in pixels.
-    fields: further fields of the example, and those that replace the item's.
+    fields: further fields of the example, and those that replace the item's. Sentences are those of
+      the sections, unless they are given.
 
   Raises UnreadableError where the image's size cannot be read.
   """
   width, height = image_size(image)
+  if "sections" in fields and "sentences" not in fields:
+    fields["sentences"] = tuple(reports.report_sentences(fields["sections"]))
   defaults = {
     "image_id": item.image_id,
     "study_id": item.image_id,

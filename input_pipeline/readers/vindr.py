@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw import box_fusion, boxes, dicom, folders, tables
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import (
   Item,
+  Listing,
   Source,
   build_example,
   draw_split,
@@ -82,7 +82,6 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
   """Lists the images. Raises SourceError.
 
   Args:
-    source: the folder.
     fusion: a name of box_fusion.FUSIONS: "weighted", "largest" or "every".
   """
   root = folders.folder(source, "VinDr-CXR's annotations, or VinBigData's train.csv")

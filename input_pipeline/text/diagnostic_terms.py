@@ -140,7 +140,5 @@ def _denies(word: str, after: list[str], terms: list[bool]) -> bool:
 
 def _is_in(word: str, terms: frozenset[str]) -> bool:
   """Tells whether a word, or its singular, is a term."""
-  singular = [word[:-1]] if word.endswith("s") else []
-  singular += [word[:-2]] if word.endswith("es") else []
-  singular += [f"{word[:-3]}y"] if word.endswith("ies") else []
-  return any(form in terms for form in (word, *singular))
+  forms = word, word.removesuffix("s"), word.removesuffix("es")
+  return not terms.isdisjoint(forms) or (word.endswith("ies") and f"{word[:-3]}y" in terms)

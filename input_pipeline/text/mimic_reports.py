@@ -41,25 +41,17 @@ _SECTIONS = (
   "date",
   "wet read",
 )
-_OTHER_NAMES = {
-  "conclusion": "impression",
-  "conclusions": "impression",
-  "summary": "impression",
-  "clinical information": "history",
-  "clinical data": "history",
-  "clinical indication": "indication",
-  "reason for exam": "indication",
-  "reason for examination": "indication",
-  "reason for study": "indication",
-  "exam": "examination",
-  "type of exam": "examination",
-  "type of examination": "examination",
-  "study": "examination",
-  "reference exam": "comparison",
-  "recommendation": "recommendations",
-  "recommendation(s)": "recommendations",
-  "wetread": "wet read",
+_REASONS = ("reason for exam", "reason for examination", "reason for study")
+_SYNONYMS = {
+  "impression": ("conclusion", "conclusions", "summary"),
+  "history": ("clinical information", "clinical data"),
+  "indication": ("clinical indication", *_REASONS),
+  "examination": ("exam", "type of exam", "type of examination", "study"),
+  "comparison": ("reference exam",),
+  "recommendations": ("recommendation", "recommendation(s)"),
+  "wet read": ("wetread",),
 }
+_OTHER_NAMES = {synonym: name for name, synonyms in _SYNONYMS.items() for synonym in synonyms}
 _PARTS_OF_NAMES = ("impression", "findings", "history", "comparison", "addendum")
 _LIKENESS = 0.8  # of difflib, 1 is equal
 _IMAGE = re.compile(

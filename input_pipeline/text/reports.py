@@ -5,26 +5,17 @@ import re
 
 # At the start of a line or, as in reports that were folded into one, of a sentence.
 _HEADING = re.compile(r"(?:^|(?<=[.:!?])[ \t]+)[ \t]*([A-Z][A-Za-z ]{2,40}):[ \t]*", re.MULTILINE)
-_KNOWN = {
-  "findings": "findings",
-  "finding": "findings",
-  "impression": "impression",
-  "impressions": "impression",
-  "conclusion": "impression",
-  "indication": "indication",
-  "history": "indication",
-  "clinical history": "indication",
-  "clinical information": "indication",
-  "reason for exam": "indication",
-  "reason for examination": "indication",
-  "comparison": "comparison",
-  "comparisons": "comparison",
-  "technique": "technique",
-  "examination": "examination",
-  "exam": "examination",
-  "recommendation": "recommendation",
-  "recommendations": "recommendation",
+_INDICATION = ("indication", "history", "clinical history", "clinical information")
+_HEADINGS = {
+  "findings": ("findings", "finding"),
+  "impression": ("impression", "impressions", "conclusion"),
+  "indication": (*_INDICATION, "reason for exam", "reason for examination"),
+  "comparison": ("comparison", "comparisons"),
+  "technique": ("technique",),
+  "examination": ("examination", "exam"),
+  "recommendation": ("recommendation", "recommendations"),
 }
+_KNOWN = {heading: name for name, headings in _HEADINGS.items() for heading in headings}
 # A full stop ends a sentence unless it stands in a number, a list number or an abbreviation.
 _TITLES = ("dr", "mr", "mrs", "ms", "prof")
 _BEFORE_DIGIT = ("no", "fig")

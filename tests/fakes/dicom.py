@@ -17,10 +17,8 @@ def image(pixels, *, bits=None, photometric="MONOCHROME2", syntax=ExplicitVRLitt
   meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
   meta.MediaStorageSOPInstanceUID = generate_uid()
   data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-  data.SOPClassUID, data.SOPInstanceUID = (
-    meta.MediaStorageSOPClassUID,
-    meta.MediaStorageSOPInstanceUID,
-  )
+  data.SOPClassUID = meta.MediaStorageSOPClassUID
+  data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
   data.Rows, data.Columns = pixels.shape
   data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
   data.BitsAllocated = 8 * pixels.itemsize

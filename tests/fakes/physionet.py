@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 
 from fakes import radgraph
+from fakes.images import png
 from input_pipeline.example import Example, Region
+from input_pipeline.images import decode
 from input_pipeline.phantom import radiograph
 from input_pipeline.readers.mimic_cxr import LABELS
 from input_pipeline.text import reports
@@ -57,30 +59,19 @@ WITHOUT_HEADINGS, EMPTY, WITHOUT_LABELS = 2, 5, 3  # numbers of studies
 
 @dataclass(frozen=True)
 class Image:
-  """Image as it was written.
-
-  Attributes:
-    dicom_id, subject_id, study_id: as in the tables.
-    split: "train", "validate" or "test", of the patient.
-    view: "PA", "AP" or "LATERAL".
-    number: of the study, from 0.
-    width, height: of the JPEG.
-    truth: the phantom's example; its boxes are in pixels of the JPEG. None for a lateral.
-    report: as the text file holds it.
-    ms_cxr: MS-CXR's split, "" where the image is not in it.
-  """
+  """Image as it was written; names and values as the tables have them."""
 
   dicom_id: str
   subject_id: str
   study_id: str
   split: str
   view: str
-  number: int
-  width: int
+  number: int  # of the study, from 0
+  width: int  # of the JPEG, as the boxes of `truth` are
   height: int
-  truth: Example | None
+  truth: Example | None  # None for a lateral
   report: str
-  ms_cxr: str
+  ms_cxr: str  # its split, "" where the image is not in it
 
   @property
   def path(self) -> str:
@@ -234,8 +225,7 @@ def _report(example: Example, number: int) -> str:
   findings, impression = example.sections["findings"], example.sections["impression"]
   title = " " * 33 + "FINAL REPORT\n"
   if number == WITHOUT_HEADINGS:
-    body = f" CHEST RADIOGRAPH\n \n{_folded(findings)} \n{_folded(impression)}"
-    return title + body
+    return f"{title} CHEST RADIOGRAPH\n \n{_folded(findings)} \n{_folded(impression)}"
   age = "___ year old woman with cough, SOB // r/o pneumonia"
   parts = {
     "EXAMINATION": f" CHEST ({'PA AND LAT' if example.view == 'PA' else 'PORTABLE AP'})",
@@ -262,25 +252,19 @@ def _numbered(text: str) -> str:
 
 def _stretched(example: Example, width: int) -> Example:
   """Brings an example to a JPEG of another width."""
-  pixels = cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_GRAYSCALE)
-  pixels = cv2.resize(pixels, (width, example.height), interpolation=cv2.INTER_LINEAR)
+  pixels = cv2.resize(decode(example.image), (width, example.height))
   factor = np.array([width / example.width, 1] * 2)
   regions = tuple(
     Region(region.phrase, region.label, np.rint(region.boxes * factor).astype(np.float32))
     for region in example.regions
   )
-  return replace(example, image=_jpeg(pixels), width=width, regions=regions, entities=())
+  return replace(example, image=png(pixels, ".jpg"), width=width, regions=regions, entities=())
 
 
 def _lateral(example: Example) -> bytes:
   """Draws an image that is no frontal one: the left half, squeezed."""
-  pixels = cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_GRAYSCALE)
-  half = np.ascontiguousarray(pixels[:, : example.width // 2])
-  return _jpeg(cv2.resize(half, (example.width, example.height)))
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-  return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+  half = np.ascontiguousarray(decode(example.image)[:, : example.width // 2])
+  return png(cv2.resize(half, (example.width, example.height)), ".jpg")
 
 
 def _dicom_id(seed: int, number: int, image: int) -> str:
@@ -312,8 +296,7 @@ def _write_tables(folder: Path, images: list[Image], labels) -> None:
     }
     for image in images
   ]
-  rows = [row.values() for row in metadata]
-  table(folder / f"{name}-metadata.csv.gz", tuple(metadata[0]), rows)
+  table(folder / f"{name}-metadata.csv.gz", metadata[0], (row.values() for row in metadata))
   split = [(image.dicom_id, image.study_id, image.subject_id, image.split) for image in images]
   columns = ("dicom_id", "study_id", "subject_id", "split")
   table(folder / f"{name}-split.csv.gz", columns, split)

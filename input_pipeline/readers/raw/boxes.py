@@ -1,6 +1,8 @@
 """Boxes of the raw tables: clipped to their image, united to regions."""
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,12 @@ from input_pipeline.example import Region
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1; x1 and y1 exclusive
 Labelled = tuple[str, Corners]
+
+
+def is_box(value: Any) -> bool:
+  """Tells whether a value of JSON is a list of four finite numbers."""
+  fits = isinstance(value, list) and len(value) == 4
+  return fits and all(type(n) in (int, float) and math.isfinite(n) for n in value)
 
 
 def clip(corners: Corners, width: float, height: float) -> Corners | None:
@@ -21,12 +29,7 @@ def clip(corners: Corners, width: float, height: float) -> Corners | None:
 def by_label(
   boxes: Iterable[Labelled], scale: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[Region, ...]:
-  """Unites boxes to one region a label, in the order of first mention; its phrase is the label.
-
-  Args:
-    boxes: label and corners.
-    scale: by which x and y are multiplied.
-  """
+  """Unites scaled boxes to a region a label, which is its phrase, in order of first mention."""
   corners_of: dict[str, list[Corners]] = {}
   for label, corners in boxes:
     corners_of.setdefault(label, []).append(corners)

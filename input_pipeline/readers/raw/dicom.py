@@ -17,11 +17,6 @@ from input_pipeline.readers.raw.stored_images import encode_pgm
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
-def to_pgm(data: bytes) -> bytes:
-  """Reads the image of a DICOM file, as `to_image` does."""
-  return to_image(data)[0]
-
-
 def to_image(data: bytes) -> tuple[bytes, str]:
   """Reads a DICOM file: its image and its view position ("PA", "AP", ...; "" where it says none).
 

@@ -47,11 +47,7 @@ def find(root: Path, *names: str, hint: str = "") -> Path:
 
 
 def read_bytes(root: Path, *files: str) -> bytes:
-  """Reads a file below the root: the first of `files` that exists.
-
-  Args:
-    root: resolved (as `folder` gives it).
-    files: paths relative to it.
+  """Reads a file below the root, which is resolved: the first of `files` that exists.
 
   Raises UnreadableError where it cannot be read, or lies outside the root: by "..", or by a link.
   """
@@ -68,11 +64,7 @@ def read_bytes(root: Path, *files: str) -> bytes:
 
 @functools.lru_cache(maxsize=4)
 def file_names(directory: Path, suffix: str = "") -> dict[str, str]:
-  """Lists the files below a folder, for data sets spread over archives: name -> relative path.
-
-  Args:
-    directory: the folder.
-    suffix: takes only the files whose names end so (".png").
+  """Lists the files of that suffix below a folder, however deep: name -> relative path.
 
   Raises SourceError where there is no such folder, or two files share a name.
   """

@@ -91,8 +91,7 @@ def store_image(example: Example, image_px: int, image_format: str = "keep") -> 
     example = replace(example, width=size[0], height=size[1], regions=tuple(regions))
   grey = pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
   quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if image_format == "jpeg" else []
-  suffix = ".jpg" if image_format == "jpeg" else ".png"
-  return replace(example, image=cv2.imencode(suffix, grey, quality)[1].tobytes())
+  return replace(example, image=cv2.imencode(f".{image_format}", grey, quality)[1].tobytes())
 
 
 def _orientation(image: Image.Image, encoded: bytes) -> int:

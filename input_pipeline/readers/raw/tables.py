@@ -89,8 +89,8 @@ class Row(dict[str, str]):
 
   def labels(self, columns: Sequence[str]) -> tuple[tuple[str, int], ...]:
     """Parses the labels that are not blank: (column, 1, 0 or -1). Raises SourceError."""
-    values = ((column, self.label(column)) for column in columns if self[column])
-    return tuple((column, value) for column, value in values if value is not None)
+    filled = (column for column in columns if self[column])
+    return tuple((name, value) for name in filled if (value := self.label(name)) is not None)
 
 
 def is_blank(cell: str) -> bool:
@@ -129,14 +129,12 @@ def read(
     rows = csv.reader(text, strict=True)
     first = next(rows, None)
     columns = [name.strip() for name in names or first or []]
-    missing = [name for name in required if name not in columns]
-    if missing:
+    if missing := [name for name in required if name not in columns]:
       raise SourceError(
         f"{path}: no column {', '.join(map(repr, missing))};"
         f" the first row names {', '.join(map(repr, columns)) or 'nothing'}"
       )
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
       raise SourceError(f"{path}: the first row names {', '.join(map(repr, twice))} twice")
     for number, cells in enumerate(rows, start=2):
       if not any(cells):
@@ -167,18 +165,13 @@ def _errors(path: Path) -> Iterator[None]:
     raise SourceError(f"{path}: cannot be read to its end ({error}); download it again") from None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path) -> IO[bytes]:
   if path.suffix == ".gz":
-    with gzip.open(path, "rb") as file:
-      yield file
-  elif path.suffix == ".zip":
-    with zipfile.ZipFile(path) as archive:
-      tables = [n for n in archive.namelist() if n.endswith(".csv") and "__MACOSX" not in n]
-      if len(tables) != 1:
-        raise SourceError(f"{path}: holds {len(tables)} tables, not one")
-      with archive.open(tables[0]) as file:
-        yield file
-  else:
-    with open(path, "rb") as file:
-      yield file
+    return gzip.open(path, "rb")
+  if path.suffix != ".zip":
+    return open(path, "rb")
+  with zipfile.ZipFile(path) as archive:  # what is opened in it stays open
+    tables = [n for n in archive.namelist() if n.endswith(".csv") and "__MACOSX" not in n]
+    if len(tables) != 1:
+      raise SourceError(f"{path}: holds {len(tables)} tables, not one")
+    return archive.open(tables[0])

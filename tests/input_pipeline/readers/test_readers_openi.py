@@ -10,9 +10,8 @@ from PIL import Image
 from fakes import openi as fake
 from fakes.images import by_id, converted
 from input_pipeline.readers import openi
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import check_patients
+from input_pipeline.readers.source import Listing, check_patients
 
 WHEEL = importlib.util.find_spec("torchxrayvision")
 

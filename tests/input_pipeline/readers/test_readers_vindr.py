@@ -9,8 +9,8 @@ import pytest
 from fakes import vindr as fake
 from fakes.images import by_id, converted
 from input_pipeline.readers import vindr
-from input_pipeline.readers.listing import Listing
 from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.source import Listing
 
 WHEEL = importlib.util.find_spec("torchxrayvision")
 

@@ -17,7 +17,7 @@ from input_pipeline.readers.raw import dicom
 
 
 def grey(data):
-  with Image.open(io.BytesIO(dicom.to_pgm(data))) as image:
+  with Image.open(io.BytesIO(dicom.to_image(data)[0])) as image:
     assert (image.format, image.mode) == ("PPM", "L")
     return np.asarray(image).astype(int)
 
@@ -125,7 +125,7 @@ def test_tables_of_bytes_and_of_65536_entries():
   got = grey(image(wide, VOILUTSequence=[lookup(whole)]))  # 65536 is written as 0
   np.testing.assert_array_equal(got, np.rint(wide * (255 / 65535)))
   with pytest.raises(UnreadableError, match="table has 256 entries, its header says 300"):
-    dicom.to_pgm(image(wide, VOILUTSequence=[lookup(whole[:256], entries=300)]))
+    dicom.to_image(image(wide, VOILUTSequence=[lookup(whole[:256], entries=300)]))[0]
 
 
 def test_a_voi_table_of_negative_values():
@@ -189,7 +189,7 @@ def test_elements_that_say_nothing_change_nothing(blank):
 
 def test_a_window_function_that_dicom_does_not_know():
   with pytest.raises(UnreadableError, match="VOI LUT function is 'CUBIC'"):
-    dicom.to_pgm(image(RAMP, WindowCenter=9, WindowWidth=9, VOILUTFunction="CUBIC"))
+    dicom.to_image(image(RAMP, WindowCenter=9, WindowWidth=9, VOILUTFunction="CUBIC"))[0]
 
 
 @pytest.mark.parametrize("ends", [(4000, 4095), (4095, 4000)])
@@ -275,7 +275,7 @@ def test_jpeg_lossless(tmp_path, kind, low):
 )
 def test_damage(change, reason):
   with pytest.raises(UnreadableError, match=reason):
-    dicom.to_pgm(change(image(RAMP, bits=12, WindowCenter=1, WindowWidth=2) + b""))
+    dicom.to_image(change(image(RAMP, bits=12, WindowCenter=1, WindowWidth=2) + b""))[0]
 
 
 def without(name):
@@ -288,15 +288,15 @@ def without(name):
 
 def test_what_is_no_grey_image():
   with pytest.raises(UnreadableError, match="no pixel data"):
-    dicom.to_pgm(without("PixelData"))
+    dicom.to_image(without("PixelData"))[0]
   with pytest.raises(UnreadableError, match="missing, not grey"):
-    dicom.to_pgm(without("PhotometricInterpretation"))
+    dicom.to_image(without("PhotometricInterpretation"))[0]
   with pytest.raises(UnreadableError, match="PALETTE COLOR, not grey"):
-    dicom.to_pgm(image(RAMP, photometric="PALETTE COLOR"))
+    dicom.to_image(image(RAMP, photometric="PALETTE COLOR"))[0]
   with pytest.raises(UnreadableError, match="2 frames, not one image"):
-    dicom.to_pgm(image(RAMP, NumberOfFrames=2))
+    dicom.to_image(image(RAMP, NumberOfFrames=2))[0]
   with pytest.raises(UnreadableError, match=r"uint32\(8, 32\), not one image of 8 or 16 bits"):
-    dicom.to_pgm(image(RAMP.astype(np.uint32)))
+    dicom.to_image(image(RAMP.astype(np.uint32)))[0]
 
 
 def test_a_constant_image_is_black_and_no_error():
