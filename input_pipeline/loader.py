@@ -87,9 +87,9 @@ def batches(
     process: index of this host, and the number of hosts.
 
   Yields:
-    image [B, H, W, 1] float32; tokens, word_index, sentence_index, position [B, L] int32;
-    word_mask, term [B, W] bool (term: a word that names something visible); report_key, study_key,
-    dropped_sentences [B] int32.
+    image [B, S, S, 1] float32 in [0, 1]; tokens, word_index, sentence_index, position [B, L]
+    int32; word_mask, term [B, W] bool (term: a word that names something visible); report_key,
+    study_key, dropped_sentences [B] int32. S is image_px, L max_tokens, W max_words.
 
   Raises:
     UserError: if the source is empty or the batch does not divide over the hosts.

@@ -19,7 +19,7 @@ from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax import train
 from plan_jax.alignment.methods.base import Alignment
 from plan_jax.alignment.methods.by_name import METHODS
-from plan_jax.inference import load as grounder
+from plan_jax.inference import load
 from plan_jax.runtime import mesh, workdir
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import read_scalars
@@ -253,7 +253,7 @@ def test_every_method_learns_and_grounds(folder, method):
   assert all(np.isfinite(value) for step in metrics for value in step.values())
   assert ("loss_local_0" in metrics[-1]) == (method != "none")
   assert ("loss_term" in metrics[-1]) == (method == "plan")
-  model = grounder.of_state(assemble(config, run_steps.tokenizer), state, run_steps.tokenizer)
+  model = load.of_state(assemble(config, run_steps.tokenizer), state, run_steps.tokenizer)
   image = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
   maps = model.ground_on_grid([image, image], ["effusion", "mass"])
   assert maps.shape == (2, 8, 8) and np.isfinite(maps).all() and (maps >= 0).all()
@@ -301,7 +301,7 @@ def test_the_step_is_a_function_of_its_inputs_and_ema_follows_it(folder):
 
 def test_no_checkpoint_to_load(tmp_path):
   with pytest.raises(workdir.WorkdirError, match="holds no run"):
-    grounder.load(tmp_path)
+    load.load(tmp_path)
   (tmp_path / "config.json").write_text(json.dumps(tiny().to_dict()))
   with pytest.raises(UserError, match="no checkpoint.*train first"):
-    grounder.load(tmp_path)
+    load.load(tmp_path)

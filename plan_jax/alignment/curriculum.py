@@ -65,7 +65,9 @@ def stages(config) -> tuple[Stage, ...]:
       if key not in known:
         raise ValueError(f"curriculum.{name}.{key}: is unknown; a stage has {', '.join(known)}")
       if key in _PER_ROUND and not isinstance(value, tuple):
-        raise ValueError(f"curriculum.{name}.{key}: is {value!r}; must be one value a round, in a tuple")
+        raise ValueError(
+          f"curriculum.{name}.{key}: is {value!r}; must be one value a round, in a tuple"
+        )
     ordered.append(Stage(name=name, **values))
     ordered[-1].check()
   ordered.sort(key=lambda stage: stage.start_fraction)

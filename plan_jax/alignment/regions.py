@@ -1,6 +1,8 @@
 """Soft regions: from a word's similarity to every pixel to weights of the pixels it names.
 
-All functions take similarities and give weights that are >= 0 and sum to one over the pixels.
+All functions take similarities and give weights that are >= 0 and sum to one over the pixels;
+`SPARSIFIERS` names them for `config.alignment.sparsifier` ("threshold" by default), and
+`refinement.refine` applies the one chosen in every round.
 """
 
 import math

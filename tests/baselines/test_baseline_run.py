@@ -12,7 +12,7 @@ from input_pipeline import records
 from input_pipeline.errors import UserError
 from plan_jax import compare, evaluate, experiment
 from plan_jax.evaluators import datasets
-from plan_jax.inference import load as grounder
+from plan_jax.inference import load
 from plan_jax.results import example_scores, rows
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import make_tokenizer
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
   own = datasets.own(config, workdir.records)
   words = make_tokenizer(config, workdir, records.RecordSource(workdir.records, "train"))
   parts = assemble(config, words)
-  model = grounder.of_state(parts, jax.device_get(parts.initial_state()), words)
+  model = load.of_state(parts, jax.device_get(parts.initial_state()), words)
   evaluate.evaluate(model, config, workdir, [own])
   return workdir
 
