@@ -59,11 +59,8 @@ class Classification(HeadTask):
     augment = images.Augment() if settings.augment else None
     self.encode = Encode(tuple(self.findings), settings.image_px, augment)
     self.learner = Learner(
-      job.encoder.module,
-      job.encoder.weights,
+      job,
       Head(len(self.findings)),
-      settings,
-      job.mesh,
       read=pooled,
       loss=loss,
       tell=lambda raw: (jax.nn.sigmoid(raw),),

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from input_pipeline import images
 from plan_jax.inference.load import load
 from plan_jax.models.resnet import BLOCKS, ResNet
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.runtime.logging import log
-from plan_jax.runtime.mesh import quick_draws
+from plan_jax.runtime.mesh import quick_draws, spread
 from plan_jax.transfer.settings import LATEST
 
 NO_RUN = -1  # the step of fresh weights
@@ -79,6 +82,23 @@ def fingerprint(weights: dict) -> str:
   for name, leaf in sorted(flatten_dict(weights, sep="/").items()):
     digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()[:12]
+
+
+def letterboxed(
+  function: Callable, arrays: Sequence[np.ndarray], side: int, batch: int, mesh: Mesh
+) -> Iterator:
+  """Yields what `function` gives for images uint8 [H, W], `batch` at a time, on the host.
+
+  It takes float32 [batch, side, side, 1] on the mesh, the last batch filled up, and gives trees of
+  arrays [batch, ...], of which those of the filling are cut off.
+  """
+  for start in range(0, len(arrays), batch):
+    chunk = arrays[start : start + batch]
+    square = np.zeros((batch, side, side, 1), np.float32)
+    for i, image in enumerate(chunk):
+      square[i, ..., 0] = images.fit(image, side)
+    out = jax.device_get(function(spread(square, mesh)))
+    yield jax.tree.map(itemgetter(slice(len(chunk))), out)
 
 
 def pooled(

@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from plan_jax.transfer.settings import LATEST, SETTINGS, Settings
+from plan_jax.transfer.settings import SETTINGS, Settings
 
 # Fields that are no flags of an entry: they follow from the run, or from the entry itself.
 _RESERVED = {"workdir", "records", "out", "encoder", "step", "fraction"}
@@ -32,19 +32,9 @@ class Entry:
   encoders: tuple[str, ...]
   flags: dict
 
-  def settings(
-    self, encoder: str, fraction: float, *, records: Path, out: Path, workdir: Path, step: int
-  ) -> Settings:
+  def settings(self, encoder: str, fraction: float, **places) -> Settings:
     """Returns the settings for one encoder and one share. Raises UserError, naming the flag."""
-    return SETTINGS[self.task](
-      encoder=encoder,
-      fraction=fraction,
-      records=records,
-      out=out,
-      workdir=workdir,
-      step=step,
-      **self.flags,
-    )
+    return SETTINGS[self.task](encoder=encoder, fraction=fraction, **places, **self.flags)
 
 
 def flags_of(task: str) -> set[str]:
@@ -89,7 +79,7 @@ def _check(config: ConfigDict, key: str, entry: Entry) -> None:
   nowhere = Path()
   for encoder in entry.encoders:
     try:
-      entry.settings(encoder, 1.0, records=nowhere, out=nowhere, workdir=nowhere, step=LATEST)
+      entry.settings(encoder, 1.0, records=nowhere, out=nowhere, workdir=nowhere)
     except UserError as error:
       raise UserError(f"{key}.flags: {error}") from error
 

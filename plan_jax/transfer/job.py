@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,33 +48,6 @@ class Job:
     """Returns the name of a split of the records, for rows."""
     info = json.loads((self.settings.records / "dataset_info.json").read_text())
     return f"{info['name']}/{split}"
-
-  def has_validation(
-    self, findings_in: Callable[[str], set[str]], required: str, otherwise: str
-  ) -> bool:
-    """Returns True where there are validation images to choose by; logs what is done without.
-
-    Args:
-      findings_in: split -> the findings that its images can be scored for.
-      required: what images need for it.
-      otherwise: what is done without validation images.
-
-    Raises UserError where the test split has nothing to score.
-    """
-    folder = self.settings.records
-    tested = findings_in("test")
-    if not tested:
-      raise UserError(f"the test split of {folder} has no {required}: nothing to score")
-    if not records.splits(folder).get("validation"):
-      log.info(f"no validation split: {otherwise}")
-      return False
-    if not tested & findings_in("validation"):
-      log.info(
-        f"the validation split has no {required} as the test split has, and is not used:"
-        f" {otherwise}"
-      )
-      return False
-    return True
 
   def finish(self, step: int, rows: list[results.Row], scores: ExampleScores) -> None:
     """Logs the table and writes example_scores/ and, as a sign that all is done, evaluation.json.

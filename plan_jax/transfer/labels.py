@@ -26,13 +26,10 @@ def training_images(job: Job) -> tuple[Subset, list[str]]:
   """
   settings = job.settings
   share = training_share(
-    settings.records,
+    settings,
     lambda example: example.labels,
     lambda labels: _both({pair for each in labels for pair in each.items()}),
     "labels both present and absent",
-    findings=settings.findings,
-    fraction=settings.fraction,
-    seed=settings.seed,
   )
   if not share.findings:
     raise UserError(

@@ -21,20 +21,20 @@ probe.npz (weights, bias, mean, deviation, findings).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline import images
 from input_pipeline.errors import UserError
 from plan_jax.evaluators.classification import macro_auc, scored
 from plan_jax.evaluators.labelled_images import Images
 from plan_jax.runtime.logging import log
-from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
+from plan_jax.runtime.mesh import batch_sharding, everywhere
 from plan_jax.transfer import labels, logistic
-from plan_jax.transfer.encoder import pooled
+from plan_jax.transfer.encoder import letterboxed, pooled
 from plan_jax.transfer.job import Job
 from plan_jax.transfer.logistic import Logistic
 from plan_jax.transfer.task import Outcome, Task
@@ -100,25 +100,20 @@ class Features:
 
   def __init__(self, encoder: nn.Module, weights: dict, image_px: int, mesh: Mesh):
     """`weights`: {"params", "batch_stats"}; `image_px`: side of the square."""
-    self._weights, self._image_px, self._mesh = weights, image_px, mesh
+    self._image_px, self._mesh = image_px, mesh
     self._batch = -(-_BATCH // mesh.size) * mesh.size
     whole = everywhere(mesh)
-    self._pooled = jax.jit(
+    function = jax.jit(
       lambda weights, image: pooled(encoder, weights, image, train=False)[0],
       in_shardings=(whole, batch_sharding(mesh)),
       out_shardings=whole,
     )
+    self._pooled = partial(function, weights)
 
   def embed_images(self, arrays: list[np.ndarray]) -> np.ndarray:
     """Embeds images uint8 [H, W], of any size: float32 [N, C]."""
-    side, out = self._image_px, []
-    for start in range(0, len(arrays), self._batch):
-      batch = arrays[start : start + self._batch]
-      fitted = np.zeros((self._batch, side, side, 1), np.float32)
-      for i, image in enumerate(batch):
-        fitted[i, ..., 0] = images.fit(image, side)
-      out.append(np.asarray(self._pooled(self._weights, spread(fitted, self._mesh)))[: len(batch)])
-    return np.concatenate(out)
+    batches = letterboxed(self._pooled, arrays, self._image_px, self._batch, self._mesh)
+    return np.concatenate(list(batches))
 
 
 def fit(embedded: Images, findings: Sequence[str], penalties: Sequence[float]) -> list[Logistic]:

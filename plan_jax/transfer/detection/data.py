@@ -61,13 +61,10 @@ def training_boxes(settings: DetectionSettings) -> TrainingBoxes:
   Raises UserError where a finding, or the share, has no box.
   """
   share = training_share(
-    settings.records,
+    settings,
     marked,
     lambda facts: {label for fact in facts for label in fact.boxes},
     "box",
-    findings=settings.findings,
-    fraction=settings.fraction,
-    seed=settings.seed,
   )
   sizes, relative, counts = [], {name: [] for name in share.findings}, []
   for fact in (share.facts[i] for i in share.places):

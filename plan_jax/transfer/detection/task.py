@@ -65,11 +65,8 @@ class Detection(HeadTask):
       anchors = yolo.fit_anchors(self.training.sizes)
     self._slots = yolo.make_slots(settings.image_px, anchors)
     self.learner = Learner(
-      job.encoder.module,
-      job.encoder.weights,
+      job,
       yolo.Head(len(self.findings), settings.channels),
-      settings,
-      job.mesh,
       read=partial(pyramid, strides=yolo.STRIDES),
       loss=self._loss,
       tell=jax.vmap(self._predictions),

@@ -36,13 +36,10 @@ def training_masks(settings: SegmentationSettings) -> TrainingMasks:
   Raises UserError where a finding, or the share, has no region.
   """
   share = training_share(
-    settings.records,
+    settings,
     lambda example: {region.label for region in example.regions},
     lambda facts: set().union(*facts),
     "region",
-    findings=settings.findings,
-    fraction=settings.fraction,
-    seed=settings.seed,
   )
   marked = tuple(i for i in share.places if share.facts[i] & set(share.findings))
   if not marked:

@@ -52,11 +52,8 @@ class Segmentation(HeadTask):
     self.encode = Encode(self.findings, settings.image_px, self.keep_empty)
     to_square = partial(decoder.to_square, size_px=settings.image_px)
     self.learner = Learner(
-      job.encoder.module,
-      job.encoder.weights,
+      job,
       decoder.Decoder(len(self.findings), settings.channels),
-      settings,
-      job.mesh,
       read=partial(pyramid, strides=decoder.STRIDES),
       loss=lambda raw, batch: decoder.loss(to_square(raw), batch["masks"], batch["known"]),
       tell=lambda raw: (jax.nn.sigmoid(to_square(raw)),),
