@@ -47,7 +47,10 @@ class Predictor:
     self._left_out = 0
 
     def jit(function, **kwargs):
-      return jit_on(mesh, function, precision=spec.matmul_precision, **kwargs)
+      if spec.matmul_precision is not None:
+        function = jax.default_matmul_precision(spec.matmul_precision)(function)
+      # Every process reads all results.
+      return jax.jit(function, out_shardings=everywhere(mesh), **kwargs)
 
     self._embed_images, self._embed_texts = jit(spec.embed_images), jit(spec.embed_texts)
     ground_words = partial(ground_pair, spec.attend)
@@ -309,13 +312,6 @@ def ground_pair(attend: Callable, image, text, stage: Stage | None) -> tuple[jax
   attention, weights = attend(image, text, stage)
   similarity = weights @ attention.similarity / jnp.maximum(weights.sum(), 1e-12)
   return weights @ attention.weight, similarity
-
-
-def jit_on(mesh: Mesh, function: Callable, *, precision: str | None = None, **kwargs) -> Callable:
-  """`jax.jit` of which every process reads all results; `precision` of products."""
-  if precision is not None:
-    function = jax.default_matmul_precision(precision)(function)
-  return jax.jit(function, out_shardings=everywhere(mesh), **kwargs)
 
 
 def _distinct(items: Sequence, key: Callable) -> tuple[list[int], list]:

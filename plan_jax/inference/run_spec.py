@@ -76,13 +76,7 @@ class RunTexts:
 
 
 def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> ModelSpec:
-  """Describes the model of a run, at every point of its training.
-
-  Args:
-    model: the two encoders.
-    tokenizer: of the run.
-    config: of the run.
-  """
+  """Describes the model of a run, at every point of its training."""
   evaluation, alignment = config.evaluation, Alignment(**config.alignment)
   stages = curriculum.stages(config.curriculum)
   encoder = image_encoder(config.model.image)

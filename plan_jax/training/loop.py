@@ -122,9 +122,7 @@ class _Curves:
 
   def __init__(self, loop: Loop, scalars: Scalars, done: int):
     self._loop, self._scalars = loop, scalars
-    self._progress = Progress(
-      "step", loop.steps, start=done, unit="images", per_step=loop.batch_size
-    )
+    self._progress = Progress(loop.steps, start=done, per_step=loop.batch_size)
     self._first = self._now = done
     self._pending: list[dict] = []
 

@@ -16,22 +16,6 @@ from plan_jax.transfer.learner import Learner
 _LOG_EVERY = 50
 
 
-class EarlyStopping:
-  """Stops a training once a metric, higher is better, rises no more."""
-
-  def __init__(self, metric: str, patience: int, history: list[tuple[int, float]]):
-    """`patience`: measurements without a better one; `history`: (step, value) of those before."""
-    self._metric, self._patience, self.history = metric, patience, list(history)
-
-  def __call__(self, step: int, values: dict[str, float]) -> bool:
-    """Adds the metrics of a step, and tells whether to stop there."""
-    self.history.append((step, values[self._metric]))
-    stops = settled(self.history, self._patience)
-    if stops:
-      log.info(f"no better {self._metric} for {self._patience} measurements: stops at step {step}")
-    return stops
-
-
 def settled(history: list[tuple[int, float]], patience: int) -> bool:
   """Tells whether the last `patience` measurements were no better than one before them."""
   values = [-math.inf if math.isnan(value) else value for _, value in history]
@@ -64,6 +48,14 @@ def fit(
   Raises DivergedError where the loss is no number any more.
   """
   settings = learner.settings
+
+  def stop(step: int, values: dict[str, float]) -> bool:
+    history.append((step, values[followed]))
+    stops = settled(history, settings.patience)
+    if stops:
+      log.info(f"no better {followed} for {settings.patience} measurements: stops at step {step}")
+    return stops
+
   checkpoints = Checkpoints(workdir.checkpoints, keep_last=1, best_metric=followed)
   try:
     done = checkpoints.latest()
@@ -83,7 +75,7 @@ def fit(
         evaluate_every_steps=settings.validate_every_steps if measure else 0,
         save_every_steps=settings.validate_every_steps,
         evaluate=lambda state: {followed: measure(state)},
-        stop=EarlyStopping(followed, settings.patience, history),
+        stop=stop,
         remedy="lower --learning_rate, in a new --out",
       )
       batches = loader.batches(

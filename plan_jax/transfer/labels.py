@@ -64,16 +64,10 @@ def _both(kinds: set[tuple[str, int]]) -> set[str]:
 def embed(
   model: ImageEmbedder, source, what: str, *, batch: int = 64, quiet: bool = False
 ) -> Images:
-  """Embeds the images of a source with a label of 1 or 0.
+  """Embeds the images of a source with a label of 1 or 0, `batch` at a time.
 
-  Args:
-    model: embeds images.
-    source: random access to examples.
-    what: task and split, for the bar and the log.
-    batch: images at a time.
-    quiet: whether to show no bar and to log nothing that is left out.
-
-  Raises UserError where there is none.
+  `what`, task and split, stands at the bar and in the log; `quiet` turns both off. Raises UserError
+  where there is none.
   """
   bar = tqdm(range(len(source)), desc=what, unit="image", mininterval=1, disable=quiet)
   tell = (lambda _: None) if quiet else log.info
@@ -90,13 +84,9 @@ def label_rows(
   test: tuple[ExampleScores, list[str]],
   validation: ExampleScores | None,
 ) -> list[Row]:
-  """Returns the rows of the test split; thresholds are chosen on the validation split.
+  """Returns the rows of the test split; thresholds are chosen on the validation split, if any.
 
-  Args:
-    job: of the task.
-    task, protocol: of the rows.
-    test: scores and views of the test images, see `evaluators.classification.scored`.
-    validation: scores of the validation images, None without them.
+  `test` has scores and views, see `evaluators.classification.scored`.
   """
   return classified_rows(
     (task, protocol, job.data("test")),

@@ -64,7 +64,7 @@ class Learner:
     )
     replicated, split = everywhere(mesh), batch_sharding(mesh)
     shapes = jax.eval_shape(self._initial, self._weights)
-    self.abstract_state = abstract_state(lambda: shapes, jax.tree.map(lambda _: replicated, shapes))
+    self.abstract_state = abstract_state(shapes, jax.tree.map(lambda _: replicated, shapes))
     self.update = jax.jit(
       self._update,
       in_shardings=(replicated, split),
