@@ -180,15 +180,9 @@ class Predictor:
   def local_logits(
     self, features, images: Int[np.ndarray, "Q I"], texts: Int[np.ndarray, "Q J"]
   ) -> Float[np.ndarray, "Q I J"]:
-    """Local logits of the last round, temperature included.
+    """Local logits of the last round, temperature included, at places of `local_features`.
 
-    Args:
-      features: of `local_features`.
-      images: places in the features.
-      texts: places in the features.
-
-    Raises:
-      ValueError: the method has no local scores.
+    Raises ValueError where the method has no local scores.
     """
     self._check_local()
     pixels, words, significance = features
@@ -208,10 +202,8 @@ class Predictor:
   ) -> Callable[[Images], Float[np.ndarray, "N T"]]:
     """Makes a function of N images: their local similarity to each of T texts.
 
-    That of the last round, without the temperature of the loss.
-
-    Raises:
-      ValueError: the method has no local scores.
+    That of the last round, without the temperature of the loss. Raises ValueError where the method
+    has no local scores.
     """
     self._check_local()
     text = self._run(self._text_features, self._encode(texts))

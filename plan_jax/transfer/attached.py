@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -24,35 +23,19 @@ from plan_jax.transfer.entries import Entry, entries
 from plan_jax.transfer.settings import Settings
 
 
-class Learned(NamedTuple):
-  """One task, learned from one share of the labels, as a part of the run's evaluation.
-
-  Attributes:
-    dataset: that it was learned from and scored on.
-    task: "NAME-SHARE", its name in rows and of its example scores.
-    rows: of all encoders; others than the run's are models "random encoder", "supervised encoder".
-    files: example scores of the run's encoder.
-  """
-
-  dataset: EvaluationSet
-  task: str
-  rows: list[Row]
-  files: list[Path]
-
-
 def learn(
   config: ConfigDict, workdir: Workdir, model: Predictor, datasets: Sequence[EvaluationSet]
-) -> Iterator[Learned]:
+) -> Iterator[tuple[EvaluationSet, str, list[Row], list[Path]]]:
   """Learns what `config.evaluation.transfer` names, each once for every share of the patients.
+
+  Yields the set that a task was learned from and scored on, "NAME-SHARE" (its name in rows), the
+  rows of all encoders (others than the run's are models "random encoder", "supervised encoder"),
+  and the files of example scores of the run's encoder.
 
   What is learned lies in WORKDIR/transfer/NAME/, and is taken from there where it is complete. A
   share that cannot be learned is left out, with the reason, and the others go on.
 
-  Args:
-    config: of the run.
-    workdir: of the run.
-    model: the run, as it is evaluated.
-    datasets: the run's own first.
+  All is of the run, whose own set is the first of `datasets`.
   """
   attached = entries(config)
   if attached and jax.process_count() > 1:
@@ -87,7 +70,7 @@ def learn(
         if encoder == RUN:
           files = sorted(out.example_scores.iterdir())
       if files is not None:
-        yield Learned(dataset, task, rows, files)
+        yield dataset, task, rows, files
 
 
 def _key(entry: Entry, origin: str | dict, data: str) -> str:

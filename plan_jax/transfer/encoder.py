@@ -104,16 +104,10 @@ def letterboxed(
 def pooled(
   encoder: nn.Module, variables: dict, image: jax.Array, *, train: bool
 ) -> tuple[jax.Array, dict]:
-  """Returns the mean of the last map over its grid, and the running statistics after it.
+  """Returns the mean of the last map over its grid, float32 [B, C], and the statistics after it.
 
-  Args:
-    encoder: a ResNet or a ViT.
-    variables: "params", "batch_stats".
-    image: [B, S, S, 1] float32 in [0, 1].
-    train: whether batch norm goes by the batch.
-
-  Returns:
-    float32 [B, C], and the batch statistics.
+  `encoder` is a ResNet or a ViT, `variables` are its "params" and "batch_stats", and `image` is
+  float32 [B, S, S, 1] in [0, 1]; with `train` batch norm goes by the batch.
   """
   out, mutated = encoder.apply(
     variables, image, train=train, mutable=["batch_stats"] if train else []

@@ -15,7 +15,6 @@ from plan_jax.models.vit import ViT
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.mesh import spread
 from plan_jax.runtime.workdir import Workdir
-from plan_jax.transfer import fitting
 from plan_jax.transfer.detection.data import Encode, training_boxes
 from plan_jax.transfer.detection.task import Detection
 from plan_jax.transfer.encoder import NO_RUN, Encoder
@@ -23,6 +22,7 @@ from plan_jax.transfer.examples import iterate
 from plan_jax.transfer.job import Job
 from plan_jax.transfer.learner import Learner
 from plan_jax.transfer.settings import DetectionSettings
+from plan_jax.transfer.task import settled
 from tiny_runs import mesh_of
 
 
@@ -132,10 +132,10 @@ def test_an_example_holds_the_boxes_of_its_square():
 
 
 def test_patience():
-  assert not fitting.settled([], 2)
-  assert not fitting.settled([(1, 0.1), (2, 0.3), (3, 0.2)], 2)
-  assert fitting.settled([(1, 0.1), (2, 0.3), (3, 0.2), (4, 0.3)], 2)
-  assert not fitting.settled([(1, 0.1), (2, 0.1)], 2)
+  assert not settled([], 2)
+  assert not settled([(1, 0.1), (2, 0.3), (3, 0.2)], 2)
+  assert settled([(1, 0.1), (2, 0.3), (3, 0.2), (4, 0.3)], 2)
+  assert not settled([(1, 0.1), (2, 0.1)], 2)
 
 
 def detection(folder, encoder, weights, mesh, out=None, **settings):

@@ -46,8 +46,7 @@ class Segmentation(HeadTask):
   def __init__(self, job: Job):
     """Reads the training masks and makes the decoder. Raises UserError as `HeadTask` does."""
     self.job, settings = job, job.settings
-    self.training = training_masks(settings)
-    self.findings, self.source = self.training.findings, self.training.examples
+    self.source, self.findings, self._prior = training_masks(settings)
     self.keep_empty = settings.empty_images == "keep"
     self.encode = Encode(self.findings, settings.image_px, self.keep_empty)
     to_square = partial(decoder.to_square, size_px=settings.image_px)
@@ -108,7 +107,7 @@ class Segmentation(HeadTask):
 
   def _chance(self, split: str) -> Overlaps | None:
     examples = iterate(self.job.source(split))
-    return self._scored(segmentation.mean_masks(examples, self.training.prior, self.findings))
+    return self._scored(segmentation.mean_masks(examples, self._prior, self.findings))
 
   def _scored(self, maps: Iterable[tuple[Example, np.ndarray]]) -> Overlaps | None:
     return segmentation.score_segmentation(maps, self.findings, keep_empty=self.keep_empty)
