@@ -47,12 +47,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class RunTexts:
-  """Reports in the run's vocabulary.
-
-  Attributes:
-    tokenizer: of the run.
-    max_tokens, max_words: length of the arrays; sentences that do not fit are left out.
-  """
+  """Reports in the run's vocabulary; sentences that do not fit into the arrays are left out."""
 
   tokenizer: Tokenizer
   max_tokens: int

@@ -52,10 +52,7 @@ class Job:
   def finish(self, step: int, rows: list[results.Row], scores: ExampleScores) -> None:
     """Logs the table and writes example_scores/ and, as a sign that all is done, evaluation.json.
 
-    Args:
-      step: of what was scored.
-      rows: all of one task and data.
-      scores: of the run's encoder.
+    All rows are of one task and data.
     """
     log.info(tables.table(rows))
     example_scores.write(self.out.example_scores_of(rows[0].task), scores)
@@ -66,11 +63,8 @@ class Job:
 def start(settings: Settings, stride: int | None) -> Job:
   """Loads the encoder, or makes a fresh one, and claims the folder --out.
 
-  Args:
-    settings: of the task.
-    stride: that the image's side must be a multiple of; None: the encoder's.
-
-  Raises UserError where run, records or --out are not fit.
+  The image's side must be a multiple of `stride`, or of the encoder's without one. Raises UserError
+  where run, records or --out are not fit.
   """
   splits = records.splits(settings.records)
   if not splits.get("train") or not splits.get("test"):

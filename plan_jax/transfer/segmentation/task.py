@@ -81,16 +81,15 @@ class Segmentation(HeadTask):
 
   def evaluate(self, fitted: TrainState, validate: bool) -> Outcome:
     """Scores the test split by thresholds of the validation split; writes overlays."""
-    job, validation = self.job, None
-    test = {RUN: self._overlaps(fitted, "test"), MEAN_MASK: self._chance("test")}
-    if validate:
-      validation = {
-        RUN: self._overlaps(fitted, "validation"),
-        MEAN_MASK: self._chance("validation"),
-      }
+    job = self.job
+
+    def by_model(split: str) -> dict[str, Overlaps | None]:
+      chance = segmentation.mean_masks(iterate(job.source(split)), self._prior, self.findings)
+      return {RUN: self._overlaps(fitted, split), MEAN_MASK: self._scored(chance)}
+
     rows, scores = segmentation.segmentation_rows(
-      test,
-      validation,
+      by_model("test"),
+      by_model("validation") if validate else None,
       data=job.data("test"),
       keep_empty=self.keep_empty,
       resamples=job.settings.resamples,
@@ -104,10 +103,6 @@ class Segmentation(HeadTask):
 
   def _overlaps(self, state: TrainState, split: str) -> Overlaps | None:
     return self._scored(self.maps(state, iterate(self.job.source(split))))
-
-  def _chance(self, split: str) -> Overlaps | None:
-    examples = iterate(self.job.source(split))
-    return self._scored(segmentation.mean_masks(examples, self._prior, self.findings))
 
   def _scored(self, maps: Iterable[tuple[Example, np.ndarray]]) -> Overlaps | None:
     return segmentation.score_segmentation(maps, self.findings, keep_empty=self.keep_empty)
