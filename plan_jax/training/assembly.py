@@ -17,7 +17,7 @@ from plan_jax.runtime.checkpoints import abstract_state
 from plan_jax.runtime.mesh import make_mesh, quick_draws, state_sharding
 from plan_jax.training.config import TrainConfig
 from plan_jax.training.optimizer import make_optimizer
-from plan_jax.training.state import TrainState
+from plan_jax.training.state import TrainState, initial_state
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ def abstract_params(config: ConfigDict) -> dict:
 
 
 def _initial(model, optimizer, config) -> TrainState:
-  variables = model.init(jax.random.fold_in(jax.random.key(config.seed), 0), _batch(config))
-  stats, ema = variables.get("batch_stats", {}), config.train.ema_decay > 0
-  return TrainState.create(variables["params"], stats, optimizer, ema=ema)
+  ema = config.train.ema_decay > 0
+  return initial_state(model, optimizer, _batch(config), seed=config.seed, ema=ema)
 
 
 def _batch(config) -> dict:

@@ -1,6 +1,9 @@
 """The state that training carries from step to step: of pre-training, and of heads."""
 
+from collections.abc import Mapping
+
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -41,3 +44,17 @@ class TrainState:
       opt_state=optimizer.init(params),
       ema=jax.tree.map(jnp.array, params) if ema else None,
     )
+
+
+def initial_state(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  batch: Mapping,
+  *,
+  seed: int,
+  ema: bool,
+) -> TrainState:
+  """Fresh state; `batch` gives shapes only. A pure function: jit it with the shardings wanted."""
+  variables = model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)
+  stats = variables.get("batch_stats", {})
+  return TrainState.create(variables["params"], stats, optimizer, ema=ema)
