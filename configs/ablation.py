@@ -17,8 +17,7 @@ def small() -> ConfigDict:
   config.train.steps = 1000
   config.data.threads = 1
   config.checkpoint.every_steps = 0
-  config.evaluation.every_steps = 0
-  config.evaluation.report_images = 4
+  config.evaluation.update(every_steps=0, report_images=4)
   return config
 
 

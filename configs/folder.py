@@ -13,17 +13,10 @@ def get_config() -> ConfigDict:
   config = phantom.get_config()
   config.data.dataset = "folder"
   config.data.options = ConfigDict()
-  config.text.vocabulary_size = 2000
-  config.text.max_tokens = 96
-  config.text.max_words = 48
-
+  config.text.update(vocabulary_size=2000, max_tokens=96, max_words=48)
   config.model.image_px = 160
   config.model.text.max_position = 256
-
   config.train.steps = 600
   config.evaluation.split = "validation"
-  config.evaluation.every_steps = 200
-  config.evaluation.during_images = 200
-  config.evaluation.max_tokens = 256
-  config.evaluation.max_words = 160
+  config.evaluation.update(every_steps=200, during_images=200, max_tokens=256, max_words=160)
   return config

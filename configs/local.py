@@ -66,11 +66,6 @@ def localised(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict
     changes |= {f"{key}.flags.{flag}": value for flag, value in _TASKS.get(entry.task, {}).items()}
     changes[f"{key}.fractions"] = entry.fractions[-1:]
   config = ConfigDict(config.to_dict())
-  for key, value in changes.items():
-    if key not in overrides:
-      *path, name = key.split(".")
-      section = config
-      for part in path:
-        section = section[part]
-      section[name] = value
+  kept = {key: value for key, value in changes.items() if key not in overrides}
+  config.update_from_flattened_dict(kept)
   return config

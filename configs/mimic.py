@@ -49,12 +49,8 @@ def attach_others(config: ConfigDict) -> None:
   sets.chexpert_5x200 = base.evaluation_set("chexpert", selection="5x200")
   sets.rsna = base.evaluation_set("rsna", selection="rsna_detection")
   sets.siim = base.evaluation_set("siim", selection="siim_images")
-  sets.nih14 = base.evaluation_set("nih14")
-  sets.vindr = base.evaluation_set("vindr")
-  sets.padchest_gr = base.evaluation_set("padchest_gr")
-  sets.openi = base.evaluation_set("openi")
-  sets.object_cxr = base.evaluation_set("object_cxr")
-  sets.chestx_det10 = base.evaluation_set("chestx_det10")
+  for name in ("nih14", "vindr", "padchest_gr", "openi", "object_cxr", "chestx_det10"):
+    sets[name] = base.evaluation_set(name)
   tasks = config.evaluation.transfer
   tasks.rsna_detection = base.transfer_task("detection", of="rsna", compatibility=True)
   tasks.object_cxr_detection = base.transfer_task("detection", of="object_cxr", compatibility=True)

@@ -15,8 +15,7 @@ def get_config() -> ConfigDict:
   config.data.dataset = "openi"
   config.text.vocabulary_size = 4000
   config.model.text.update(embed_dim=384, depth=6, num_heads=6, mlp_dim=1536)
-  config.train.steps = 6000
-  config.train.batch_size = 64
+  config.train.update(steps=6000, batch_size=64)
   config.evaluation.every_steps = 1000
   mimic.attach_others(config)
   del config.evaluation.sets.openi

@@ -26,13 +26,8 @@ def get_config(variant: str = "") -> ConfigDict:
       swapped_side_fraction=0.0,
     )
   )
-  config.text.vocabulary_size = 1000
-  config.text.max_tokens = 64
-  config.text.max_words = 32
-
-  config.model.image_px = 128
-  config.model.embed_dim = 64
-  config.model.dtype = "float32"
+  config.text.update(vocabulary_size=1000, max_tokens=64, max_words=32)
+  config.model.update(image_px=128, embed_dim=64, dtype="float32")
   config.model.image.update(depth=18, width=0.5, stages=3, output_stride=8, dilated=False)
   config.model.image.vit.update(embed_dim=192, depth=6, num_heads=3, mlp_dim=768, grid=8)
   config.model.text.update(
@@ -42,15 +37,9 @@ def get_config(variant: str = "") -> ConfigDict:
   config.alignment.tile_mib = 16  # what a CPU's cache can hold
 
   config.curriculum.refine.start_fraction = 0.65
-  config.train.steps = 1440
-  config.train.batch_size = 16
-  config.train.learning_rate = 1.5e-3
-  config.train.log_every_steps = 40
+  config.train.update(steps=1440, batch_size=16, learning_rate=1.5e-3, log_every_steps=40)
   config.checkpoint.every_steps = 240
-  config.evaluation.every_steps = 720
-  config.evaluation.during_images = 100
-  config.evaluation.max_tokens = 128
-  config.evaluation.max_words = 64
+  config.evaluation.update(every_steps=720, during_images=100, max_tokens=128, max_words=64)
   if tasks:
     _attach_tasks(config)
   return config

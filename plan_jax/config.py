@@ -31,10 +31,10 @@ from plan_jax.evaluators.config import EvaluationConfig, RunEvaluationConfig
 from plan_jax.models import freezing
 from plan_jax.models.config import ModelConfig
 from plan_jax.results.rows import FOLLOWED, scalar_name
-from plan_jax.runtime.mesh import MeshError, make_mesh
+from plan_jax.runtime.mesh import make_mesh
 from plan_jax.training.assembly import abstract_params
 from plan_jax.training.config import CheckpointConfig, TextConfig, TrainConfig
-from plan_jax.transfer.entries import entries
+from plan_jax.transfer.attached import entries
 
 
 class ConfigError(UserError):
@@ -95,12 +95,11 @@ def check(config: ConfigDict) -> None:
   _check_best_checkpoint(run)
   _check_positions(run)
   _check_curriculum(run)
-  _check_transfer(config)
+  _with_key(entries, config)
   if config.train.freeze:
-    try:
-      freezing.check(abstract_params(config), config.train.freeze)
-    except ValueError as error:
-      raise ConfigError(f"config.train.freeze: {error}") from error
+    _with_key(
+      lambda: freezing.check(abstract_params(config), config.train.freeze), key="train.freeze: "
+    )
   _check_files(config)
   folder = run.text.tokenizer
   _require("text.tokenizer", not folder or Path(folder).is_dir(), f"there is no folder {folder}")
@@ -115,10 +114,7 @@ def check_baseline(config: ConfigDict) -> None:
 
 def check_devices(config: ConfigDict) -> None:
   """Raises UserError, naming the key, where the devices here do not fit; wakes the backend."""
-  try:
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-  except MeshError as error:
-    raise ConfigError(f"config.mesh.{error}") from error
+  mesh = _with_key(make_mesh, config.mesh.data, config.mesh.fsdp, key="mesh.")
   train, model = config.train, config.model
   _require(
     "train.batch_size",
@@ -230,22 +226,14 @@ def _check_curriculum(run: RunConfig) -> None:
     )
 
 
-def _check_transfer(config: ConfigDict) -> None:
-  """Checks the tasks that evaluation learns."""
-  try:
-    entries(config)
-  except UserError as error:
-    raise ConfigError(f"config.{error}") from error
-
-
 def _require(key: str, holds: bool, text: str) -> None:
   if not holds:
     raise ConfigError(f"config.{key}: {text}")
 
 
-def _with_key(function: Callable, *arguments):
-  """Calls a function whose errors begin with a key of the config."""
+def _with_key(function: Callable, *arguments, key: str = ""):
+  """Calls a function whose errors begin with a key of the config, or with one below `key`."""
   try:
     return function(*arguments)
-  except ValueError as error:
-    raise ConfigError(f"config.{error}") from error
+  except (ValueError, UserError) as error:
+    raise ConfigError(f"config.{key}{error}") from error

@@ -126,10 +126,9 @@ def _read_rows(workdir: Workdir, step: int, sets: list[EvaluationSet]) -> list[r
   """The rows of a whole evaluation of this step on these sets, None if there is none."""
   if not (workdir.evaluation.exists() and workdir.report.exists()):
     return None
-  evaluation = rows.read(workdir.evaluation)
-  wanted = (step, fingerprints(sets), True)
-  is_this = (evaluation.step, evaluation.data, evaluation.complete) == wanted
-  return evaluation.rows if is_this else None
+  old = rows.read(workdir.evaluation)
+  same = (old.step, old.data, old.complete) == (step, fingerprints(sets), True)
+  return old.rows if same else None
 
 
 def _claim(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:

@@ -111,13 +111,7 @@ def load(folder: str | Path) -> Predictor:
     tree = unflatten_dict({path: tensors[".".join(path)] for path in paths})
     return jax.device_put(tree, getattr(parts.shardings, part))
 
-  state = TrainState(
-    step=np.int32(about["step"]),
-    params=placed("params"),
-    batch_stats=placed("batch_stats"),
-    opt_state=(),
-    ema=None,
-  )
+  state = TrainState(np.int32(about["step"]), placed("params"), placed("batch_stats"), ())
   return of_state(parts, state, tokenizer)
 
 

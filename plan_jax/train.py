@@ -32,15 +32,11 @@ Validate = Callable[[Assembly, Tokenizer, TrainState], dict[str, float]]
 def train(config: ConfigDict, workdir: Workdir, folder: Path, validate: Validate) -> None:
   """Trains to config.train.steps, from the newest checkpoint if there is one.
 
-  Args:
-    config: checked.
-    workdir: claimed for this config.
-    folder: of the records.
-    validate: (parts, tokenizer, state) -> metrics by name, every config.evaluation.every_steps.
+  The config is checked, `workdir` is claimed for it, and `folder` holds the records; every
+  config.evaluation.every_steps `validate` gives metrics by name.
 
-  Raises:
-    DivergedError: the loss became NaN or infinite.
-    UserError: the data or devices do not fit the config.
+  Raises DivergedError where the loss became NaN or infinite, and UserError where the data or
+  devices do not fit the config.
   """
   steps = config.train.steps
   checkpoints = Checkpoints(

@@ -47,7 +47,10 @@ class Predictor:
     self._left_out = 0
 
     def jit(function, **kwargs):
-      return jit_on(mesh, function, precision=spec.matmul_precision, **kwargs)
+      if spec.matmul_precision is not None:
+        function = jax.default_matmul_precision(spec.matmul_precision)(function)
+      # Every process reads all results.
+      return jax.jit(function, out_shardings=everywhere(mesh), **kwargs)
 
     self._embed_images, self._embed_texts = jit(spec.embed_images), jit(spec.embed_texts)
     ground_words = partial(ground_pair, spec.attend)
@@ -177,15 +180,9 @@ class Predictor:
   def local_logits(
     self, features, images: Int[np.ndarray, "Q I"], texts: Int[np.ndarray, "Q J"]
   ) -> Float[np.ndarray, "Q I J"]:
-    """Local logits of the last round, temperature included.
+    """Local logits of the last round, temperature included, at places of `local_features`.
 
-    Args:
-      features: of `local_features`.
-      images: places in the features.
-      texts: places in the features.
-
-    Raises:
-      ValueError: the method has no local scores.
+    Raises ValueError where the method has no local scores.
     """
     self._check_local()
     pixels, words, significance = features
@@ -205,10 +202,8 @@ class Predictor:
   ) -> Callable[[Images], Float[np.ndarray, "N T"]]:
     """Makes a function of N images: their local similarity to each of T texts.
 
-    That of the last round, without the temperature of the loss.
-
-    Raises:
-      ValueError: the method has no local scores.
+    That of the last round, without the temperature of the loss. Raises ValueError where the method
+    has no local scores.
     """
     self._check_local()
     text = self._run(self._text_features, self._encode(texts))
@@ -309,13 +304,6 @@ def ground_pair(attend: Callable, image, text, stage: Stage | None) -> tuple[jax
   attention, weights = attend(image, text, stage)
   similarity = weights @ attention.similarity / jnp.maximum(weights.sum(), 1e-12)
   return weights @ attention.weight, similarity
-
-
-def jit_on(mesh: Mesh, function: Callable, *, precision: str | None = None, **kwargs) -> Callable:
-  """`jax.jit` of which every process reads all results; `precision` of products."""
-  if precision is not None:
-    function = jax.default_matmul_precision(precision)(function)
-  return jax.jit(function, out_shardings=everywhere(mesh), **kwargs)
 
 
 def _distinct(items: Sequence, key: Callable) -> tuple[list[int], list]:

@@ -47,12 +47,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class RunTexts:
-  """Reports in the run's vocabulary.
-
-  Attributes:
-    tokenizer: of the run.
-    max_tokens, max_words: length of the arrays; sentences that do not fit are left out.
-  """
+  """Reports in the run's vocabulary; sentences that do not fit into the arrays are left out."""
 
   tokenizer: Tokenizer
   max_tokens: int
@@ -76,13 +71,7 @@ class RunTexts:
 
 
 def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> ModelSpec:
-  """Describes the model of a run, at every point of its training.
-
-  Args:
-    model: the two encoders.
-    tokenizer: of the run.
-    config: of the run.
-  """
+  """Describes the model of a run, at every point of its training."""
   evaluation, alignment = config.evaluation, Alignment(**config.alignment)
   stages = curriculum.stages(config.curriculum)
   encoder = image_encoder(config.model.image)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -38,13 +37,7 @@ class Checkpoints:
 
     policies = [keep.LatestN(keep_last)]
     if best_metric:
-      policies.append(
-        keep.BestN(
-          get_metric_fn=score,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+      policies.append(keep.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
     self._best_metric = best_metric
     self._folder = Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
@@ -89,18 +82,12 @@ class Checkpoints:
     self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
   def restore(self, abstract, step: int | None = None):
-    """Restores the state of `step` (the newest by default), laid out as `abstract` is.
+    """Restores the state of `step` (the newest by default), laid out as `abstract_state` is.
 
-    Args:
-      abstract: tree of jax.ShapeDtypeStruct with shardings.
-      step: a step, None for the newest.
-
-    Raises:
-      CheckpointError: if there is none, or its arrays differ from `abstract`.
+    Raises CheckpointError where there is none, or its arrays differ from `abstract`.
     """
     steps = sorted(self._manager.all_steps())
-    if step is None:
-      step = self.latest()
+    step = self.latest() if step is None else step
     if step is None or step not in steps:
       raise CheckpointError(
         f"no checkpoint {'' if step is None else f'of step {step} '}in {self._folder}"
@@ -122,10 +109,10 @@ class Checkpoints:
     self._manager.close()
 
 
-def abstract_state(make: Callable, shardings):
-  """Gives the shapes of `make()` with these shardings, for `restore`."""
+def abstract_state(shapes, shardings):
+  """Gives the shapes with these shardings, for `restore`."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    jax.eval_shape(make),
+    shapes,
     shardings,
   )

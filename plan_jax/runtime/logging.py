@@ -75,9 +75,9 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 class Progress:
   """One line now and then: step, share, rate, time left."""
 
-  def __init__(self, name: str, total: int, *, start: int, unit: str, per_step: int):
-    """`per_step` units are done in a step, of `total` steps, `start` of which are done before."""
-    self._name, self._total, self._unit, self._per_step = name, total, unit, per_step
+  def __init__(self, total: int, *, start: int, per_step: int):
+    """`total` steps of `per_step` images each; `start` of them are done before."""
+    self._total, self._per_step = total, per_step
     self._last = (start, time.monotonic())
 
   def line(self, step: int, extra: str = "") -> str:
@@ -88,8 +88,8 @@ class Progress:
     rate = (step - before) / max(now - then, 1e-9)
     left = duration((self._total - step) / rate) if rate else "?"
     return (
-      f"{self._name} {step}/{self._total} ({step / self._total:.0%})"
-      f"  {rate:.2f} steps/s, {rate * self._per_step:.0f} {self._unit}/s  ETA {left}  {extra}"
+      f"step {step}/{self._total} ({step / self._total:.0%})"
+      f"  {rate:.2f} steps/s, {rate * self._per_step:.0f} images/s  ETA {left}  {extra}"
     )
 
   def skip(self) -> None:

@@ -75,8 +75,7 @@ def is_primary() -> bool:
 def on_primary(work: Callable[[], None]) -> None:
   """Does `work` in the first process while the others wait; they go on together or not at all.
 
-  Raises:
-    UserError: in all of them, where `work` raises it.
+  Raises UserError in all of them, where `work` raises it.
   """
   error = None
   if is_primary():
@@ -91,11 +90,7 @@ def on_primary(work: Callable[[], None]) -> None:
 
 
 def wait_for(path: Path) -> bool:
-  """Waits for a file that the first process made; a network's file system may lag behind.
-
-  Returns:
-    Whether it is here.
-  """
+  """Waits for a file of the first process, as network disks may lag; tells whether it is here."""
   deadline = time.monotonic() + _WAIT_SECONDS
   while not (exists := path.exists()) and time.monotonic() < deadline:
     time.sleep(0.5)
@@ -103,11 +98,7 @@ def wait_for(path: Path) -> bool:
 
 
 def assert_equal(name: str, value: str) -> None:
-  """Checks that all processes have the same value.
-
-  Raises:
-    UserError: they have not; in all of them, with the name and the processes that differ from 0.
-  """
+  """Raises UserError, in all processes, unless they have the same value; it names who differs."""
   if jax.process_count() == 1:
     return
   digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)

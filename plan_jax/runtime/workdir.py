@@ -68,24 +68,19 @@ class Workdir:
           f"{self.path} is not empty and holds no config.json: name an empty --workdir"
         )
       self.path.mkdir(parents=True, exist_ok=True)
-      replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
-      return
-    before, now = flatten(self.read_config()), flatten(json.loads(json.dumps(config.to_dict())))
-    differ = [
-      f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
-      for key in sorted(before.keys() | now.keys())
-      if before.get(key) != now.get(key) and not key.startswith(FREE)
-    ]
-    if differ and not self.begun():
+    else:
+      differ = _differences(self.read_config(), config.to_dict())
+      if not differ:
+        return
+      if self.begun():
+        raise WorkdirError(
+          f"{self.path} belongs to a run of another config ({differ}):"
+          " name another --workdir, or delete this one"
+        )
       # Nothing was learned yet: a config that was mended replaces the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)
       self.records_note.unlink(missing_ok=True)
-      replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
-    elif differ:
-      raise WorkdirError(
-        f"{self.path} belongs to a run of another config ({'; '.join(differ)}):"
-        " name another --workdir, or delete this one"
-      )
+    replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
 
   def refuse_other_baseline(self, config: ConfigDict) -> None:
     """Raises WorkdirError if a run lies here, or another baseline's evaluation.
@@ -94,21 +89,14 @@ class Workdir:
     """
     if not self.config.exists():
       return
-    before, now = (
-      self.read_config().get("baseline"),
-      json.loads(json.dumps(config.baseline.to_dict())),
-    )
+    before = self.read_config().get("baseline")
     if before is None:
       raise WorkdirError(f"{self.path} belongs to a run: name another --workdir for the baseline")
-    if before != now and self.evaluation.exists():
-      differ = [
-        f"baseline.{key}: {before.get(key)!r} there, {now[key]!r} now"
-        for key in now
-        if before.get(key) != now[key]
-      ]
+    differ = _differences({"baseline": before}, {"baseline": config.baseline.to_dict()})
+    if differ and self.evaluation.exists():
       raise WorkdirError(
-        f"{self.path} holds the evaluation of another baseline ({'; '.join(differ)}): name another"
-        " --workdir, or delete this one"
+        f"{self.path} holds the evaluation of another baseline ({differ}): name another --workdir,"
+        " or delete this one"
       )
 
   def begun(self) -> bool:
@@ -145,6 +133,16 @@ def _with_tuples(value):
   if isinstance(value, dict):
     return {key: _with_tuples(entry) for key, entry in value.items()}
   return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def _differences(before: dict, now: dict) -> str:
+  """Lists the keys that differ, but for FREE ones; `now` need not have gone through JSON."""
+  before, now = flatten(before), flatten(json.loads(json.dumps(now)))
+  return "; ".join(
+    f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
+    for key in sorted(before.keys() | now.keys())
+    if before.get(key) != now.get(key) and not key.startswith(FREE)
+  )
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

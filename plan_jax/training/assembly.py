@@ -1,6 +1,7 @@
 """The parts of a run, put together from its config."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -21,18 +22,7 @@ from plan_jax.training.state import TrainState, initial_state
 
 @dataclass(frozen=True)
 class Assembly:
-  """The parts that training and inference share.
-
-  Attributes:
-    model: both encoders.
-    optimizer, schedule: as make_optimizer gives them.
-    stages: of the curriculum.
-    mesh: of devices.
-    shardings: tree like the state.
-    abstract_state: shapes, dtypes and shardings of the state.
-    train: the section `config.train`.
-    config: of the run.
-  """
+  """The parts that training and inference share; `abstract_state` has the shapes and shardings."""
 
   model: TwoTowers
   optimizer: optax.GradientTransformation
@@ -46,11 +36,9 @@ class Assembly:
 
   def initial_state(self) -> TrainState:
     """Makes the state before the first step, on the mesh."""
-    make = jax.jit(
-      lambda: _initial(self.model, self.optimizer, self.config), out_shardings=self.shardings
-    )
+    make = partial(_initial, self.model, self.optimizer, self.config)
     with quick_draws():
-      return make()
+      return jax.jit(make, out_shardings=self.shardings)()
 
   def with_encoders(self, state: TrainState, encoders: dict[str, LoadedEncoder]) -> TrainState:
     """Puts these encoders, by their names in the parameters, into a state before the first step."""
@@ -73,11 +61,8 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
   model = build(config.model, tokenizer.vocabulary_size, freeze=train.freeze)
   optimizer, schedule = make_optimizer(train, train.steps)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-
-  def make():
-    return _initial(model, optimizer, config)
-
-  shardings = state_sharding(jax.eval_shape(make), mesh)
+  shapes = jax.eval_shape(partial(_initial, model, optimizer, config))
+  shardings = state_sharding(shapes, mesh)
   return Assembly(
     model=model,
     optimizer=optimizer,
@@ -85,7 +70,7 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
     stages=curriculum.stages(config.curriculum),
     mesh=mesh,
     shardings=shardings,
-    abstract_state=abstract_state(make, shardings),
+    abstract_state=abstract_state(shapes, shardings),
     train=train,
     config=config,
   )
@@ -105,12 +90,9 @@ def _initial(model, optimizer, config) -> TrainState:
 def _batch(config) -> dict:
   """A batch of one pair, which gives shapes only."""
   side, length, words = config.model.image_px, config.text.max_tokens, config.text.max_words
-  tokens = np.zeros((1, length), np.int32)
+  names = ("tokens", "word_index", "sentence_index", "position")
   return {
     "image": np.zeros((1, side, side, 1), np.float32),
-    "tokens": tokens,
-    "word_index": tokens,
-    "sentence_index": tokens,
-    "position": tokens,
+    **dict.fromkeys(names, np.zeros((1, length), np.int32)),
     "word_mask": np.ones((1, words), bool),
   }

@@ -98,8 +98,5 @@ class CheckpointConfig(Section):
   def __post_init__(self):
     """Checks that there is a best checkpoint where it is asked for."""
     super().__post_init__()
-    self.require(
-      "evaluate",
-      self.evaluate != "best" or bool(self.best_metric),
-      "needs a best_metric",
-    )
+    holds = self.evaluate != "best" or bool(self.best_metric)
+    self.require("evaluate", holds, "needs a best_metric")

@@ -64,16 +64,11 @@ class Loop:
   ) -> None:
     """Trains from step `done` to the end; the states to use are in the checkpoints then.
 
-    Args:
-      state: after `done` steps; its memory is given away.
-      done: steps done before.
-      batches: of the hosts, from step `done` on; closed in the end.
-      checkpoints: where the state is saved.
-      folder: of the curves.
+    The memory of `state` is given away. The hosts' `batches`, from step `done` on, are closed in
+    the end. `folder` is that of the curves.
 
-    Raises:
-      DivergedError: the loss or the parameters are no numbers.
-      Preempted: the machine is taken away; the state is saved.
+    Raises DivergedError where the loss or the parameters are no numbers, and Preempted, with the
+    state saved, where the machine is taken away.
     """
     began, early = time.monotonic(), False
     with (
@@ -122,9 +117,7 @@ class _Curves:
 
   def __init__(self, loop: Loop, scalars: Scalars, done: int):
     self._loop, self._scalars = loop, scalars
-    self._progress = Progress(
-      "step", loop.steps, start=done, unit="images", per_step=loop.batch_size
-    )
+    self._progress = Progress(loop.steps, start=done, per_step=loop.batch_size)
     self._first = self._now = done
     self._pending: list[dict] = []
 

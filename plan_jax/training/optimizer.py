@@ -34,11 +34,10 @@ def make_optimizer(
   optimizer = optax.adamw(schedule, b2=config.beta2, weight_decay=config.weight_decay, mask=mask)
   if math.isfinite(config.clip_norm):
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-  freeze = tuple(config.freeze)
-  if freeze:
+  if config.freeze:
     optimizer = optax.partition(
       {"learned": optimizer, "frozen": optax.set_to_zero()},
-      lambda params: freezing.labels(params, freeze),
+      lambda params: freezing.labels(params, config.freeze),
     )
   if (config.image_rate, config.text_rate, config.layer_decay) != (1, 1, 1):
 

@@ -30,19 +30,13 @@ def make_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """Makes the update under `stage`: (state, batch) -> (state, scalar metrics).
 
-  Args:
-    model: both encoders.
-    optimizer, schedule: as `make_optimizer` gives them; the schedule is measured.
-    stage: of the curriculum; it is compiled in, for rounds change the shape of the computation.
-    alignment: of `objective`.
-    config: for ema_decay, micro_batches and freeze.
-    seed: of dropout.
+  The stage is compiled in, for rounds change the shape of the computation. The schedule, as
+  `make_optimizer` gives it, is only measured; `seed` is of dropout.
   """
   base = jax.random.fold_in(jax.random.key(seed), 1)
-  freeze = tuple(config.freeze)
 
   def encode(params, batch_stats, batch, key):
-    params = freezing.without_gradient(params, freeze)
+    params = freezing.without_gradient(params, config.freeze)
     (image, text, _), mutated = model.apply(
       {"params": params, "batch_stats": batch_stats},
       batch,
@@ -61,7 +55,7 @@ def make_step(
     return features, mutated.get("batch_stats", {})
 
   def loss(features, params, batch):
-    params = freezing.without_gradient(params, freeze)
+    params = freezing.without_gradient(params, config.freeze)
     scales = model.apply({"params": params}, method="scales")
     embedded = EmbeddedBatch(
       **features,

@@ -25,7 +25,7 @@ def learn(settings: Settings) -> list[Row]:
   kind = TASKS[settings.TASK]
   job = start(settings, kind.STRIDE)
   task = kind(job)
-  validate = job.has_validation(task.findings_in, kind.REQUIRED, kind.OTHERWISE)
+  validate = task.has_validation()
   outcome = task.evaluate(task.fit(validate), validate)
   job.finish(*outcome)
   return outcome.rows

@@ -37,6 +37,7 @@ from plan_jax.training.state import TrainState
 from plan_jax.transfer import labels
 from plan_jax.transfer.encoder import pooled
 from plan_jax.transfer.job import Job
+from plan_jax.transfer.labels import LabelTask
 from plan_jax.transfer.learner import Learner
 from plan_jax.transfer.task import HeadTask, Outcome
 
@@ -44,11 +45,10 @@ TASK, PROTOCOL = "fine-tuned-classification", "fine-tuned-v1"
 _UNKNOWN = -1
 
 
-class Classification(HeadTask):
+class Classification(LabelTask, HeadTask):
   """A learner of labels; see `evaluators.labelled_images.ImageEmbedder`."""
 
-  STRIDE = None
-  REQUIRED = labels.REQUIRED
+  HEAD = TASK, PROTOCOL
   OTHERWISE = "the last step is evaluated, nothing stops it early, and the threshold is .5"
   FOLLOWED = scalar_name(TASK, "AUC")
 
@@ -58,21 +58,11 @@ class Classification(HeadTask):
     self.source, self.findings = labels.training_images(job)
     augment = images.Augment() if settings.augment else None
     self.encode = Encode(tuple(self.findings), settings.image_px, augment)
+    head = Head(len(self.findings))
     self.learner = Learner(
-      job.encoder.module,
-      job.encoder.weights,
-      Head(len(self.findings)),
-      settings,
-      job.mesh,
-      read=pooled,
-      loss=loss,
-      tell=lambda raw: (jax.nn.sigmoid(raw),),
+      job, head, read=pooled, loss=loss, tell=lambda raw: (jax.nn.sigmoid(raw),)
     )
     self._state: TrainState | None = None  # that `embed_images` predicts with
-
-  def findings_in(self, split: str) -> set[str]:
-    """Returns the findings that a split has both present and absent."""
-    return labels.findings_in(self.job, split, self.findings)
 
   def embed_images(self, arrays: list[np.ndarray]) -> np.ndarray:
     """Predicts the findings of images uint8 [H, W]: probabilities, float32 [N, K]."""
@@ -80,19 +70,17 @@ class Classification(HeadTask):
 
   def measure(self, state: TrainState) -> float:
     """Returns the macro AUC of the validation split."""
-    return macro_auc(self._scored(state, "validation", quiet=True)[0])
+    return macro_auc(self.score(state, "validation", quiet=True)[0])
 
   def evaluate(self, fitted: TrainState, validate: bool) -> Outcome:
     """Scores the test split by thresholds of the validation split."""
-    test = self._scored(fitted, "test")
-    validation = self._scored(fitted, "validation")[0] if validate else None
-    rows = labels.label_rows(self.job, TASK, PROTOCOL, test, validation)
-    return Outcome(int(fitted.step), rows, test[0])
+    return Outcome(int(fitted.step), *self.rows(fitted, validate))
 
-  def _scored(
-    self, state: TrainState, split: str, *, quiet: bool = False
-  ) -> tuple[ExampleScores | None, list[str]]:
-    self._state, batch = state, 4 * self.job.settings.batch_size
+  def score(
+    self, fitted: TrainState, split: str, *, quiet: bool = False
+  ) -> tuple[ExampleScores, list[str]]:
+    """Scores the images of a split by the predictions of a state."""
+    self._state, batch = fitted, 4 * self.job.settings.batch_size
     source, what = self.job.source(split), f"{TASK}, {split}"
     embedded = labels.embed(self, source, what, batch=batch, quiet=quiet)
     return scored(embedded.vectors, embedded, self.findings)

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from input_pipeline import images
 from plan_jax.inference.load import load
 from plan_jax.models.resnet import BLOCKS, ResNet
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.runtime.logging import log
-from plan_jax.runtime.mesh import quick_draws
+from plan_jax.runtime.mesh import quick_draws, spread
 from plan_jax.transfer.settings import LATEST
 
 NO_RUN = -1  # the step of fresh weights
@@ -81,19 +84,30 @@ def fingerprint(weights: dict) -> str:
   return digest.hexdigest()[:12]
 
 
+def letterboxed(
+  function: Callable, arrays: Sequence[np.ndarray], side: int, batch: int, mesh: Mesh
+) -> Iterator:
+  """Yields what `function` gives for images uint8 [H, W], `batch` at a time, on the host.
+
+  It takes float32 [batch, side, side, 1] on the mesh, the last batch filled up, and gives trees of
+  arrays [batch, ...], of which those of the filling are cut off.
+  """
+  for start in range(0, len(arrays), batch):
+    chunk = arrays[start : start + batch]
+    square = np.zeros((batch, side, side, 1), np.float32)
+    for i, image in enumerate(chunk):
+      square[i, ..., 0] = images.fit(image, side)
+    out = jax.device_get(function(spread(square, mesh)))
+    yield jax.tree.map(itemgetter(slice(len(chunk))), out)
+
+
 def pooled(
   encoder: nn.Module, variables: dict, image: jax.Array, *, train: bool
 ) -> tuple[jax.Array, dict]:
-  """Returns the mean of the last map over its grid, and the running statistics after it.
+  """Returns the mean of the last map over its grid, float32 [B, C], and the statistics after it.
 
-  Args:
-    encoder: a ResNet or a ViT.
-    variables: "params", "batch_stats".
-    image: [B, S, S, 1] float32 in [0, 1].
-    train: whether batch norm goes by the batch.
-
-  Returns:
-    float32 [B, C], and the batch statistics.
+  `encoder` is a ResNet or a ViT, `variables` are its "params" and "batch_stats", and `image` is
+  float32 [B, S, S, 1] in [0, 1]; with `train` batch norm goes by the batch.
   """
   out, mutated = encoder.apply(
     variables, image, train=train, mutable=["batch_stats"] if train else []

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -11,6 +10,7 @@ from input_pipeline import records
 from input_pipeline.conversion.selection_builders import subset
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from plan_jax.transfer.settings import Settings
 
 
 def iterate(source: Sequence[Example]) -> Iterator[Example]:
@@ -57,37 +57,31 @@ class TrainingShare:
 
 
 def training_share(
-  folder: Path,
+  settings: Settings,
   fact: Callable[[Example], Any],
   available: Callable[[list], set[str]],
   what: str,
-  *,
-  findings: Sequence[str],
-  fraction: float,
-  seed: int,
 ) -> TrainingShare:
   """Goes through the training split, chooses the findings and draws the patients; shows a bar.
 
   Args:
-    folder: of the records.
+    settings: their records, findings (none: all that can be learned), fraction and seed.
     fact: of an example, what the task needs to know of it before its pixels are decoded.
     available: the findings that can be learned, by the facts of all examples.
     what: a training split has of a finding that can be learned.
-    findings: to learn; none: all that can be.
-    fraction: of the patients.
-    seed: of their draw.
 
   Raises UserError where a finding cannot be learned.
   """
-  source = records.RecordSource(folder, "train")
+  source = records.RecordSource(settings.records, "train")
   bar = tqdm(iterate(source), total=len(source), desc=what, unit="image", mininterval=1)
   patients, facts = zip(*((example.patient_id, fact(example)) for example in bar), strict=True)
   known = sorted(available(facts))
-  if missing := sorted(set(findings) - set(known)):
+  if missing := sorted(set(settings.findings) - set(known)):
     raise UserError(
-      f"--findings: the training split of {folder} has no {what} of {', '.join(missing)} (it has"
-      f" {', '.join(known) or 'none'})"
+      f"--findings: the training split of {settings.records} has no {what} of"
+      f" {', '.join(missing)} (it has {', '.join(known) or 'none'})"
     )
-  kept = subset(patients, fraction, seed)
+  kept = subset(patients, settings.fraction, settings.seed)
   places = tuple(i for i, patient in enumerate(patients) if patient in kept)
-  return TrainingShare(source, tuple(findings) or tuple(known), places, facts, len(kept))
+  findings = settings.findings or tuple(known)
+  return TrainingShare(source, findings, places, facts, len(kept))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,40 +49,10 @@ class Job:
     info = json.loads((self.settings.records / "dataset_info.json").read_text())
     return f"{info['name']}/{split}"
 
-  def has_validation(
-    self, findings_in: Callable[[str], set[str]], required: str, otherwise: str
-  ) -> bool:
-    """Returns True where there are validation images to choose by; logs what is done without.
-
-    Args:
-      findings_in: split -> the findings that its images can be scored for.
-      required: what images need for it.
-      otherwise: what is done without validation images.
-
-    Raises UserError where the test split has nothing to score.
-    """
-    folder = self.settings.records
-    tested = findings_in("test")
-    if not tested:
-      raise UserError(f"the test split of {folder} has no {required}: nothing to score")
-    if not records.splits(folder).get("validation"):
-      log.info(f"no validation split: {otherwise}")
-      return False
-    if not tested & findings_in("validation"):
-      log.info(
-        f"the validation split has no {required} as the test split has, and is not used:"
-        f" {otherwise}"
-      )
-      return False
-    return True
-
   def finish(self, step: int, rows: list[results.Row], scores: ExampleScores) -> None:
     """Logs the table and writes example_scores/ and, as a sign that all is done, evaluation.json.
 
-    Args:
-      step: of what was scored.
-      rows: all of one task and data.
-      scores: of the run's encoder.
+    All rows are of one task and data.
     """
     log.info(tables.table(rows))
     example_scores.write(self.out.example_scores_of(rows[0].task), scores)
@@ -94,11 +63,8 @@ class Job:
 def start(settings: Settings, stride: int | None) -> Job:
   """Loads the encoder, or makes a fresh one, and claims the folder --out.
 
-  Args:
-    settings: of the task.
-    stride: that the image's side must be a multiple of; None: the encoder's.
-
-  Raises UserError where run, records or --out are not fit.
+  The image's side must be a multiple of `stride`, or of the encoder's without one. Raises UserError
+  where run, records or --out are not fit.
   """
   splits = records.splits(settings.records)
   if not splits.get("train") or not splits.get("test"):

@@ -1,6 +1,7 @@
 """Labelled images to learn from and to be scored on, and the rows of their scores."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm
 
@@ -13,8 +14,42 @@ from plan_jax.results.rows import Row
 from plan_jax.runtime.logging import log
 from plan_jax.transfer.examples import Subset, iterate, training_share
 from plan_jax.transfer.job import Job
+from plan_jax.transfer.task import Task
 
-REQUIRED = "finding both present and absent"
+
+class LabelTask(Task, Protocol):
+  """A task that learns labels, several findings at once.
+
+  Attributes:
+    HEAD: task and protocol of the rows.
+    findings: K names.
+  """
+
+  STRIDE = None
+  REQUIRED = "finding both present and absent"
+  HEAD: ClassVar[tuple[str, str]]
+  findings: Sequence[str]
+
+  def score(self, fitted: Any, split: str) -> tuple[ExampleScores, list[str]]:
+    """Returns scores and views of the images of a split, see `evaluators.classification.scored`."""
+
+  def findings_in(self, split: str) -> set[str]:
+    """Returns the findings that a split has both present and absent."""
+    source = self.job.source(split)
+    kinds = {pair for example in iterate(source) for pair in example.labels.items()}
+    return _both(kinds) & set(self.findings)
+
+  def rows(self, fitted: Any, validate: bool) -> tuple[list[Row], ExampleScores]:
+    """Scores the test split, by thresholds of the validation split."""
+    test, settings = self.score(fitted, "test"), self.job.settings
+    rows = classified_rows(
+      (*self.HEAD, self.job.data("test")),
+      *test,
+      validation=self.score(fitted, "validation")[0] if validate else None,
+      resamples=settings.resamples,
+      seed=settings.seed,
+    )
+    return rows, test[0]
 
 
 def training_images(job: Job) -> tuple[Subset, list[str]]:
@@ -26,13 +61,10 @@ def training_images(job: Job) -> tuple[Subset, list[str]]:
   """
   settings = job.settings
   share = training_share(
-    settings.records,
+    settings,
     lambda example: example.labels,
     lambda labels: _both({pair for each in labels for pair in each.items()}),
     "labels both present and absent",
-    findings=settings.findings,
-    fraction=settings.fraction,
-    seed=settings.seed,
   )
   if not share.findings:
     raise UserError(
@@ -54,12 +86,6 @@ def training_images(job: Job) -> tuple[Subset, list[str]]:
   return Subset(share.source, tuple(places)), list(share.findings)
 
 
-def findings_in(job: Job, split: str, findings: Sequence[str]) -> set[str]:
-  """Returns those of the findings that a split has both present and absent."""
-  kinds = {pair for example in iterate(job.source(split)) for pair in example.labels.items()}
-  return _both(kinds) & set(findings)
-
-
 def _both(kinds: set[tuple[str, int]]) -> set[str]:
   return {name for name, value in kinds if value == 1 and (name, 0) in kinds}
 
@@ -67,16 +93,10 @@ def _both(kinds: set[tuple[str, int]]) -> set[str]:
 def embed(
   model: ImageEmbedder, source, what: str, *, batch: int = 64, quiet: bool = False
 ) -> Images:
-  """Embeds the images of a source with a label of 1 or 0.
+  """Embeds the images of a source with a label of 1 or 0, `batch` at a time.
 
-  Args:
-    model: embeds images.
-    source: random access to examples.
-    what: task and split, for the bar and the log.
-    batch: images at a time.
-    quiet: whether to show no bar and to log nothing that is left out.
-
-  Raises UserError where there is none.
+  `what`, task and split, stands at the bar and in the log; `quiet` turns both off. Raises UserError
+  where there is none.
   """
   bar = tqdm(range(len(source)), desc=what, unit="image", mininterval=1, disable=quiet)
   tell = (lambda _: None) if quiet else log.info
@@ -84,27 +104,3 @@ def embed(
   if images is None:
     raise UserError(f"{what}: none of the {len(source)} images has a label of 1 or 0")
   return images
-
-
-def label_rows(
-  job: Job,
-  task: str,
-  protocol: str,
-  test: tuple[ExampleScores, list[str]],
-  validation: ExampleScores | None,
-) -> list[Row]:
-  """Returns the rows of the test split; thresholds are chosen on the validation split.
-
-  Args:
-    job: of the task.
-    task, protocol: of the rows.
-    test: scores and views of the test images, see `evaluators.classification.scored`.
-    validation: scores of the validation images, None without them.
-  """
-  return classified_rows(
-    (task, protocol, job.data("test")),
-    *test,
-    validation=validation,
-    resamples=job.settings.resamples,
-    seed=job.settings.seed,
-  )

@@ -1,22 +1,22 @@
 """A head on an image encoder, and how both learn."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from input_pipeline import images
 from input_pipeline.errors import UserError
 from plan_jax.runtime.checkpoints import abstract_state
-from plan_jax.runtime.mesh import batch_sharding, everywhere, quick_draws, spread
+from plan_jax.runtime.mesh import batch_sharding, everywhere, quick_draws
 from plan_jax.training.config import OptimizerConfig
 from plan_jax.training.optimizer import make_optimizer
 from plan_jax.training.state import TrainState
+from plan_jax.transfer.encoder import letterboxed
+from plan_jax.transfer.job import Job
 
 
 class Learner:
@@ -27,23 +27,17 @@ class Learner:
 
   def __init__(
     self,
-    encoder: nn.Module,
-    weights: dict,
+    job: Job,
     head: nn.Module,
-    settings: ConfigDict,
-    mesh: Mesh,
     *,
     read: Callable[..., tuple],
     loss: Callable[[jax.Array, dict], tuple[jax.Array, dict]],
     tell: Callable[[jax.Array], tuple[jax.Array, ...]],
   ):
     """Args:
-      encoder: a ResNet or a ViT.
-      weights: of the encoder, "params" and "batch_stats", to start from.
+      job: its encoder is what to start from; where its settings are `frozen`, the encoder stays
+        and its batch norm goes by running statistics.
       head: a module; head(features, train=...) -> raw [B, ...].
-      settings: frozen (the encoder stays, its batch norm goes by running statistics), image_px,
-        steps, batch_size, learning_rate, weight_decay, seed.
-      mesh: of devices, which share each batch.
       read: (encoder, variables, image, train=...) -> the features that the head reads, and the
         running statistics after; see `encoder`.
       loss: (raw, batch) -> the loss and its parts, scalars.
@@ -51,12 +45,13 @@ class Learner:
 
     Raises UserError where the batch does not divide.
     """
+    settings, mesh = job.settings, job.mesh
     if settings.batch_size % mesh.size:
       raise UserError(
         f"--batch_size={settings.batch_size} does not divide over {mesh.size} devices"
       )
     self.settings, self.mesh = settings, mesh
-    self._encoder, self._weights, self._head = encoder, weights, head
+    self._encoder, self._weights, self._head = job.encoder.module, job.encoder.weights, head
     self._read, self._loss, self._tell = read, loss, tell
     self._optimizer, _ = make_optimizer(
       OptimizerConfig(
@@ -68,8 +63,8 @@ class Learner:
       decay_vectors=True,
     )
     replicated, split = everywhere(mesh), batch_sharding(mesh)
-    shapes = jax.eval_shape(self._initial, weights)
-    self.abstract_state = abstract_state(lambda: shapes, jax.tree.map(lambda _: replicated, shapes))
+    shapes = jax.eval_shape(self._initial, self._weights)
+    self.abstract_state = abstract_state(shapes, jax.tree.map(lambda _: replicated, shapes))
     self.update = jax.jit(
       self._update,
       in_shardings=(replicated, split),
@@ -85,17 +80,10 @@ class Learner:
 
   def predict(self, state: TrainState, arrays: Sequence[np.ndarray]) -> list[tuple]:
     """Predicts, as `tell` has it, for each of the arrays uint8 [H, W], letterboxed."""
+    predict = partial(self._predict, state.params, state.batch_stats)
     side, size = self.settings.image_px, self.settings.batch_size
-    out = []
-    for start in range(0, len(arrays), size):
-      chunk = arrays[start : start + size]
-      fitted = np.zeros((size, side, side, 1), np.float32)
-      for i, image in enumerate(chunk):
-        fitted[i, ..., 0] = images.fit(image, side)
-      predictions = self._predict(state.params, state.batch_stats, spread(fitted, self.mesh))
-      predictions = jax.tree.map(np.asarray, predictions)
-      out += [tuple(array[i] for array in predictions) for i in range(len(chunk))]
-    return out
+    batches = letterboxed(predict, arrays, side, size, self.mesh)
+    return [prediction for batch in batches for prediction in zip(*batch, strict=True)]
 
   def _initial(self, weights: dict) -> TrainState:
     side = self.settings.image_px

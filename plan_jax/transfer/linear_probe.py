@@ -21,23 +21,25 @@ probe.npz (weights, bias, mean, deviation, findings).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline import images
 from input_pipeline.errors import UserError
 from plan_jax.evaluators.classification import macro_auc, scored
 from plan_jax.evaluators.labelled_images import Images
+from plan_jax.results.example_scores import ExampleScores
 from plan_jax.runtime.logging import log
-from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
+from plan_jax.runtime.mesh import batch_sharding, everywhere
 from plan_jax.transfer import labels, logistic
-from plan_jax.transfer.encoder import pooled
+from plan_jax.transfer.encoder import letterboxed, pooled
 from plan_jax.transfer.job import Job
+from plan_jax.transfer.labels import LabelTask
 from plan_jax.transfer.logistic import Logistic
-from plan_jax.transfer.task import Outcome, Task
+from plan_jax.transfer.task import Outcome
 
 TASK, PROTOCOL = "linear-probe", "linear-probe-v1"
 # Strongest first.
@@ -46,11 +48,10 @@ DEFAULT = 0.01  # without validation images
 _BATCH = 64
 
 
-class LinearProbe(Task):
+class LinearProbe(LabelTask):
   """A regression of the labels on features."""
 
-  STRIDE = None
-  REQUIRED = labels.REQUIRED
+  HEAD = TASK, PROTOCOL
   OTHERWISE = f"the penalty is {DEFAULT}, the threshold .5"
 
   def __init__(self, job: Job):
@@ -61,10 +62,6 @@ class LinearProbe(Task):
     self.features = Features(encoder.module, encoder.weights, side, job.mesh)
     self._validation: Images | None = None
 
-  def findings_in(self, split: str) -> set[str]:
-    """Returns the findings that a split has both present and absent."""
-    return labels.findings_in(self.job, split, self.findings)
-
   def fit(self, validate: bool) -> Logistic:
     """Fits the regression of the best penalty."""
     training = self._embedded(self.source, "train")
@@ -74,22 +71,17 @@ class LinearProbe(Task):
 
   def evaluate(self, fitted: Logistic, validate: bool) -> Outcome:
     """Scores the test split by thresholds of the validation split; writes probe.npz."""
-    images = self._embedded(self.job.source("test"), "test")
-    test = scored(fitted.scores(images.vectors), images, self.findings)
-    validation = None
-    if validate:
-      scores = fitted.scores(self._validation.vectors)
-      validation = scored(scores, self._validation, self.findings)[0]
-    rows = labels.label_rows(self.job, TASK, PROTOCOL, test, validation)
-    np.savez(
-      self.job.out.path / "probe.npz",
-      weights=fitted.weights,
-      bias=fitted.bias,
-      mean=fitted.mean,
-      deviation=fitted.deviation,
-      findings=np.array(self.findings),
-    )
-    return Outcome(self.job.encoder.step, rows, test[0])
+    rows, scores = self.rows(fitted, validate)
+    arrays = {name: getattr(fitted, name) for name in ("weights", "bias", "mean", "deviation")}
+    np.savez(self.job.out.path / "probe.npz", **arrays, findings=np.array(self.findings))
+    return Outcome(self.job.encoder.step, rows, scores)
+
+  def score(self, fitted: Logistic, split: str) -> tuple[ExampleScores, list[str]]:
+    """Scores the images of a split; those of validation are embedded already."""
+    embedded = self._validation
+    if split == "test":
+      embedded = self._embedded(self.job.source(split), split)
+    return scored(fitted.scores(embedded.vectors), embedded, self.findings)
 
   def _embedded(self, source, split: str) -> Images:
     return labels.embed(self.features, source, f"{TASK}, {split}", batch=_BATCH)
@@ -100,25 +92,20 @@ class Features:
 
   def __init__(self, encoder: nn.Module, weights: dict, image_px: int, mesh: Mesh):
     """`weights`: {"params", "batch_stats"}; `image_px`: side of the square."""
-    self._weights, self._image_px, self._mesh = weights, image_px, mesh
+    self._image_px, self._mesh = image_px, mesh
     self._batch = -(-_BATCH // mesh.size) * mesh.size
     whole = everywhere(mesh)
-    self._pooled = jax.jit(
+    function = jax.jit(
       lambda weights, image: pooled(encoder, weights, image, train=False)[0],
       in_shardings=(whole, batch_sharding(mesh)),
       out_shardings=whole,
     )
+    self._pooled = partial(function, weights)
 
   def embed_images(self, arrays: list[np.ndarray]) -> np.ndarray:
     """Embeds images uint8 [H, W], of any size: float32 [N, C]."""
-    side, out = self._image_px, []
-    for start in range(0, len(arrays), self._batch):
-      batch = arrays[start : start + self._batch]
-      fitted = np.zeros((self._batch, side, side, 1), np.float32)
-      for i, image in enumerate(batch):
-        fitted[i, ..., 0] = images.fit(image, side)
-      out.append(np.asarray(self._pooled(self._weights, spread(fitted, self._mesh)))[: len(batch)])
-    return np.concatenate(out)
+    batches = letterboxed(self._pooled, arrays, self._image_px, self._batch, self._mesh)
+    return np.concatenate(list(batches))
 
 
 def fit(embedded: Images, findings: Sequence[str], penalties: Sequence[float]) -> list[Logistic]:

@@ -1,7 +1,7 @@
 """Settings of the transfer tasks: a frozen dataclass each, which checks itself.
 
-A field is a flag of the command (`command`), and what a config may set for a task that it attaches
-(`entries`).
+A field is a flag of the command (`__main__`), and what a config may set for a task that it attaches
+(`attached`).
 """
 
 import dataclasses

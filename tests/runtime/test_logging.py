@@ -25,7 +25,7 @@ def test_scalars_cut_what_will_happen_again(tmp_path):
 def test_progress_has_rate_and_eta(monkeypatch):
   clock = iter([0.0, 10.0, 30.0])
   monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))
-  progress = reporting.Progress("step", 100, start=0, unit="images", per_step=8)
+  progress = reporting.Progress(100, start=0, per_step=8)
   assert "20/100 (20%)  2.00 steps/s, 16 images/s  ETA 0:40" in progress.line(20)
   assert "1.00 steps/s" in progress.line(40)
 

@@ -8,8 +8,8 @@ import pytest
 
 from input_pipeline.conversion import convert
 from plan_jax.transfer import job
+from plan_jax.transfer.__main__ import parse
 from plan_jax.transfer.by_name import learn as learn_task
-from plan_jax.transfer.command import parse
 from tiny_runs import mesh_of, untrained
 
 SMALL = {

@@ -49,7 +49,7 @@ def test_tasks_are_learned_once(run, model, capsys):
   output = capsys.readouterr().out
   assert "transfer task elsewhere is left out: evaluation set b is not given" in output
   assert "transfer task probe-0.001, encoder run, is left out" in output
-  assert [each.task for each in first] == ["probe-0.5", "probe-1"]
+  assert [task for _, task, _, _ in first] == ["probe-0.5", "probe-1"]
   for dataset, task, rows, files in first:
     assert dataset == own(run) and {row.task for row in rows} == {task}
     assert {row.data for row in rows} == {"phantom/test"}
@@ -59,8 +59,8 @@ def test_tasks_are_learned_once(run, model, capsys):
     assert set(example_scores.read(file).groups) <= {row.group for row in rows}
   second = list(attached.learn(*arguments))
   assert capsys.readouterr().out.count("transfer: complete in") == 4
-  for before, after in zip(first, second, strict=True):
-    np.testing.assert_equal([r.value for r in after.rows], [r.value for r in before.rows])
+  for (_, _, before, _), (_, _, after, _) in zip(first, second, strict=True):
+    np.testing.assert_equal([r.value for r in after], [r.value for r in before])
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from plan_jax.models.vit import ViT
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.mesh import spread
 from plan_jax.runtime.workdir import Workdir
-from plan_jax.transfer import fitting
 from plan_jax.transfer.detection.data import Encode, training_boxes
 from plan_jax.transfer.detection.task import Detection
 from plan_jax.transfer.encoder import NO_RUN, Encoder
@@ -23,6 +22,7 @@ from plan_jax.transfer.examples import iterate
 from plan_jax.transfer.job import Job
 from plan_jax.transfer.learner import Learner
 from plan_jax.transfer.settings import DetectionSettings
+from plan_jax.transfer.task import settled
 from tiny_runs import mesh_of
 
 
@@ -102,7 +102,8 @@ def test_stopped_and_started_again_gives_the_same_bits(done, learn, tmp_path, mo
 
 def test_a_batch_is_shared_evenly(folder):
   with pytest.raises(UserError, match="batch_size=8 does not divide over 3 devices"):
-    Learner(None, {}, None, settings_of(folder), mesh_of(3), read=None, loss=None, tell=None)
+    job = Job(settings_of(folder), Encoder(None, {}, NO_RUN, ""), None, mesh_of(3))
+    Learner(job, None, read=None, loss=None, tell=None)
 
 
 def test_a_fraction_is_of_patients_and_keeps_images_without_boxes(folder):
@@ -131,10 +132,10 @@ def test_an_example_holds_the_boxes_of_its_square():
 
 
 def test_patience():
-  assert not fitting.settled([], 2)
-  assert not fitting.settled([(1, 0.1), (2, 0.3), (3, 0.2)], 2)
-  assert fitting.settled([(1, 0.1), (2, 0.3), (3, 0.2), (4, 0.3)], 2)
-  assert not fitting.settled([(1, 0.1), (2, 0.1)], 2)
+  assert not settled([], 2)
+  assert not settled([(1, 0.1), (2, 0.3), (3, 0.2)], 2)
+  assert settled([(1, 0.1), (2, 0.3), (3, 0.2), (4, 0.3)], 2)
+  assert not settled([(1, 0.1), (2, 0.1)], 2)
 
 
 def detection(folder, encoder, weights, mesh, out=None, **settings):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from input_pipeline.boxes import iou
-from plan_jax.transfer.detection.suppression import suppress
+from plan_jax.transfer.detection.yolo import suppress
 
 
 def _random(rng, count, side=20):

@@ -15,23 +15,14 @@ from plan_jax.transfer.examples import Subset, training_share
 from plan_jax.transfer.settings import DetectionSettings
 
 
-@dataclass(frozen=True)
-class Marked:
-  """The size of an image and its boxes: finding -> [N, 4] float32 in image pixels, N above 0."""
-
-  height: int
-  width: int
-  boxes: dict[str, np.ndarray]
-
-
-def marked(example: Example) -> Marked:
-  """Returns the boxes of an example."""
+def _boxes(example: Example) -> tuple[int, int, dict[str, np.ndarray]]:
+  """Returns height, width, and finding -> boxes [N, 4] float32 in image pixels, N above 0."""
   parts: dict[str, list[np.ndarray]] = {}
   for region in example.regions:
     parts.setdefault(region.label, []).append(region_boxes(region))
   joined = {label: np.concatenate(corners) for label, corners in parts.items()}
   kept = {label: corners for label, corners in joined.items() if len(corners)}
-  return Marked(example.height, example.width, kept)
+  return example.height, example.width, kept
 
 
 @dataclass(frozen=True)
@@ -61,22 +52,19 @@ def training_boxes(settings: DetectionSettings) -> TrainingBoxes:
   Raises UserError where a finding, or the share, has no box.
   """
   share = training_share(
-    settings.records,
-    marked,
-    lambda facts: {label for fact in facts for label in fact.boxes},
+    settings,
+    _boxes,
+    lambda facts: {label for *_, by_label in facts for label in by_label},
     "box",
-    findings=settings.findings,
-    fraction=settings.fraction,
-    seed=settings.seed,
   )
   sizes, relative, counts = [], {name: [] for name in share.findings}, []
-  for fact in (share.facts[i] for i in share.places):
-    chosen = {name: fact.boxes[name] for name in share.findings if name in fact.boxes}
+  for height, width, by_label in (share.facts[i] for i in share.places):
+    chosen = {name: by_label[name] for name in share.findings if name in by_label}
     counts.append(sum(map(len, chosen.values())))
     for name, corners in chosen.items():
-      square = boxes.to_square(corners, fact.height, fact.width, settings.image_px)
+      square = boxes.to_square(corners, height, width, settings.image_px)
       sizes.append(square[:, 2:] - square[:, :2])
-      relative[name].append(corners / [fact.width, fact.height, fact.width, fact.height])
+      relative[name].append(corners / [width, height, width, height])
   count = len(share.places)
   if not sizes:
     raise UserError(

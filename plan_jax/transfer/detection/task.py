@@ -33,7 +33,6 @@ from plan_jax.transfer import drawing
 from plan_jax.transfer.detection import yolo
 from plan_jax.transfer.detection.coco import write_coco
 from plan_jax.transfer.detection.data import Encode, training_boxes
-from plan_jax.transfer.detection.suppression import suppress
 from plan_jax.transfer.encoder import pyramid
 from plan_jax.transfer.examples import iterate, regions_in
 from plan_jax.transfer.job import Job
@@ -65,11 +64,8 @@ class Detection(HeadTask):
       anchors = yolo.fit_anchors(self.training.sizes)
     self._slots = yolo.make_slots(settings.image_px, anchors)
     self.learner = Learner(
-      job.encoder.module,
-      job.encoder.weights,
+      job,
       yolo.Head(len(self.findings), settings.channels),
-      settings,
-      job.mesh,
       read=partial(pyramid, strides=yolo.STRIDES),
       loss=self._loss,
       tell=jax.vmap(self._predictions),
@@ -157,6 +153,6 @@ class Detection(HeadTask):
     scores, place = jax.lax.top_k(scores, min(_CANDIDATES, scores.size))
     slot, label = place // len(self.findings), place % len(self.findings)
     corners = yolo.decode(raw, self._slots)[slot]
-    stays = suppress(corners, scores, label, _OVERLAP)
+    stays = yolo.suppress(corners, scores, label, _OVERLAP)
     scores, best = jax.lax.top_k(jnp.where(stays, scores, 0), min(MOST, scores.size))
     return corners[best], scores, label[best]

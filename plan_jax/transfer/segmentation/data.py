@@ -15,34 +15,16 @@ from plan_jax.transfer.examples import Subset, training_share
 from plan_jax.transfer.settings import SegmentationSettings
 
 
-@dataclass(frozen=True)
-class TrainingMasks:
-  """The images that a segmenter learns from.
-
-  Attributes:
-    examples: of the share of patients.
-    findings: to segment, by name.
-    prior: the mean of the findings' masks in the share.
-  """
-
-  examples: Subset
-  findings: tuple[str, ...]
-  prior: BoxPrior
-
-
-def training_masks(settings: SegmentationSettings) -> TrainingMasks:
-  """Reads the training split, or a share of its patients.
+def training_masks(settings: SegmentationSettings) -> tuple[Subset, tuple[str, ...], BoxPrior]:
+  """Returns the images to learn from, the findings, and the mean of their masks in these images.
 
   Raises UserError where a finding, or the share, has no region.
   """
   share = training_share(
-    settings.records,
+    settings,
     lambda example: {region.label for region in example.regions},
     lambda facts: set().union(*facts),
     "region",
-    findings=settings.findings,
-    fraction=settings.fraction,
-    seed=settings.seed,
   )
   marked = tuple(i for i in share.places if share.facts[i] & set(share.findings))
   if not marked:
@@ -60,7 +42,7 @@ def training_masks(settings: SegmentationSettings) -> TrainingMasks:
   for i in marked:
     for place, mask in finding_masks(share.source[i], share.findings).items():
       prior.add(share.findings[place], mask)
-  return TrainingMasks(Subset(share.source, places), share.findings, prior)
+  return Subset(share.source, places), share.findings, prior
 
 
 @dataclass(frozen=True)

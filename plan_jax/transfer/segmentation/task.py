@@ -46,17 +46,13 @@ class Segmentation(HeadTask):
   def __init__(self, job: Job):
     """Reads the training masks and makes the decoder. Raises UserError as `HeadTask` does."""
     self.job, settings = job, job.settings
-    self.training = training_masks(settings)
-    self.findings, self.source = self.training.findings, self.training.examples
+    self.source, self.findings, self._prior = training_masks(settings)
     self.keep_empty = settings.empty_images == "keep"
     self.encode = Encode(self.findings, settings.image_px, self.keep_empty)
     to_square = partial(decoder.to_square, size_px=settings.image_px)
     self.learner = Learner(
-      job.encoder.module,
-      job.encoder.weights,
+      job,
       decoder.Decoder(len(self.findings), settings.channels),
-      settings,
-      job.mesh,
       read=partial(pyramid, strides=decoder.STRIDES),
       loss=lambda raw, batch: decoder.loss(to_square(raw), batch["masks"], batch["known"]),
       tell=lambda raw: (jax.nn.sigmoid(to_square(raw)),),
@@ -85,16 +81,15 @@ class Segmentation(HeadTask):
 
   def evaluate(self, fitted: TrainState, validate: bool) -> Outcome:
     """Scores the test split by thresholds of the validation split; writes overlays."""
-    job, validation = self.job, None
-    test = {RUN: self._overlaps(fitted, "test"), MEAN_MASK: self._chance("test")}
-    if validate:
-      validation = {
-        RUN: self._overlaps(fitted, "validation"),
-        MEAN_MASK: self._chance("validation"),
-      }
+    job = self.job
+
+    def by_model(split: str) -> dict[str, Overlaps | None]:
+      chance = segmentation.mean_masks(iterate(job.source(split)), self._prior, self.findings)
+      return {RUN: self._overlaps(fitted, split), MEAN_MASK: self._scored(chance)}
+
     rows, scores = segmentation.segmentation_rows(
-      test,
-      validation,
+      by_model("test"),
+      by_model("validation") if validate else None,
       data=job.data("test"),
       keep_empty=self.keep_empty,
       resamples=job.settings.resamples,
@@ -108,10 +103,6 @@ class Segmentation(HeadTask):
 
   def _overlaps(self, state: TrainState, split: str) -> Overlaps | None:
     return self._scored(self.maps(state, iterate(self.job.source(split))))
-
-  def _chance(self, split: str) -> Overlaps | None:
-    examples = iterate(self.job.source(split))
-    return self._scored(segmentation.mean_masks(examples, self.training.prior, self.findings))
 
   def _scored(self, maps: Iterable[tuple[Example, np.ndarray]]) -> Overlaps | None:
     return segmentation.score_segmentation(maps, self.findings, keep_empty=self.keep_empty)
