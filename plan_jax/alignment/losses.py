@@ -40,14 +40,7 @@ def word_info_nce(
   """Contrasts each single word's own image with all images (ours); a weighted mean over the words.
 
   Pooled scores let a report's easiest word answer for all; here every word answers for itself.
-
-  Args:
-    terms: of K rounds, with words.
-    valid: as in `info_nce`.
-    weight: >= 0, zero for padding.
-
-  Returns:
-    The loss, 0 where no word has weight.
+  `valid` is as in `info_nce`; the loss is 0 where no word has weight, which is >= 0.
   """
   weight = jnp.where(valid[:, None], weight, 0)
   cross_entropy = jax.nn.softplus(terms.word_log_partition - terms.positive_word)
