@@ -108,14 +108,11 @@ def ours(size: Size) -> dict:
   def image_params():
     return state().params["image_encoder"]
 
-  def bert_params():
-    return state().params["text_encoder"]
-
   rows = {}
   for name, loss, params in (
     ("ResNet-50", image_loss(model), image_params),
     ("ViT-B/16", vit_loss, vit_params),
-    ("BERT", bert_loss, bert_params),
+    ("BERT", bert_loss, lambda: state().params["text_encoder"]),
   ):
     rows[f"{name}, forward"] = _Step(jax.jit(loss), params, batch)
     rows[f"{name}, forward + backward"] = _Step(jax.jit(jax.value_and_grad(loss)), params, batch)

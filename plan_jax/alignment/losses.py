@@ -13,15 +13,8 @@ def info_nce(
   """Averages over both directions the cross-entropy of each pair among its negatives.
 
   The target of a row or column is its own pair alone; other positives are in no log-partition, and
-  neither are invalid reports (as queries too).
-
-  Args:
-    terms: of K rounds.
-    valid: reports with words.
-
-  Returns:
-    The loss, and the mean top-1 accuracy of the two directions among valid pairs. Both are 0 where
-    nothing is valid.
+  neither are invalid reports, without words (as queries too). Returns the loss, and the mean top-1
+  accuracy of the two directions among valid pairs, both 0 where nothing is valid.
   """
   count = jnp.maximum(valid.sum(), 1)
   loss, accuracy = 0.0, 0.0

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from plan_jax.alignment.methods.base import WordAttention
 from plan_jax.baselines.tokenization import BaselineTexts, Reading, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
 from plan_jax.models.weights.sizes import sizes
@@ -100,11 +99,6 @@ class Baseline(NamedTuple):
       matmul_precision="float32",
       **self.fields,
     )
-
-
-def positive_regions(similarity: Float[jax.Array, "W P"]) -> WordAttention:
-  """Regions of the pixels with a positive similarity to each word, by that similarity."""
-  return WordAttention(jax.nn.relu(similarity), similarity)
 
 
 def sums(tokens: jax.Array, owner: jax.Array) -> jax.Array:

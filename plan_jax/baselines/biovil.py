@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.alignment.methods.base import positive_regions
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
 from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings, hidden_states
@@ -69,7 +70,7 @@ class BioVil(nn.Module):
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
   """One region, for the text as a whole."""
-  return base.positive_regions((image.pixels @ text.embedding)[None]), jnp.ones(1)
+  return positive_regions((image.pixels @ text.embedding)[None]), jnp.ones(1)
 
 
 def _build(shapes: dict, settings: dict) -> BioVil:

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.alignment.methods.base import positive_regions
 from plan_jax.alignment.methods.gloria import GloriaScore
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
@@ -84,7 +85,7 @@ def local_similarity(pixels, words, significance, scale, stage) -> jax.Array:
 
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
-  return base.positive_regions(text.words @ image.pixels.T), text.significance
+  return positive_regions(text.words @ image.pixels.T), text.significance
 
 
 def _build(shapes: dict, settings: dict) -> Gloria:

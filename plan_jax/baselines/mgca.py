@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.alignment.methods.base import positive_regions
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
 from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings, hidden_states, sums
@@ -114,7 +115,7 @@ def weighted_texts(network: Mgca, variables: dict, batch: dict) -> TextEmbedding
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
   similarity = l2_normalize(text.words) @ l2_normalize(image.pixels).T
-  return base.positive_regions(similarity), text.significance
+  return positive_regions(similarity), text.significance
 
 
 def _build(shapes: dict, settings: dict, *, is_vit: bool) -> Mgca:

@@ -81,8 +81,7 @@ def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   """Returns dot products of words and pixels, the positive ones as weights."""
-  similarity = text.words @ image.pixels.T
-  return WordAttention(jax.nn.relu(similarity), similarity)
+  return base.positive_regions(text.words @ image.pixels.T)
 
 
 METHOD = base.Method(losses, attend, pair_score)
