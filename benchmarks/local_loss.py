@@ -16,6 +16,7 @@ XLA_PYTHON_CLIENT_PREALLOCATE=false, so that JAX leaves memory to torch.
 import argparse
 import gc
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -79,8 +80,7 @@ def ours(method: str, implementation: str, shape, dtype: str, mib: int):
       total += losses.word_info_nce(terms, keys.valid, word_weights).sum()
     return total
 
-  images, text = arrays(*shape)
-  inputs = (images, text, np.ones((batch, words), np.float32), np.float32(10))
+  inputs = (*arrays(*shape), np.ones((batch, words), np.float32), np.float32(10))
   inputs = jax.device_put(inputs)
   step = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*inputs).compile()
   return step, inputs
@@ -173,15 +173,10 @@ def gpu_growth(step, temporaries: int | None) -> int:
 
 
 def _growth_elsewhere(name, shape, dtype, mib) -> int | None:
-  command = [
-    sys.executable,
-    "-m",
-    "benchmarks.local_loss",
-    f"--shapes={','.join(map(str, shape))}",
-    f"--dtype={dtype}",
-    f"--tile_mib={mib}",
-    f"--growth={name}",
-  ]
+  shapes = ",".join(map(str, shape))
+  options = {"shapes": shapes, "dtype": dtype, "tile_mib": mib, "growth": name}
+  command = [sys.executable, "-m", "benchmarks.local_loss"]
+  command += [f"--{key}={value}" for key, value in options.items()]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
@@ -190,7 +185,6 @@ def measure(
   shape, repeats: int, dtype: str, mib: int, *, with_torch: bool, resident: bool
 ) -> list[dict]:
   """Measures one row a contender; with `resident` by how much memory grows, too."""
-  batch, words, pixels, channels = shape
   names = contenders(shape, with_torch)
   on_gpu = jax.default_backend() == "gpu"
   held = dict.fromkeys(names)
@@ -224,18 +218,15 @@ def measure(
     rows.append(
       {
         "contender": name,
-        "B": batch,
-        "W": words,
-        "P": pixels,
-        "D": channels,
+        **dict(zip("BWPD", shape, strict=True)),
         "seconds": seconds,
         "fastest": min(times[name]),
         "turns": len(times[name]),
-        "us_per_pair": 1e6 * seconds / batch**2,
+        "us_per_pair": 1e6 * seconds / shape[0] ** 2,
         "temporary_mib": None if temporaries is None else temporaries / 2**20,
         "growth_mib": None if held[name] is None else held[name] / 2**20,
         # Work of every implementation: similarities, and their gradients to images and words.
-        "gflops": 6e-9 * batch**2 * words * pixels * channels / seconds,
+        "gflops": 6e-9 * shape[0] * math.prod(shape) / seconds,
       }
     )
   return rows
@@ -301,9 +292,9 @@ def main() -> None:
         flush=True,
       )
   if options.json:
-    with open(options.json, "w") as file:
-      facts = {"device": jax.devices()[0].device_kind, "dtype": options.dtype}
-      json.dump(facts | {"ceiling_gflops": most, "rows": rows}, file, indent=1)
+    facts = {"device": jax.devices()[0].device_kind, "dtype": options.dtype}
+    content = facts | {"ceiling_gflops": most, "rows": rows}
+    Path(options.json).write_text(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ import argparse
 import math
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tabulate import tabulate
 
 from plan_jax.alignment import losses, pairwise
 from plan_jax.alignment.blockwise import ring
@@ -29,12 +31,8 @@ class Shape:
   """Sizes of one local contrast by PLAN's score, words contrasted too.
 
   Attributes:
-    devices: n.
+    devices, words, pixels, channels, rounds: n, W, P, D, K.
     batch: b, pairs of one device.
-    words: W.
-    pixels: P.
-    channels: D.
-    rounds: K.
     feature_bytes: of a number of images and words: 4, or 2 in bfloat16.
   """
 
@@ -82,12 +80,6 @@ class Shape:
     )
 
   @property
-  def gathered_bytes(self) -> int:
-    """Bytes if all reports were gathered, and their gradients summed and scattered."""
-    report, _ = self._forward_bytes
-    return self.batch * (self.devices - 1) * (report + 4 * self.words * (self.channels + 1))
-
-  @property
   def ring_held_bytes(self) -> int:
     """Bytes on each device beside the tile, whatever n: reports, gradients, here and underway."""
     images = 4 * self.batch * self.pixels * self.channels
@@ -118,26 +110,15 @@ def program(shape: Shape):
 
   index = jax.ShapeDtypeStruct((batch,), jnp.int32)
   keys = pairwise.Keys(index, index, index, jax.ShapeDtypeStruct((batch,), bool))
-  arrays = [
-    jax.ShapeDtypeStruct(axes, jnp.float32)
-    for axes in (
-      (batch, shape.pixels, shape.channels),
-      (batch, shape.words, shape.channels),
-      (batch, shape.words),
-      (),
-    )
-  ]
-  mesh = jax.make_mesh(
-    (shape.devices,),
-    ("data",),
-    devices=jax.devices()[: shape.devices],
-    axis_types=(AxisType.Auto,),
-  )
+  words = (batch, shape.words)
+  axes = (batch, shape.pixels, shape.channels), (*words, shape.channels), words, ()
+  arrays = [jax.ShapeDtypeStruct(x, jnp.float32) for x in axes]
+  devices = jax.devices()[: shape.devices]
+  mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
   split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
   with jax.set_mesh(mesh):
-    step = jax.jit(
-      jax.value_and_grad(loss, (0, 1, 2)), in_shardings=(split, split, split, whole, split)
-    )
+    shardings = (split, split, split, whole, split)
+    step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=shardings)
     return step.lower(*arrays, keys).compile()
 
 
@@ -147,9 +128,8 @@ def permuted_bytes(text: str) -> int:
   A line in a loop counts as often as the loop is known to run.
   """
   widths = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1}
-  times = {}
-  for body, count in re.findall(r"body=%?([\w.-]+).*?known_trip_count\":\{\"n\":\"(\d+)\"", text):
-    times[body] = int(count)
+  loop = r"body=%?([\w.-]+).*?known_trip_count\":\{\"n\":\"(\d+)\""
+  times = {body: int(count) for body, count in re.findall(loop, text)}
   sent, inside = 0, ""
   for line in text.splitlines():
     if head := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
@@ -160,29 +140,26 @@ def permuted_bytes(text: str) -> int:
   return sent
 
 
-@dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
   """Maker's numbers a second: bf16 operations, bytes of memory, bytes sent to a neighbour."""
 
   name: str
   flops: float
   memory: float
   link: float
-  source: str
 
 
 # One direction of one link: a ring sends to one neighbour.
 CHIPS = (
-  # docs.cloud.google.com/tpu/docs
-  Chip("TPU v5e", 197e12, 819e9, 50e9, "Google's v5e; 4 links, 400 GB/s both ways"),
-  Chip("TPU v5p", 459e12, 2765e9, 100e9, "Google's v5p; 6 links of 800 Gbit/s"),
-  Chip("H100, NVLink", 989e12, 3350e9, 450e9, "NVIDIA's data sheet, SXM; 900 GB/s both ways"),
-  Chip("H100, 400 Gbit/s network", 989e12, 3350e9, 50e9, "the same, one adapter a GPU"),
+  # docs.cloud.google.com/tpu/docs, and NVIDIA's data sheet
+  Chip("TPU v5e", 197e12, 819e9, 50e9),  # 4 links, 400 GB/s both ways
+  Chip("TPU v5p", 459e12, 2765e9, 100e9),  # 6 links of 800 Gbit/s
+  Chip("H100, NVLink", 989e12, 3350e9, 450e9),  # SXM; 900 GB/s both ways
+  Chip("H100, 400 Gbit/s network", 989e12, 3350e9, 50e9),  # the same, one adapter a GPU
 )
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
   """Predicted times of one training step's local loss on one chip.
 
   Attributes:
@@ -202,12 +179,9 @@ def predict(shape: Shape, chip: Chip, pair_bytes: float) -> Prediction:
   """Predicts times; `pair_bytes`: memory traffic of a pair, see `pair_traffic`."""
   products = shape.device_flops / (chip.flops / 2)
   sending = shape.sent_bytes / chip.link
-  return Prediction(
-    products=products,
-    traffic=pair_bytes * shape.batch**2 * shape.devices / chip.memory,
-    sending=sending,
-    least_batch=math.ceil(shape.batch * sending / products),  # it grows as b, the products as b^2
-  )
+  traffic = pair_bytes * shape.batch**2 * shape.devices / chip.memory
+  least_batch = math.ceil(shape.batch * sending / products)  # it grows as b, the products as b^2
+  return Prediction(products, traffic, sending, least_batch)
 
 
 def pair_traffic(shape: Shape) -> float:
@@ -241,6 +215,20 @@ def check() -> list[dict]:
   return rows
 
 
+_CHECKED = (
+  "devices | rounds | sent, bytes | by XLA | products, MFLOP | all, by XLA | held at most |"
+  " temporaries by XLA | gathers"
+)
+_PREDICTED = (
+  "chip | chips | batch | products, ms | traffic, ms | sending, ms | hidden from b = |"
+  " ring holds, MiB | gather would hold"
+)
+
+
+def _table(heads: str, rows: list, formats) -> str:
+  return tabulate(rows, heads.split(" | "), tablefmt="github", floatfmt=formats, intfmt=",")
+
+
 def main() -> None:
   """Prints the check and the predictions as tables."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -250,36 +238,23 @@ def main() -> None:
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", 8)
   print("The model and XLA's counts, b = 8, W = 16, P = 49, D = 256, float32\n")
-  print(
-    "| devices | rounds | sent, bytes | by XLA | products, MFLOP | all, by XLA | held at most |"
-    " temporaries by XLA | gathers |"
-  )
-  print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
-  for row in check():
-    print(
-      f"| {row['devices']} | {row['rounds']} | {row['sent']:,} | {row['sent_xla']:,} |"
-      f" {row['flops'] / 1e6:.1f} | {row['flops_xla'] / 1e6:.1f} | {row['held']:,} |"
-      f" {row['held_xla']:,} | {row['gathers']} |"
-    )
+  rows = [row | {key: row[key] / 1e6 for key in ("flops", "flops_xla")} for row in check()]
+  print(_table(_CHECKED, [row.values() for row in rows], ".1f"))
   sizes = {name: getattr(options, name) for name in ("batch", "words", "pixels", "channels")}
   traffic = pair_traffic(Shape(1, **sizes))
   print("\nPredicted: the local loss in one training step, one round, bfloat16, a device's")
   print(", ".join(f"{name} {value}" for name, value in sizes.items()), end="; ")
   print(f"{traffic / 1e6:.2f} MB of memory traffic a pair\n")
-  print(
-    "| chip | chips | batch | products, ms | traffic, ms | sending, ms | hidden from b = |"
-    " ring holds, MiB | gather would hold |"
-  )
-  print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+  rows = []
   for chip in CHIPS:
     for devices in (8, 64, 256):
       shape = Shape(devices, **sizes, feature_bytes=2)
       cost = predict(shape, chip, traffic)
-      print(
-        f"| {chip.name} | {devices} | {devices * shape.batch} | {1e3 * cost.products:.1f} |"
-        f" {1e3 * cost.traffic:.1f} | {1e3 * cost.sending:.2f} | {cost.least_batch} |"
-        f" {shape.ring_held_bytes / 2**20:.0f} | {shape.gather_held_bytes / 2**20:.0f} |"
-      )
+      times = (1e3 * seconds for seconds in (cost.products, cost.traffic, cost.sending))
+      held = shape.ring_held_bytes / 2**20, shape.gather_held_bytes / 2**20
+      rows.append((chip.name, devices, devices * shape.batch, *times, cost.least_batch, *held))
+  formats = ("", "", "", ".1f", ".1f", ".2f", "", ".0f", ".0f")
+  print(_table(_PREDICTED, rows, formats))
 
 
 if __name__ == "__main__":

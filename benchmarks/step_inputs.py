@@ -15,9 +15,7 @@ class Size:
     width: of the ResNet-50.
     tokens: of a report.
     vocabulary: of the BERT.
-    embed_dim: of the BERT and the ViT.
-    depth: of the BERT and the ViT.
-    num_heads: of the BERT and the ViT.
+    embed_dim, depth, num_heads: of the BERT and the ViT.
     dtype: of the computation, "float32" or "bfloat16".
   """
 
@@ -30,6 +28,12 @@ class Size:
   depth: int = 12
   num_heads: int = 12
   dtype: str = "float32"
+
+  @property
+  def transformer(self) -> dict[str, int]:
+    """Arguments of the BERT and the ViT."""
+    sizes = {name: getattr(self, name) for name in ("embed_dim", "depth", "num_heads")}
+    return sizes | {"mlp_dim": 4 * self.embed_dim}
 
 
 SMALL = Size(2, 64, 0.125, 16, 100, 16, 2, 2)

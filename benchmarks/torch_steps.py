@@ -5,47 +5,32 @@ import os
 import jax
 
 from benchmarks.step_inputs import Size, arrays
+from plan_jax.models.resnet import first_channels
 
 
 def encoders(size: Size):
   """Builds ResNetModel, BertModel and ViTModel of the same sizes, in training mode."""
   from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
-  channels = max(8, int(64 * size.width) // 8 * 8)
-  image = ResNetModel(
-    ResNetConfig(
-      num_channels=1,
-      embedding_size=channels,
-      hidden_sizes=[4 * channels * 2**stage for stage in range(4)],
-    )
+  channels = first_channels(size.width)
+  widths = [4 * channels * 2**stage for stage in range(4)]
+  image = ResNetConfig(num_channels=1, embedding_size=channels, hidden_sizes=widths)
+  common = dict(
+    hidden_size=size.embed_dim,
+    num_hidden_layers=size.depth,
+    num_attention_heads=size.num_heads,
+    intermediate_size=4 * size.embed_dim,
+    attn_implementation="sdpa",
   )
-  report = BertModel(
-    BertConfig(
-      vocab_size=size.vocabulary,
-      hidden_size=size.embed_dim,
-      num_hidden_layers=size.depth,
-      num_attention_heads=size.num_heads,
-      intermediate_size=4 * size.embed_dim,
-      hidden_dropout_prob=0.0,
-      attention_probs_dropout_prob=0.0,
-      attn_implementation="sdpa",
-    ),
-    add_pooling_layer=False,
+  none = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+  report = BertConfig(vocab_size=size.vocabulary, **none, **common)
+  vit = ViTConfig(num_channels=1, image_size=size.image_px, patch_size=16, **common)
+  models = (
+    ResNetModel(image),
+    BertModel(report, add_pooling_layer=False),
+    ViTModel(vit, add_pooling_layer=False),
   )
-  vit = ViTModel(
-    ViTConfig(
-      num_channels=1,
-      image_size=size.image_px,
-      patch_size=16,
-      hidden_size=size.embed_dim,
-      num_hidden_layers=size.depth,
-      num_attention_heads=size.num_heads,
-      intermediate_size=4 * size.embed_dim,
-      attn_implementation="sdpa",
-    ),
-    add_pooling_layer=False,
-  )
-  return image.train(), report.train(), vit.train()
+  return tuple(model.train() for model in models)
 
 
 def steps(size: Size) -> dict:
@@ -60,10 +45,8 @@ def steps(size: Size) -> dict:
   made = arrays(size)
   image = torch.tensor(made["image"], device=device).permute(0, 3, 1, 2).contiguous()
   tokens = torch.tensor(made["tokens"], dtype=torch.long, device=device)
-  heads = [
-    torch.nn.Linear(width, 128, device=device)
-    for width in (resnet.config.hidden_sizes[-1], size.embed_dim)
-  ]
+  widths = resnet.config.hidden_sizes[-1], size.embed_dim
+  heads = [torch.nn.Linear(width, 128, device=device) for width in widths]
   parameters = [p for part in (resnet, report, *heads) for p in part.parameters()]
   optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.05)
   normalize = torch.nn.functional.normalize
@@ -98,12 +81,9 @@ def steps(size: Size) -> dict:
 
     return timed
 
-  return {
-    "ResNet-50, forward": waiting(forward, resnet, image),
-    "ResNet-50, forward + backward": waiting(backward, resnet, image),
-    "ViT-B/16, forward": waiting(forward, vit, image),
-    "ViT-B/16, forward + backward": waiting(backward, vit, image),
-    "BERT, forward": waiting(forward, report, tokens),
-    "BERT, forward + backward": waiting(backward, report, tokens),
-    "whole step": waiting(step),
-  }
+  rows = {}
+  named = ("ResNet-50", resnet, image), ("ViT-B/16", vit, image), ("BERT", report, tokens)
+  for name, *parts in named:
+    rows[f"{name}, forward"] = waiting(forward, *parts)
+    rows[f"{name}, forward + backward"] = waiting(backward, *parts)
+  return rows | {"whole step": waiting(step)}

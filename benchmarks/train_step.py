@@ -55,13 +55,7 @@ def config(size: Size, output_stride: int) -> ConfigDict:
   made = base.get_config()
   made.model.dtype = size.dtype
   made.model.image.update(width=size.width, output_stride=output_stride)
-  made.model.text.update(
-    embed_dim=size.embed_dim,
-    depth=size.depth,
-    num_heads=size.num_heads,
-    mlp_dim=4 * size.embed_dim,
-    dropout=0.0,
-  )
+  made.model.text.update(size.transformer, dropout=0.0)
   made.alignment.method = "none"
   return made
 
@@ -114,14 +108,11 @@ def ours(size: Size) -> dict:
   def image_params():
     return state().params["image_encoder"]
 
-  def bert_params():
-    return state().params["text_encoder"]
-
   rows = {}
   for name, loss, params in (
     ("ResNet-50", image_loss(model), image_params),
     ("ViT-B/16", vit_loss, vit_params),
-    ("BERT", bert_loss, bert_params),
+    ("BERT", bert_loss, lambda: state().params["text_encoder"]),
   ):
     rows[f"{name}, forward"] = _Step(jax.jit(loss), params, batch)
     rows[f"{name}, forward + backward"] = _Step(jax.jit(jax.value_and_grad(loss)), params, batch)
@@ -134,15 +125,8 @@ def ours(size: Size) -> dict:
 
 def patches(size: Size) -> ViT:
   """Builds the ViT with patches of 16 px."""
-  return ViT(
-    embed_dim=size.embed_dim,
-    depth=size.depth,
-    num_heads=size.num_heads,
-    mlp_dim=4 * size.embed_dim,
-    patch_px=16,
-    grid=size.image_px // 16,
-    dtype=jnp.dtype(size.dtype),
-  )
+  grid, dtype = size.image_px // 16, jnp.dtype(size.dtype)
+  return ViT(**size.transformer, patch_px=16, grid=grid, dtype=dtype)
 
 
 class _Step:

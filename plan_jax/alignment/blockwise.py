@@ -55,7 +55,7 @@ def _contrast(score, tile, axes, features, keys) -> ContrastTerms:
     def visit(reports):
       return _visit(score, images, reports, scale)
 
-    (image,), columns = _travel(visit, reports, axes, _merge_trees, _empty_tree)
+    (image,), columns = _travel(visit, reports, axes)
     sums = (_join(image, len(pixels)), *(_join(column, len(words)) for column in columns))
     return pairwise.terms(*sums)
 
@@ -83,7 +83,7 @@ def _backward(score, tile, axes, residuals, gradient: ContrastTerms):
     def visit(reports):
       return _visit_back(score, images, reports, scale)
 
-    (d_pixels, d_scale), of_reports = _travel(visit, reports, axes, _add_trees, _zero_tree)
+    (d_pixels, d_scale), of_reports = _travel(visit, reports, axes)
     if axes:
       d_scale = jax.lax.psum(d_scale, axes)
     joined = (
@@ -188,18 +188,11 @@ def _visit_back(score, images, reports, scale):
 # --- the mesh ---------------------------------------------------------------------------------
 
 
-def _travel(visit: Callable, reports, axes, combine: Callable, start: Callable):
-  """Sends the reports once round the ring, with what they gather.
+def _travel(visit: Callable, reports, axes):
+  """Sends this device's reports once round the ring (`axes` is None: it is alone).
 
-  Args:
-    visit: maps the reports that are present to what this device's images and what they gather.
-    reports: of this device.
-    axes: of the mesh, None on one device.
-    combine: adds two such results.
-    start: makes the neutral element from shapes.
-
-  Returns:
-    What this device's images and what its reports have gathered.
+  `visit` maps the reports that are present to what this device's images and what they gather.
+  Returns what this device's images and what its reports have gathered.
   """
   if axes is None:
     return visit(reports)
@@ -214,9 +207,9 @@ def _travel(visit: Callable, reports, axes, combine: Callable, start: Callable):
     # Neither waits for the computation of this step: both can travel while it runs.
     ahead, arrived = send((reports, goes))
     more_stays, more_goes = visit(reports)
-    return (ahead, combine(stays, more_stays), combine(arrived, more_goes)), None
+    return (ahead, _combine(stays, more_stays), _combine(arrived, more_goes)), None
 
-  stays, goes = start(jax.eval_shape(visit, reports))
+  stays, goes = _neutral(jax.eval_shape(visit, reports))
   (_, stays, goes), _ = jax.lax.scan(step, (reports, stays, goes), length=size)
   return stays, send(goes)
 
@@ -267,20 +260,20 @@ def _is_sums(x) -> bool:
   return isinstance(x, PartialSums)
 
 
-def _merge_trees(a, b):
-  return jax.tree.map(pairwise.merge, a, b, is_leaf=_is_sums)
+def _combine(a, b):
+  """Merges partial sums, and adds gradients."""
+
+  def add(a, b):
+    return pairwise.merge(a, b) if _is_sums(a) else a + b
+
+  return jax.tree.map(add, a, b, is_leaf=_is_sums)
 
 
-def _empty_tree(like):
-  return jax.tree.map(pairwise.empty, like, is_leaf=_is_sums)
+def _neutral(like):
+  def zero(x):
+    return pairwise.empty(x) if _is_sums(x) else jnp.zeros(x.shape, x.dtype)
 
-
-def _add_trees(a, b):
-  return jax.tree.map(jnp.add, a, b)
-
-
-def _zero_tree(like):
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+  return jax.tree.map(zero, like, is_leaf=_is_sums)
 
 
 def _wide(x):

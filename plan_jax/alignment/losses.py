@@ -13,15 +13,8 @@ def info_nce(
   """Averages over both directions the cross-entropy of each pair among its negatives.
 
   The target of a row or column is its own pair alone; other positives are in no log-partition, and
-  neither are invalid reports (as queries too).
-
-  Args:
-    terms: of K rounds.
-    valid: reports with words.
-
-  Returns:
-    The loss, and the mean top-1 accuracy of the two directions among valid pairs. Both are 0 where
-    nothing is valid.
+  neither are invalid reports, without words (as queries too). Returns the loss, and the mean top-1
+  accuracy of the two directions among valid pairs, both 0 where nothing is valid.
   """
   count = jnp.maximum(valid.sum(), 1)
   loss, accuracy = 0.0, 0.0
@@ -40,14 +33,7 @@ def word_info_nce(
   """Contrasts each single word's own image with all images (ours); a weighted mean over the words.
 
   Pooled scores let a report's easiest word answer for all; here every word answers for itself.
-
-  Args:
-    terms: of K rounds, with words.
-    valid: as in `info_nce`.
-    weight: >= 0, zero for padding.
-
-  Returns:
-    The loss, 0 where no word has weight.
+  `valid` is as in `info_nce`; the loss is 0 where no word has weight, which is >= 0.
   """
   weight = jnp.where(valid[:, None], weight, 0)
   cross_entropy = jax.nn.softplus(terms.word_log_partition - terms.positive_word)

@@ -230,15 +230,13 @@ def terms(image: PartialSums, report: PartialSums, word: PartialSums) -> Contras
   )
 
 
-def tile_bytes(arrays: int, gram: bool, shape: tuple[int, int, int, int, int]) -> int:
-  """Adds up the float32 bytes of a tile.
+def tile_bytes(
+  arrays: int, gram: bool, images: int, reports: int, pixels: int, words: int, channels: int
+) -> int:
+  """Adds up the float32 bytes of a tile that holds so many `arrays` of [J, W, I, P].
 
-  Args:
-    arrays: how many of [J, W, I, P] are held.
-    gram: whether the pixels' Gram matrices are held.
-    shape: I, J, P, W, D.
+  With `gram` it holds the pixels' Gram matrices too.
   """
-  images, reports, pixels, words, channels = shape
   features = images * pixels * channels + reports * words * channels
   grams = 3 * images * pixels**2 if gram else 0
   return 4 * (arrays * images * reports * words * pixels + grams + 3 * features)

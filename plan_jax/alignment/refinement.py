@@ -66,10 +66,8 @@ class WordRegions(NamedTuple):
 def refine(keys: ImageKeys, words: Float[Array, "J W D"], rounds: Rounds) -> list[WordRegions]:
   """Computes the regions of all words in all images, one entry a round.
 
-  Args:
-    keys: of pixels of unit norm, with the Gram matrix where `rounds.needs_gram`.
-    words: of unit norm, or zero for padding.
-    rounds: the settings.
+  Pixels are of unit norm, with their Gram matrix where `rounds.needs_gram`; words are of unit norm,
+  or zero for padding.
   """
   sparsify = SPARSIFIERS[rounds.sparsifier]
   first = similarity = product("jwd,ipd->jwip", rounds.dtype, words, keys.pixels)

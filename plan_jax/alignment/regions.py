@@ -125,11 +125,4 @@ def _equal_weights(region: jax.Array, dtype) -> jax.Array:
   return weight / weight.sum(-1, keepdims=True)
 
 
-SPARSIFIERS = {
-  "softmax": softmax,
-  "threshold": threshold,
-  "minmax": minmax,
-  "entmax15": entmax15,
-  "topk": topk,
-  "box": box,
-}
+SPARSIFIERS = {f.__name__: f for f in (softmax, threshold, minmax, entmax15, topk, box)}

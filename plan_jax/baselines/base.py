@@ -1,6 +1,6 @@
 """The common parts of the baselines: their features, and how each becomes a ModelSpec."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from plan_jax.alignment.methods.base import WordAttention
-from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary
+from plan_jax.baselines.tokenization import BaselineTexts, Reading, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
 from plan_jax.models.weights.sizes import sizes
 
@@ -38,6 +37,10 @@ class TextEmbeddings(NamedTuple):
   embedding: Float[jax.Array, "*B D"]
 
 
+def _embed_texts(network: nn.Module, variables: dict, batch: dict) -> TextEmbeddings:
+  return network.apply(variables, batch, method="embed_texts")
+
+
 class Baseline(NamedTuple):
   """Another project's model before its weights are known.
 
@@ -46,91 +49,77 @@ class Baseline(NamedTuple):
     build: (shapes, settings) -> the network, see models.weights.load.load_baseline; it has
       `embed_images` of [B, S, S, 1] and `embed_texts` of `BaselineTexts` arrays.
     images: preprocessing.
-    spec: (network, variables, vocabulary) -> ModelSpec.
+    reader, max_tokens: of texts, see `BaselineTexts`.
+    attend: as of ModelSpec.
+    phrase_similarity: signed similarity [P] of an image and a phrase without a batch axis.
+    embed_texts: (network, variables, arrays) -> TextEmbeddings.
+    global_scale: inverse temperature; None without one.
     separate_text: whether the text encoder is a folder of its own.
+    fields: whatever else of the ModelSpec is the baseline's own.
   """
 
   title: str
   build: Callable[[dict, dict], nn.Module]
   images: ImagePreprocessing
-  spec: Callable[[nn.Module, dict, Vocabulary], ModelSpec]
+  reader: Callable[..., Reading]
+  max_tokens: int
+  attend: Callable
+  phrase_similarity: Callable = lambda image, text: image.pixels @ text.embedding
+  embed_texts: Callable[[nn.Module, dict, dict], TextEmbeddings] = _embed_texts
+  global_scale: float | None = None
   separate_text: bool = False
+  fields: Mapping = {}
+
+  def spec(self, network: nn.Module, variables: dict, vocabulary: Vocabulary) -> ModelSpec:
+    """Makes the ModelSpec; `variables` are the weights, or their shapes."""
+    max_tokens = min(self.max_tokens, network.text["max_position"])
+    embed_images = partial(network.apply, method="embed_images")
+    image = jax.ShapeDtypeStruct((1, *(self.images.input_px,) * 2, 1), jnp.float32)
+    _, pixels, channels = jax.eval_shape(embed_images, variables, image).pixels.shape
+
+    def ground_phrase(image, text, stage):
+      similarity = self.phrase_similarity(image, text)
+      return jax.nn.relu(similarity), similarity
+
+    return ModelSpec(
+      title=self.title,
+      images=self.images,
+      texts=BaselineTexts(vocabulary, max_tokens, self.reader),
+      grid=(round(pixels**0.5),) * 2,
+      embed_images=embed_images,
+      embed_texts=partial(self.embed_texts, network),
+      attend=self.attend,
+      ground_phrase=ground_phrase,
+      local_bytes=2 * channels * (pixels + max_tokens),
+      note=f"{{}} texts were longer than the {max_tokens} tokens that {self.title} reads, and were"
+      " cut",
+      scales=lambda variables: (self.global_scale, 1.0),
+      has_local_scores=lambda stage: "local_logits" in self.fields,
+      # Values of the original are in float32, which accelerators would round by default.
+      matmul_precision="float32",
+      **self.fields,
+    )
 
 
-def positive_regions(similarity: Float[jax.Array, "W P"]) -> WordAttention:
-  """Regions of the pixels with a positive similarity to each word, by that similarity."""
-  return WordAttention(jax.nn.relu(similarity), similarity)
+def sums(tokens: jax.Array, owner: jax.Array) -> jax.Array:
+  """Sums tokens [B, L, C] by word: [B, L, C]; `owner` is [B, L], -1 for none."""
+  count = tokens.shape[1]
+  return jax.nn.one_hot(owner, count, axis=1, dtype=tokens.dtype) @ tokens
 
 
-def baseline_spec(
-  network: nn.Module,
-  variables: dict,
-  texts: BaselineTexts,
-  phrase_similarity: Callable[[ImageEmbeddings, TextEmbeddings], jax.Array],
-  *,
-  title: str,
-  **fields,
-) -> ModelSpec:
-  """Makes the ModelSpec of a baseline.
-
-  Args:
-    network: its encoders.
-    variables: the weights, or their shapes.
-    texts: preprocessing.
-    phrase_similarity: signed similarity [P] of an image and a phrase without a batch axis.
-    title: of its project.
-    **fields: `images`, `attend`, and whatever else of the ModelSpec is the baseline's own.
-  """
-
-  def ground_phrase(image, text, stage):
-    similarity = phrase_similarity(image, text)
-    return jax.nn.relu(similarity), similarity
-
-  fields = {
-    "embed_images": partial(network.apply, method="embed_images"),
-    "embed_texts": partial(network.apply, method="embed_texts"),
-    "scales": lambda variables: (None, 1.0),
-    **fields,
-  }
-  side = fields["images"].input_px
-  image = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
-  _, pixels, channels = jax.eval_shape(fields["embed_images"], variables, image).pixels.shape
-  return ModelSpec(
-    title=title,
-    texts=texts,
-    grid=(round(pixels**0.5),) * 2,
-    ground_phrase=ground_phrase,
-    local_bytes=2 * channels * (pixels + texts.max_tokens),
-    note=f"{{}} texts were longer than the {texts.max_tokens} tokens that {title} reads, and were"
-    " cut",
-    has_local_scores=lambda stage: "local_logits" in fields,
-    # Values of the original are in float32, which accelerators would round by default.
-    matmul_precision="float32",
-    **fields,
-  )
+def hidden_states(encoder: nn.Module, batch: dict) -> jax.Array:
+  """Runs a BERT on arrays of `BaselineTexts`: [B, L, C] float32."""
+  return encoder(batch["tokens"], batch["sentence_index"], batch["position"]).astype(jnp.float32)
 
 
-def resnet(shapes: dict) -> dict:
-  """Arguments of the ResNet that `shapes` has under "image_encoder"."""
-  return sizes(_under(shapes, "image_encoder"), "resnet")
+def image_sizes(shapes: dict, encoder: str) -> dict:
+  """Arguments of the encoder, "resnet" or "vit", that `shapes` has under "image_encoder"."""
+  return sizes(shapes, encoder, "image_encoder")
 
 
-def vit(shapes: dict) -> dict:
-  """Arguments of the ViT that `shapes` has under "image_encoder"."""
-  return sizes(_under(shapes, "image_encoder"), "vit")
-
-
-def bert(shapes: dict, settings: dict) -> dict:
+def bert_sizes(shapes: dict, settings: dict) -> dict:
   """Arguments of the BERT that `shapes` has under "text_encoder"; `settings` of a config.json."""
-  arguments = {"vocabulary_size": 1} | sizes(_under(shapes, "text_encoder"), "bert")
+  arguments = {"vocabulary_size": 1} | sizes(shapes, "bert", "text_encoder")
   if "num_attention_heads" in settings:
     arguments["num_heads"] = settings["num_attention_heads"]
   return arguments | {"dropout": 0.0}
-
-
-def _under(shapes: dict, module: str) -> dict:
-  return {
-    path.removeprefix(f"{module}/"): shape
-    for path, shape in shapes.items()
-    if path.startswith(f"{module}/")
-  }

@@ -10,23 +10,20 @@ no vectors of words: each word stands for the whole text, and a map by words is 
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.alignment.methods.base import positive_regions
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
-from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
-from plan_jax.baselines.heads import hidden_states
+from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings, hidden_states
 from plan_jax.baselines.preprocessing import MiddleOfShortSide
-from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary, read_plain
-from plan_jax.inference.spec import ModelSpec
+from plan_jax.baselines.tokenization import read_plain
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 
-_MAX_TOKENS = 512
 _PLAIN = dict(mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
@@ -71,42 +68,29 @@ class BioVil(nn.Module):
     return TextEmbeddings(none[..., None], none > 0, none, embedding)
 
 
-def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
-  return image.pixels @ text.embedding
-
-
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
   """One region, for the text as a whole."""
-  return base.positive_regions(_phrase_similarity(image, text)[None]), jnp.ones(1)
+  return positive_regions((image.pixels @ text.embedding)[None]), jnp.ones(1)
 
 
 def _build(shapes: dict, settings: dict) -> BioVil:
   """Builds one half: that of the image's file, or of the text's folder."""
   out = shapes.get("projector_out/bias") or shapes.get("text_encoder/projector_out/bias") or (128,)
   reduced = shapes.get("no_previous", (0,))
-  return BioVil(base.resnet(shapes), base.bert(shapes, settings), out[0], reduced[0])
+  image, text = base.image_sizes(shapes, "resnet"), base.bert_sizes(shapes, settings)
+  return BioVil(image, text, out[0], reduced[0])
 
 
-def _spec(
-  title: str, images: MiddleOfShortSide, network: BioVil, variables: dict, vocabulary: Vocabulary
-) -> ModelSpec:
-  max_tokens = min(_MAX_TOKENS, network.text["max_position"])
-  return base.baseline_spec(
-    network,
-    variables,
-    BaselineTexts(vocabulary, max_tokens, read_plain),
-    _phrase_similarity,
-    title=title,
-    images=images,
+BIOVIL, BIOVIL_T = (
+  Baseline(
+    title,
+    _build,
+    MiddleOfShortSide(crop_px),
+    read_plain,
+    max_tokens=512,
     attend=_attend,
-    map_sigma=1.5,
-    map_nearest=True,
+    separate_text=True,
+    fields=dict(map_sigma=1.5, map_nearest=True),
   )
-
-
-def _baseline(title: str, crop_px: int) -> Baseline:
-  images = MiddleOfShortSide(crop_px)
-  return Baseline(title, _build, images, partial(_spec, title, images), separate_text=True)
-
-
-BIOVIL, BIOVIL_T = _baseline("BioViL", 480), _baseline("BioViL-T", 448)
+  for title, crop_px in (("BioViL", 480), ("BioViL-T", 448))
+)

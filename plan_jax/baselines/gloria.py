@@ -16,20 +16,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.alignment.methods.base import positive_regions
 from plan_jax.alignment.methods.gloria import GloriaScore
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
-from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
-from plan_jax.baselines.heads import hidden_states, sums
+from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings, hidden_states, sums
 from plan_jax.baselines.preprocessing import PaddedSquare
-from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary, read_cleaned
-from plan_jax.inference.spec import ModelSpec
+from plan_jax.baselines.tokenization import read_cleaned
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 
 ENLARGED = PaddedSquare(enlarged_px=299, cell_px=16 * 223 / 298, first_px=0.0)
-_MAX_TOKENS = 97
-_GLOBAL_SCALE = 10.0
 _WORD_SCALE = 5.0
 
 
@@ -88,32 +85,22 @@ def local_similarity(pixels, words, significance, scale, stage) -> jax.Array:
 
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
-  return base.positive_regions(text.words @ image.pixels.T), text.significance
-
-
-def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
-  return l2_normalize(image.pixels) @ text.embedding
+  return positive_regions(text.words @ image.pixels.T), text.significance
 
 
 def _build(shapes: dict, settings: dict) -> Gloria:
-  text = base.bert(shapes, settings)
-  return Gloria(base.resnet(shapes), text, text.get("embed_dim", 768))
+  text = base.bert_sizes(shapes, settings)
+  return Gloria(base.image_sizes(shapes, "resnet"), text, text.get("embed_dim", 768))
 
 
-def _spec(network: Gloria, variables: dict, vocabulary: Vocabulary) -> ModelSpec:
-  max_tokens = min(_MAX_TOKENS, network.text["max_position"])
-  return base.baseline_spec(
-    network,
-    variables,
-    BaselineTexts(vocabulary, max_tokens, read_cleaned),
-    _phrase_similarity,
-    title="GLoRIA",
-    images=ENLARGED,
-    attend=_attend,
-    scales=lambda variables: (_GLOBAL_SCALE, 1.0),
-    local_logits=local_logits,
-    local_similarity=local_similarity,
-  )
-
-
-GLORIA = Baseline("GLoRIA", _build, ENLARGED, _spec)
+GLORIA = Baseline(
+  "GLoRIA",
+  _build,
+  ENLARGED,
+  read_cleaned,
+  max_tokens=97,
+  attend=_attend,
+  phrase_similarity=lambda image, text: l2_normalize(image.pixels) @ text.embedding,
+  global_scale=10.0,
+  fields=dict(local_logits=local_logits, local_similarity=local_similarity),
+)

@@ -17,21 +17,38 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plan_jax.alignment.methods.base import positive_regions
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
-from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings
+from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings, hidden_states, sums
 from plan_jax.baselines.gloria import ENLARGED
-from plan_jax.baselines.heads import Mlp, hidden_states, sums
 from plan_jax.baselines.preprocessing import PaddedSquare
-from plan_jax.baselines.tokenization import BaselineTexts, Vocabulary, read_cleaned
-from plan_jax.inference.spec import ModelSpec
+from plan_jax.baselines.tokenization import read_cleaned
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
 
-_MAX_TOKENS = 112
-_GLOBAL_SCALE = 1 / 0.07
 _HALF = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+class Mlp(nn.Module):
+  """Head: two dense layers, each with batch norm, the last without scale and bias.
+
+  Attributes:
+    hidden, out: widths.
+  """
+
+  hidden: int
+  out: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [..., C] to [..., out]."""
+    norm = partial(nn.BatchNorm, use_running_average=True)
+    x = nn.Dense(self.hidden, name="hidden")(x)
+    x = nn.relu(norm(name="hidden_norm")(x))
+    x = nn.Dense(self.out, name="out")(x)
+    return norm(use_scale=False, use_bias=False, name="out_norm")(x)
 
 
 class Mgca(nn.Module):
@@ -98,42 +115,29 @@ def weighted_texts(network: Mgca, variables: dict, batch: dict) -> TextEmbedding
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
   similarity = l2_normalize(text.words) @ l2_normalize(image.pixels).T
-  return base.positive_regions(similarity), text.significance
-
-
-def _phrase_similarity(image: ImageEmbeddings, text: TextEmbeddings) -> jax.Array:
-  return image.pixels @ text.embedding
+  return positive_regions(similarity), text.significance
 
 
 def _build(shapes: dict, settings: dict, *, is_vit: bool) -> Mgca:
-  image = base.vit(shapes) if is_vit else base.resnet(shapes)
+  image = base.image_sizes(shapes, "vit" if is_vit else "resnet")
   (hidden,) = shapes.get("image_head/hidden/bias", (2048,))
   (embed_dim,) = shapes.get("image_head/out/bias", (128,))
-  return Mgca(image, base.bert(shapes, settings), is_vit, hidden, embed_dim)
+  return Mgca(image, base.bert_sizes(shapes, settings), is_vit, hidden, embed_dim)
 
 
-def _spec(
-  title: str, images: PaddedSquare, network: Mgca, variables: dict, vocabulary: Vocabulary
-) -> ModelSpec:
-  max_tokens = min(_MAX_TOKENS, network.text["max_position"])
-  return base.baseline_spec(
-    network,
-    variables,
-    BaselineTexts(vocabulary, max_tokens, read_cleaned),
-    _phrase_similarity,
-    title=title,
-    images=images,
-    embed_texts=partial(weighted_texts, network),
-    attend=_attend,
-    scales=lambda variables: (_GLOBAL_SCALE, 1.0),
-    has_significance=True,
-  )
-
-
-def _baseline(title: str, images: PaddedSquare, *, is_vit: bool) -> Baseline:
-  build = partial(_build, is_vit=is_vit)
-  return Baseline(title, build, images, partial(_spec, title, images))
-
-
-MGCA_RESNET = _baseline("MGCA (ResNet)", ENLARGED, is_vit=False)
-MGCA_VIT = _baseline("MGCA (ViT)", PaddedSquare(cell_px=16.0, first_px=7.5), is_vit=True)
+MGCA_RESNET = Baseline(
+  "MGCA (ResNet)",
+  partial(_build, is_vit=False),
+  ENLARGED,
+  read_cleaned,
+  max_tokens=112,
+  attend=_attend,
+  embed_texts=weighted_texts,
+  global_scale=1 / 0.07,
+  fields=dict(has_significance=True),
+)
+MGCA_VIT = MGCA_RESNET._replace(
+  title="MGCA (ViT)",
+  build=partial(_build, is_vit=True),
+  images=PaddedSquare(cell_px=16.0, first_px=7.5),
+)

@@ -1,5 +1,6 @@
 """BERT-style text encoder (Devlin et al. 2019: post-norm, learned positions)."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from plan_jax.models.layers.gelu import gelu
 from plan_jax.models.layers.remat import remat
 
 _INIT = nn.initializers.truncated_normal(0.02)
+_EPSILON = 1e-12  # of the layer norms
 
 
 class Layer(nn.Module):
@@ -31,24 +33,19 @@ class Layer(nn.Module):
     """Applies the layer; `allowed` tells which tokens a token attends to."""
     embed_dim = x.shape[-1]
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
-
-    def dense(features, name):
-      return nn.Dense(
-        features, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general, name=name
-      )
-
-    def heads(y):
-      return y.reshape(*y.shape[:2], self.num_heads, embed_dim // self.num_heads)
-
-    query, key, value = (heads(dense(embed_dim, name)(x)) for name in ("query", "key", "value"))
+    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general)
+    norm = partial(nn.LayerNorm, _EPSILON, dtype=self.dtype)
+    shape = (*x.shape[:2], self.num_heads, embed_dim // self.num_heads)
+    names = ("query", "key", "value")
+    query, key, value = (dense(embed_dim, name=name)(x).reshape(shape) for name in names)
     if self.is_mutable_collection("attention") and not self.is_initializing():
       self.sow("attention", "first", first_attention(query, key, allowed))
     y = attend(query, key, value, allowed)
-    y = drop(dense(embed_dim, "attention_out")(y.reshape(x.shape)))
-    x = nn.LayerNorm(1e-12, dtype=self.dtype, name="attention_norm")(x + y)
-    y = gelu(dense(self.mlp_dim, "mlp_in")(x))
-    y = drop(dense(embed_dim, "mlp_out")(y))
-    return nn.LayerNorm(1e-12, dtype=self.dtype, name="mlp_norm")(x + y)
+    y = drop(dense(embed_dim, name="attention_out")(y.reshape(x.shape)))
+    x = norm(name="attention_norm")(x + y)
+    y = gelu(dense(self.mlp_dim, name="mlp_in")(x))
+    y = drop(dense(embed_dim, name="mlp_out")(y))
+    return norm(name="mlp_norm")(x + y)
 
 
 class Bert(nn.Module):
@@ -98,36 +95,30 @@ class Bert(nn.Module):
 
     A sentence index of -1 marks padding.
     """
-
-    def embed(count, name):
-      return nn.Embed(count, self.embed_dim, embedding_init=_INIT, dtype=self.dtype, name=name)
-
-    def dense(features, name):
-      return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
-
+    dtype = self.dtype
+    embed = partial(nn.Embed, features=self.embed_dim, embedding_init=_INIT, dtype=dtype)
+    dense = partial(nn.Dense, self.projector, dtype=dtype, kernel_init=_INIT)
+    norm = partial(nn.LayerNorm, _EPSILON, dtype=dtype)
     real = sentence_index >= 0
     if self.across_sentences:
       position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
       allowed = real[:, None, :]
     else:
       allowed = sentence_index[:, :, None] == sentence_index[:, None, :]
-    x = embed(self.vocabulary_size, "token_embedding")(tokens)
-    x += embed(self.max_position, "position_embedding")(position)
-    x += self.param("type_embedding", _INIT, (self.embed_dim,)).astype(self.dtype)
-    x = nn.LayerNorm(1e-12, dtype=self.dtype, name="embedding_norm")(x)
+    x = embed(self.vocabulary_size, name="token_embedding")(tokens)
+    x += embed(self.max_position, name="position_embedding")(position)
+    x += self.param("type_embedding", _INIT, (self.embed_dim,)).astype(dtype)
+    x = norm(name="embedding_norm")(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     allowed = jnp.broadcast_to(allowed, (*tokens.shape, tokens.shape[1]))[:, None]
     layer = remat(Layer, self.remat)
     after = [x]
     for i in range(self.depth):
-      name = f"layer{i + 1}"
-      x = layer(self.num_heads, self.mlp_dim, self.dropout, self.dtype, train, name=name)(
-        x, allowed
-      )
-      after.append(x)
+      block = layer(self.num_heads, self.mlp_dim, self.dropout, dtype, train, name=f"layer{i + 1}")
+      after.append(block(after[-1], allowed))
     x = sum(after[-self.last_layers :])
     if self.projector:
-      x = gelu(dense(self.projector, "projector_in")(x))
-      x = nn.LayerNorm(1e-12, dtype=self.dtype, name="projector_norm")(x)
-      x = dense(self.projector, "projector_out")(x)
+      x = gelu(dense(name="projector_in")(x))
+      x = norm(name="projector_norm")(x)
+      x = dense(name="projector_out")(x)
     return x

@@ -51,11 +51,7 @@ def rates(params: dict, config) -> dict:
 
   It is the factor of its encoder, times layer_decay for every layer above (BEiT, Bao et al. 2022):
   none for what comes after the last layer. Heads have no encoder. A layer is one of a transformer,
-  or a stage of a ResNet.
-
-  Args:
-    params: of the model.
-    config: with image_rate, text_rate, layer_decay.
+  or a stage of a ResNet. `config` has image_rate, text_rate and layer_decay.
   """
   tops = {
     encoder: 1 + max(_layer(name, 0) for name in params[encoder])

@@ -1,6 +1,7 @@
 """ViT image encoder (Dosovitskiy et al. 2021, in the form of DeiT: pre-norm, learned positions)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -29,23 +30,15 @@ class Block(nn.Module):
   def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
     """Applies the block."""
     embed_dim = x.shape[-1]
-
-    def dense(features, name):
-      return nn.Dense(
-        features, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general, name=name
-      )
-
-    def norm(name):
-      return nn.LayerNorm(_EPSILON, dtype=self.dtype, name=name)
-
-    y = norm("attention_norm")(x)
-    query, key, value = (
-      dense(embed_dim, name)(y).reshape(*y.shape[:2], self.num_heads, embed_dim // self.num_heads)
-      for name in ("query", "key", "value")
-    )
-    x += dense(embed_dim, "attention_out")(attend(query, key, value).reshape(x.shape))
-    y = gelu(dense(self.mlp_dim, "mlp_in")(norm("mlp_norm")(x)))
-    return x + dense(embed_dim, "mlp_out")(y)
+    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general)
+    norm = partial(nn.LayerNorm, _EPSILON, dtype=self.dtype)
+    y = norm(name="attention_norm")(x)
+    shape = (*x.shape[:2], self.num_heads, embed_dim // self.num_heads)
+    names = ("query", "key", "value")
+    query, key, value = (dense(embed_dim, name=name)(y).reshape(shape) for name in names)
+    x += dense(embed_dim, name="attention_out")(attend(query, key, value).reshape(x.shape))
+    y = gelu(dense(self.mlp_dim, name="mlp_in")(norm(name="mlp_norm")(x)))
+    return x + dense(embed_dim, name="mlp_out")(y)
 
 
 class ViT(nn.Module):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from plan_jax.alignment import blockwise, pairwise
@@ -80,6 +81,11 @@ class WordAttention(NamedTuple):
 
   weight: Float[Array, "W P"]  # >= 0, the region
   similarity: Float[Array, "W P"]  # signed
+
+
+def positive_regions(similarity: Float[Array, "W P"]) -> WordAttention:
+  """Regions of the pixels with a positive similarity to each word, by that similarity."""
+  return WordAttention(jax.nn.relu(similarity), similarity)
 
 
 class Method(NamedTuple):

@@ -26,10 +26,7 @@ def pair_score(alignment: Alignment, stage: Stage) -> pairwise.Score | None:
 
 
 def pair_tile(
-  alignment: Alignment,
-  stage: Stage,
-  pixels: tuple[int, int, int],
-  words: tuple[int, int, int],
+  alignment: Alignment, stage: Stage, pixels: tuple[int, int, int], words: tuple[int, int, int]
 ) -> pairwise.Tile | None:
   """Returns the tile of a stage for pixels (B, P, D) and words (B, W, D); None if it needs none.
 

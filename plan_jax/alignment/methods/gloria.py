@@ -62,9 +62,9 @@ class GloriaScore:
     score = jnp.where(any_word, self.scale * jax.nn.logsumexp(counted, axis=-1), 0)[None]
     return score, score[..., None][..., :0]
 
-  def tile_bytes(self, images: int, reports: int, pixels: int, words: int, channels: int) -> int:
+  def tile_bytes(self, *shape: int) -> int:
     """Bounds from above what the gradient of `logits` holds at once, for I, J, P, W, D."""
-    return tile_bytes(12, True, (images, reports, pixels, words, channels))
+    return tile_bytes(12, True, *shape)
 
 
 def pair_score(alignment: Alignment, stage: Stage) -> GloriaScore:
@@ -81,8 +81,7 @@ def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   """Returns dot products of words and pixels, the positive ones as weights."""
-  similarity = text.words @ image.pixels.T
-  return WordAttention(jax.nn.relu(similarity), similarity)
+  return base.positive_regions(text.words @ image.pixels.T)
 
 
 METHOD = base.Method(losses, attend, pair_score)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.losses import words_info_nce
-from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, Method, WordAttention
+from plan_jax.alignment.methods import base
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
 from plan_jax.alignment.pairwise import Keys
 from plan_jax.alignment.regions import softmax
 from plan_jax.alignment.similarity import l2_normalize
@@ -43,8 +44,7 @@ def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   """Returns cosines of words and pixels, the positive ones as weights."""
-  similarity = l2_normalize(text.words) @ l2_normalize(image.pixels).T
-  return WordAttention(jax.nn.relu(similarity), similarity)
+  return base.positive_regions(l2_normalize(text.words) @ l2_normalize(image.pixels).T)
 
 
-METHOD = Method(losses, attend)
+METHOD = base.Method(losses, attend)

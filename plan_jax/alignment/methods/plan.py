@@ -46,11 +46,10 @@ class PlanScore:
     single = scale * (evidence if self.single else evidence[..., :0])
     return scale * pool_words(evidence, word_weights, self.beta), single
 
-  def tile_bytes(self, images: int, reports: int, pixels: int, words: int, channels: int) -> int:
+  def tile_bytes(self, *shape: int) -> int:
     """Bounds from above what the gradient of `logits` holds at once, for I, J, P, W, D."""
     arrays = 4 + 12 * len(self.rounds.tau)  # of [J, W, I, P], by XLA's count
-    shape = (images, reports, pixels, words, channels)
-    return tile_bytes(arrays, self.rounds.needs_gram, shape)
+    return tile_bytes(arrays, self.rounds.needs_gram, *shape)
 
 
 def rounds(alignment: Alignment, stage: Stage) -> Rounds:

@@ -66,11 +66,7 @@ def load_image(path: str | Path, encoder: ResNet | ViT, *, key: str = "image") -
   """Loads weights for an image encoder, from a file or folder of one of IMAGE_LAYOUTS.
 
   Stages of a ResNet that the encoder does not run, and a projector that it has not, are left aside.
-
-  Args:
-    path: of the file or folder.
-    encoder: as it is set.
-    key: name of the encoder's settings, for messages.
+  Messages name the encoder's settings by `key`.
 
   Raises:
     WeightsError: the file cannot be read or its layout is unknown; sizes differ from the encoder's
@@ -125,9 +121,7 @@ def load_baseline(
     )
   placement = _place(weights.tensors, wanted, lambda _: False)
   model = build(placement.shapes(), weights.settings)
-  problems = _settle(placement, wanted, _shapes(model, inputs, method))
-  if problems:
-    raise _misfit(path, wanted, key, problems)
+  _settle(path, key, wanted, placement, _shapes(model, inputs, method))
   return model, _loaded(path, wanted, weights.sha256, placement)
 
 
@@ -149,9 +143,7 @@ def _load(path, encoder: nn.Module, known: Sequence[Layout], key: str) -> Loaded
     raise WeightsError(f"{path}, read as {layout.name}, has other sizes: {'; '.join(problems)}")
   if isinstance(encoder, Bert) and not encoder.vocabulary_size:
     encoder = encoder.clone(vocabulary_size=shapes["token_embedding/embedding"][0])
-  problems = _settle(placement, layout, _shapes(encoder, _inputs(encoder)))
-  if problems:
-    raise _misfit(path, layout, key, problems)
+  _settle(path, key, layout, placement, _shapes(encoder, _inputs(encoder)))
   return _loaded(path, layout, weights.sha256, placement)
 
 
@@ -159,29 +151,16 @@ def _first_names(weights: files.Weights) -> str:
   return ", ".join(list(weights.tensors)[:3]) or "no tensor"
 
 
-def _misfit(path, layout: Layout, key: str, problems: list[str]) -> WeightsError:
-  listed = "; ".join(sorted(set(problems)))
-  return WeightsError(f"{path}, read as {layout.name}, does not fit {key}: {listed}")
-
-
 def _loaded(path, layout: Layout, sha256: str, placement: _Placement) -> LoadedEncoder:
-  def tree(wanted):
-    arrays = placement.arrays.items()
-    return unflatten_dict(
-      {
-        path: np.ascontiguousarray(array)
-        for (collection, path), (_, array) in arrays
-        if collection == wanted
-      },
-      sep="/",
-    )
-
+  trees = {"params": {}, "batch_stats": {}}
+  for (collection, ours), (_, array) in placement.arrays.items():
+    trees[collection][ours] = np.ascontiguousarray(array)
   provenance = {
     "source": f"{layout.name}: {Path(path).name}",
     "sha256": sha256,
     "left_aside": sorted(set(placement.left_aside)),
   }
-  return LoadedEncoder(tree("params"), tree("batch_stats"), provenance)
+  return LoadedEncoder(*(unflatten_dict(x, sep="/") for x in trees.values()), provenance)
 
 
 def _place(tensors: dict, layout: Layout, is_unused: Callable[[str], bool]) -> _Placement:
@@ -206,12 +185,12 @@ def _place(tensors: dict, layout: Layout, is_unused: Callable[[str], bool]) -> _
   return _Placement(arrays, aside, problems)
 
 
-def _settle(placement: _Placement, layout: Layout, wanted: dict) -> list[str]:
-  """Adds the layout's zeros; lists names that are unaccounted for, and shapes that do not fit."""
+def _settle(path, key: str, layout: Layout, placement: _Placement, wanted: dict) -> None:
+  """Adds the layout's zeros; raises WeightsError where names or shapes are not as wanted."""
   arrays = placement.arrays
-  for path in layout.zeros:
-    if ("params", path) in wanted:
-      arrays.setdefault(("params", path), ("", np.zeros(wanted["params", path], np.float32)))
+  for target in (("params", ours) for ours in layout.zeros):
+    if target in wanted:
+      arrays.setdefault(target, ("", np.zeros(wanted[target], np.float32)))
   problems = list(placement.problems)
   problems += [f"missing {target[1]}" for target in wanted if target not in arrays]
   for target, (name, array) in arrays.items():
@@ -221,7 +200,9 @@ def _settle(placement: _Placement, layout: Layout, wanted: dict) -> list[str]:
       problems.append(f"{name} is {array.shape} for our {target[1]} of {wanted[target]}")
     if not np.isfinite(array).all():
       problems.append(f"{name} is not finite")
-  return problems
+  if problems:
+    listed = "; ".join(sorted(set(problems)))
+    raise WeightsError(f"{path}, read as {layout.name}, does not fit {key}: {listed}")
 
 
 def _is_unused(encoder: nn.Module, path: str) -> bool:

@@ -24,8 +24,10 @@ def _resnet(stem: str, norm: str, block: str, stage: str) -> tuple[Row, ...]:
 
 
 RESNET = _resnet("conv1", "bn1", r"layer(\d)\.(\d+)", r"\1")
+GLORIA_RESNET = under(r"gloria\.img_encoder\.model\.", RESNET)
+BIOVIL_RESNET = under(r"encoder\.encoder\.", RESNET)
 # The same modules, named by their number in a Sequential.
-NUMBERED_RESNET = _resnet(r"0", r"1", r"(\d)\.(\d+)", r"\1-3")
+NUMBERED_RESNET = under(r"res_features\.", _resnet("0", "1", r"(\d)\.(\d+)", r"\1-3"))
 
 _HF_BLOCK = r"encoder\.stages\.(\d)\.layers\.(\d+)"
 _HF_OURS = r"stage\1+1_block\2+1"
@@ -116,72 +118,33 @@ _NUMBERED_HEADS = (r"(res|bert)_l[12]\..+",)
 _BIOVIL_HEADS = (r"encoder\.encoder\.fc\..+", r"classifier\..+")
 
 
-def _image_of_mgca(
-  project: str, end: str, heads: tuple[str, ...], encoder: str, rows: tuple[Row, ...]
-) -> Layout:
+def _of_mgca(name: str, rows: tuple[Row, ...], end: str, heads: tuple[str, ...]) -> Layout:
   """Lists the image encoder of MGCA, or of ConVIRT in MGCA's code."""
-  return Layout(
-    f"{project} {dict(resnet='ResNet', vit='ViT')[encoder]}",
-    encoder,
-    under(rf"img_encoder{end}\.model\.", rows),
-    (rf"text_encoder{end}\..+", rf"img_encoder{end}\.model\.head\..+", *heads),
-    _HALF,
-  )
+  aside = (rf"text_encoder{end}\..+", rf"img_encoder{end}\.model\.head\..+", *heads)
+  rows = under(rf"img_encoder{end}\.model\.", rows)
+  return Layout(name, name.split()[1].lower(), rows, aside, _HALF)
 
 
-def _our_image(name: str, encoder: str, first: str) -> Layout:
-  aside = (r"text_encoder\..+", *_OUR_HEADS)
-  return Layout(f"plan_jax {name}", encoder, _ours("image_encoder", first), aside)
-
-
+_HUB_RESNET = under(r"(?:resnet\.)?", HF_RESNET)
+_HUB_VIT = under(r"(?:vit\.)?", HF_VIT)
+# With BioViL-T's second image; its projector is behind both.
+_SECOND_IMAGE = (r"encoder\.(backbone_to_vit|vit_pooler)\..+", r"encoder\.missing_previous_emb")
+_BIOVIL_ASIDE = (*_BIOVIL_HEADS, *_SECOND_IMAGE)
+_NOT_OUR_IMAGE = (r"text_encoder\..+", *_OUR_HEADS)
 IMAGE_LAYOUTS = (
   Layout("torchvision ResNet", "resnet", RESNET, (r"fc\..+",), _IMAGENET),
   Layout("timm ViT", "vit", VIT, (r"(head|pre_logits)\..+",)),
-  Layout(
-    "Hugging Face ResNet",
-    "resnet",
-    under(r"(?:resnet\.)?", HF_RESNET),
-    (r"classifier\..+",),
-    _IMAGENET,
-  ),
-  Layout(
-    "Hugging Face ViT",
-    "vit",
-    under(r"(?:vit\.)?", HF_VIT),
-    (r"(vit\.)?pooler\..+", r"classifier\..+"),
-    _HALF,
-  ),
-  Layout(
-    "BioViL",
-    "resnet",
-    under(r"encoder\.encoder\.", RESNET) + BIOVIL_PROJECTOR,
-    (
-      *_BIOVIL_HEADS,
-      # BioViL-T's second image; its projector is behind both.
-      r"encoder\.(backbone_to_vit|vit_pooler)\..+",
-      r"encoder\.missing_previous_emb",
-    ),
-    _PLAIN,
-  ),
-  Layout(
-    "GLoRIA",
-    "resnet",
-    under(r"gloria\.img_encoder\.model\.", RESNET),
-    (r"gloria\.text_encoder\..+", *_GLORIA_HEADS),
-    _HALF,
-  ),
-  _image_of_mgca("MGCA", "_q", _MGCA_HEADS, "resnet", RESNET),
-  _image_of_mgca("MGCA", "_q", _MGCA_HEADS, "vit", VIT),
-  _image_of_mgca("ConVIRT", "", _CONVIRT_HEADS, "resnet", RESNET),
-  _image_of_mgca("ConVIRT", "", _CONVIRT_HEADS, "vit", VIT),
-  Layout(
-    "ConVIRT-pytorch",
-    "resnet",
-    under(r"res_features\.", NUMBERED_RESNET),
-    (r"bert_model\..+", *_NUMBERED_HEADS),
-  ),
-  _our_image("ResNet", "resnet", "stem"),
-  _our_image("ViT", "vit", "patch_embedding"),
+  Layout("Hugging Face ResNet", "resnet", _HUB_RESNET, (r"classifier\..+",), _IMAGENET),
+  Layout("Hugging Face ViT", "vit", _HUB_VIT, (r"(vit\.)?pooler\..+", r"classifier\..+"), _HALF),
+  Layout("BioViL", "resnet", BIOVIL_RESNET + BIOVIL_PROJECTOR, _BIOVIL_ASIDE, _PLAIN),
+  Layout("GLoRIA", "resnet", GLORIA_RESNET, (r"gloria\.text_encoder\..+", *_GLORIA_HEADS), _HALF),
+  _of_mgca("MGCA ResNet", RESNET, "_q", _MGCA_HEADS),
+  _of_mgca("MGCA ViT", VIT, "_q", _MGCA_HEADS),
+  _of_mgca("ConVIRT ResNet", RESNET, "", _CONVIRT_HEADS),
+  _of_mgca("ConVIRT ViT", VIT, "", _CONVIRT_HEADS),
+  Layout("ConVIRT-pytorch", "resnet", NUMBERED_RESNET, (r"bert_model\..+", *_NUMBERED_HEADS)),
+  Layout("plan_jax ResNet", "resnet", _ours("image_encoder", "stem"), _NOT_OUR_IMAGE),
+  Layout("plan_jax ViT", "vit", _ours("image_encoder", "patch_embedding"), _NOT_OUR_IMAGE),
 )
 
 
@@ -193,6 +156,7 @@ def _bert_of(
   return Layout(name, "bert", under(rf"{prefix}\.", BERT), aside, zeros=zeros)
 
 
+_OUR_BERT = _ours("text_encoder", "token_embedding")
 _BLIP_ZEROS = ("type_embedding",)  # BLIP's BERT, which MGCA took over, has no types
 
 TEXT_LAYOUTS = (
@@ -206,12 +170,7 @@ TEXT_LAYOUTS = (
   _bert_of("MGCA", r"text_encoder_q\.model", "img_encoder_q", _MGCA_HEADS, zeros=_BLIP_ZEROS),
   _bert_of("ConVIRT", r"text_encoder\.model", "img_encoder", _CONVIRT_HEADS, zeros=_BLIP_ZEROS),
   _bert_of("ConVIRT-pytorch", "bert_model", "res_features", _NUMBERED_HEADS),
-  Layout(
-    "plan_jax",
-    "bert",
-    _ours("text_encoder", "token_embedding"),
-    (r"image_encoder\..+", *_OUR_HEADS),
-  ),
+  Layout("plan_jax", "bert", _OUR_BERT, (r"image_encoder\..+", *_OUR_HEADS)),
 )
 
 
@@ -242,43 +201,30 @@ def _mgca(name: str, trunk: tuple[Row, ...]) -> Layout:
   return Layout(f"MGCA {name}", f"mgca_{name.lower()}", rows, aside, zeros=zeros)
 
 
-def _gloria() -> Layout:
-  rows = (
-    *into("image_encoder", under(r"gloria\.img_encoder\.model\.", RESNET)),
-    Row(r"gloria\.img_encoder\.global_embedder", "image_head", "dense"),
-    Row(r"gloria\.img_encoder\.local_embedder", "pixel_head", "convolution"),
-    *into("text_encoder", under(r"gloria\.text_encoder\.model\.", BERT)),
-  )
-  return Layout("GLoRIA", "gloria", rows, _not_bert(r"gloria\.text_encoder\.model\."))
-
-
-def _biovil_t() -> Layout:
-  rows = (
-    Row(r"encoder\.backbone_to_vit", "reduced", "convolution"),
-    Row(r"encoder\.missing_previous_emb", "no_previous", "class_token"),
-    *_BIOVIL_TRUNK,
-    *BIOVIL_PROJECTOR,
-  )
-  # The pooler compares with an earlier image, and is not asked for without.
-  return Layout("BioViL-T", "biovil_t", rows, (*_BIOVIL_HEADS, r"encoder\.vit_pooler\..+"))
-
-
-def _cxr_bert() -> Layout:
-  rows = into("text_encoder", under(r"bert\.", BERT) + CXR_BERT_PROJECTOR)
-  return Layout("CXR-BERT", "cxr_bert", rows, (*_not_bert(r"bert\."), r"cls\..+"))
-
-
-_BIOVIL_TRUNK = into("image_encoder", under(r"encoder\.encoder\.", RESNET))
+_GLORIA = (
+  *into("image_encoder", GLORIA_RESNET),
+  Row(r"gloria\.img_encoder\.global_embedder", "image_head", "dense"),
+  Row(r"gloria\.img_encoder\.local_embedder", "pixel_head", "convolution"),
+  *into("text_encoder", under(r"gloria\.text_encoder\.model\.", BERT)),
+)
+_BIOVIL = into("image_encoder", BIOVIL_RESNET) + BIOVIL_PROJECTOR
+_BIOVIL_T = (
+  Row(r"encoder\.backbone_to_vit", "reduced", "convolution"),
+  Row(r"encoder\.missing_previous_emb", "no_previous", "class_token"),
+  *_BIOVIL,
+)
+_CXR_BERT = into("text_encoder", under(r"bert\.", BERT) + CXR_BERT_PROJECTOR)
 
 # By name of the baseline; the text encoder of BioViL is "cxr_bert", a file of its own.
 BASELINE_LAYOUTS = {
   layout.encoder: layout
   for layout in (
-    _gloria(),
+    Layout("GLoRIA", "gloria", _GLORIA, _not_bert(r"gloria\.text_encoder\.model\.")),
     _mgca("ResNet", RESNET),
     _mgca("ViT", VIT),
-    _biovil_t(),
-    Layout("BioViL", "biovil", _BIOVIL_TRUNK + BIOVIL_PROJECTOR, _BIOVIL_HEADS),
-    _cxr_bert(),
+    # The pooler compares with an earlier image, and is not asked for without.
+    Layout("BioViL-T", "biovil_t", _BIOVIL_T, (*_BIOVIL_HEADS, r"encoder\.vit_pooler\..+")),
+    Layout("BioViL", "biovil", _BIOVIL, _BIOVIL_HEADS),
+    Layout("CXR-BERT", "cxr_bert", _CXR_BERT, (*_not_bert(r"bert\."), r"cls\..+")),
   )
 }

@@ -10,14 +10,11 @@ HEAD_DIM = 64  # of all BERT and ViT of the base size; no array tells it
 Shapes = Mapping[str, tuple[int, ...]]  # by path of ours
 
 
-def sizes(shapes: Shapes, encoder: str) -> dict:
-  """Returns the encoder's attributes that its arrays tell, by name.
-
-  Args:
-    shapes: path of ours -> shape; other modules' do not matter.
-    encoder: "resnet", "vit" or "bert". The number of heads is the usual one.
-  """
-  attributes = read_sizes(shapes, encoder)
+def sizes(shapes: Shapes, encoder: str, module: str) -> dict:
+  """Returns the attributes of the encoder that is a module of a model; the heads are the usual."""
+  start = f"{module}/"
+  own = {path.removeprefix(start): x for path, x in shapes.items() if path.startswith(start)}
+  attributes = read_sizes(own, encoder)
   if "embed_dim" in attributes:
     attributes["num_heads"] = usual_heads(attributes["embed_dim"])
   return {key: x for key, x in attributes.items() if key not in ("channels", "projector")}
