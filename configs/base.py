@@ -65,7 +65,7 @@ def _model() -> dict:
       depth=50,
       width=1.0,
       stages=4,
-      output_stride=16,
+      output_stride=16,  # image pixels a pixel of the feature map
       dilated=True,
       norm="batch",
       projector=0,
@@ -78,9 +78,9 @@ def _model() -> dict:
       num_heads=12,
       mlp_dim=3072,
       max_position=512,
-      across_sentences=False,
+      across_sentences=False,  # whether a word attends to other sentences than its own
       dropout=0.1,
-      last_layers=1,
+      last_layers=1,  # the last hidden states that are summed
       projector=0,
     ),
   )
@@ -90,7 +90,7 @@ def _alignment() -> dict:
   return dict(
     method="plan",  # or a baseline: none, gloria, sparc, mgca
     mask_positives=True,  # reports that say the same are no negatives
-    sparsifier="threshold",
+    sparsifier="threshold",  # of a soft region, by name: plan_jax/alignment/regions.py
     evidence="soft_maximum",  # of a word: or "cosine" with its region
     eta=0.5,  # how far a query moves to its region in a round
     beta=5.0,  # sharpness of the pooling over words
@@ -110,10 +110,10 @@ def _curriculum() -> dict:
     start_fraction=0.0,
     global_weight=1.0,
     local_weight=(1.0,),
-    tau=(0.2,),
-    gamma=(0.0,),
-    term_filter=True,
-    cut_below=0.0,
+    tau=(0.2,),  # temperature of the soft region
+    gamma=(0.0,),  # uniform shares of weight that a pixel must exceed; 0: none are suppressed
+    term_filter=True,  # words weigh by their significance; else all alike
+    cut_below=0.0,  # words below this share of the report's highest significance have no weight
   )
   return dict(words=words, refine=words | dict(start_fraction=0.6, gamma=(1.0,)))
 

@@ -41,6 +41,14 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
   """Returns the settings of a command line. Raises UserError for a value that cannot be."""
   common = argparse.ArgumentParser(prog=_PROGRAM, add_help=False, allow_abbrev=False)
   common.add_argument("--task", choices=tuple(SETTINGS), required=True, help="--help: its flags")
+  words = sys.argv[1:] if arguments is None else arguments
+  if {"--help", "-h"} & set(words) and not any(word.startswith("--task") for word in words):
+    argparse.ArgumentParser(
+      prog=_PROGRAM,
+      description=__doc__,
+      parents=[common],
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(["--help"])
   task = common.parse_known_args(arguments)[0].task
   parser = argparse.ArgumentParser(
     prog=f"{_PROGRAM} --task={task}",

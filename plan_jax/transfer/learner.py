@@ -34,7 +34,9 @@ class Learner:
     loss: Callable[[jax.Array, dict], tuple[jax.Array, dict]],
     tell: Callable[[jax.Array], tuple[jax.Array, ...]],
   ):
-    """Args:
+    """Joins the encoder of a job and a head.
+
+    Args:
       job: its encoder is what to start from; where its settings are `frozen`, the encoder stays
         and its batch norm goes by running statistics.
       head: a module; head(features, train=...) -> raw [B, ...].

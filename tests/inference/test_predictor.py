@@ -1,4 +1,4 @@
-"""The Predictor of a run: its stages, its local scores, its words; see also test_contract."""
+"""The Predictor of a run: its stages, its local scores, its words; see also test_model_specs."""
 
 import jax
 import jax.numpy as jnp

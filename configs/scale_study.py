@@ -1,6 +1,6 @@
 """A study of PLAN's defaults at another batch and another image size.
 
-python -m launch.sweep --config=configs/transfer.py --out=runs/transfer --mode=run --parallel=2
+python -m launch.sweep --config=configs/scale_study.py --out=runs/scales --mode=run --parallel=2
 """
 
 from ml_collections import ConfigDict
