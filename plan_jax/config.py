@@ -34,7 +34,7 @@ from plan_jax.results.rows import FOLLOWED, scalar_name
 from plan_jax.runtime.mesh import make_mesh
 from plan_jax.training.assembly import abstract_params
 from plan_jax.training.config import CheckpointConfig, TextConfig, TrainConfig
-from plan_jax.transfer.attached import entries
+from plan_jax.transfer.entries import entries
 
 
 class ConfigError(UserError):

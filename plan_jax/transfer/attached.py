@@ -3,8 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -20,89 +19,7 @@ from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.transfer.by_name import learn as learn_task
 from plan_jax.transfer.encoder import encoder_weights, fingerprint
-from plan_jax.transfer.settings import SETTINGS, Settings
-
-# Fields that are no flags of an entry: they follow from the run, or from the entry itself.
-_RESERVED = {"workdir", "records", "out", "encoder", "step", "fraction"}
-
-
-@dataclass(frozen=True)
-class Entry:
-  """A task to be learned on the run's encoder, and on others to compare it with.
-
-  Attributes:
-    task: a name of `SETTINGS`.
-    of: the evaluation set to learn from and to score on; "" for the run's own data.
-    fractions: shares of the training patients, each learned by itself.
-    encoders: "run" first; see `Settings.ENCODERS`.
-    flags: further settings of the task.
-  """
-
-  task: str
-  of: str
-  fractions: tuple[float, ...]
-  encoders: tuple[str, ...]
-  flags: dict
-
-  def settings(self, encoder: str, fraction: float, **places) -> Settings:
-    """Returns the settings for one encoder and one share. Raises UserError, naming the flag."""
-    return SETTINGS[self.task](encoder=encoder, fraction=fraction, **places, **self.flags)
-
-
-def flags_of(task: str) -> set[str]:
-  """Returns the names of the settings that an entry of this task may set."""
-  return {field.name for field in dataclasses.fields(SETTINGS[task])} - _RESERVED
-
-
-def entries(config: ConfigDict) -> dict[str, Entry]:
-  """Returns the entries of a run's config by name; other projects' models have none.
-
-  Raises UserError at the first impossible one: the key without its leading "config.", the value,
-  and the rule.
-  """
-  common = {"resamples": config.evaluation.resamples, "seed": config.seed}
-  out = {}
-  for name, raw in config.evaluation.get("transfer", {}).items():
-    key = f"evaluation.transfer.{name}"
-    _require(raw.task in SETTINGS, f"{key}.task", raw.task, _choice(SETTINGS))
-    sets = ("", *config.evaluation.sets)
-    _require(raw.of in sets, f"{key}.of", raw.of, _choice(sets))
-    flags, allowed = raw.flags.to_dict(), flags_of(raw.task)
-    rule = f"its keys must be flags of --task={raw.task}: {', '.join(sorted(allowed))}"
-    _require(set(flags) <= allowed, f"{key}.flags", flags, rule)
-    entry = Entry(raw.task, raw.of, tuple(raw.fractions), tuple(raw.encoders), common | flags)
-    _check(config, key, entry)
-    out[name] = entry
-  return out
-
-
-def _check(config: ConfigDict, key: str, entry: Entry) -> None:
-  rule = "must be shares above 0, and 1 at most"
-  fits = all(0 < share <= 1 for share in entry.fractions)
-  _require(fits, f"{key}.fractions", entry.fractions, rule)
-  known = SETTINGS[entry.task].ENCODERS
-  fits = entry.encoders[:1] == ("run",) and set(entry.encoders) <= set(known)
-  rule = f"must begin with 'run'; there are {', '.join(known)}"
-  _require(fits, f"{key}.encoders", entry.encoders, rule)
-  scored = f"evaluation.sets.{entry.of}.split" if entry.of else "evaluation.split"
-  split = config.evaluation.sets[entry.of].split if entry.of else config.evaluation.split
-  rule = f"config.{key} is scored on the test split"
-  _require(split == "test" or not entry.fractions, scored, split, rule)
-  nowhere = Path()
-  for encoder in entry.encoders:
-    try:
-      entry.settings(encoder, 1.0, records=nowhere, out=nowhere, workdir=nowhere)
-    except UserError as error:
-      raise UserError(f"{key}.flags: {error}") from error
-
-
-def _choice(names: Iterable[str]) -> str:
-  return f"must be one of {', '.join(names)}"
-
-
-def _require(fits: bool, key: str, value, rule: str) -> None:
-  if not fits:
-    raise UserError(f"{key}: is {value!r}; {rule}")
+from plan_jax.transfer.entries import Entry, entries
 
 
 def learn(

@@ -10,7 +10,7 @@ from input_pipeline.errors import UserError
 from paths import ROOT
 from plan_jax import config as config_lib
 from plan_jax.transfer.__main__ import parse
-from plan_jax.transfer.attached import entries, flags_of
+from plan_jax.transfer.entries import entries, flags_of
 from plan_jax.transfer.settings import SETTINGS, DetectionSettings
 from tiny_runs import tiny
 
