@@ -20,6 +20,7 @@ from plan_jax.runtime.workdir import Workdir
 from plan_jax.transfer.by_name import learn as learn_task
 from plan_jax.transfer.encoder import encoder_weights, fingerprint
 from plan_jax.transfer.entries import Entry, entries
+from plan_jax.transfer.settings import Settings
 
 
 def learn(

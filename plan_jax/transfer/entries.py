@@ -1,4 +1,4 @@
-"""Entries of `config.evaluation.transfer`, read and checked without loading the tasks themselves."""
+"""Entries of `config.evaluation.transfer`, checked without loading the tasks themselves."""
 
 import dataclasses
 from collections.abc import Iterable
