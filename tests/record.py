@@ -208,7 +208,7 @@ RENAMED_ROWS = {
     "threshold of Dice with empty films": "threshold of Dice with empty images",
   }
 }  # new name of the field -> {old value: new}, e.g. {"task": {"terms": "words"}}
-RENAMED_COLUMNS = {}  # of the files of units
+RENAMED_COLUMNS = {"Dice with empty films": "Dice with empty images"}  # of the files of units
 
 # --- what changed on purpose, and why ----------------------------------------------------------
 
