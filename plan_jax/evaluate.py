@@ -121,7 +121,7 @@ def validation_scalars(model: Predictor, folder: Path, config: ConfigDict) -> di
   results = grounding.grounding_rows(scores, **common)
   pairs = embed_pairs(model, islice(dataset.examples("text"), count))
   results += retrieval.retrieval_rows(retrieval.score_retrieval(pairs), **common)
-  quiet = {"tell": lambda _: None}  # it would be the same each time
+  quiet = {"notify": lambda _: None}  # it would be the same each time
   sets = prompts.load(config.evaluation.prompts)
   labelled = sets and labelled_images.embed(model, islice(dataset.examples(), count), "", **quiet)
   for prompt_set in sets if labelled else ():

@@ -11,7 +11,7 @@ from input_pipeline.example import Example
 from input_pipeline.text import reports
 from plan_jax.evaluators import labelled_images
 from plan_jax.evaluators.datasets import EvaluationSet
-from plan_jax.evaluators.labelled_images import ImageVectors
+from plan_jax.evaluators.labelled_images import ImageEmbeddings
 from plan_jax.inference.predictor import Predictor
 from plan_jax.runtime.logging import log
 
@@ -41,19 +41,19 @@ class Embeddings:
 
   def __init__(self, model: Predictor, dataset: EvaluationSet):
     self._model, self._dataset = model, dataset
-    self._vectors = ImageVectors(model)
+    self._images = ImageEmbeddings(model)
 
   @cached_property
   def pairs(self) -> Pairs | None:
     """Embeds the images with text, and their texts; None where there is none."""
     examples = self._dataset.examples("text", "retrieval")
-    return embed_pairs(self._model, examples, vectors=self._vectors)
+    return embed_pairs(self._model, examples, embeddings=self._images)
 
   @cached_property
   def labelled(self) -> labelled_images.Images | None:
     """Embeds the images with a label of 1 or 0; None where there is none."""
     examples = self._dataset.examples(what="zero-shot")
-    return labelled_images.embed(self._model, examples, "zero-shot", vectors=self._vectors)
+    return labelled_images.embed(self._model, examples, "zero-shot", embeddings=self._images)
 
   @cached_property
   def validation(self) -> labelled_images.Images | None:
@@ -72,14 +72,14 @@ def embed_pairs(
   examples: Iterable[Example],
   *,
   batch: int = 64,
-  vectors: ImageVectors | None = None,
+  embeddings: ImageEmbeddings | None = None,
 ) -> Pairs | None:
   """Embeds the examples with text; None where there is none. How many have no text is logged.
 
-  `batch` images or texts are embedded at a time, and images not kept; `vectors` are known already.
+  `batch` images or texts are embedded at a time, images are not kept; `embeddings` are known.
   Raises ValueError, naming it, where an image is unreadable.
   """
-  vectors = vectors or ImageVectors(model, batch)
+  embeddings = embeddings or ImageEmbeddings(model, batch)
   known: dict[str, int] = {}
   texts, keys, columns, without = [], [], [], 0
   for example in examples:
@@ -87,7 +87,7 @@ def embed_pairs(
     if not words:
       without += 1
       continue
-    vectors.add(example)
+    embeddings.add(example)
     texts.append(example.sentences)
     keys.append(known.setdefault(words, len(known)))
     columns.append((example.image_id, example.patient_id, example.text_kind, example.labels))
@@ -101,4 +101,4 @@ def embed_pairs(
     for start in range(0, len(texts), batch)
   ]
   ids, *others = map(list, zip(*columns, strict=True))
-  return Pairs(vectors.of(ids), np.concatenate(embedded), np.array(keys), ids, *others)
+  return Pairs(embeddings.of(ids), np.concatenate(embedded), np.array(keys), ids, *others)

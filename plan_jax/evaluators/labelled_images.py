@@ -22,7 +22,7 @@ class ImageEmbedder(Protocol):
 class Images:
   """N embedded images, each with a label of 1 or 0."""
 
-  vectors: np.ndarray  # float32 [N, D], of the model
+  embeddings: np.ndarray  # float32 [N, D], of the model
   ids: list[str]  # [N], as all that follow
   patients: list[str]
   views: list[str]
@@ -42,7 +42,7 @@ class Images:
     return both, [name for name in names if name not in both]
 
 
-class ImageVectors:
+class ImageEmbeddings:
   """Embeddings of images by id, each made once; images are decoded `batch` at a time."""
 
   def __init__(self, model: ImageEmbedder, batch: int = 64):
@@ -65,8 +65,8 @@ class ImageVectors:
 
   def _embed(self) -> None:
     if self._waiting:
-      vectors = np.asarray(self._model.embed_images(list(self._waiting.values())), np.float32)
-      self._known |= zip(self._waiting, vectors, strict=True)
+      embeddings = np.asarray(self._model.embed_images(list(self._waiting.values())), np.float32)
+      self._known |= zip(self._waiting, embeddings, strict=True)
       self._waiting.clear()
 
 
@@ -76,33 +76,33 @@ def embed(
   what: str,
   *,
   batch: int = 64,
-  tell: Callable[[str], None] = log.info,
-  vectors: ImageVectors | None = None,
+  notify: Callable[[str], None] = log.info,
+  embeddings: ImageEmbeddings | None = None,
 ) -> Images | None:
   """Embeds the images with a label of 1 or 0, `batch` at a time; None where there is none.
 
-  `what` begins the messages on what is left out, which `tell` takes; `vectors` are known already.
+  `what` begins the messages on what is left out, which `notify` takes; `embeddings` are known.
   Raises ValueError, naming it, where an image is unreadable.
   """
-  vectors = vectors or ImageVectors(model, batch)
+  embeddings = embeddings or ImageEmbeddings(model, batch)
   columns, without = [], 0
   for example in examples:
     if not any(value in (0, 1) for value in example.labels.values()):
       without += 1
       continue
-    vectors.add(example)
+    embeddings.add(example)
     columns.append((example.image_id, example.patient_id, example.view, example.labels))
   if without:
     total = without + len(columns)
-    tell(f"{what}: {without} of {total} images have no label of 1 or 0 and are left out")
+    notify(f"{what}: {without} of {total} images have no label of 1 or 0 and are left out")
   if not columns:
     return None
   ids, patients, views, labels = map(list, zip(*columns, strict=True))
-  embedded = Images(vectors.of(ids), ids, patients, views, labels)
+  embedded = Images(embeddings.of(ids), ids, patients, views, labels)
   if uncertain := sum(value == -1 for each in labels for value in each.values()):
-    tell(f"{what}: {uncertain} uncertain pairs of image and finding are left out")
+    notify(f"{what}: {uncertain} uncertain pairs of image and finding are left out")
   if alone := embedded.findings()[1]:
-    tell(
+    notify(
       f"{what}: {len(alone)} findings are only present or only absent and left out:"
       f" {', '.join(alone)}"
     )

@@ -140,7 +140,7 @@ def score_zero_shot(
   validation: Images | None = None,
   *,
   local_examples: Callable[[], Iterable[Example]] | None = None,
-  tell: Callable[[str], None] = log.info,
+  notify: Callable[[str], None] = log.info,
 ) -> Scores:
   """Scores the images by a set of prompts.
 
@@ -150,7 +150,7 @@ def score_zero_shot(
     validation: images to choose thresholds on, of other patients; None for .5.
     local_examples: gives the examples of the images once more, for local similarities; None does
       without these.
-    tell: takes what is left out.
+    notify: takes what is left out.
 
   Raises:
     ValueError: an embedding is NaN.
@@ -158,11 +158,11 @@ def score_zero_shot(
   findings, classes = images.findings()[0], class_names(images)
   texts = {name: prompts.prompts(name) for name in sorted({*findings, *classes})}
   if silent := [name for name, each in texts.items() if each is None]:
-    tell(f"zero-shot, prompts {prompts.name}: no prompts for {', '.join(silent)}; left out")
+    notify(f"zero-shot, prompts {prompts.name}: no prompts for {', '.join(silent)}; left out")
   texts = {name: each for name, each in texts.items() if each}
-  vectors = _embed_prompts(model, [t for each in texts.values() for side in each for t in side])
+  embeddings = _embed_prompts(model, [t for each in texts.values() for side in each for t in side])
   findings = [name for name in findings if name in texts]
-  columns = {f: presence_scores(images, texts[f], vectors, prompts.ensemble) for f in findings}
+  columns = {f: presence_scores(images, texts[f], embeddings, prompts.ensemble) for f in findings}
   scores, views = finding_scores(columns, images)
   thresholds = None
   if validation is not None:
@@ -170,10 +170,10 @@ def score_zero_shot(
     known = [name for name in findings if name in binary]
     for name in known:
       places, present = validation.labelled(name)
-      column = presence_scores(validation, texts[name], vectors, prompts.ensemble)
+      column = presence_scores(validation, texts[name], embeddings, prompts.ensemble)
       thresholds[name] = classification.best_threshold(column[places], present), len(places)
     if without := [name for name in findings if name not in known]:
-      tell(
+      notify(
         f"zero-shot, prompts {prompts.name}: not both present and absent in the validation split,"
         f" so without a threshold: {', '.join(without)}"
       )
@@ -181,9 +181,9 @@ def score_zero_shot(
   single = None
   if len(names) > 1:
     positive = {name: texts[name].positive for name in names}
-    single = class_scores(model, images, positive, vectors, prompts.ensemble, local_examples)
+    single = class_scores(model, images, positive, embeddings, prompts.ensemble, local_examples)
     if left := len(images.ids) - len(single.ids):
-      tell(
+      notify(
         f"zero-shot classes, prompts {prompts.name}: {left} of {len(images.ids)} images have no"
         " single finding with prompts and a second image, and are left out"
       )
@@ -191,12 +191,12 @@ def score_zero_shot(
 
 
 def presence_scores(
-  images: Images, prompts: Prompts, vectors: dict[str, np.ndarray], ensemble: str
+  images: Images, prompts: Prompts, embeddings: dict[str, np.ndarray], ensemble: str
 ) -> np.ndarray:
-  """Scores N images for a finding, float64 [N]; `vectors` are the embeddings of the prompts."""
+  """Scores N images for a finding, float64 [N]; `embeddings` are the embeddings of the prompts."""
 
   def similarity(texts: Sequence[str]) -> np.ndarray:
-    return similarities(images.vectors, np.stack([vectors[text] for text in texts]), ensemble)
+    return similarities(images.embeddings, np.stack([embeddings[text] for text in texts]), ensemble)
 
   positive = similarity(prompts.positive)
   if not prompts.negative:
@@ -256,5 +256,5 @@ def _embed_prompts(model: Predictor, texts: list[str]) -> dict[str, np.ndarray]:
   distinct = list(dict.fromkeys(texts))
   if not distinct:
     return {}
-  vectors = np.asarray(model.embed_texts([(text,) for text in distinct]), np.float32)
-  return dict(zip(distinct, vectors, strict=True))
+  embeddings = np.asarray(model.embed_texts([(text,) for text in distinct]), np.float32)
+  return dict(zip(distinct, embeddings, strict=True))

@@ -53,13 +53,13 @@ def class_scores(
   model: Predictor,
   images: Images,
   prompts: dict[str, Sequence[str]],
-  vectors: dict[str, np.ndarray],
+  embeddings: dict[str, np.ndarray],
   ensemble: str,
   local_examples: Callable[[], Iterable[Example]] | None = None,
 ) -> Classes:
   """Compares the images of one finding with the positive prompts of each class.
 
-  Images of no class are left out. `prompts` are by class, `vectors` the embeddings of each;
+  Images of no class are left out. `prompts` are by class, `embeddings` the embeddings of each;
   `local_examples` gives the examples once more, for local similarities, and None does without.
   """
   names = list(prompts)
@@ -69,13 +69,15 @@ def class_scores(
   draw = random.Random(_GLORIA_SEED)
   drawn = [draw.sample(texts, min(_GLORIA_PROMPTS, len(texts))) for texts in prompts.values()]
   every = [text for texts in drawn for text in texts]
-  each = (images.vectors[kept] @ np.stack([vectors[text] for text in every]).T).astype(np.float64)
+  each = (images.embeddings[kept] @ np.stack([embeddings[text] for text in every]).T).astype(
+    np.float64
+  )
   has_local = local_examples is not None and model.has_local_scores
   if has_local:
     each = (each + image_similarities(model, local_examples(), ids, every)) / 2
   parts = np.split(each, np.cumsum([len(texts) for texts in drawn])[:-1], axis=1)
   by_class = [
-    similarities(images.vectors, np.stack([vectors[text] for text in texts]), ensemble)[kept]
+    similarities(images.embeddings, np.stack([embeddings[text] for text in texts]), ensemble)[kept]
     for texts in prompts.values()
   ]
   return Classes(

@@ -60,7 +60,7 @@ class Classification(LabelTask, HeadTask):
     self.encode = Encode(tuple(self.findings), settings.image_px, augment)
     head = Head(len(self.findings))
     self.learner = Learner(
-      job, head, read=pooled, loss=loss, tell=lambda raw: (jax.nn.sigmoid(raw),)
+      job, head, read=pooled, loss=loss, decode=lambda raw: (jax.nn.sigmoid(raw),)
     )
     self._state: TrainState | None = None  # that `embed_images` predicts with
 
@@ -83,7 +83,7 @@ class Classification(LabelTask, HeadTask):
     self._state, batch = fitted, 4 * self.job.settings.batch_size
     source, what = self.job.source(split), f"{TASK}, {split}"
     embedded = labels.embed(self, source, what, batch=batch, quiet=quiet)
-    return scored(embedded.vectors, embedded, self.findings)
+    return scored(embedded.embeddings, embedded, self.findings)
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,8 @@ def embed(
   where there is none.
   """
   bar = tqdm(range(len(source)), desc=what, unit="image", mininterval=1, disable=quiet)
-  tell = (lambda _: None) if quiet else log.info
-  images = labelled_images.embed(model, (source[i] for i in bar), what, batch=batch, tell=tell)
+  notify = (lambda _: None) if quiet else log.info
+  images = labelled_images.embed(model, (source[i] for i in bar), what, batch=batch, notify=notify)
   if images is None:
     raise UserError(f"{what}: none of the {len(source)} images has a label of 1 or 0")
   return images

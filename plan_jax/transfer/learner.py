@@ -32,7 +32,7 @@ class Learner:
     *,
     read: Callable[..., tuple],
     loss: Callable[[jax.Array, dict], tuple[jax.Array, dict]],
-    tell: Callable[[jax.Array], tuple[jax.Array, ...]],
+    decode: Callable[[jax.Array], tuple[jax.Array, ...]],
   ):
     """Joins the encoder of a job and a head.
 
@@ -43,7 +43,7 @@ class Learner:
       read: (encoder, variables, image, train=...) -> the features that the head reads, and the
         running statistics after; see `encoder`.
       loss: (raw, batch) -> the loss and its parts, scalars.
-      tell: raw -> predictions of the images, arrays that lead with B.
+      decode: raw -> predictions of the images, arrays that lead with B.
 
     Raises UserError where the batch does not divide.
     """
@@ -54,7 +54,7 @@ class Learner:
       )
     self.settings, self.mesh = settings, mesh
     self._encoder, self._weights, self._head = job.encoder.module, job.encoder.weights, head
-    self._read, self._loss, self._tell = read, loss, tell
+    self._read, self._loss, self._decode = read, loss, decode
     self._optimizer, _ = make_optimizer(
       OptimizerConfig(
         learning_rate=settings.learning_rate,
@@ -81,7 +81,7 @@ class Learner:
       return jax.jit(self._initial, out_shardings=everywhere(self.mesh))(self._weights)
 
   def predict(self, state: TrainState, arrays: Sequence[np.ndarray]) -> list[tuple]:
-    """Predicts, as `tell` has it, for each of the arrays uint8 [H, W], letterboxed."""
+    """Predicts, as `decode` has it, for each of the arrays uint8 [H, W], letterboxed."""
     predict = partial(self._predict, state.params, state.batch_stats)
     side, size = self.settings.image_px, self.settings.batch_size
     batches = letterboxed(predict, arrays, side, size, self.mesh)
@@ -120,4 +120,4 @@ class Learner:
     return TrainState(state.step + 1, params, stats, opt_state), parts | {"loss": total}
 
   def _predictions(self, params, batch_stats, image):
-    return self._tell(self._apply(params, batch_stats, image, False)[0])
+    return self._decode(self._apply(params, batch_stats, image, False)[0])

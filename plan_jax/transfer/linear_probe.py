@@ -81,7 +81,7 @@ class LinearProbe(LabelTask):
     embedded = self._validation
     if split == "test":
       embedded = self._embedded(self.job.source(split), split)
-    return scored(fitted.scores(embedded.vectors), embedded, self.findings)
+    return scored(fitted.scores(embedded.embeddings), embedded, self.findings)
 
   def _embedded(self, source, split: str) -> Images:
     return labels.embed(self.features, source, f"{TASK}, {split}", batch=_BATCH)
@@ -124,7 +124,7 @@ def fit(embedded: Images, findings: Sequence[str], penalties: Sequence[float]) -
   if not len(learned):
     raise UserError("no finding is both present and absent in these images: raise --fraction")
   out = []
-  for model in logistic.fit(embedded.vectors, table[:, learned], penalties):
+  for model in logistic.fit(embedded.embeddings, table[:, learned], penalties):
     weights, bias = np.zeros((len(model.mean), len(findings))), np.zeros(len(findings))
     weights[:, learned], bias[learned] = model.weights, model.bias
     out.append(Logistic(model.mean, model.deviation, weights, bias))
@@ -137,7 +137,8 @@ def choose(training: Images, validation: Images | None, findings: list[str]) -> 
     return fit(training, findings, (DEFAULT,))[0]
   fitted = fit(training, findings, PENALTIES)
   areas = [
-    macro_auc(scored(model.scores(validation.vectors), validation, findings)[0]) for model in fitted
+    macro_auc(scored(model.scores(validation.embeddings), validation, findings)[0])
+    for model in fitted
   ]
   best = int(np.argmax(areas))
   log.info(f"penalty {PENALTIES[best]:g}: macro AUC {areas[best]:.3f} on the validation split")

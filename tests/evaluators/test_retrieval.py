@@ -10,7 +10,7 @@ import pytest
 from input_pipeline.example import Example
 from plan_jax.evaluators import labelled_images, retrieval
 from plan_jax.evaluators.embeddings import embed_pairs
-from plan_jax.evaluators.labelled_images import ImageVectors
+from plan_jax.evaluators.labelled_images import ImageEmbeddings
 
 
 class _Model:
@@ -84,14 +84,14 @@ def test_kinds_of_text_get_galleries_of_their_own():
 
 def test_an_image_is_embedded_once_for_all_evaluators():
   model, examples = _Model(), list(_examples())[:20]
-  vectors = ImageVectors(model, batch=16)
-  pairs = embed_pairs(model, examples, vectors=vectors)
+  embeddings = ImageEmbeddings(model, batch=16)
+  pairs = embed_pairs(model, examples, embeddings=embeddings)
   labelled = [dataclasses.replace(each, labels={"mass": i % 2}) for i, each in enumerate(examples)]
   others = [
     dataclasses.replace(each, image_id=f"other {each.image_id}", sentences=())
     for each in labelled[:5]
   ]
-  images = labelled_images.embed(model, [*labelled, *others], "zero-shot", vectors=vectors)
+  images = labelled_images.embed(model, [*labelled, *others], "zero-shot", embeddings=embeddings)
   assert model.batches == [16, 4, 5]
-  np.testing.assert_array_equal(images.vectors[:20], pairs.images)
-  np.testing.assert_array_equal(images.vectors[20:], pairs.images[:5])
+  np.testing.assert_array_equal(images.embeddings[:20], pairs.images)
+  np.testing.assert_array_equal(images.embeddings[20:], pairs.images[:5])

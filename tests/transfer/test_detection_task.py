@@ -103,7 +103,7 @@ def test_stopped_and_started_again_gives_the_same_bits(done, learn, tmp_path, mo
 def test_a_batch_is_shared_evenly(folder):
   with pytest.raises(UserError, match="batch_size=8 does not divide over 3 devices"):
     job = Job(settings_of(folder), Encoder(None, {}, NO_RUN, ""), None, mesh_of(3))
-    Learner(job, None, read=None, loss=None, tell=None)
+    Learner(job, None, read=None, loss=None, decode=None)
 
 
 def test_a_fraction_is_of_patients_and_keeps_images_without_boxes(folder):

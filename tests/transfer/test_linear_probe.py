@@ -55,14 +55,14 @@ def test_features_are_the_mean_over_the_grid_whatever_the_batch(encoder):
   features = linear_probe.Features(encoder, weights, 64, mesh_of())
   fitted = np.stack([images.fit(image, 64) for image in arrays])[..., None]
   expected = np.asarray(encoder.apply(weights, fitted)).mean((1, 2))
-  vectors = features.embed_images(arrays)
-  np.testing.assert_allclose(vectors, expected, atol=1e-5)
+  embeddings = features.embed_images(arrays)
+  np.testing.assert_allclose(embeddings, expected, atol=1e-5)
   many = features.embed_images(arrays * 30)  # more than a batch
   np.testing.assert_allclose(many, np.tile(expected, (30, 1)), atol=1e-5)
 
 
 class Grey:
-  """Its vectors are an image's mean grey, and noise."""
+  """Its embeddings are an image's mean grey, and noise."""
 
   def embed_images(self, arrays):
     rng = np.random.default_rng(len(arrays))
@@ -90,9 +90,9 @@ def test_what_can_be_told_is_told_and_uncertain_labels_do_not_count(capsys):
   sets = [labelled_images.embed(Grey(), _images(n, s), "x") for s, n in enumerate((200, 100, 100))]
   findings = ["bright", "luck"]
   model = linear_probe.choose(sets[0], sets[1], findings)
-  scores, views = scored(model.scores(sets[2].vectors), sets[2], findings)
+  scores, views = scored(model.scores(sets[2].embeddings), sets[2], findings)
   assert len(views) == len(scores.ids) < 200
-  validation = scored(model.scores(sets[1].vectors), sets[1], findings)[0]
+  validation = scored(model.scores(sets[1].embeddings), sets[1], findings)[0]
   rows = classified_rows(HEAD, scores, views, validation=validation, resamples=50)
   cells = {(r.group, r.metric, r.model): r for r in rows}
   assert cells["bright", "AUC", "run"].value == 1
@@ -103,7 +103,7 @@ def test_what_can_be_told_is_told_and_uncertain_labels_do_not_count(capsys):
   without = classified_rows(HEAD, scores, views, validation=None, resamples=0)
   assert "F1 at .5" in {row.metric for row in without}
   capsys.readouterr()
-  of_luck = scored(model.scores(sets[1].vectors), sets[1], ["", "luck"])[0]
+  of_luck = scored(model.scores(sets[1].embeddings), sets[1], ["", "luck"])[0]
   rows = classified_rows(HEAD, scores, views, validation=of_luck, resamples=0)
   assert "no threshold: bright" in capsys.readouterr().out
   assert {row.group for row in rows if row.metric == "F1"} == {"macro", "luck"}
@@ -111,9 +111,9 @@ def test_what_can_be_told_is_told_and_uncertain_labels_do_not_count(capsys):
   capsys.readouterr()
   fitted = linear_probe.choose(fewer, sets[1], findings)
   assert "only one kind of luck: the same score for all" in capsys.readouterr().out
-  of_one = scored(fitted.scores(sets[2].vectors), sets[2], findings)[0]
+  of_one = scored(fitted.scores(sets[2].embeddings), sets[2], findings)[0]
   rows = classified_rows(HEAD, of_one, views, validation=None, resamples=0)
   same = {(r.group, r.metric): r.value for r in rows if r.model == "run"}
   assert same["luck", "AUC"] == 0.5 and same["bright", "AUC"] == 1
   one_kind = dataclasses.replace(sets[2], labels=[{"bright": 1}] * len(sets[2].ids))
-  assert scored(model.scores(one_kind.vectors), one_kind, findings) == (None, [])
+  assert scored(model.scores(one_kind.embeddings), one_kind, findings) == (None, [])

@@ -68,7 +68,7 @@ class Detection(HeadTask):
       yolo.Head(len(self.findings), settings.channels),
       read=partial(pyramid, strides=yolo.STRIDES),
       loss=self._loss,
-      tell=jax.vmap(self._predictions),
+      decode=jax.vmap(self._predictions),
     )
 
   def findings_in(self, split: str) -> set[str]:

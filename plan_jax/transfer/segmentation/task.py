@@ -55,7 +55,7 @@ class Segmentation(HeadTask):
       decoder.Decoder(len(self.findings), settings.channels),
       read=partial(pyramid, strides=decoder.STRIDES),
       loss=lambda raw, batch: decoder.loss(to_square(raw), batch["masks"], batch["known"]),
-      tell=lambda raw: (jax.nn.sigmoid(to_square(raw)),),
+      decode=lambda raw: (jax.nn.sigmoid(to_square(raw)),),
     )
 
   def findings_in(self, split: str) -> set[str]:
