@@ -19,16 +19,6 @@ class DataSourceConfig(Section):
   selection_seed: int
   options: dict[str, Any]
 
-  def __post_init__(self):
-    """Checks that the options are those of the reader."""
-    super().__post_init__()
-    known = default_options(self.dataset)
-    self.require(
-      "options",
-      set(self.options) <= set(known),
-      f"its keys must be options of the reader: {', '.join(known) or 'it has none'}",
-    )
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(DataSourceConfig):
@@ -47,3 +37,13 @@ class EvaluationSetConfig(DataSourceConfig):
   """A further data set to evaluate on."""
 
   split: Annotated[str, one_of(*SPLITS)]
+
+  def __post_init__(self):
+    """Checks that the options are those of the reader."""
+    super().__post_init__()
+    known = default_options(self.dataset)
+    self.require(
+      "options",
+      set(self.options) <= set(known),
+      f"its keys must be options of the reader: {', '.join(known) or 'it has none'}",
+    )
