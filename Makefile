@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 $(READY_BEAM): requirements.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv-beam
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[beam]' 'pytest>=9.0' 'beartype>=0.23'
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[beam]' 'pytest>=9.0'
 	touch $@
 
 # Huge pages for the buffers that XLA takes anew for every step (docs/launching.md).

@@ -4,7 +4,10 @@ Batch s is a function of (seed, s) alone: the same on any number of workers and 
 resumes from its step and needs no iterator state.
 """
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -114,7 +117,7 @@ def batches(
   if workers:
     data = data.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-      worker_init_fn=_ignore_sigterm,
+      worker_init_fn=_start_worker,
     )
   iterator = iter(data)
   try:
@@ -125,6 +128,17 @@ def batches(
       iterator.close()
 
 
-def _ignore_sigterm(*_) -> None:
-  """Ignores SIGTERM, which may go to all processes: the step under way still needs its batches."""
+def _start_worker(*_) -> None:
+  """Ignores SIGTERM, which may go to all processes: the step under way still needs its batches.
+
+  A worker ends with the process that it serves, also where that is killed and cannot end it.
+  """
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  parent = os.getppid()
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
