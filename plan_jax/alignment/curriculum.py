@@ -57,10 +57,10 @@ def stages(config) -> tuple[Stage, ...]:
 
   Raises ValueError, naming stage and field, where they contradict themselves or one another.
   """
+  known = [field.name for field in dataclasses.fields(Stage)][1:]
   ordered = []
   for name, fields in config.items():
     values = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
-    known = [field.name for field in dataclasses.fields(Stage)][1:]
     for key, value in values.items():
       if key not in known:
         raise ValueError(f"curriculum.{name}.{key}: is unknown; a stage has {', '.join(known)}")

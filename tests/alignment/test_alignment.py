@@ -212,6 +212,8 @@ def test_stages_follow_training():
     ({"start_fraction": 1.0}, r"late\.start_fraction"),
     ({"start_fraction": 0.0}, "begin at the same"),
     ({"cut_below": 1.0}, r"late\.cut_below"),
+    ({"local_weigth": (1.0,)}, r"late\.local_weigth: is unknown; a stage has start_fraction"),
+    ({"tau": 0.2}, r"late\.tau: is 0\.2; must be one value a round"),
     ({"global_weight": -1.0}, r"late: loss weights must not be negative"),
     ({"global_weight": 0.0, "local_weight": (0.0, 0.0)}, "every loss weight is zero"),
   ],

@@ -62,6 +62,13 @@ def test_the_command_ends_with_one_line():
   assert ended.stderr.strip() == "error: --fraction=2 must be above 0, and 1 at most"
 
 
+def test_help_without_a_task_names_the_tasks(capsys):
+  with pytest.raises(SystemExit, match="^0$"):
+    parse(["--help"])
+  text = capsys.readouterr().out
+  assert all(task in text for task in SETTINGS)
+
+
 @pytest.mark.parametrize("task", SETTINGS)
 def test_help_names_the_flags_and_their_defaults(task, capsys):
   with pytest.raises(SystemExit):
