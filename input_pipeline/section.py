@@ -90,7 +90,11 @@ def _read(kind, value, name: str):
       raise SectionError(f"{name}.{error}") from None
   if len(get_args(kind)) == 2 and _is_section(get_args(kind)[1]):
     return {key: _read(get_args(kind)[1], entry, f"{name}.{key}") for key, entry in value.items()}
-  return tuple(value) if get_origin(kind) is tuple else value
+  if get_origin(kind) is not tuple:
+    return value
+  if not isinstance(value, (list, tuple)):
+    raise SectionError(f"{name}: is {value!r}; must be a tuple")
+  return tuple(value)
 
 
 def _is_section(kind) -> bool:
