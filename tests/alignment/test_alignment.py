@@ -213,7 +213,6 @@ def test_stages_follow_training():
     ({"start_fraction": 0.0}, "begin at the same"),
     ({"cut_below": 1.0}, r"late\.cut_below"),
     ({"local_weigth": (1.0,)}, r"late\.local_weigth: is no key; there are name, start_fraction"),
-    ({"tau": 0.2}, r"late\.tau: is 0\.2; must be a tuple"),
     ({"global_weight": -1.0}, r"late\.global_weight: is -1.0; must not be negative"),
     ({"name": "later"}, r"late\.name: is the key"),
     ({"global_weight": 0.0, "local_weight": (0.0, 0.0)}, "every loss weight is zero"),
