@@ -26,6 +26,8 @@ Protocol "detection-v1":
 Protocol "compat-mgca-detection-v2": the mAP .4-.75 of MGCA's evaluation (Wang et al., NeurIPS
 2022). Predictions below .5 are dropped; then images without predictions, and images without true
 boxes, are left out: what is missed on the former and falsely found on the latter does not count.
+Ours is the score, objectness times the finding's probability, which is 1 where there is one finding
+and the head is sure of it: MGCA's is objectness alone.
 
 The examples (for `plan_jax.compare`) are true boxes; a metric is 1 where it is hit, else 0.
 """
