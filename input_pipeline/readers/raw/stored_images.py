@@ -18,7 +18,7 @@ _JPEG_QUALITY = 95
 # Decoded pixels a stored one, each way, at the least. Averages over fewer are so uneven that they
 # differ from those over all pixels by more than the stored JPEG from its own (docs/benchmarks.md).
 _MARGIN = 2
-MAX_DECODED_PX = 64_000_000  # by default; decoding takes up to 16 bytes a pixel
+MAX_DECODED_PX = 64_000_000  # by default; decoding takes 10 bytes a pixel and more
 _ORIENTATION = 0x0112  # EXIF
 # By orientation: are the axes swapped, then the columns and the rows turned round?
 _TURNS = {
