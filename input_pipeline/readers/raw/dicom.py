@@ -91,7 +91,7 @@ def _stored_values(raw: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
   which the image is smoother.
   """
   width, bits = 8 * raw.dtype.itemsize, int(dataset.BitsStored)
-  high = int(dataset.get("HighBit", bits - 1))
+  high = int(dataset.get("HighBit") or bits - 1)
   unused = max(width - bits, 0)
   values = (raw << unused) >> unused  # of signed pixels, the last shift brings the sign back
   if (values == raw).all():

@@ -212,6 +212,8 @@ def _decode(encoded: bytes, image_px: int) -> _Decoded:
       pixels = np.asarray(image if deep or image.mode == "L" else image.convert("L"))
     if bits > 8 and not deep:  # colours, of which Pillow keeps the upper 8 bits
       deep, pixels = True, cv2.imdecode(np.frombuffer(encoded, np.uint8), _DEEP)
+      if pixels is None:
+        raise ValueError(f"{mode} of {bits} bits")
   except (MemoryError, UnreadableError):
     raise
   except Exception as error:  # Pillow raises many kinds

@@ -365,6 +365,7 @@ def test_window_functions(function, centre, width, dtype):
     {"VOILUTSequence": []},
     {"ModalityLUTSequence": [], "RescaleSlope": None, "RescaleIntercept": None},
     {"PixelPaddingValue": None},
+    {"HighBit": None},
   ],
 )
 def test_elements_that_say_nothing_change_nothing(blank):
