@@ -28,6 +28,7 @@ def _data() -> dict:
     source="",  # the raw folder
     records="",  # where the shards are or go; empty: WORKDIR/records
     stored_px=512,  # bound on the short side of a stored image
+    max_decoded_px=64_000_000,  # larger images are left out; decoding takes 10 bytes a pixel
     limit=0,  # images of each split; 0: all
     max_skipped_fraction=0.01,  # more unreadable images than this stop the conversion
     options={},  # the reader's own
