@@ -36,13 +36,14 @@ def read(folder: Path) -> tuple:
       f"{folder} holds neither tokenizer.json nor vocab.txt: name a local Hugging Face folder"
     )
   try:
-    backend = (_whole if path.suffix == ".json" else _word_piece)(path, settings)
+    backend = (_whole if path.suffix == ".json" else _bare)(path, settings)
   except TokenizerError:
     raise
   except Exception as error:  # the library has no class of its own
     raise TokenizerError(f"{path} is no whole tokenizer: {error}; fetch it again") from error
   backend.no_padding()
   backend.no_truncation()
+  backend.encode_special_tokens = True  # "[SEP]" in a report is its letters
   return backend, _special_names(folder, settings, backend.get_vocab())
 
 
@@ -69,7 +70,7 @@ def _whole(path: Path, settings: dict):
   return Tokenizer.from_file(str(path))
 
 
-def _word_piece(path: Path, settings: dict):
+def _bare(path: Path, settings: dict):
   from tokenizers import BertWordPieceTokenizer, Tokenizer
 
   tokenizer = BertWordPieceTokenizer.from_file(

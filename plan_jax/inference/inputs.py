@@ -26,7 +26,7 @@ _WINDOW = "window it to 0 for black and 255 for white, as input_pipeline.readers
 
 
 class InputError(UserError, ValueError):
-  """What was given is no image or text; the message says what it is and what is right."""
+  """Value that is no image or no text; the message says what it is and what is right."""
 
 
 def check_images(images: Images) -> list[UInt8[np.ndarray, "_ _"]]:

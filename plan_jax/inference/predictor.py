@@ -96,8 +96,7 @@ class Predictor:
 
   def embed_texts(self, texts: Texts) -> Float[np.ndarray, "N D"]:
     """Embeddings of N texts, float32, unit norm."""
-    encoded = self._encode(inputs.check_texts(texts))
-    return self._run(lambda batch: self._text_features(batch).embedding, encoded)
+    return self._run(lambda batch: self._text_features(batch).embedding, self._encode(texts))
 
   def ground(
     self, images: Images, phrases: Phrases, query: str = "words"
@@ -180,7 +179,7 @@ class Predictor:
     self, images: Images, texts: Texts
   ) -> tuple[Float[np.ndarray, "N P D"], Float[np.ndarray, "N W D"], Float[np.ndarray, "N W"]]:
     """Pixels and words in float16, and the words' significance, of N images and texts."""
-    images, texts = inputs.check_images(images), inputs.check_texts(texts)
+    images = inputs.check_images(images)
     pixels = self._run(lambda batch: self._image_features(batch).pixels, images)
     text = self._run(self._text_features, self._encode(texts, same_length=True))
     return pixels.astype(np.float16), text.words.astype(np.float16), text.significance
@@ -212,7 +211,7 @@ class Predictor:
     has no local scores.
     """
     self._check_local()
-    text = self._run(self._text_features, self._encode(inputs.check_texts(texts)))
+    text = self._run(self._text_features, self._encode(texts))
     length = 1 + int(np.flatnonzero(text.mask.any(0)).max(initial=0))
     words, significance = text.words[:, :length], text.significance[:, :length]
 
@@ -268,7 +267,7 @@ class Predictor:
     return self._run(function, list(zip(image_places, text_places, strict=True)))
 
   def _encode(self, texts, *, same_length: bool = False) -> list[dict]:
-    encoded = self.spec.texts.encode(texts, same_length=same_length)
+    encoded = self.spec.texts.encode(inputs.check_texts(texts), same_length=same_length)
     self._left_out += encoded.left_out
     return encoded.arrays
 

@@ -153,6 +153,13 @@ def test_a_folder_that_names_code_is_read_as_data(tmp_path):
   assert "code" not in (tmp_path / "copy" / "tokenizer_config.json").read_text()
 
 
+def test_special_tokens_in_a_report_are_its_letters(tokenizer, tmp_path):
+  for each in (tokenizer, copy(tokenizer.folder, tmp_path / "copy")):
+    got = each.encode(["No [SEP] effusion [PAD]."], max_tokens=48, max_words=8)
+    assert got.words == ("No", "SEP", "effusion", "PAD") and got.word_mask.sum() == 4
+    assert (got.tokens == each.separator_id).sum() == 1
+
+
 def test_case_of_a_bare_vocabulary(tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join([*BERT, "small", "Small", "is"]))
   for lower, token in ((True, 5), (False, 6)):
