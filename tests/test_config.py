@@ -154,7 +154,7 @@ def test_unknown_keys_of_a_config_file_are_named():
     (
       "text.tokenizer",
       "/nowhere",
-      r"config\.text\.tokenizer: there is no folder /nowhere, and nothing is d",
+      r"config\.text\.tokenizer: there is no folder /nowhere, and",
     ),
   ],
 )

@@ -90,7 +90,7 @@ def tokenizer_folder(config) -> str:
     return folder
   if not Path(folder).exists():
     raise WeightsError(
-      f"config.model.text.weights: there is no {folder}, and nothing is downloaded: name a"
+      f"config.model.text.weights: {folder} is not there, and nothing is downloaded: name a"
       " checkpoint file or a Hugging Face folder on this machine"
     )
   raise WeightsError(

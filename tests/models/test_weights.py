@@ -201,7 +201,7 @@ def test_a_torch_file_without_torch(tmp_path, monkeypatch):
 
 
 def test_files_that_are_not_there(tmp_path):
-  with pytest.raises(WeightsError, match=r"text\.weights: there is no .*nowhere, and nothing"):
+  with pytest.raises(WeightsError, match=r"text\.weights: .*nowhere is not there, and nothing"):
     load_text(tmp_path / "nowhere", SMALL_BERT)
   with pytest.raises(WeightsError, match=r"neither model\.safetensors"):
     load_text(tmp_path, SMALL_BERT)

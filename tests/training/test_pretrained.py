@@ -52,7 +52,7 @@ def test_the_vocabulary_comes_with_the_weights(tmp_path):
   with pytest.raises(WeightsError, match=r"without a vocabulary.*config\.text\.tokenizer"):
     tokenizer_folder(config)
   config.model.text.weights = "sentence-transformers/all-MiniLM-L6-v2"
-  with pytest.raises(WeightsError, match=r"text\.weights: there is no sent.*nothing is downloaded"):
+  with pytest.raises(WeightsError, match=r"text\.weights: sent.* is not there, and nothing is d"):
     tokenizer_folder(config)
   config.model.text.weights = str(tmp_path / "bert")
   (tmp_path / "bert" / "vocab.txt").write_text("[PAD]")

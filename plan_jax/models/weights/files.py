@@ -42,7 +42,7 @@ def read(path: str | Path) -> Weights:
   path = Path(path)
   if not path.exists():
     raise WeightsError(
-      f"there is no {path}, and nothing is downloaded: name a checkpoint file or a Hugging Face"
+      f"{path} is not there, and nothing is downloaded: name a checkpoint file or a Hugging Face"
       " folder on this machine"
     )
   files, settings = (_files(path), read_settings(path)) if path.is_dir() else ([path], {})
