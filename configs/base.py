@@ -73,7 +73,7 @@ def _model() -> dict:
       vit=dict(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_px=16, grid=14),
     ),
     text=dict(
-      weights="",  # as above
+      weights="",  # as above; a folder's config.json then gives the sizes, down to max_position
       embed_dim=768,
       depth=12,
       num_heads=12,

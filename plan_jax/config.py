@@ -74,7 +74,8 @@ def check(config: ConfigDict) -> None:
     )
   _check_files(config)
   folder = run.text.tokenizer
-  _require("text.tokenizer", not folder or Path(folder).is_dir(), f"there is no folder {folder}")
+  wanted = f"there is no folder {folder}, and nothing is downloaded"
+  _require("text.tokenizer", not folder or Path(folder).is_dir(), wanted)
 
 
 def check_baseline(config: ConfigDict) -> None:

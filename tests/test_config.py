@@ -151,7 +151,11 @@ def test_unknown_keys_of_a_config_file_are_named():
     ("evaluation.max_tokens", 4000, r"max_position.*4000"),
     ("checkpoint.evaluate", "best", r"checkpoint\.evaluate: is 'best'; needs a best_metric"),
     ("curriculum.words.tau", (0.1, 0.2), r"curriculum\.words\.local_weight: .* one value a round"),
-    ("text.tokenizer", "/nowhere", r"config\.text\.tokenizer: there is no folder /nowhere"),
+    (
+      "text.tokenizer",
+      "/nowhere",
+      r"config\.text\.tokenizer: there is no folder /nowhere, and",
+    ),
   ],
 )
 def test_impossible_configs_are_named(key, value, message):

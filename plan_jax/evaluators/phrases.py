@@ -37,6 +37,8 @@ def phrases(example: Example) -> list[Phrase]:
   groups: dict[str, list[Region]] = {}
   for region in example.regions:
     groups.setdefault(reports.normalise(region.phrase), []).append(region)
+  if wordless := groups.pop("", []):
+    log.info(f"{example.image_id}: {len(wordless)} regions whose phrase has no word are left out")
   return [
     Phrase(
       example,

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from scipy import ndimage
 
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.inference.spec import ModelSpec, Text
+from plan_jax.inference import inputs
+from plan_jax.inference.inputs import Images, InputError, Phrases, Texts
+from plan_jax.inference.spec import ModelSpec
 from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
 from plan_jax.training.state import TrainState
 
-Images = Sequence[UInt8[np.ndarray, "_ _"]]
 _FEATURE_BYTES = 2**28  # of local features, on each device at a time
 
 
@@ -24,9 +25,10 @@ _FEATURE_BYTES = 2**28  # of local features, on each device at a time
 class Predictor:
   """A model with its weights.
 
-  Images are uint8 [H, W] of any size; texts are sequences of sentences; phrases are strings. Work
-  is done in batches of one size, so that each function compiles once, and each batch is shared
-  among the devices. With several processes all call the same with the same, and get the same.
+  Images are uint8 [H, W] of any size; texts are sequences of sentences; phrases are strings. What
+  else is converted, or refused with an InputError, is said in inference/inputs.py. Work is done in
+  batches of one size, so that each function compiles once, and each batch is shared among the
+  devices. With several processes all call the same with the same, and get the same.
 
   Attributes:
     spec: description of the model.
@@ -89,19 +91,21 @@ class Predictor:
 
   def embed_images(self, images: Images) -> Float[np.ndarray, "N D"]:
     """Embeddings of N images, float32, unit norm."""
+    images = inputs.check_images(images)
     return self._run(lambda batch: self._image_features(batch).embedding, images)
 
-  def embed_texts(self, texts: Sequence[Text]) -> Float[np.ndarray, "N D"]:
+  def embed_texts(self, texts: Texts) -> Float[np.ndarray, "N D"]:
     """Embeddings of N texts, float32, unit norm."""
     return self._run(lambda batch: self._text_features(batch).embedding, self._encode(texts))
 
   def ground(
-    self, images: Images, phrases: Sequence[str], query: str = "words"
+    self, images: Images, phrases: Phrases, query: str = "words"
   ) -> list[Float[np.ndarray, "_ _"]]:
     """Maps of phrase i on image i, of the image's shape; maximum 1 on the grid.
 
     NaN where the model crops the image. Arguments as of `ground_on_grid`.
     """
+    images = inputs.check_images(images)
     maps = self.ground_on_grid(images, phrases, query)
     return [
       np.clip(self.to_image(heatmap, image.shape), 0, 1)
@@ -109,7 +113,7 @@ class Predictor:
     ]
 
   def ground_on_grid(
-    self, images: Images, phrases: Sequence[str], query: str = "words"
+    self, images: Images, phrases: Phrases, query: str = "words"
   ) -> Float[np.ndarray, "N rows columns"]:
     """Maps of phrase i on image i, maximum 1, smoothed where the model's project smooths.
 
@@ -127,7 +131,7 @@ class Predictor:
     return maps / np.where(top > 0, top, 1)
 
   def similarities(
-    self, images: Images, phrases: Sequence[str], query: str = "words"
+    self, images: Images, phrases: Phrases, query: str = "words"
   ) -> Float[np.ndarray, "N rows columns"]:
     """Signed similarity of each pixel to the phrase.
 
@@ -136,15 +140,16 @@ class Predictor:
     """
     return self._ground_pairs(images, phrases, query)[1].reshape(-1, *self.grid)
 
-  def peaks(self, images: Images, phrases: Sequence[str]) -> Float[np.ndarray, " N"]:
+  def peaks(self, images: Images, phrases: Phrases) -> Float[np.ndarray, " N"]:
     """The highest similarity of any pixel of image i to the words of phrase i.
 
     Peaks of one model can be compared, those of two models cannot.
     """
     return self._ground_pairs(images, phrases, "words")[1].max(-1)
 
-  def significances(self, texts: Sequence[Text]) -> list[list[tuple[str, float]]]:
+  def significances(self, texts: Texts) -> list[list[tuple[str, float]]]:
     """The words of each text in order, as far as the model reads it, with their significance."""
+    texts = inputs.check_texts(texts)
     significance = self._run(
       lambda batch: self._text_features(batch).significance, self._encode(texts)
     )
@@ -157,9 +162,10 @@ class Predictor:
     ]
 
   def attend(
-    self, images: Images, texts: Sequence[Text]
+    self, images: Images, texts: Texts
   ) -> list[list[tuple[str, float, Float[np.ndarray, "rows columns"]]]]:
     """The words of text i in order: (word, its weight, its region on image i)."""
+    texts = inputs.check_texts(texts)
     attention, weights = self._pairs("attend", images, texts)
     return [
       [
@@ -170,9 +176,10 @@ class Predictor:
     ]
 
   def local_features(
-    self, images: Images, texts: Sequence[Text]
+    self, images: Images, texts: Texts
   ) -> tuple[Float[np.ndarray, "N P D"], Float[np.ndarray, "N W D"], Float[np.ndarray, "N W"]]:
     """Pixels and words in float16, and the words' significance, of N images and texts."""
+    images = inputs.check_images(images)
     pixels = self._run(lambda batch: self._image_features(batch).pixels, images)
     text = self._run(self._text_features, self._encode(texts, same_length=True))
     return pixels.astype(np.float16), text.words.astype(np.float16), text.significance
@@ -197,9 +204,7 @@ class Predictor:
     batch = max(1, _FEATURE_BYTES // query_bytes) * self._mesh.size
     return self._run(logits, list(zip(images, texts, strict=True)), min(batch, self._batch))
 
-  def local_similarities(
-    self, texts: Sequence[Text]
-  ) -> Callable[[Images], Float[np.ndarray, "N T"]]:
+  def local_similarities(self, texts: Texts) -> Callable[[Images], Float[np.ndarray, "N T"]]:
     """Makes a function of N images: their local similarity to each of T texts.
 
     That of the last round, without the temperature of the loss. Raises ValueError where the method
@@ -215,7 +220,7 @@ class Predictor:
       logits = self._local_similarity(pixels, words, significance, 1, self.stage)
       return logits / self.spec.similarity_divisor
 
-    return lambda images: self._run(similarity, images)
+    return lambda images: self._run(similarity, inputs.check_images(images))
 
   def to_image(
     self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
@@ -240,10 +245,15 @@ class Predictor:
       raise ValueError("this method has no score of an image and a text by words and pixels")
 
   def _ground_pairs(self, images, phrases, query: str):
-    return self._pairs(query, images, [(phrase,) for phrase in phrases])
+    if query not in ("words", "phrase"):
+      raise InputError(f"query is {query!r}: it is 'words' or 'phrase'")
+    return self._pairs(query, images, [(phrase,) for phrase in inputs.check_phrases(phrases)])
 
   def _pairs(self, name: str, images, texts):
     """A pair function of each image and its text; what is repeated is embedded once."""
+    images = inputs.check_images(images)
+    if len(images) != len(texts):
+      raise InputError(f"{len(images)} images, and {len(texts)} texts for them: give one for each")
     image_places, images = _distinct(images, id)
     text_places, texts = _distinct(texts, tuple)
     image = self._run(self._image_features, images)
@@ -257,7 +267,7 @@ class Predictor:
     return self._run(function, list(zip(image_places, text_places, strict=True)))
 
   def _encode(self, texts, *, same_length: bool = False) -> list[dict]:
-    encoded = self.spec.texts.encode(texts, same_length=same_length)
+    encoded = self.spec.texts.encode(inputs.check_texts(texts), same_length=same_length)
     self._left_out += encoded.left_out
     return encoded.arrays
 
@@ -277,7 +287,7 @@ class Predictor:
   def _run(self, function, items, batch: int = 0):
     """Applies `function` to lists of one size, the last filled up, and joins the results."""
     if not items:
-      raise ValueError("nothing to embed: the list is empty")
+      raise InputError("nothing to embed: the list is empty")
     batch = batch or self._batch
     parts = []
     for start in range(0, len(items), batch):

@@ -8,6 +8,7 @@ from input_pipeline import images
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import reports
 from input_pipeline.text import tokenizer as tokens
+from plan_jax.inference.inputs import InputError
 from plan_jax.inference.load import of_state
 from plan_jax.training.assembly import assemble
 from tiny_runs import tiny
@@ -91,6 +92,74 @@ def test_maps(model, query):
     assert np.isin(nearest[~np.isnan(nearest)], grid).all()
     small = model.on_image(grid, image.shape)
     assert max(small.shape) == 32 and np.isfinite(small).all()
+
+
+IMAGE_FUNCTIONS = {
+  "embed_images": lambda model, images: model.embed_images(images),
+  "ground": lambda model, images: model.ground(images, PHRASES[:3]),
+  "ground_on_grid": lambda model, images: model.ground_on_grid(images, PHRASES[:3], "phrase"),
+  "similarities": lambda model, images: model.similarities(images, PHRASES[:3]),
+  "peaks": lambda model, images: model.peaks(images, PHRASES[:3]),
+  "attend": lambda model, images: [text[0][2] for text in model.attend(images, TEXTS[:3])],
+  "local_features": lambda model, images: model.local_features(images, TEXTS[:3])[0],
+  "local_similarities": lambda model, images: model.local_similarities(TEXTS[:1])(images),
+}
+TEXT_FUNCTIONS = {
+  "embed_texts": lambda model, texts: model.embed_texts(texts),
+  "significances": lambda model, texts: model.significances(texts),
+  "attend": lambda model, texts: model.attend(IMAGES[:1], texts),
+  "local_features": lambda model, texts: model.local_features(IMAGES[:1], texts),
+  "local_similarities": lambda model, texts: model.local_similarities(texts),
+  "ground": lambda model, phrases: model.ground(IMAGES[:1], phrases),
+  "ground_on_grid": lambda model, phrases: model.ground_on_grid(IMAGES[:1], phrases, "phrase"),
+  "similarities": lambda model, phrases: model.similarities(IMAGES[:1], phrases),
+  "peaks": lambda model, phrases: model.peaks(IMAGES[:1], phrases),
+}
+
+
+def skip_without_local_scores(model, name):
+  if name.startswith("local") and not model.has_local_scores:
+    pytest.skip("has no local scores")
+
+
+@pytest.mark.parametrize("name", IMAGE_FUNCTIONS)
+def test_images_of_another_form(model, name):
+  skip_without_local_scores(model, name)
+  function, (first, image, third) = IMAGE_FUNCTIONS[name], IMAGES[:3]
+  grey = np.repeat(image[..., None], 3, 2)
+  same = function(model, (first[..., None], grey, third))
+  for got, want in zip(same, function(model, [first, image, third]), strict=True):
+    np.testing.assert_array_equal(got, want)
+  for other in (image / 255, image / 127.5 - 1, image.astype(np.uint16), image > 9, image * np.nan):
+    with pytest.raises(InputError, match=r"images\[1\] is .* an image is uint8 \[H, W\]"):
+      function(model, [first, other, third])
+  for other in (image, grey, "image.png", None):
+    with pytest.raises(InputError, match="give a list of "):
+      function(model, other)
+
+
+@pytest.mark.parametrize("name", TEXT_FUNCTIONS)
+def test_texts_of_another_form(model, name):
+  skip_without_local_scores(model, name)
+  function = TEXT_FUNCTIONS[name]
+  for texts in ("left effusion", b"left", None):
+    with pytest.raises(InputError, match="give a list of"):
+      function(model, texts)
+  # A phrase is a string, a text is not.
+  is_text = name in ("embed_texts", "significances", "attend") or name.startswith("local")
+  wrong = "left effusion" if is_text else ("left effusion",)
+  with pytest.raises(InputError, match=r"\[0\] is (a string, 'left e|or holds a value of type t)"):
+    function(model, [wrong])
+  with pytest.raises(InputError, match=r"\[0\] has no word"):
+    function(model, [["?"] if is_text else "?"])
+
+
+def test_pairs_that_do_not_match(model):
+  for given, phrases in ((IMAGES[:2], PHRASES[:1]), (IMAGES[:1], PHRASES)):
+    with pytest.raises(InputError, match="images, and . texts for them: give one for each"):
+      model.ground(given, phrases)
+  with pytest.raises(InputError, match="query is 'word': it is 'words' or 'phrase'"):
+    model.ground(IMAGES, PHRASES, "word")
 
 
 def test_repeated_images_and_phrases(model):

@@ -23,6 +23,9 @@ from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import load_text
+from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import pretrained
+from tiny_runs import tiny
 
 SENTENCES = (
   "There is a small left apical pneumothorax.",
@@ -182,6 +185,14 @@ def minilm():
 MINILM = dict(
   embed_dim=384, depth=6, num_heads=12, mlp_dim=1536, max_position=512, vocabulary_size=30522
 )
+
+
+def test_sizes_of_a_real_bert(tmp_path):
+  given = tiny(**{"model.text.weights": str(minilm())})
+  sizes = pretrained.with_sizes(given, Workdir(tmp_path / "run")).model.text.to_dict()
+  assert sizes == given.model.text.to_dict() | {
+    name: size for name, size in MINILM.items() if name != "vocabulary_size"
+  }
 
 
 def test_a_real_bert_reads_reports_as_transformers_does(tmp_path):

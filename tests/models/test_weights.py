@@ -19,6 +19,7 @@ from foreign_weights import (
 )
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
+from plan_jax.models.weights import files
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import load_image, load_text
 
@@ -167,6 +168,31 @@ def test_broken_files(tmp_path, name):
       load_image(tmp_path / name, ResNet())
 
 
+def test_flipped_torch_files_are_one_line(tmp_path):
+  """They fail in a dozen ways, few of which torch has a class for."""
+  torch = pytest.importorskip("torch")
+  path, refused = tmp_path / "net.pth", 0
+  torch.save({f"layer.{i}": torch.ones(2) for i in range(3)}, path)
+  whole = path.read_bytes()
+  for place in range(0, 700, 7):
+    data = bytearray(whole)
+    data[place] ^= 0x80
+    path.write_bytes(data)
+    try:
+      files.read(path)
+    except WeightsError as error:
+      refused += 1
+      assert str(path) in str(error) and "\n" not in str(error)
+  assert refused > 20
+
+
+@pytest.mark.parametrize("index", ["[1]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "{}"])
+def test_broken_index_of_shards(tmp_path, index):
+  (tmp_path / "model.safetensors.index.json").write_text(index)
+  with pytest.raises(WeightsError, match=r"index\.json (holds a list|names shards that are not)"):
+    files.read(tmp_path)
+
+
 def test_a_torch_file_without_torch(tmp_path, monkeypatch):
   (tmp_path / "net.pth").write_bytes(b"anything")
   monkeypatch.setitem(sys.modules, "torch", None)
@@ -175,7 +201,7 @@ def test_a_torch_file_without_torch(tmp_path, monkeypatch):
 
 
 def test_files_that_are_not_there(tmp_path):
-  with pytest.raises(WeightsError, match="nowhere is not there"):
+  with pytest.raises(WeightsError, match=r"text\.weights: .*nowhere is not there, and nothing"):
     load_text(tmp_path / "nowhere", SMALL_BERT)
   with pytest.raises(WeightsError, match=r"neither model\.safetensors"):
     load_text(tmp_path, SMALL_BERT)
