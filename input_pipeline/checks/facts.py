@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 from input_pipeline import example as example_lib
 from input_pipeline.checks.duplicates import thumbnail
 from input_pipeline.example import Example, Region
+from input_pipeline.readers.raw.stored_images import CONTAINERS
 from input_pipeline.text import reports
 
 PLACEHOLDERS = {  # that de-identification leaves in reports
@@ -116,7 +117,7 @@ def examine(place: Place, example: Example) -> ImageFacts:
   short_px, pixel_hash, thumb, deviation, upright = 0, b"", b"", 0.0, 0.0
   try:
     # Not OpenCV: it fills what a truncated file lacks with grey, silently.
-    with PillowImage.open(io.BytesIO(example.image)) as image:
+    with PillowImage.open(io.BytesIO(example.image), formats=CONTAINERS) as image:
       kind, decoded = f"{image.mode} {image.format}", np.asarray(image)
   except MemoryError:
     raise

@@ -174,7 +174,7 @@ def main() -> None:
     raise SystemExit(f"error: {error}") from None
   print("\n".join(map(escape, _describe(source, selection, chosen))))
   if out:
-    print(f"written to {out}: the conversion takes it as --selection={out}")
+    print(escape(f"written to {out}: the conversion takes it as --selection={out}"))
 
 
 if __name__ == "__main__":

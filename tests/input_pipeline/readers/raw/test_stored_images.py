@@ -3,7 +3,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from input_pipeline.example import Example, Region, UnreadableError
 from input_pipeline.readers.raw.stored_images import image_size, store_image
@@ -267,6 +267,14 @@ def test_a_size_that_no_image_has_is_unreadable(size):
     image_size(image)
   with pytest.raises(UnreadableError, match=message):
     store_image(example_of(image, *size), 512)
+
+
+def test_no_image_is_handed_to_ghostscript(monkeypatch):
+  program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n"
+  monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was started"))
+  for read in (image_size, lambda image: store_image(example_of(image, 40, 30), 512)):
+    with pytest.raises(UnreadableError, match="cannot identify image file"):
+      read(program)
 
 
 def test_a_image_that_pillow_would_warn_of_is_read():
