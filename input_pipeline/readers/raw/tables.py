@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from input_pipeline.readers.raw.folders import SourceError, regular
 
-_CELL_CHARACTERS = 1 << 24  # the csv module stops at 131,072
+_MOST_CHARACTERS = 1 << 24  # of a line, and of a cell, for which the csv module's bound is 131,072
 _INTEGER_DIGITS = 300  # a float holds as many
 
 
@@ -150,10 +150,10 @@ def read(
   Raises SourceError: a damaged or truncated file, not UTF-8, a column missing or twice, a row of
   another length.
   """
-  csv.field_size_limit(_CELL_CHARACTERS)
+  csv.field_size_limit(_MOST_CHARACTERS)
   with _errors(path), _open(path) as binary:
     text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
-    rows = csv.reader(text, strict=True)
+    rows = csv.reader(_lines(text), strict=True)
     first = next(rows, None)
     columns = [name.strip() for name in names or first or []]
     if missing := [name for name in required if name not in columns]:
@@ -175,6 +175,14 @@ def read(
         )
       stripped = (cell.strip() for cell in cells)
       yield Row(dict(zip(columns, stripped, strict=True)), path, number)
+
+
+def _lines(text: IO[str]) -> Iterator[str]:
+  """Reads lines, none of which may fill the memory, as a small archive can."""
+  while line := text.readline(_MOST_CHARACTERS):
+    if len(line) == _MOST_CHARACTERS:
+      raise csv.Error(f"a line has {_MOST_CHARACTERS} characters or more")
+    yield line
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -178,21 +179,24 @@ def put_folder(path):
 
 
 @pytest.fixture
-def in_time():
-  """Ends a test that hangs."""
+def bounded():
+  """Ends a test that hangs, or takes a gigabyte more."""
 
   def stop(*_):
     pytest.fail("it waits for a file that gives no end")
 
-  before = signal.signal(signal.SIGALRM, stop)
+  before, limits = signal.signal(signal.SIGALRM, stop), resource.getrlimit(resource.RLIMIT_AS)
+  pages = int(Path("/proc/self/statm").read_text().split()[0])
+  resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
   signal.alarm(60)
   yield
   signal.alarm(0)
+  resource.setrlimit(resource.RLIMIT_AS, limits)
   signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("put", [put_pipe, put_device, put_folder])
-def test_only_regular_files_are_opened(own, put, in_time):
+def test_only_regular_files_are_opened(own, put, bounded):
   name, root = own
   whole = len(open_reader(name, str(root), {}).items)
   for path in sorted(path for path in root.rglob("*") if path.is_file()):

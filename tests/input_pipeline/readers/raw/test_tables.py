@@ -1,6 +1,7 @@
 import gzip
 import math
 import os
+import tracemalloc
 import zipfile
 
 import pytest
@@ -180,6 +181,16 @@ def test_a_cell_of_megabytes_is_cut_in_its_error(tmp_path):
   with pytest.raises(SourceError) as caught:
     row(tmp_path, a="x" * 5_000_000).one_of("a", ("y",))
   assert str(caught.value).endswith("must be one of y") and len(str(caught.value)) < 1000
+
+
+def test_a_line_does_not_fill_the_memory(tmp_path):
+  path = written(tmp_path, ".csv.gz", b"a,b\n1," + bytes(2**25))
+  tracemalloc.start()
+  with pytest.raises(SourceError, match="a line has 16777216 characters or more"):
+    list(tables.read(path, ("a",)))
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 2**26
 
 
 def test_an_encrypted_archive_is_an_error(tmp_path):
