@@ -1,7 +1,10 @@
+import ast
+
 import pytest
 
 from input_pipeline import terminal
 from input_pipeline.errors import UserError
+from paths import ROOT
 
 NAMES = [
   ("Köhler’s sign, 心臓 \u00a0\u3000|", "Köhler’s sign, 心臓 \u00a0\u3000|"),
@@ -27,3 +30,17 @@ def test_what_does_not_print_is_escaped(text, escaped):
 
 def test_lines_stay_lines():
   assert terminal.escape_lines("a\nb\x1b\n") == "a\nb\\x1b\n"
+
+
+def test_no_log_lists_names_as_they_are():
+  """Names are escaped one by one: a message has lines of its own, and its handler leaves newlines."""
+  calls = [
+    (path, call)
+    for package in ("plan_jax", "input_pipeline", "launch")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    for call in ast.walk(ast.parse(path.read_text()))
+    if isinstance(call, ast.Call) and ast.unparse(call.func) in ("log.info", "notify")
+  ]
+  assert len(calls) > 50
+  for path, call in calls:
+    assert "', '.join(" not in ast.unparse(call), f"{path}:{call.lineno}"
