@@ -33,7 +33,7 @@ def test_lines_stay_lines():
 
 
 def test_no_log_lists_names_as_they_are():
-  """Names are escaped one by one: a message has lines of its own, and its handler leaves newlines."""
+  """Names are escaped one by one: a message has newlines of its own, so its handler leaves all."""
   calls = [
     (path, call)
     for package in ("plan_jax", "input_pipeline", "launch")
