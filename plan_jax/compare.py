@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from input_pipeline.errors import UserError
+from input_pipeline.terminal import escape_lines
 from plan_jax.evaluators import differences, terms
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.bootstrap import MACRO, Summary
@@ -198,7 +199,7 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0, help="of the draws")
   arguments = parser.parse_args()
   try:
-    print(table(*compare(**vars(arguments))))
+    print(escape_lines(table(*compare(**vars(arguments)))))
   except UserError as error:
     raise SystemExit(f"error: {error}") from None
 

@@ -16,6 +16,7 @@ from paths import ROOT
 PACKAGES = ("plan_jax", "input_pipeline", "configs", "launch", "benchmarks")
 # From the ground up: a module imports from its own floor and from those before it, never upwards.
 FLOORS = (
+  "input_pipeline.terminal",
   "input_pipeline.errors",
   "input_pipeline.files",
   "input_pipeline.pages",

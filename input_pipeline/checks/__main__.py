@@ -13,6 +13,7 @@ from pathlib import Path
 from input_pipeline.checks import page
 from input_pipeline.checks.check import check, describe
 from input_pipeline.errors import UserError
+from input_pipeline.terminal import escape
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,7 +41,7 @@ def main() -> None:
     print(describe(result, strict=arguments.strict))
     if arguments.out:
       page.write(arguments.out, result, strict=arguments.strict)
-      print(f"page: {arguments.out}")
+      print(f"page: {escape(arguments.out)}")
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from None

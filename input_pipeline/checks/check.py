@@ -20,8 +20,10 @@ from input_pipeline.checks.facts import ImageFacts, Place, UnreadableRecord
 from input_pipeline.checks.soundness import Finding
 from input_pipeline.conversion.workers import in_processes, progress_bar
 from input_pipeline.errors import UserError
+from input_pipeline.readers.raw.folders import regular
 from input_pipeline.records import RecordSource
 from input_pipeline.shards import RecordError
+from input_pipeline.terminal import escape
 
 _CHUNK = 64  # records a worker reads at a time
 _EXAMPLES = 3  # a finding, in the text; the page has more
@@ -157,29 +159,28 @@ def _source(folder: str, split: str) -> RecordSource:
 def _skipped(folder: str) -> list[Table]:
   """Counts what the conversion left out, by reason, without its path and numbers."""
   path = Path(folder) / "skipped.jsonl"
-  try:
-    lines = path.read_text(encoding="utf-8").splitlines()
-  except FileNotFoundError:
+  if not path.exists():
     return []
   reasons = Counter()
+  lines = regular(path).read_text(encoding="utf-8", errors="replace").splitlines()
   for i, line in enumerate(lines):
     try:
-      reason = json.loads(line)["reason"]
-    except (ValueError, KeyError, TypeError) as error:
+      reason = re.sub(r"^/.*?: (?=\S)", "", json.loads(line)["reason"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
       raise UserError(f"{path}, line {i + 1}: not as the converter writes it ({error!r})") from None
-    reasons[re.sub(r"\d+", "#", re.sub(r"^/.*?: (?=\S)", "", reason))] += 1
+    reasons[re.sub(r"\d+", "#", reason)] += 1
   rows = {reason: (str(n),) for reason, n in reasons.most_common()}
   return [Table("skipped by the conversion", ("images",), {"all": (str(len(lines)),), **rows})]
 
 
 def describe(result: Check, *, strict: bool = False) -> str:
-  """Formats the result as plain text."""
+  """Formats the result as plain text; names in it that do not print are escaped."""
   lines = [f"{name}: {value}" for name, value in result.notes().items()]
   for table in result.tables:
-    rows = [(name, *cells) for name, cells in table.rows.items()]
+    rows = [(escape(name), *cells) for name, cells in table.rows.items()]
     style = {"tablefmt": "plain", "colalign": ("left", *("right" for _ in table.columns))}
     heads = (table.title, *table.columns)
-    lines += ["", tabulate(rows, heads, disable_numparse=True, **style)]
+    lines += ["", *tabulate(rows, heads, disable_numparse=True, **style).split("\n")]
   for level in ("error", "warning"):
     findings = result.all_findings(level)
     lines += ["", f"{level}s: {len(findings) or 'none'}"]
@@ -187,4 +188,4 @@ def describe(result: Check, *, strict: bool = False) -> str:
       lines.append(f"  {finding.name}: {finding.counted()}")
       lines += [f"    {example}" for example in finding.examples[:_EXAMPLES]]
       lines += ["    ..."] * (finding.more or len(finding.examples) > _EXAMPLES)
-  return "\n".join([*lines, "", result.verdict(strict=strict)])
+  return "\n".join(map(escape, [*lines, "", result.verdict(strict=strict)]))

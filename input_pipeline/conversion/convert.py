@@ -26,6 +26,7 @@ from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.raw.stored_images import MAX_DECODED_PX
 from input_pipeline.readers.source import Source, check_patients
 from input_pipeline.shards import index_path, read_index
+from input_pipeline.terminal import escape
 
 _SKIPPED, _SELECTION = "skipped.jsonl", "selection.json"
 
@@ -163,8 +164,8 @@ class _Skips:
     replace_text(self.out / _SKIPPED, _lines(self.entries))
     raise ConvertError(
       f"{count} of {self.total} images cannot be read so far, more than"
-      f" max_skipped_fraction={self.fraction:g} allows:\n{_lines(self.entries[:3])}"
-      f"All are in {self.out / _SKIPPED}."
+      f" max_skipped_fraction={self.fraction:g} allows: {_examples(self.entries)}."
+      f" All are in {self.out / _SKIPPED}."
       " Repair them and run again (the converter: with --retry_skipped), or raise the bound"
     )
 
@@ -199,14 +200,19 @@ def _finish(out: Path, name: str, shards: Sequence[Shard], left_out: Skipped) ->
     paths.setdefault(shard.split, []).append(shard.path)
   for split, count in images.items():
     if not count:
-      raise ConvertError(f"no image of split {split!r} can be read:\n{_lines(skipped[:3])}")
+      raise ConvertError(f"no image of split {split!r} can be read: {_examples(skipped)}")
   replace_text(out / _SKIPPED, _lines(skipped))
   records.write_metadata(out, name, paths)
   return len(skipped)
 
 
+def _examples(skipped: Skipped) -> str:
+  return "; ".join(f"{entry['path']}: {entry['reason']}" for entry in skipped[:3])
+
+
 def _lines(skipped: Skipped) -> str:
-  return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
+  entries = ({name: escape(text) for name, text in entry.items()} for entry in skipped)
+  return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def _summary(
@@ -229,11 +235,10 @@ def describe(summary: dict[str, Any]) -> str:
   """Formats the summary of `convert` in a few lines."""
   images = ", ".join(f"{split} {count}" for split, count in summary["images"].items())
   speed = f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} images/s"
-  return "\n".join(
-    [f"note: {note}" for note in summary["notes"]]
-    + [
-      f"{summary['out']}: {images} (fingerprint {summary['fingerprint']})",
-      f"skipped {summary['skipped']} images, listed in {Path(summary['out']) / _SKIPPED}",
-      "the folder was complete already: nothing to do" if summary["already"] else speed,
-    ]
-  )
+  lines = [
+    *(f"note: {note}" for note in summary["notes"]),
+    f"{summary['out']}: {images} (fingerprint {summary['fingerprint']})",
+    f"skipped {summary['skipped']} images, listed in {Path(summary['out']) / _SKIPPED}",
+    "the folder was complete already: nothing to do" if summary["already"] else speed,
+  ]
+  return "\n".join(map(escape, lines))

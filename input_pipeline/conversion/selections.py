@@ -24,7 +24,10 @@ from input_pipeline.errors import UserError
 from input_pipeline.example import SPLITS
 from input_pipeline.files import replace_text
 from input_pipeline.readers import by_name as readers
+from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.tables import read_json
 from input_pipeline.readers.source import Item, Source, check_patients
+from input_pipeline.terminal import escape
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,13 @@ class Selection:
 def load(path: str | Path) -> Selection:
   """Reads a selection file. Raises SelectionError where it is none, or its hash differs."""
   try:
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = read_json(Path(path))
     splits = {split: tuple(map(str, ids)) for split, ids in content["splits"].items()}
     selection = Selection(str(content["name"]), int(content["seed"]), splits)
     written = content["hash"]
-  except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
+  except SourceError as error:
+    raise SelectionError(f"no selection file: {error}") from None
+  except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
     raise SelectionError(f"{path}: no selection file ({type(error).__name__}: {error})") from error
   if unknown := set(splits) - set(SPLITS):
     raise SelectionError(f"{path}: split {min(unknown)!r} is not one of {', '.join(SPLITS)}")
@@ -167,9 +172,9 @@ def main() -> None:
       _write(out, selection)
   except UserError as error:
     raise SystemExit(f"error: {error}") from None
-  print("\n".join(_describe(source, selection, chosen)))
+  print("\n".join(map(escape, _describe(source, selection, chosen))))
   if out:
-    print(f"written to {out}: the conversion takes it as --selection={out}")
+    print(escape(f"written to {out}: the conversion takes it as --selection={out}"))
 
 
 if __name__ == "__main__":

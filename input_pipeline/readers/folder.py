@@ -2,7 +2,7 @@
 
 Columns (UTF-8, first row names them; further columns are left aside):
 
-  image        path of the image, relative to the folder
+  image        path of the image, relative to the folder; it, or a link, must not lead out of there
   text         the report, or empty
   text_kind    "report" (default), "labels" (a sentence made from labels) or "none" (text is empty)
   split        train, validation or test; without the column, 80/10/10 by a hash of patient_id
@@ -15,9 +15,9 @@ Columns (UTF-8, first row names them; further columns are left aside):
   boxes        JSON list of {"label", "x", "y", "w", "h"} in pixels of the file, before an EXIF
                orientation turns image and boxes, and optionally "phrase" (default: the label);
                boxes of one phrase are one region
-  mask         path of a lung-field mask, or a JSON list of {"label", "file"}, optionally with
-               "phrase"; a mask has the size of its image's file, is turned with it, and is black
-               (or transparent) outside
+  mask         path of a lung-field mask (as an image's), or a JSON list of {"label", "file"},
+               optionally with "phrase"; a mask has the size of its image's file, is turned with
+               it, and is black (or transparent) outside
 """
 
 import functools
@@ -107,8 +107,8 @@ def open_source(source: str) -> Source:
 def _parse(row: tables.Row) -> Item:
   """Makes the item of a row. Raises _CellError."""
   image = row["image"]
-  if not image:
-    raise _CellError("image", "is empty")
+  if not Path(image).name:
+    raise _CellError("image", f"{image!r} names no file" if image else "is empty")
   for name in _IDS:
     if row.get(name) == "":
       raise _CellError(name, "is empty; fill it in every row, or leave the column out")
@@ -163,7 +163,7 @@ def _parse_labels(cell: str) -> tuple[tuple[str, int], ...]:
 def _parse_list(column: str, cell: str, text_keys: tuple[str, ...]) -> list[dict]:
   """Parses a JSON list of objects whose `text_keys` are texts that are not empty."""
   try:
-    entries = json.loads(cell)
+    entries = tables.parse_json(cell)
   except ValueError as error:
     raise _CellError(column, f"not JSON ({error})") from None
   if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -181,7 +181,8 @@ def _parse_boxes(cell: str) -> tuple[_Box, ...]:
   for i, entry in enumerate(_parse_list("boxes", cell, ("label",)) if cell else []):
     numbers = [entry.get(key) for key in ("x", "y", "w", "h")]
     if not is_box(numbers):
-      raise _CellError("boxes", f"box {i}: x, y, w and h must be numbers: {json.dumps(entry)}")
+      problem = f"x, y, w and h must be finite numbers: {json.dumps(entry)}"
+      raise _CellError("boxes", f"box {i}: {problem}")
     x, y, w, h = numbers
     if w <= 0 or h <= 0:
       raise _CellError("boxes", f"box {i}: w and h must be above 0, they are {w:g} and {h:g}")
@@ -202,7 +203,7 @@ def _read(item: Item, *, root: Path) -> Example:
   try:
     return build_example(
       item,
-      _read_bytes(root, row.image),
+      folders.read_bytes(root, row.image),
       study_id=row.study_id,
       sections=reports.sections(row.text),
       regions=functools.partial(_regions, row, root),
@@ -212,14 +213,6 @@ def _read(item: Item, *, root: Path) -> Example:
     column, problem = error.args
     place = f"{root / MANIFEST}, row {row.number} ({row.image})"
     raise SourceError(f"{place}, column {column!r}: {problem}") from None
-
-
-def _read_bytes(root: Path, file: str) -> bytes:
-  """Reads a file, which may lie anywhere: the manifest is the user's own."""
-  try:
-    return (root / file).read_bytes()
-  except OSError as error:
-    raise UnreadableError(f"{root / file}: {error.strerror or error}") from None
 
 
 def _regions(row: _Row, root: Path, width: int, height: int) -> tuple[Region, ...]:
@@ -256,7 +249,7 @@ def _clip(box: _Box, width: int, height: int) -> Corners:
 
 def _read_mask(file: str, root: Path, width: int, height: int) -> np.ndarray:
   """Reads a mask file as bool [height, width]."""
-  encoded = _read_bytes(root, file)
+  encoded = folders.read_bytes(root, file)
   try:
     pixels = decode_mask(encoded)
   except UnreadableError as error:

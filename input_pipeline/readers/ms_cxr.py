@@ -18,7 +18,6 @@ not the splits of MIMIC-CXR: its reader leaves the patients of MS-CXR out of tra
 """
 
 import functools
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -135,7 +134,7 @@ def _from_json(path: Path) -> Iterator[Annotation]:
   """Reads a COCO file: the split, where there is one, is the annotation's."""
   number = 0
   try:
-    content = json.loads(path.read_bytes())
+    content = tables.read_json(path)
     images = {image["id"]: image for image in content["images"]}
     categories = {category["id"]: category["name"] for category in content["categories"]}
     for number, entry in enumerate(content["annotations"]):

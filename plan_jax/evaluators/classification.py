@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from input_pipeline import terminal
 from plan_jax.evaluators.labelled_images import Images
 from plan_jax.metrics import auc, bootstrap, classification
 from plan_jax.metrics.bootstrap import MACRO
@@ -188,7 +189,7 @@ def classified_rows(
       behind.append((name, len(score)))
   if without := sorted(set(scores.groups) - set(thresholds)):
     log.info(
-      f"{head[0]}: of one kind in the validation split, so no threshold: {', '.join(without)}"
+      f"{head[0]}: of one kind in the validation split, so no threshold: {terminal.join(without)}"
     )
   rows = finding_rows(head, scores, thresholds, draws, suffix=suffix)
   rows += [

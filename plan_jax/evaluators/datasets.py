@@ -94,7 +94,7 @@ def make_attached(config: ConfigDict, workdir: Workdir) -> None:
         make_records(chosen, _folder(name, chosen, workdir), config.data)
       except UserError as error:
         key = f"config.evaluation.sets.{name}"
-        raise UserError(f"{key}: {error}\n({key}.source='' does without the set)") from error
+        raise UserError(f"{key}: {error} ({key}.source='' does without the set)") from error
     else:
       log.info(
         f"evaluation set {name} is left out: give config.evaluation.sets.{name}.source (or"

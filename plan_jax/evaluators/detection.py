@@ -37,6 +37,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from input_pipeline import terminal
 from input_pipeline.boxes import iou
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.bootstrap import MACRO
@@ -82,7 +83,7 @@ def detection_rows(
   if missing := sorted(set(findings) - {row.group for row in rows}):
     log.info(
       f"detection: {len(missing)} of {len(findings)} findings have no box in {data} and are left"
-      f" out: {', '.join(missing)}"
+      f" out: {terminal.join(missing)}"
     )
   return rows
 

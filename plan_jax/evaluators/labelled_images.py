@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from input_pipeline import terminal
 from input_pipeline.example import Example
 from input_pipeline.images import decode_example
 from plan_jax.runtime.logging import log
@@ -104,6 +105,6 @@ def embed(
   if alone := embedded.findings()[1]:
     notify(
       f"{what}: {len(alone)} findings are only present or only absent and left out:"
-      f" {', '.join(alone)}"
+      f" {terminal.join(alone)}"
     )
   return embedded

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from input_pipeline import terminal
 from input_pipeline.example import Example
 from input_pipeline.images import decode_example
 from plan_jax.evaluators.base import Evaluator
@@ -68,7 +69,7 @@ def score_presence(
   if alone := sorted(present ^ absent):
     log.info(
       f"presence: {len(alone)} of {len(present | absent)} findings are only present or only absent"
-      f" and left out: {', '.join(alone)}"
+      f" and left out: {terminal.join(alone)}"
     )
   both = present & absent
   kept = [i for i, (_, finding, *_) in enumerate(pairs) if finding in both]

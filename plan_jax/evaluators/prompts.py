@@ -88,7 +88,7 @@ def read(path: Path) -> PromptSet:
   try:
     raw = path.read_bytes()
     content = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
-  except (OSError, ValueError) as error:  # also bytes that are no UTF-8, and what is no JSON
+  except (OSError, ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
     raise PromptsError(f"{path} cannot be read: {error}") from error
   try:
     return _parse(path.stem, hashlib.sha256(raw).hexdigest()[:6], content)

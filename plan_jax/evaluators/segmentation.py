@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline import terminal
 from input_pipeline.example import Example
 from input_pipeline.regions import finding_masks
 from plan_jax.evaluators.chance import BoxPrior
@@ -206,7 +207,7 @@ def _nothing(run: ExampleScores, areas: np.ndarray) -> ExampleScores:
 
 def _log_missing(names: Sequence[str], why: str) -> None:
   if names:
-    log.info(f"{TASK}: {why} {', '.join(names)}: left out")
+    log.info(f"{TASK}: {why} {terminal.join(names)}: left out")
 
 
 def mean_masks(

@@ -53,6 +53,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from input_pipeline import terminal
 from input_pipeline.example import Example
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.classification import (
@@ -161,7 +162,7 @@ def score_zero_shot(
   findings, classes = images.findings()[0], class_names(images)
   texts = {name: prompts.prompts(name) for name in sorted({*findings, *classes})}
   if silent := [name for name, each in texts.items() if each is None]:
-    notify(f"zero-shot, prompts {prompts.name}: no prompts for {', '.join(silent)}; left out")
+    notify(f"zero-shot, prompts {prompts.name}: no prompts for {terminal.join(silent)}; left out")
   texts = {name: each for name, each in texts.items() if each}
   embeddings = _embed_prompts(model, [t for each in texts.values() for side in each for t in side])
   findings = [name for name in findings if name in texts]
@@ -178,7 +179,7 @@ def score_zero_shot(
     if without := [name for name in findings if name not in known]:
       notify(
         f"zero-shot, prompts {prompts.name}: not both present and absent in the validation split,"
-        f" so without a threshold: {', '.join(without)}"
+        f" so without a threshold: {terminal.join(without)}"
       )
   names = [name for name in classes if name in texts]
   single = None

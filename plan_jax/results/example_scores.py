@@ -2,15 +2,17 @@
 
 A file is CSV with the header `image_id,phrase,patient_id,group,METRIC,...` and one line an example.
 The phrase is empty where the example is a whole image with its text; a cell is empty where the
-example has no such value.
+example has no such value. A text that a spreadsheet would take for a formula has a "'" before it,
+which `read` takes away.
 """
 
 import csv
-import io
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from input_pipeline.files import replace_text
 # The metrics of examples that are ranked, not averaged: AUC is taken from all of a group.
 SCORED = ("score", "positive")
 _HEAD = ("image_id", "phrase", "patient_id", "group")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # such a text gets one more "'", and loses one
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,18 @@ def write(path: str | os.PathLike, scores: ExampleScores) -> None:
   """Writes CSV of full precision, whole or not at all. Raises ValueError of an infinite value."""
   if np.isinf(scores.values).any():
     raise ValueError(f"{path}: a value is infinite")
-  text = io.StringIO()
-  out = csv.writer(text, lineterminator="\n")
-  out.writerow([*_HEAD, *scores.metrics])
+  lines: list[str] = []
+  # The line's end tells the writer what to quote: "\r" too, which ends a line for the reader.
+  file = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
+  out = csv.writer(file, lineterminator="\r\n")
+  out.writerow([*_HEAD, *map(_quote, scores.metrics)])
   for name, group, patient, values in zip(
     scores.ids, scores.groups, scores.patients, scores.values.tolist(), strict=True
   ):
     image_id, _, phrase = name.partition("\t")
-    cells = ["" if math.isnan(value) else repr(value) for value in values]
-    out.writerow([image_id, phrase, patient, group, *cells])
-  replace_text(path, text.getvalue())
+    texts = map(_quote, (image_id, phrase, patient, group))
+    out.writerow([*texts, *("" if math.isnan(value) else repr(value) for value in values)])
+  replace_text(path, "".join(lines))
 
 
 def read(path: str | os.PathLike) -> ExampleScores:
@@ -82,17 +87,25 @@ def read(path: str | os.PathLike) -> ExampleScores:
       for line in lines:
         if len(line) != len(head):
           raise ValueError(f"{len(line)} cells, the header has {len(head)}")
-        image_id, phrase, patient, group, *cells = line
+        image_id, phrase, patient, group = map(_unquote, line[:4])
         if (name := example_id(image_id, phrase)) in ids:
           raise ValueError(f"example {name!r} stands twice")
         ids[name] = None
         patients.append(patient)
         groups.append(group)
-        values.append([_value(cell) for cell in cells])
+        values.append([_value(cell) for cell in line[4:]])
     except (ValueError, csv.Error) as error:  # also of bytes that are not UTF-8
       raise ValueError(f"{path}, line {max(1, lines.line_num)}: {error}") from error
   values = np.array(values, np.float64).reshape(len(ids), len(head) - 4)
-  return ExampleScores(list(ids), groups, patients, tuple(head[4:]), values)
+  return ExampleScores(list(ids), groups, patients, tuple(map(_unquote, head[4:])), values)
+
+
+def _quote(text: str) -> str:
+  return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _unquote(cell: str) -> str:
+  return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _value(cell: str) -> float:

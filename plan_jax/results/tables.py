@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
+from input_pipeline.terminal import escape
 from plan_jax.metrics.bootstrap import Summary
 from plan_jax.results.rows import HEADLINES, RUN, Row, lower_is_better
 
@@ -51,9 +52,13 @@ def headline(rows: Iterable[Row]) -> str:
 def aligned(
   lines: Sequence[Sequence], head: Sequence[str] = (), *, texts: int, style: str = "plain"
 ) -> str:
-  """Returns lines of cells as a table; the first `texts` columns stand left, all others right."""
+  """Returns lines of cells as a table; the first `texts` columns stand left, all others right.
+
+  What does not print in a cell is escaped.
+  """
   if not lines:
     return ""
+  lines = [[escape(cell) if isinstance(cell, str) else cell for cell in line] for line in lines]
   sides = ["left" if i < texts else "right" for i in range(len(lines[0]))]
   return tabulate(lines, head, tablefmt=style, colalign=sides, disable_numparse=True)
 

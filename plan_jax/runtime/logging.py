@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from input_pipeline.files import replace_text
+from input_pipeline.terminal import escape_lines
 
 log = logging.getLogger("plan_jax")
 
@@ -108,7 +109,7 @@ class _Stdout(logging.Handler):
   """A handler that prints each message to standard output, whatever that is at the time."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    print(self.format(record), flush=True)
+    print(escape_lines(self.format(record)), flush=True)
 
 
 def configure() -> None:

@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from input_pipeline import terminal
 from input_pipeline.errors import UserError
 from plan_jax.evaluators.classification import macro_auc, scored
 from plan_jax.evaluators.labelled_images import Images
@@ -118,8 +119,8 @@ def fit(embedded: Images, findings: Sequence[str], penalties: Sequence[float]) -
   learned = np.flatnonzero((table == 1).any(0) & (table == 0).any(0))
   if alone := [name for k, name in enumerate(findings) if k not in learned]:
     log.info(
-      f"{TASK}: the training images have only one kind of {', '.join(alone)}: the same score for"
-      " all"
+      f"{TASK}: the training images have only one kind of {terminal.join(alone)}: the same score"
+      " for all"
     )
   if not len(learned):
     raise UserError("no finding is both present and absent in these images: raise --fraction")

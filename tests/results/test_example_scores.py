@@ -1,5 +1,7 @@
 """Per-example scores: written ones come back, broken files are named."""
 
+import csv
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,26 @@ def test_scores_come_back_as_written(tmp_path):
   lines = path.read_text().splitlines()
   assert lines[0] == 'image_id,phrase,patient_id,group,m,"R@1, x"'
   assert lines[1] == "a.png,small left effusion,p,effusion,0.1,0.3333333333333333"
+
+
+FORMULAS = ("=1+1", "+1", "-a", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''=1", "'quoted'", "''", "a=1")
+
+
+def test_no_text_is_a_formula_of_a_spreadsheet(tmp_path):
+  path, n = tmp_path / "u.csv", len(FORMULAS)
+  ids = [example_id(name, name) for name in FORMULAS]
+  values = np.linspace(-1, 1, n * n).reshape(n, n)
+  written = ExampleScores(ids, list(FORMULAS), list(FORMULAS), FORMULAS, values)
+  example_scores.write(path, written)
+  got = example_scores.read(path)
+  for name in ("ids", "groups", "patients", "metrics"):
+    assert getattr(got, name) == getattr(written, name)
+  assert np.array_equal(got.values, values)
+  with path.open(newline="") as file:
+    head, *lines = csv.reader(file)
+  for text in [cell for line in lines for cell in line[:4]] + head:
+    assert not text.startswith(("=", "+", "-", "@", "\t", "\r"))
+  assert lines[0][:2] == ["'=1+1", "'=1+1"] and lines[0][4] == "-1.0"  # a number stays one
 
 
 def test_no_examples_are_a_file_too(tmp_path):

@@ -6,6 +6,8 @@ import math
 import re
 import shutil
 import subprocess
+import sys
+from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -84,6 +86,40 @@ def test_page_needs_nothing_else_and_escapes_all_text(tmp_path):
   for text in ("grounding-v1", "retrieval-v1", "0.300 <span>[0.280, 0.320]", "signed CNR by group"):
     assert text in page
   assert str(escape(PROTOCOLS["grounding-v1"])) in page
+
+
+class _Tags(HTMLParser):
+  """Lists tags with the names of their attributes, and the values that a browser acts on."""
+
+  def __init__(self, page: str):
+    super().__init__()
+    self.tags, self.active = [], []
+    self.feed(page)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, [name for name, _ in attrs]))
+    self.active += [value for name, value in attrs if name in ("src", "href", "style", "d")]
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "'\"><script>alert(1)</script>",
+    '" onmouseover="alert(1)',
+    "' onmouseover='alert(1)",
+    "javascript:alert(1)",
+    "</title></style><svg onload=alert(1)>",
+    "{{ 7 * 7 }} {% raw %} &lt;b&gt; \u2028 ]]> --> <!--",
+    "\x1b\0\x85",
+  ],
+)
+def test_names_change_no_tag_of_the_page(tmp_path, monkeypatch, text):
+  pages = []
+  for name in ("plain", text):
+    monkeypatch.setattr(sys.modules[__name__], "EVIL", name)
+    pages.append(_Tags(_write(tmp_path / str(len(pages))).read_text(encoding="utf-8")))
+  assert pages[0].tags == pages[1].tags
+  assert pages[0].active == pages[1].active
 
 
 def test_a_run_below_a_chance_baseline_is_shown_so(tmp_path):

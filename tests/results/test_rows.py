@@ -91,6 +91,13 @@ def test_table_shows_the_run_beside_its_chance_baselines():
   assert tables.table([]) == ""
 
 
+def test_a_group_cannot_forge_lines_of_a_table():
+  forged = "\x1b[2K\rmacro\nmacro  mIoU  .99"
+  row = Row("grounding", "grounding-v1", "toy/test", forged, "mIoU", "run", 0.1, 0.1, 0.1, 3)
+  lines = tables.table([row]).split("\n")
+  assert len(lines) == 3 and all(line.isprintable() for line in lines)
+
+
 def test_headline_is_short_and_has_chance_baselines():
   lines = tables.headline(_rows()).splitlines()
   assert len(lines) == 3

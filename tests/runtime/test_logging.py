@@ -22,6 +22,12 @@ def test_scalars_cut_what_will_happen_again(tmp_path):
   assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_messages_cannot_move_the_cursor(capsys):
+  reporting.configure()
+  reporting.log.info("one\ntwo \x1b[1A\rthree \udcff")
+  assert capsys.readouterr().out == "one\ntwo \\x1b[1A\\rthree \\udcff\n"
+
+
 def test_progress_has_rate_and_eta(monkeypatch):
   clock = iter([0.0, 10.0, 30.0])
   monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))

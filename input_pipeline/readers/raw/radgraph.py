@@ -78,7 +78,7 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
       (int(entity["start_ix"]), int(entity["end_ix"]), str(entity["label"]))
       for entity in graph["entities"].values()
     ]
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+  except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
     raise UnreadableError(
       f"its entry in RadGraph lacks text or entities ({type(error).__name__}: {error})"
     ) from error
@@ -139,7 +139,7 @@ def _scan(path: Path) -> Iterator[tuple[str, Place]]:
         key, end = decode(text, at)
         begin = _COLON.match(text, end).end()
         _, end = decode(text, begin)
-      except (ValueError, AttributeError):  # cut off by the end of the block, or wrong
+      except (ValueError, AttributeError, RecursionError):  # cut off by the block's end, or wrong
         block = file.read(_BLOCK).decode("latin-1")
         if not block or len(text) - at > _LONGEST:
           raise SourceError(

@@ -14,6 +14,8 @@ from input_pipeline import images
 from input_pipeline.example import Example, UnreadableError
 
 FORMATS = ("keep", "jpeg", "png")
+# What Pillow may decode. Of the others, EPS hands the file to Ghostscript, whatever its suffix.
+CONTAINERS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _JPEG_QUALITY = 95
 # Decoded pixels a stored one, each way, at the least. Averages over fewer are so uneven that they
 # differ from those over all pixels by more than the stored JPEG from its own (docs/benchmarks.md).
@@ -64,9 +66,9 @@ def open_image(encoded: bytes) -> Image.Image:
   """Opens an image without decoding it.
 
   Raises UnreadableError as `check_size` does and for several images in one file, and Pillow's
-  errors for bytes of no image.
+  errors for bytes of no image in one of CONTAINERS.
   """
-  image = Image.open(io.BytesIO(encoded))
+  image = Image.open(io.BytesIO(encoded), formats=CONTAINERS)
   check_size(*image.size)
   frames = getattr(image, "n_frames", 1)
   if frames > 1 and image.format != "MPO":  # a JPEG with its preview
@@ -98,7 +100,7 @@ def store_image(example: Example, image_px: int, image_format: str = "keep") -> 
   which averages too. Boxes and masks, which come in pixels of the file, follow.
 
   Args:
-    example: as a reader made it; its image may be anything that Pillow reads. Pixels that come in
+    example: as a reader made it; its image may be in any of CONTAINERS. Pixels that come in
       no file of their own are best handed over as binary PGM (P5): one header line, no compression;
       16-bit ones with 65535 as the greatest value, since Pillow rescales any other, slowly.
     image_px: bound of the short side.

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.readers.raw.folders import SourceError, regular
 
-_CELL_CHARACTERS = 1 << 24  # the csv module stops at 131,072
+_MOST_CHARACTERS = 1 << 24  # of a line, and of a cell, for which the csv module's bound is 131,072
+_INTEGER_DIGITS = 300  # a float holds as many
 
 
 class Row(dict[str, str]):
@@ -36,12 +37,12 @@ class Row(dict[str, str]):
     return f"{self.file.name} row {self.number}"
 
   def error(self, column: str, problem: str) -> SourceError:
-    """Makes the error of a cell."""
-    return SourceError(f"{self.file}, row {self.number}, column {column!r}: {problem}")
+    """Makes the error of a cell; a long problem is cut, as a cell may hold megabytes."""
+    return SourceError(f"{self.file}, row {self.number}, column {column!r}: {problem:.1000}")
 
   def wrong(self, column: str, expected: str) -> SourceError:
     """Makes the error of a cell that is not as expected."""
-    return self.error(column, f"is {self[column]!r}; it must be {expected}")
+    return self.error(column, f"is {self[column]!r:.200}; it must be {expected}")
 
   def text(self, column: str) -> str:
     """Returns a cell that must not be empty. Raises SourceError."""
@@ -98,12 +99,38 @@ def is_blank(cell: str) -> bool:
   return cell.lower() in ("", "nan", "none", "null")
 
 
+def parse_json(text: str) -> Any:
+  """Parses JSON that can be reckoned with and written as UTF-8.
+
+  Whole numbers beyond all floats become infinite, as json makes others. Raises ValueError for what
+  is no JSON, is nested too deep, or holds half a character (a lone surrogate).
+  """
+  try:
+    value = json.loads(text, parse_int=_parse_int)
+    json.dumps(value, ensure_ascii=False).encode()
+  except RecursionError:
+    raise ValueError("it is nested too deep") from None
+  except UnicodeEncodeError as error:
+    half = error.object[error.start]
+    raise ValueError(f"it holds half a character, {half!a}") from None
+  return value
+
+
+def _parse_int(digits: str) -> int | float:
+  return int(digits) if len(digits) < _INTEGER_DIGITS else float(digits)
+
+
+def read_json(path: Path) -> Any:
+  """Reads a JSON file as `parse_json` does. Raises SourceError where it is none."""
+  try:
+    return parse_json(regular(path).read_text(encoding="utf-8-sig"))
+  except (ValueError, OSError) as error:
+    raise SourceError(f"{path}: not JSON in UTF-8 ({error}); download it again") from None
+
+
 def read_list(path: Path, noun: str) -> list[Any]:
   """Reads a JSON file that holds a list of nouns. Raises SourceError where it is none."""
-  try:
-    entries = json.loads(path.read_text(encoding="utf-8-sig"))
-  except ValueError as error:
-    raise SourceError(f"{path}: not JSON in UTF-8 ({error}); download it again") from None
+  entries = read_json(path)
   if not isinstance(entries, list):
     raise SourceError(f"{path}: must be a list of {noun}")
   return entries
@@ -123,10 +150,10 @@ def read(
   Raises SourceError: a damaged or truncated file, not UTF-8, a column missing or twice, a row of
   another length.
   """
-  csv.field_size_limit(_CELL_CHARACTERS)
+  csv.field_size_limit(_MOST_CHARACTERS)
   with _errors(path), _open(path) as binary:
     text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
-    rows = csv.reader(text, strict=True)
+    rows = csv.reader(_lines(text), strict=True)
     first = next(rows, None)
     columns = [name.strip() for name in names or first or []]
     if missing := [name for name in required if name not in columns]:
@@ -150,22 +177,29 @@ def read(
       yield Row(dict(zip(columns, stripped, strict=True)), path, number)
 
 
+def _lines(text: IO[str]) -> Iterator[str]:
+  """Reads lines, none of which may fill the memory, as a small archive can."""
+  while line := text.readline(_MOST_CHARACTERS):
+    if len(line) == _MOST_CHARACTERS:
+      raise csv.Error(f"a line has {_MOST_CHARACTERS} characters or more")
+    yield line
+
+
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
   """Turns the libraries' errors into a SourceError that names the file."""
   try:
     yield
-  except FileNotFoundError:
-    raise SourceError(f"{path}: there is no such table") from None
   except UnicodeDecodeError as error:
     raise SourceError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
   except csv.Error as error:
     raise SourceError(f"{path}: not a CSV file with commas and double quotes ({error})") from None
-  except (EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile, OSError) as error:
+  except (EOFError, zlib.error, zipfile.BadZipFile, OSError, RuntimeError) as error:
     raise SourceError(f"{path}: cannot be read to its end ({error}); download it again") from None
 
 
 def _open(path: Path) -> IO[bytes]:
+  regular(path)
   if path.suffix == ".gz":
     return gzip.open(path, "rb")
   if path.suffix != ".zip":

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from input_pipeline import boxes
+from input_pipeline import boxes, terminal
 from input_pipeline.example import Example
 from input_pipeline.images import decode_batches
 from input_pipeline.regions import example_boxes
@@ -138,7 +138,7 @@ class Detection(HeadTask):
     others = Counter(label for label in labels if label not in self.findings)
     if others:
       log.info(
-        f"detection: {others.total()} test regions are of other findings: {', '.join(others)}"
+        f"detection: {others.total()} test regions are of other findings: {terminal.join(others)}"
       )
 
   def _loss(self, raw: jax.Array, batch: dict) -> tuple[jax.Array, dict]:

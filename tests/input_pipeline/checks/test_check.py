@@ -403,6 +403,25 @@ def test_exit_status_and_errors(folder, sets, tmp_path, monkeypatch, capsys):
     assert code == 2 and "error: " in error and message in error
 
 
+def test_names_cannot_forge_lines(folder, sets, monkeypatch, capsys):
+  forged = "\x1b[2K\r\n\nerrors: none\n\nsound\n\u2028\x9b\u202e"
+  first, second, *rest = sets["train"]
+  sets["train"] = [
+    replace(first, labels={forged: 1}, view=forged, regions=boxed(-9, 1, 5, 5)),
+    replace(second, image_id=forged, study_id=forged, patient_id=forged, image=b"none"),
+    *(replace(each, regions=(replace(*boxed(1, 2, 30, 40), label=forged),)) for each in rest),
+  ]
+  sets["validation"][0] = replace(sets["validation"][0], patient_id=forged)
+  code, out, _ = run(monkeypatch, capsys, f"--records={folder(sets)}")
+  lines = out.splitlines()
+  assert code == 1 and all(line.isprintable() for line in lines)
+  assert [line for line in lines if line.startswith(("sound", "not sound", "errors"))] == [
+    "errors: 3",
+    "not sound",
+  ]
+  assert r"\x1b[2K\r\n\nerrors: none\n\nsound" in out
+
+
 def test_the_command(folder, sets):
   sets["validation"][0] = replace(sets["validation"][0], image=sets["train"][0].image)
   line = [sys.executable, "-m", "input_pipeline.checks", f"--records={folder(sets)}"]
@@ -444,11 +463,13 @@ def test_skipped_images_are_counted_by_reason(tmp_path):
   convert("folder", tmp_path / "out", source=source, **options)
   result = check(tmp_path / "out", workers=1, progress=False)
   rows = result.tables[-1].rows
-  assert rows["all"] == ("3",) and rows["No such file or directory"] == ("1",)
+  assert rows["all"] == ("3",) and rows["no such file"] == ("1",)
   assert sum(int(cell) for name, (cell,) in rows.items() if "truncated" in name) == 2
-  (tmp_path / "out" / "skipped.jsonl").write_text('{"path": "a", "reason": "b"}\nnonsense\n')
-  with pytest.raises(UserError, match=r"skipped\.jsonl, line 2: not as the converter writes it"):
-    check(tmp_path / "out", workers=1, progress=False)
+  for line in ("nonsense", "[" * 100_000, '{"reason": 5}', "[1]"):
+    skipped = f'{{"path": "a", "reason": "b"}}\n{line}\n'
+    (tmp_path / "out" / "skipped.jsonl").write_text(skipped)
+    with pytest.raises(UserError, match=r"skipped\.jsonl, line 2: not as the converter writes it"):
+      check(tmp_path / "out", workers=1, progress=False)
 
 
 def images_of(page):

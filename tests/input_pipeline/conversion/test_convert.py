@@ -17,6 +17,7 @@ from fakes.records import SMALL, content, image_folder
 from input_pipeline import records, shards
 from input_pipeline.conversion import __main__ as command
 from input_pipeline.conversion import convert as convert_lib
+from input_pipeline.conversion.command import run
 from input_pipeline.conversion.convert import ConvertError, convert
 from input_pipeline.conversion.workers import WorkerError
 from input_pipeline.phantom import radiograph
@@ -219,11 +220,35 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, raw):
   assert first["path"] == "3.jpg (manifest.csv row 5)"
   assert "truncated" in first["reason"]
   assert second["path"] == "7.jpg (manifest.csv row 9)"
-  assert "No such file" in second["reason"]
+  assert "no such file" in second["reason"]
   kept = [example.image_id for example in records.RecordSource(tmp_path / "out", "train")]
   assert kept == [str(i) for i in range(12) if i not in (3, 7)]
   info = tfds.builder_from_directory(tmp_path / "out").info
   assert info.splits["train"].shard_lengths == [4, 4, 2]
+
+
+def test_names_that_no_file_can_have_are_skipped_and_cannot_forge_lines(tmp_path, raw, capsys):
+  image_folder(raw)
+  names = ["a\0.png", "x\ncomplete: \x1b[2K\r.png", "a\u2028\x85b.png", "../secret.png"]
+  names = [f"{i}.jpg" for i in range(12)] + names
+  rows = [{"image": name, "text": "", "split": "train", "\x1b[2Jnote\n": ""} for name in names]
+  manifest(raw, rows)
+  options = {"dataset": "folder", "source": str(raw), "workers": 1, "progress": False}
+  run(out=tmp_path / "out", max_skipped_fraction=0.3, **options)
+  printed = capsys.readouterr().out
+  assert "skipped 4 images" in printed and r"left aside: \x1b[2Jnote" in printed
+  assert all(line.isprintable() for line in printed.splitlines())
+  lines = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+  assert [json.loads(line)["path"].rpartition(" (")[0] for line in lines] == [
+    r"a\x00.png",
+    r"x\ncomplete: \x1b[2K\r.png",
+    r"a\u2028\x85b.png",
+    "../secret.png",
+  ]
+  with pytest.raises(SystemExit) as error:
+    run(out=tmp_path / "few", **options)
+  message = str(error.value)
+  assert message.startswith("error: 4 of 16 images cannot be read so far") and message.isprintable()
 
 
 def test_too_many_unreadable_images_are_an_error_and_repairs_go_in(tmp_path, raw):

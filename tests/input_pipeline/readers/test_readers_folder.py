@@ -113,6 +113,21 @@ def test_a_box_may_stick_out_by_a_pixel_and_is_clipped(tmp_path):
   np.testing.assert_array_equal(region.boxes, [[0, 0, 40, 30]])
 
 
+@pytest.mark.parametrize(
+  "name", ["../secret.png", "ABOVE/secret.png", "link.png", "x/../../secret.png"]
+)
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_what_leads_out_of_the_folder_is_not_read(tmp_path, name, column):
+  source = tmp_path / "source"
+  (source / "x").mkdir(parents=True)
+  image(tmp_path / "secret.png", 40, 30)
+  image(source / "a.png", 40, 30)
+  (source / "link.png").symlink_to(tmp_path / "secret.png")
+  manifest(source, [{"image": "a.png", "text": "", column: name.replace("ABOVE", str(tmp_path))}])
+  with pytest.raises(UnreadableError, match="secret.png; copy it there|leads out of the source"):
+    examples(source)
+
+
 @pytest.mark.parametrize("where", [(0, 0, 41.5, 30), (-2, 0, 10, 10), (0, 25, 5, 7), (50, 5, 4, 4)])
 def test_a_box_outside_its_image(tmp_path, where):
   message = r"manifest\.csv, row 2 \(a\.png\), column 'boxes'.*'opacity'.*outside its 40 x 30 image"
@@ -149,7 +164,7 @@ def test_masks_that_do_not_fit(tmp_path):
   ]:
     with pytest.raises(SourceError, match=rf"row 2 \(a\.png\), column 'mask': {name} {problem}"):
       single(tmp_path, mask=name)
-  with pytest.raises(UnreadableError, match=r"nowhere\.png: No such file"):
+  with pytest.raises(UnreadableError, match=r"nowhere\.png: no such file"):
     single(tmp_path, mask="nowhere.png")
 
 
@@ -157,6 +172,8 @@ def test_masks_that_do_not_fit(tmp_path):
   ("cells", "problem"),
   [
     ({"image": ""}, "column 'image': is empty"),
+    ({"image": "."}, "column 'image': '.' names no file"),
+    ({"image": "/"}, "column 'image': '/' names no file"),
     ({"split": "val"}, "column 'split': is 'val'; it must be one of train, validation, test"),
     ({"split": ""}, "column 'split': is ''"),
     ({"patient_id": ""}, "column 'patient_id': is empty"),
@@ -181,6 +198,17 @@ def test_masks_that_do_not_fit(tmp_path):
       "column 'boxes': the phrase 'x' is one region, but has the labels 'opacity' and 'b'",
     ),
     ({"mask": '[{"label": "lungs"}]'}, "column 'mask': entry 0: 'file' is missing"),
+    ({"boxes": "[" * 100_000}, "column 'boxes': not JSON (it is nested too deep)"),
+    ({"mask": "[" * 100_000}, "column 'mask': not JSON (it is nested too deep)"),
+    ({"boxes": json.dumps([box(1, 2, int("9" * 401), 4)])}, "column 'boxes': box 0: x, y, w and h"),
+    (
+      {"boxes": json.dumps([box(1, 2, 3, 4, "\ud800")])},
+      "column 'boxes': not JSON (it holds half a",
+    ),
+    (
+      {"mask": json.dumps([{"label": "a", "file": "\udcff.png"}])},
+      "column 'mask': not JSON (it holds half a character",
+    ),
   ],
 )
 def test_a_wrong_cell_is_named_before_any_image_is_read(tmp_path, cells, problem):
@@ -210,10 +238,12 @@ def test_an_image_id_that_comes_twice_names_both_rows(tmp_path):
     (b"image,text\na.png,left, small\n", "row 2: 3 cells for 2 columns"),
     (b"image,text\na.png,\xe9\n", "not UTF-8"),
     (b'image,text\na.png,"open\n', "not a CSV file"),
+    (None, "not a regular file"),
   ],
 )
 def test_a_manifest_that_is_no_manifest(tmp_path, content, problem):
-  (tmp_path / "manifest.csv").write_bytes(content)
+  path = tmp_path / "manifest.csv"
+  path.mkdir() if content is None else path.write_bytes(content)
   with pytest.raises(SourceError) as error:
     folder.open_source(str(tmp_path))
   assert problem in str(error.value)

@@ -185,5 +185,5 @@ def test_json_that_cannot_be_right(own, change, problem):
   with pytest.raises(SourceError, match=problem):
     ms_cxr.open_source(str(own))
   path.write_bytes(path.read_bytes()[:99])
-  with pytest.raises(SourceError, match="JSONDecodeError"):
+  with pytest.raises(SourceError, match="not JSON in UTF-8"):
     ms_cxr.open_source(str(own))

@@ -4,7 +4,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from input_pipeline.example import Example, Region, UnreadableError
 from input_pipeline.readers.raw.stored_images import bounded, image_size, store_image
@@ -333,3 +333,11 @@ def test_a_hot_pixel_takes_the_range_as_documented():
   pixels[3, 0] = 65535
   got = stored(example_of(encoded(pixels), 5, 4))[1]
   np.testing.assert_array_equal(got[0], [0, 4, 8, 12, 16])
+
+
+def test_no_image_is_handed_to_ghostscript(monkeypatch):
+  program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n"
+  monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was started"))
+  for read in (image_size, lambda image: store_image(example_of(image, 40, 30), 512)):
+    with pytest.raises(UnreadableError, match="cannot identify image file"):
+      read(program)

@@ -1,4 +1,7 @@
 import gzip
+import math
+import os
+import tracemalloc
 import zipfile
 
 import pytest
@@ -74,7 +77,7 @@ def test_truncated_and_foreign_archives(tmp_path):
     archive.writestr("b.csv", "a\n")
   with pytest.raises(SourceError, match="holds 2 tables"):
     list(tables.read(tmp_path / "two.zip", ("a",)))
-  with pytest.raises(SourceError, match="no such table"):
+  with pytest.raises(SourceError, match="no such file"):
     list(tables.read(tmp_path / "none.csv", ("a",)))
 
 
@@ -131,10 +134,73 @@ def test_files_outside_the_folder_are_refused(tmp_path):
       folders.read_bytes(root, name)
   with pytest.raises(UnreadableError, match="no such file"):
     folders.read_bytes(root, "b")
-  with pytest.raises(UnreadableError, match="not a file"):
+  with pytest.raises(UnreadableError, match="not a regular file"):
     folders.read_bytes(root, ".")
+  for name in ("\0", "a\0.png", "\ud800.png"):
+    with pytest.raises(UnreadableError, match="no file can have such a name"):
+      folders.read_bytes(root, name)
+  with pytest.raises(UnreadableError, match="no such file"):
+    folders.read_bytes(root, "a" * 5000)
   (tmp_path / "linked").symlink_to(inside)
   assert folders.read_bytes(folders.folder(tmp_path / "linked", "images"), "a") == b"a"
+
+
+def test_a_file_without_an_end_is_not_read(tmp_path):
+  (tmp_path / "a").touch()
+  os.truncate(tmp_path / "a", 2**31 + 1)  # a hole, which takes no place on the disk
+  with pytest.raises(UnreadableError, match="has 2147483649 bytes, more than an image can"):
+    folders.read_bytes(tmp_path.resolve(), "a")
+
+
+@pytest.mark.parametrize(
+  ("text", "problem"),
+  [
+    ("[" * 100_000, "nested too deep"),
+    ('{"a":' * 100_000, "nested too deep"),
+    ('["\\ud800"]', "half a character, '.ud800'"),
+    ('{"\\udc00": 1}', "half a character, '.udc00'"),
+    ("[", "Expecting value"),
+    (b"[\xff]", "not JSON in UTF-8 .*utf-8"),
+  ],
+)
+def test_json_that_is_none(tmp_path, text, problem):
+  path = tmp_path / "t.json"
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  for read in (tables.read_json, lambda path: tables.read_list(path, "images")):
+    with pytest.raises(SourceError, match=rf"t\.json: .*{problem}"):
+      read(path)
+
+
+def test_numbers_of_json_can_be_reckoned_with(tmp_path):
+  parsed = tables.parse_json(f'[1, {"9" * 299}, {"9" * 401}, -{"9" * 5000}, 1.5, "\\ud83e\\ude7b"]')
+  assert parsed == [1, int("9" * 299), math.inf, -math.inf, 1.5, "\U0001fa7b"]
+  assert type(parsed[0]) is int
+
+
+def test_a_cell_of_megabytes_is_cut_in_its_error(tmp_path):
+  with pytest.raises(SourceError) as caught:
+    row(tmp_path, a="x" * 5_000_000).one_of("a", ("y",))
+  assert str(caught.value).endswith("must be one of y") and len(str(caught.value)) < 1000
+
+
+def test_a_line_does_not_fill_the_memory(tmp_path):
+  path = written(tmp_path, ".csv.gz", b"a,b\n1," + bytes(2**25))
+  tracemalloc.start()
+  with pytest.raises(SourceError, match="a line has 16777216 characters or more"):
+    list(tables.read(path, ("a",)))
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 2**26
+
+
+def test_an_encrypted_archive_is_an_error(tmp_path):
+  path = written(tmp_path, ".csv.zip")
+  content = bytearray(path.read_bytes())
+  for mark, place in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+    content[content.index(mark) + place] |= 1  # the flag of a password
+  path.write_bytes(content)
+  with pytest.raises(SourceError, match="cannot be read to its end .*encrypted"):
+    list(tables.read(path, ("a",)))
 
 
 def test_file_names(tmp_path):
