@@ -256,5 +256,5 @@ def _embed_prompts(model: Predictor, texts: list[str]) -> dict[str, np.ndarray]:
   distinct = list(dict.fromkeys(texts))
   if not distinct:
     return {}
-  embeddings = np.asarray(model.embed_texts([(text,) for text in distinct]), np.float32)
+  embeddings = np.asarray(model.embed_prompts([(text,) for text in distinct]), np.float32)
   return dict(zip(distinct, embeddings, strict=True))
