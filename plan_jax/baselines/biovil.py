@@ -4,10 +4,10 @@ as code).
 Image: ResNet-50 on the middle 480 px (BioViL) or 448 px (BioViL-T) of an image; BioViL-T reduces
 its last map to 256 channels and, for an image without an earlier one, puts a learned vector beside
 them in every cell. A projector (1x1 convolution, batch norm, ReLU, 1x1 convolution) makes 128
-channels; the image is their mean. Text: CXR-BERT, [CLS] through its projection; of several prompts
-the mean is taken before the norm. Patch and phrase:
-the cosine, smoothed on the grid by a Gaussian of 1.5 cells where the project shows a map. There are
-no vectors of words: each word stands for the whole text, and a map by words is that of the phrase.
+channels; the image is their mean. Text: CXR-BERT, [CLS] through its projection; the mean of several
+prompts is taken before the norm. Patch and phrase: the cosine, smoothed on the grid by a Gaussian
+of 1.5 cells where the project shows a map. There are no vectors of words: each word stands for the
+whole text, and a map by words is that of the phrase.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,8 @@ Protocol "zero-shot-v1" (task "zero-shot-SET", for each set of prompts):
   has, and findings that have no prompts; all are counted and logged.
 - Image and prompts are compared by the cosine of their global embeddings. "ensemble" of a set makes
   one similarity of several prompts: "embeddings" (the mean of the prompts' embeddings, brought to
-  unit norm), "similarities" (their mean) or "highest". With negative prompts the score is
+  unit norm; BioViL's mean is of the embeddings before their own norm, as in its code: 1e-4),
+  "similarities" (their mean) or "highest". With negative prompts the score is
   exp(s+) / (exp(s+) + exp(s-)), without a temperature (Tiu et al., "Expert-level detection of
   pathologies from unannotated chest X-ray images via self-supervised learning", Nature Biomedical
   Engineering 2022); without, it is s+ alone.
