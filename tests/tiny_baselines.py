@@ -88,6 +88,11 @@ def mgca(
   words = theirs.BlipBert(len(tokenizer), size, layers)
   model = theirs.Mgca(trunk, channels, words, size, *heads)
   reference.randomise(model)
+  with torch.no_grad():
+    if (model.image(IMAGES[2])[0] @ model.text(tokenizer, JOINED[0])[2]).max() < 0:
+      head = model.img_encoder_q.local_embed.head
+      for x in (*head[3].parameters(), head[4].running_mean):
+        x.neg_()  # an image that is like the text somewhere
   torch.save(model.checkpoint(), folder / f"{name}.ckpt")
   return model, folder / f"{name}.ckpt"
 
