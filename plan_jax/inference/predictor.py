@@ -95,10 +95,11 @@ class Predictor:
     """Embeddings of N texts, float32, unit norm."""
     return self._run(lambda batch: self._text_features(batch).embedding, self._encode(texts))
 
-  def embed_prompts(self, texts: Sequence[Text]) -> Float[np.ndarray, "N D"]:
+  def embed_prompts(self, texts) -> Float[np.ndarray, "N D"]:
     """Embeddings of N prompts, float32, of the norm with which the mean of several is taken.
 
-    The unit norm, but of a model whose project takes the mean before the norm.
+    The unit norm, but of a model whose project takes the mean before the norm. `texts` as of
+    `embed_texts`.
     """
     return self._run(
       lambda batch: self.spec.prompt_embedding(self._text_features(batch)), self._encode(texts)
