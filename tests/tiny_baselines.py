@@ -23,6 +23,7 @@ TEXTS = [
   ("Edema",),
   tuple(s for example in EXAMPLES for s in example.sentences) * 3,
 ]
+JOINED = [" ".join(text) for text in TEXTS]  # as the projects' own code takes them
 TINY_RESNET = dict(base=8, deep=False)
 TINY_VIT = dict(embed_dim=64, depth=2, num_heads=1, mlp_dim=96)
 
@@ -67,7 +68,7 @@ def gloria(folder, tokenizer, size=128, layers=5, resnet=TINY_RESNET):
   model = theirs.Gloria(trunk, channels, theirs.bert(len(tokenizer), size, layers), size)
   reference.randomise(model)
   with torch.no_grad():
-    names, words, _ = model.text(tokenizer, TEXTS[0])
+    names, words, _ = model.text(tokenizer, JOINED[0])
     region = model.image(IMAGES[1])[0]
     if torch.einsum("wd,dyx->wyx", words[1 : len(names) - 1], region).mean() < 0:
       model.gloria.img_encoder.local_embedder.weight.neg_()  # an image like the words somewhere
@@ -84,11 +85,14 @@ def mgca(
     trunk, channels = reference.ViT(*vit.values()), (vit["embed_dim"],) * 2
   else:
     trunk, channels = theirs.resnet(**resnet)
-  words = theirs.bert(len(tokenizer), size, layers, add_pooling_layer=False)
+  words = theirs.BlipBert(len(tokenizer), size, layers)
   model = theirs.Mgca(trunk, channels, words, size, *heads)
   reference.randomise(model)
   with torch.no_grad():
-    words.embeddings.token_type_embeddings.weight.zero_()
+    if (model.image(IMAGES[2])[0] @ model.text(tokenizer, JOINED[0])[2]).max() < 0:
+      head = model.img_encoder_q.local_embed.head
+      for x in (*head[3].parameters(), head[4].running_mean):
+        x.neg_()  # an image that is like the text somewhere
   torch.save(model.checkpoint(), folder / f"{name}.ckpt")
   return model, folder / f"{name}.ckpt"
 
@@ -101,7 +105,7 @@ def biovil(folder, tokenizer, name, size=128, layers=2, reduced=12, out=10, resn
   reference.randomise(model)
   reference.randomise(words, 1)
   with torch.no_grad():
-    if (model.image(IMAGES[1])[0] @ words.text(tokenizer, TEXTS[0])).mean() < 0:
+    if (model.image(IMAGES[1])[0] @ words.prompts(tokenizer, JOINED[:1])[0]).mean() < 0:
       for x in model.projector.model[3].parameters():
         x.neg_()  # an image that is like the text somewhere
   torch.save(model.state_dict(), folder / f"{name}.pt")

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from plan_jax.baselines.tokenization import BaselineTexts, Reading, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
+from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.sizes import sizes
 
 
@@ -118,8 +119,17 @@ def image_sizes(shapes: dict, encoder: str) -> dict:
 
 
 def bert_sizes(shapes: dict, settings: dict) -> dict:
-  """Arguments of the BERT that `shapes` has under "text_encoder"; `settings` of a config.json."""
+  """Arguments of the BERT that `shapes` has under "text_encoder"; `settings` of a config.json.
+
+  Raises WeightsError where the number of heads there does not divide the width.
+  """
   arguments = {"vocabulary_size": 1} | sizes(shapes, "bert", "text_encoder")
   if "num_attention_heads" in settings:
-    arguments["num_heads"] = settings["num_attention_heads"]
+    heads, width = settings["num_attention_heads"], arguments.get("embed_dim", 0)
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+      raise WeightsError(
+        f"its config.json has num_attention_heads {heads!r}, which does not divide the width of"
+        f" {width}: fetch the folder again"
+      )
+    arguments["num_heads"] = heads
   return arguments | {"dropout": 0.0}

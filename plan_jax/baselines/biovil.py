@@ -4,9 +4,10 @@ as code).
 Image: ResNet-50 on the middle 480 px (BioViL) or 448 px (BioViL-T) of an image; BioViL-T reduces
 its last map to 256 channels and, for an image without an earlier one, puts a learned vector beside
 them in every cell. A projector (1x1 convolution, batch norm, ReLU, 1x1 convolution) makes 128
-channels; the image is their mean. Text: CXR-BERT, [CLS] through its projection. Patch and phrase:
-the cosine, smoothed on the grid by a Gaussian of 1.5 cells where the project shows a map. There are
-no vectors of words: each word stands for the whole text, and a map by words is that of the phrase.
+channels; the image is their mean. Text: CXR-BERT, [CLS] through its projection; the mean of several
+prompts is taken before the norm. Patch and phrase: the cosine, smoothed on the grid by a Gaussian
+of 1.5 cells where the project shows a map. There are no vectors of words: each word stands for the
+whole text, and a map by words is that of the phrase.
 """
 
 from collections.abc import Mapping
@@ -62,10 +63,10 @@ class BioVil(nn.Module):
     return ImageEmbeddings(l2_normalize(x), l2_normalize(x.mean(1)))
 
   def embed_texts(self, batch: dict) -> TextEmbeddings:
-    """Embeds arrays of `BaselineTexts`; there are no words."""
-    embedding = l2_normalize(hidden_states(self.text_encoder, batch)[:, 0])
-    none = jnp.zeros((len(embedding), 1))
-    return TextEmbeddings(none[..., None], none > 0, none, embedding)
+    """Embeds arrays of `BaselineTexts`; in the place of words is the text before its norm."""
+    projected = hidden_states(self.text_encoder, batch)[:, :1]
+    none = jnp.zeros(projected.shape[:2])
+    return TextEmbeddings(projected, none > 0, none, l2_normalize(projected[:, 0]))
 
 
 def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
@@ -90,7 +91,7 @@ BIOVIL, BIOVIL_T = (
     max_tokens=512,
     attend=_attend,
     separate_text=True,
-    fields=dict(map_sigma=1.5, map_nearest=True),
+    fields=dict(map_sigma=1.5, map_nearest=True, prompt_embedding=lambda text: text.words[:, 0]),
   )
   for title, crop_px in (("BioViL", 480), ("BioViL-T", 448))
 )

@@ -6,8 +6,8 @@ last four layers summed; a word is the sum of its tokens, a report the mean over
 [SEP] (in its code over 97 places, pads zero: the same direction). Global similarity: the cosine.
 Word and region: the dot product. Local score of training, with [CLS] as a word: S = 10 log sum_w
 exp(5 cos(t_w, c_w)), c_w the regions' sum by softmax_r(4 softmax_w(s)). The local similarity of its
-zero-shot code is log max_w exp(5 cos), of the words alone; that code also let in pads, as many as
-the text has letters, which is left out here.
+zero-shot code is log max_w exp(5 cos), of the words alone; that code also lets in [SEP] and pads,
+as many as the text has letters, which are left out here (docs/baselines.md).
 """
 
 from collections.abc import Mapping

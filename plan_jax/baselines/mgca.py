@@ -2,12 +2,13 @@
 
 Image: ResNet-50 as GLoRIA's (stage 3 for regions, stage 4 averaged for the image), or ViT-B/16 on
 224 px (its patches, and its class token). Text: six layers of Bio_ClinicalBERT, in BLIP's form,
-which has no token types; a word is the sum of its tokens, the report [CLS]. Each of the four goes
-through two dense layers with batch norm and is brought to unit norm. Similarities are cosines. A
-word's weight is the attention that [CLS] pays its tokens in the last layer, the mean over the
-heads; that code gives each word the attention of the tokens after it by one, which is put right
-here, as no similarity depends on it. Words are compared with the regions of their own image only:
-there is no local score of pairs.
+which has no token types and is called with every position 0 (the loaded weights have the embedding
+of position 0 at all places, see models.weights.projects.BLIP_BERT); a word is the sum of its
+tokens, the report [CLS]. Each of the four goes through two dense layers with batch norm and is
+brought to unit norm. Similarities are cosines. A word's weight is the attention that [CLS] pays its
+tokens in the last layer, the mean over the heads; that code gives each word the attention of the
+tokens after it by one, which is put right here, as no similarity depends on it. Words are compared
+with the regions of their own image only: there is no local score of pairs.
 """
 
 from collections.abc import Mapping

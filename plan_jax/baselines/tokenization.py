@@ -30,27 +30,23 @@ class Vocabulary:
   def __init__(self, folder: str | Path, key: str):
     """Reads tokenizer.json, or vocab.txt with the case that tokenizer_config.json says.
 
-    Raises UserError, naming `key` of the config, where there is neither, or no BERT's vocabulary.
+    Raises UserError, naming `key` of the config, where there is neither, one of them is broken, or
+    it is no BERT's vocabulary.
     """
-    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
-
     folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
-      tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    elif (folder / "vocab.txt").is_file():
-      settings = folder / "tokenizer_config.json"
-      options = json.loads(settings.read_text()) if settings.is_file() else {}
-      tokenizer = BertTokenizerFast(
-        vocab=str(folder / "vocab.txt"), do_lower_case=options.get("do_lower_case", True)
-      )
-    else:
-      raise UserError(
-        f"{key}: {folder} holds neither tokenizer.json nor vocab.txt; name the local Hugging Face"
-        " folder of the vocabulary that the weights were trained with"
-      )
-    self.backend = tokenizer.backend_tokenizer
+    advice = "name the local Hugging Face folder of the weights' own vocabulary"
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+      raise UserError(f"{key}: {folder} holds neither tokenizer.json nor vocab.txt; {advice}")
+    try:
+      self.backend = _tokenizer(folder).backend_tokenizer
+    except Exception as error:  # the library raises plain Exceptions
+      reason = " ".join(str(error).split())
+      raise UserError(f"{key}: the tokenizer of {folder} is broken ({reason}); {advice}") from error
     self.backend.no_padding()
     self.backend.no_truncation()
+    # A report's "[SEP]" is its letters: hi-ml refuses such a text, the others' cleaning takes
+    # brackets away.
+    self.backend.encode_special_tokens = True
     tokens = self.backend.get_vocab(with_added_tokens=False)
     if any(name not in tokens for name in _NAMES):
       raise UserError(f"{key}: {folder} is no BERT's vocabulary, with {', '.join(_NAMES)}")
@@ -93,11 +89,12 @@ class Reading(NamedTuple):
 def read_cleaned(vocabulary: Vocabulary, max_tokens: int, sentences: Text) -> Reading:
   """Reads as GLoRIA and MGCA do: lower-case words without punctuation.
 
-  The vector of a word is the sum of its tokens. A report is broken up at full stops and numbered
-  points; a statement of one word is dropped, as in their code, unless nothing else would be left
+  The vector of a word is the sum of its tokens. The whole text, its sentences joined by spaces, is
+  broken up at full stops and numbered points alone: what ends otherwise goes on in the next
+  sentence. A statement of one word is dropped, as in their code, unless nothing else would be left
   (ours: a finding's name must be readable).
   """
-  statements = [words for number, text in enumerate(sentences) for words in _cleaned(text, number)]
+  statements = _statements(sentences)
   kept = [words for words in statements if len(words) > 1] or statements
   cleaned = [word for words in kept for word in words if word.text]
   text = " ".join(word.text for word in cleaned)
@@ -203,14 +200,31 @@ def to_arrays(reading: Reading, length: int, pad_id: int) -> dict[str, np.ndarra
   }
 
 
-def _cleaned(text: str, number: int) -> list[list[Word]]:
-  """The statements of a sentence, each a list of words; what is not ASCII is dropped."""
+def _tokenizer(folder: Path):
+  from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+  if (folder / "tokenizer.json").is_file():
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+  settings = folder / "tokenizer_config.json"
+  options = json.loads(settings.read_text()) if settings.is_file() else {}
+  return BertTokenizerFast(
+    vocab=str(folder / "vocab.txt"), do_lower_case=options.get("do_lower_case", True)
+  )
+
+
+def _statements(sentences: Text) -> list[list[Word]]:
+  """Breaks a text up into statements, each a list of words; what is not ASCII is dropped."""
+  text = " ".join(sentences)
+  starts = np.cumsum([0, *(len(sentence) + 1 for sentence in sentences)])
   statements, start = [], 0
   for end, following in [*(match.span() for match in _BREAK.finditer(text)), (len(text), 0)]:
     words = []
     for match in re.finditer(r"\w+", text[start:end]):
+      place = start + match.start()
+      number = int(np.searchsorted(starts, place, side="right")) - 1
+      first = place - int(starts[number])
       word = match[0].lower().encode("ascii", "ignore").decode()
-      words.append(Word(word, number, start + match.start(), start + match.end()))
+      words.append(Word(word, number, first, first + len(match[0])))
     statements.append(words)
     start = following
   return [words for words in statements if words]

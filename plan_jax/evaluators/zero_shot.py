@@ -6,9 +6,9 @@ Protocol "zero-shot-v1" (task "zero-shot-SET", for each set of prompts):
   (-1) are left out, as are images without a label of 1 or 0, findings that all images have or none
   has, and findings that have no prompts; all are counted and logged.
 - Image and prompts are compared by the cosine of their global embeddings. "ensemble" of a set makes
-  one similarity of several prompts: "embeddings" (the mean of the prompts' embeddings, unit norm
-  each, brought to unit norm; BioViL's code averages before the norm, which changes a similarity by
-  1e-4), "similarities" (their mean) or "highest". With negative prompts the score is
+  one similarity of several prompts: "embeddings" (the mean of the prompts' embeddings, brought to
+  unit norm; BioViL's mean is of the embeddings before their own norm, as in its code: 1e-4),
+  "similarities" (their mean) or "highest". With negative prompts the score is
   exp(s+) / (exp(s+) + exp(s-)), without a temperature (Tiu et al., "Expert-level detection of
   pathologies from unannotated chest X-ray images via self-supervised learning", Nature Biomedical
   Engineering 2022); without, it is s+ alone.
@@ -260,5 +260,5 @@ def _embed_prompts(model: Predictor, texts: list[str]) -> dict[str, np.ndarray]:
   distinct = list(dict.fromkeys(texts))
   if not distinct:
     return {}
-  embeddings = np.asarray(model.embed_texts([(text,) for text in distinct]), np.float32)
+  embeddings = np.asarray(model.embed_prompts([(text,) for text in distinct]), np.float32)
   return dict(zip(distinct, embeddings, strict=True))

@@ -69,9 +69,7 @@ def class_scores(
   draw = random.Random(_GLORIA_SEED)
   drawn = [draw.sample(texts, min(_GLORIA_PROMPTS, len(texts))) for texts in prompts.values()]
   every = [text for texts in drawn for text in texts]
-  each = (images.embeddings[kept] @ np.stack([embeddings[text] for text in every]).T).astype(
-    np.float64
-  )
+  each = cosines(images.embeddings[kept], np.stack([embeddings[text] for text in every]))
   has_local = local_examples is not None and model.has_local_scores
   if has_local:
     each = (each + image_similarities(model, local_examples(), ids, every)) / 2
@@ -92,7 +90,7 @@ def class_scores(
 
 
 def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.ndarray:
-  """Compares images [N, D] with prompts [P, D] of one finding, unit norm each: float64 [N].
+  """Compares images [N, D], unit norm, with prompts [P, D] of one finding: float64 [N].
 
   `ensemble` is "embeddings", "similarities" or "highest". Raises ValueError where one is NaN.
   """
@@ -101,11 +99,18 @@ def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.n
     norm = np.linalg.norm(mean)
     similarity = images @ (mean / norm if norm > 1e-12 else mean)
   else:
-    each = (images @ prompts.T).astype(np.float64)
+    each = cosines(images, prompts)
     similarity = each.max(1) if ensemble == "highest" else each.mean(1)
   if np.isnan(similarity).any():
     raise ValueError("a similarity of image and prompt is NaN")
   return similarity
+
+
+def cosines(images: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+  """Compares images [N, D], unit norm, with prompts [P, D] one by one: float64 [N, P]."""
+  norms = np.linalg.norm(prompts, axis=1)
+  is_unit = (norms < 1e-12) | (np.abs(norms - 1) < 1e-5)  # left as they are, to the bit
+  return (images @ prompts.T).astype(np.float64) / np.where(is_unit, 1, norms)
 
 
 def image_similarities(

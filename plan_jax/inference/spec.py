@@ -81,6 +81,7 @@ class ModelSpec:
       unit norm.
     embed_texts: (variables, arrays [B, ...]) -> `words` [B, W, D], `mask` and `significance`
       [B, W], and `embedding` [B, D], of unit norm.
+    prompt_embedding: features of texts -> what the mean of several prompts is taken of [B, D].
     attend: (image, text, stage) -> the regions of the words, and the weight of each [W].
     ground_phrase: (image, text, stage) -> map [P] >= 0 of any scale and signed similarity [P] of
       the phrase's own embedding.
@@ -115,6 +116,7 @@ class ModelSpec:
   local_similarity: Callable[..., jax.Array] | None = None
   similarity_divisor: float = 1.0
   has_significance: bool = False
+  prompt_embedding: Callable = lambda text: text.embedding
   map_sigma: float = 0.0
   map_nearest: bool = False
   matmul_precision: str | None = None

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from plan_jax.evaluators.zero_shot_classes import similarities
 from plan_jax.models.bert import Bert
+from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import load_text
 
 torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("torch_baselines")
 tiny_baselines = pytest.importorskip("tiny_baselines")
-IMAGES, TEXTS, started = tiny_baselines.IMAGES, tiny_baselines.TEXTS, tiny_baselines.started
+IMAGES, TEXTS, JOINED = tiny_baselines.IMAGES, tiny_baselines.TEXTS, tiny_baselines.JOINED
+started = tiny_baselines.started
 gloria, mgca, biovil = tiny_baselines.gloria, tiny_baselines.mgca, tiny_baselines.biovil
 vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
 
@@ -29,7 +32,7 @@ def unit(x):
 def compare_gloria(model, mine, tokenizer):
   with torch.no_grad():
     images = [model.image(image) for image in IMAGES]
-    texts = [model.text(tokenizer, text) for text in TEXTS]
+    texts = [model.text(tokenizer, text) for text in JOINED]
   assert mine.grid == (19, 19)
   same(mine.embed_images(IMAGES), torch.stack([unit(image) for _, image in images]))
   readable = [0, 1, 3]  # one word alone their code would drop
@@ -42,16 +45,17 @@ def compare_gloria(model, mine, tokenizer):
   similar = mine.local_similarities([TEXTS[i] for i in readable])(IMAGES)
   for i, (region, _) in enumerate(images):
     for j, (names, words, _) in enumerate(texts[k] for k in readable):
-      kept = region.half().float(), words[: len(names) - 1].half().float()  # with [CLS]
-      want = 10 * (5 * theirs.gloria_cosines(*kept)).exp().sum().log().item()
-      assert logits[i, 0, j] == pytest.approx(want, rel=1e-3)
-      cosine = theirs.gloria_cosines(region, words[1 : len(names) - 1])
-      assert similar[i, j] == pytest.approx((5 * cosine).exp().max().log().item(), abs=2e-4)
+      # There a word in brackets costs the last word, unknown ones too; ours counts all words.
+      names = [name.replace("[UNK]", "unknown") for name in names]
+      want = theirs.gloria_training_score(region.half().float(), names, words.half().float())
+      assert logits[i, 0, j] == pytest.approx(want.item(), rel=1e-3)
+      want = theirs.gloria_zero_shot_score(region, words, len(names) - 2)  # the words alone
+      assert similar[i, j] == pytest.approx(want.item(), abs=2e-4)
   # The words of a phrase, and the phrase, against the regions.
   names, words, report = texts[0]
   region = images[1][0]
   each = torch.einsum("kd,dyx->kyx", words[1 : len(names) - 1], region)
-  phrase = [" ".join(TEXTS[0])]
+  phrase = JOINED[:1]
   same(mine.similarities(IMAGES[1:2], phrase, "words")[0], each.mean(0))
   foreground = each.relu().mean(0)
   same(mine.ground_on_grid(IMAGES[1:2], phrase, "words")[0], foreground / foreground.max())
@@ -65,19 +69,27 @@ def compare_gloria(model, mine, tokenizer):
     np.testing.assert_allclose(region, want.relu(), atol=1e-4 * each.abs().max().item())
 
 
+def own_attention(model, tokenizer, text):
+  """The attention that [CLS] pays each word's own tokens; theirs is that of the tokens after."""
+  ids, _, attention = model.hidden(tokenizer, text)
+  names, sums = theirs.aggregated(tokenizer, ids, attention)
+  return sums[1 : len(names) - 1]
+
+
 def compare_mgca(model, mine, tokenizer):
   with torch.no_grad():
     images = [model.image(image) for image in IMAGES]
-    texts = [model.text(tokenizer, text) for text in TEXTS]
+    texts = [model.text(tokenizer, text) for text in JOINED]
+    own = own_attention(model, tokenizer, JOINED[0])
   same(mine.embed_images(IMAGES), torch.stack([image for _, image in images]))
   readable = [0, 1, 3]
   same(mine.embed_texts([TEXTS[i] for i in readable]), torch.stack([texts[i][2] for i in readable]))
   patches = images[2][0]
   assert mine.grid[0] ** 2 == len(patches)
-  names, words, report, attention = texts[0]
-  phrase = [" ".join(TEXTS[0])]
-  cosine = (words[:-1] @ patches.T).reshape(-1, *mine.grid)  # without [SEP]
-  share = attention[:-1] / attention[:-1].sum()
+  names, words, report, _ = texts[0]
+  phrase, count = JOINED[:1], len(names) - 1  # without [SEP]
+  cosine = (words[:count] @ patches.T).reshape(-1, *mine.grid)
+  share = own / own.sum()
   attended = mine.attend(IMAGES[2:], TEXTS[:1])[0]
   assert [word for word, _, _ in attended] == names[:-1]
   for (_, weight, region), want, share_of_word in zip(attended, cosine, share, strict=True):
@@ -105,9 +117,10 @@ def test_significances_are_those_of_the_report_s_words(tmp_path, vocabulary, tok
   mine = started("mgca_vit", weights=path, tokenizer=vocabulary)
   text = ("A right-sided é nodule.",)
   with torch.no_grad():
-    names, _, _, attention = model.text(tokenizer, text)
+    names = model.text(tokenizer, text[0])[0]
+    attention = own_attention(model, tokenizer, text[0])
   assert names == ["a", "right", "sided", "nodule", "[SEP]"]
-  share = (attention[:-1] / attention[:-1].sum()).tolist()
+  share = (attention / attention.sum()).tolist()
   (significances,) = mine.significances([text])
   assert [word for word, _ in significances] == ["A", "right-sided", "é", "nodule"]
   want = [share[0], share[1] + share[2], 0, share[3]]
@@ -120,10 +133,15 @@ def test_significances_are_those_of_the_report_s_words(tmp_path, vocabulary, tok
 def compare_biovil(model, words, mine, tokenizer):
   with torch.no_grad():
     images = [model.image(image) for image in IMAGES]
-    texts = [words.text(tokenizer, text) for text in TEXTS]
+    texts = words.prompts(tokenizer, JOINED[:3])
+    with pytest.raises(ValueError, match="too long"):
+      words.prompts(tokenizer, JOINED[3:])
   same(mine.embed_images(IMAGES), torch.stack([image for _, image in images]))
-  same(mine.embed_texts(TEXTS), torch.stack(texts))
-  patches, phrase = images[1][0], [" ".join(TEXTS[0])]
+  same(mine.embed_texts(TEXTS[:3]), texts)
+  assert not mine.note
+  mine.embed_texts(TEXTS[3:])  # cut, and counted
+  assert mine.note.startswith("1 texts were longer than the 128 tokens")
+  patches, phrase = images[1][0], JOINED[:1]
   assert mine.grid == patches.shape[:2]
   cosine = patches @ texts[0]
   for query in ("words", "phrase"):
@@ -136,6 +154,16 @@ def compare_biovil(model, words, mine, tokenizer):
     np.testing.assert_allclose(heatmap, want, atol=1e-4)
     assert np.isnan(heatmap).any()
   assert mine.peaks(IMAGES[1:2], phrase)[0] == pytest.approx(cosine.max().item(), rel=1e-4)
+  prompts = [(text,) for text in (JOINED[0], "No edema", "The heart is large!")]
+  whole = mine.embed_images(IMAGES)
+  with torch.no_grad():
+    scores = [words.score(image, tokenizer, [text for (text,) in prompts]) for _, image in images]
+  same(similarities(whole, mine.embed_prompts(prompts), "embeddings"), torch.stack(scores))
+  units = mine.embed_texts(prompts)
+  assert np.abs(similarities(whole, units, "embeddings") - np.array(scores)).max() > 1e-5
+  for ensemble in ("similarities", "highest"):
+    want = similarities(whole, units, ensemble)
+    same(similarities(whole, mine.embed_prompts(prompts), ensemble), want)
   attended = mine.attend(IMAGES[1:2], [TEXTS[1]])[0]
   assert [word for word, _, _ in attended][:4] == ["1", "No", "pneumothorax", "2"]
   assert all((region == attended[0][2]).all() and weight == 1 for _, weight, region in attended)
@@ -195,7 +223,7 @@ def test_biovil_at_its_size(tmp_path, vocabulary, tokenizer, name):
 
 
 def test_mgca_s_text_can_start_a_run(tmp_path, tokenizer):
-  """It has no token types, and layers that it does not use."""
+  """It has no token types, layers that it does not use, and the position 0 for every token."""
   model, path = mgca(tmp_path, tokenizer, "mgca_vit")
   sizes = dict(embed_dim=64, depth=2, num_heads=1, mlp_dim=128, max_position=128)
   encoder = Bert(len(tokenizer), **sizes)
@@ -203,10 +231,13 @@ def test_mgca_s_text_can_start_a_run(tmp_path, tokenizer):
   assert not loaded.params["type_embedding"].any()
   aside = loaded.provenance["left_aside"]
   assert any("crossattention" in name for name in aside) and "prototype_layer.weight" in aside
-  ids, _ = theirs.tokens(tokenizer, TEXTS[0], 20)
-  ids = ids[:, :6]
   with torch.no_grad():
-    want = model.text_encoder_q.model(ids).last_hidden_state
-  place = np.arange(6)[None]
-  hidden = encoder.apply({"params": loaded.params}, ids.numpy(), np.zeros((1, 6), int), place)
-  same(hidden, want)
+    ids, want, _ = model.hidden(tokenizer, JOINED[0])
+  place = np.arange(len(ids))[None]
+  real = np.where(ids == tokenizer.pad_token_id, -1, 0)[None]
+  hidden = encoder.apply({"params": loaded.params}, ids[None].numpy(), real, place)
+  same(hidden[0, real[0] == 0], want[real[0] == 0])
+  name = "text_encoder_q.model.embeddings.token_type_embeddings.weight"
+  torch.save({"state_dict": model.state_dict() | {name: torch.zeros(2, 64)}}, path)
+  with pytest.raises(WeightsError, match=f"unexpected {name}"):  # of another BERT
+    load_text(path, encoder)

@@ -1,5 +1,7 @@
 """Checkpoints and keys of the config that do not fit."""
 
+import json
+
 import pytest
 
 from input_pipeline.errors import UserError
@@ -96,3 +98,23 @@ def test_vocabulary_and_text_that_are_not_the_weights(tmp_path, vocabulary, toke
   _, _, _, wider = biovil(tmp_path, tokenizer, "biovil", out=12)
   with pytest.raises(UserError, match="gives vectors of 12, the images' are of 10"):
     load.load(config_of("biovil_t", weights=weights, text=wider, tokenizer=vocabulary))
+
+
+@pytest.mark.parametrize(
+  ("entry", "words"),
+  [
+    ({"num_attention_heads": 7}, "num_attention_heads 7, which does not divide the width of 128"),
+    ({"num_attention_heads": 0}, "num_attention_heads 0, which does not divide"),
+    ({"num_attention_heads": "2"}, "num_attention_heads '2', which does not divide"),
+    ({"hidden_act": "relu"}, "hidden_act 'relu', ours is 'gelu'"),
+    ({"layer_norm_eps": 1e-3}, "layer_norm_eps 0.001, ours is at most"),
+  ],
+)
+def test_settings_of_another_computation(tmp_path, vocabulary, tokenizer, entry, words):
+  _, _, weights, folder = biovil(tmp_path, tokenizer, "biovil_t")
+  file = folder / "config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | entry))
+  with pytest.raises(
+    UserError, match=f"config.baseline.text: {folder}: its config.json has {words}"
+  ):
+    load.load(config_of("biovil_t", weights=weights, text=folder, tokenizer=vocabulary))

@@ -11,6 +11,14 @@ torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("torch_baselines")
 tiny_baselines = pytest.importorskip("tiny_baselines")
 TEXTS = tiny_baselines.TEXTS
+# Their cleaning takes the whole text: a sentence without a full stop goes on in the next.
+UNSTOPPED = [
+  ("A nodule!", "Normal."),
+  ("A nodule.", "Normal."),
+  ("No edema", "Normal", "Stable. Heart normal"),
+  ("Stable", "1", ". Heart large"),
+  ("Line at T10.5", "cm\nfrom the carina;", "é_è 5.", "new", "", "small\ufffd\ufffdnodule"),
+]
 vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
 
 
@@ -22,8 +30,8 @@ def cleaned(folder, most=97):
 @pytest.mark.parametrize("most", [97, 112, 9])
 def test_cleaned_texts_of_gloria_and_mgca(vocabulary, tokenizer, most):
   reader = cleaned(vocabulary, most)
-  for text in (*TEXTS[:2], TEXTS[3]):
-    ids, mask = theirs.tokens(tokenizer, text, most)
+  for text in (*TEXTS[:2], TEXTS[3], *UNSTOPPED):
+    ids, mask, _ = theirs.tokens(tokenizer, " ".join(text), most)
     reading = reader.read(text)
     assert reading.tokens == ids[0, : mask.sum()].tolist()
     names, _ = theirs.aggregated(tokenizer, ids[0], torch.zeros(most, 1))
@@ -35,9 +43,49 @@ def test_cleaned_texts_of_gloria_and_mgca(vocabulary, tokenizer, most):
       ]
       parts = tokenizer.convert_ids_to_tokens(ids_of)
       assert "".join(part.removeprefix("##") for part in parts) == name
-    assert reading.cut == (len(tokenizer(theirs.cleaned(text))["input_ids"]) > most)
+    assert reading.cut == (len(tokenizer(theirs.cleaned(" ".join(text)))["input_ids"]) > most)
     for word in reading.words:
-      assert text[word.sentence][word.start : word.end].lower() == word.text
+      span = text[word.sentence][word.start : word.end].lower()
+      assert span.encode("ascii", "ignore").decode() == word.text
+
+
+def test_words_are_those_of_the_joined_text(vocabulary):
+  words = [[word.text for word in cleaned(vocabulary).read(text).words] for text in UNSTOPPED[:2]]
+  assert words == [["a", "nodule", "normal"], ["a", "nodule"]]
+  (*_, last) = cleaned(vocabulary).read(("A nodule!", "", "All normal.")).words
+  assert last == tokenization.Word("normal", 2, 4, 10)
+
+
+@pytest.mark.parametrize("name", ["[SEP]", "[PAD]", "[CLS]", "[MASK]"])
+def test_a_special_token_s_name_in_a_text_is_its_letters(vocabulary, tokenizer, name):
+  """Where CXR-BERT's project refuses the text."""
+  model = theirs.CxrBert(len(tokenizer), 64, 1, 8)
+  if name != "[MASK]":
+    with pytest.raises(ValueError, match="special token"):
+      model.prompts(tokenizer, [f"No {name} edema"])
+  plain = tokenization.BaselineTexts(
+    tokenization.Vocabulary(vocabulary, "key"), 128, tokenization.read_plain
+  )
+  ids = plain.read((f"No {name} edema",)).tokens
+  assert tokenizer.convert_tokens_to_ids(name) not in ids[1:-1]
+
+
+@pytest.mark.parametrize(
+  ("files", "reason"),
+  [
+    ({"tokenizer.json": b"{"}, "EOF"),
+    ({"tokenizer.json": b"[]"}, "expected"),
+    ({"vocab.txt": b"[PAD]", "tokenizer_config.json": b"{"}, "Expecting property name"),
+    ({"vocab.txt": b"[PAD]", "tokenizer_config.json": b"[]"}, "'list' object"),
+    ({"vocab.txt": b"\xff\xfe"}, "can't decode|invalid|UTF-8|utf-8"),
+  ],
+)
+def test_a_broken_vocabulary_is_one_line(tmp_path, files, reason):
+  for name, content in files.items():
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError, match=f"key: the tokenizer of .* is broken .*({reason})") as error:
+    tokenization.Vocabulary(tmp_path, "key")
+  assert "\n" not in str(error.value)
 
 
 def test_a_text_of_one_word_is_read_all_the_same(vocabulary):
@@ -45,7 +93,7 @@ def test_a_text_of_one_word_is_read_all_the_same(vocabulary):
   reader = cleaned(vocabulary)
   assert [word.text for word in reader.read(TEXTS[2]).words] == ["edema"]
   words = [word.text for word in reader.read(TEXTS[1]).words]
-  assert words == ["no", "pneumothorax", "5", "cm", "right", "sided", "nodule"]
+  assert words == ["no", "pneumothorax", "5", "cm", "right", "sided", "nodule", "normal"]
   for nothing in ((), ("",), ("...",), ("é",)):
     reading = reader.read(nothing)
     assert (len(reading.tokens), reading.words, reading.cut) == (2, [], False)

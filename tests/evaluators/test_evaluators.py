@@ -57,6 +57,8 @@ class Model:
   def embed_texts(self, texts):
     return self._units([numbers(text, 6) - 0.5 for text in texts])
 
+  embed_prompts = embed_texts
+
   @staticmethod
   def _units(vectors):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

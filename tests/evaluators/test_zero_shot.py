@@ -49,7 +49,7 @@ class Model:
   def embed_images(self, images):
     return self._embed("images", self.images, [int(image[0, 0]) for image in images])
 
-  def embed_texts(self, texts):
+  def embed_prompts(self, texts):
     assert all(len(text) == 1 for text in texts)
     return self._embed("texts", self.texts, [text[0] for text in texts])
 

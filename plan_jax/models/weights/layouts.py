@@ -118,6 +118,8 @@ KINDS: Mapping[str, Mapping[str, tuple[Target, ...]]] = {
   },
   "embedding": {"weight": _param("embedding")},
   "first_row": {"weight": _param("", lambda x: x[0])},  # ours has one type of token
+  # All places read the first row, as where a project gives every token the position 0.
+  "first_row_only": {"weight": _param("embedding", lambda x: np.broadcast_to(x[:1], x.shape))},
   "class_token": {"": _param("", np.ravel)},
   "positions": {
     "": _param("position_embedding", positions) + _param("class_position", lambda x: x[0, 0])

@@ -27,6 +27,7 @@ _VARIANT = {
   "resnet": {"hidden_act": "relu", "downsample_in_bottleneck": False},
   "vit": {"hidden_act": "gelu"},
   "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
+  "cxr_bert": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
 }
 _MOST_EPSILON = 1e-6  # of a layer norm, above which features would change
 
@@ -104,8 +105,8 @@ def load_baseline(
     key: name of the setting of the path, for messages.
 
   Raises:
-    WeightsError: the file cannot be read, or is another model's; names are missing or unexpected,
-      or shapes differ.
+    WeightsError: the file cannot be read, or is another model's; its config.json asks for another
+      computation; names are missing or unexpected, or shapes differ.
   """
   weights = _read(path, key)
   wanted = BASELINE_LAYOUTS[name]
@@ -117,7 +118,13 @@ def load_baseline(
       " configs/baselines.py, and what each wants, are in docs/baselines.md"
     )
   placement = _place(weights.tensors, wanted, lambda _: False)
-  model = build(placement.shapes(), weights.settings)
+  try:
+    model = build(placement.shapes(), weights.settings)
+    problems = _variant_problems(wanted, weights.settings)
+  except WeightsError as error:
+    problems = [str(error)]
+  if problems:
+    raise WeightsError(f"{key}: {path}: {'; '.join(problems)}")
   _settle(path, key, wanted, placement, _shapes(model, inputs, method))
   return model, _loaded(path, wanted, weights.sha256, placement)
 
@@ -274,7 +281,7 @@ def _variant_problems(layout: Layout, settings: dict) -> list[str]:
   """Lists settings of a config.json that change the computation and no tensor."""
   problems = [
     f"its config.json has {name} {settings[name]!r}, ours is {ours!r}"
-    for name, ours in _VARIANT[layout.encoder].items()
+    for name, ours in _VARIANT.get(layout.encoder, {}).items()
     if settings.get(name, ours) != ours
   ]
   epsilon = settings.get("layer_norm_eps", 0)

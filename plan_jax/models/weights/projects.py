@@ -85,6 +85,14 @@ BERT = (
   Row(rf"{_HF_LAYER}\.output\.dense", r"layer\1+1/mlp_out", "dense"),
   Row(rf"{_HF_LAYER}\.output\.LayerNorm", r"layer\1+1/mlp_norm", "layer_norm"),
 )
+# BLIP's BERT, which MGCA took over, has no token types, and takes positions third: MGCA calls it
+# with types there, all 0, so that every token has the position 0, in training too. A file that has
+# types is of another BERT, with positions of its own.
+BLIP_BERT = (
+  BERT[0],
+  Row(r"embeddings\.position_embeddings", "position_embedding", "first_row_only"),
+  *BERT[3:],
+)
 CXR_BERT_PROJECTOR = (
   Row(r"cls_projection_head\.dense_to_hidden", "projector_in", "dense"),
   Row(r"cls_projection_head\.LayerNorm", "projector_norm", "layer_norm"),
@@ -149,15 +157,15 @@ IMAGE_LAYOUTS = (
 
 
 def _bert_of(
-  name: str, prefix: str, image: str, heads: tuple[str, ...], *, zeros: tuple[str, ...] = ()
+  name: str, prefix: str, image: str, heads: tuple[str, ...], rows: tuple[Row, ...] = BERT
 ) -> Layout:
   """Lists the text encoder of a joint checkpoint."""
   aside = (*_not_bert(rf"{prefix}\."), rf"{image}\..+", *heads)
-  return Layout(name, "bert", under(rf"{prefix}\.", BERT), aside, zeros=zeros)
+  zeros = ("type_embedding",) if rows is BLIP_BERT else ()
+  return Layout(name, "bert", under(rf"{prefix}\.", rows), aside, zeros=zeros)
 
 
 _OUR_BERT = _ours("text_encoder", "token_embedding")
-_BLIP_ZEROS = ("type_embedding",)  # BLIP's BERT, which MGCA took over, has no types
 
 TEXT_LAYOUTS = (
   Layout(
@@ -167,8 +175,8 @@ TEXT_LAYOUTS = (
     (*_not_bert(r"(bert\.)?"), r"cls\..+"),
   ),
   _bert_of("GLoRIA", r"gloria\.text_encoder\.model", r"gloria\.img_encoder", _GLORIA_HEADS),
-  _bert_of("MGCA", r"text_encoder_q\.model", "img_encoder_q", _MGCA_HEADS, zeros=_BLIP_ZEROS),
-  _bert_of("ConVIRT", r"text_encoder\.model", "img_encoder", _CONVIRT_HEADS, zeros=_BLIP_ZEROS),
+  _bert_of("MGCA", r"text_encoder_q\.model", "img_encoder_q", _MGCA_HEADS, BLIP_BERT),
+  _bert_of("ConVIRT", r"text_encoder\.model", "img_encoder", _CONVIRT_HEADS, BLIP_BERT),
   _bert_of("ConVIRT-pytorch", "bert_model", "res_features", _NUMBERED_HEADS),
   Layout("plan_jax", "bert", _OUR_BERT, (r"image_encoder\..+", *_OUR_HEADS)),
 )
@@ -192,7 +200,7 @@ def _mgca(name: str, trunk: tuple[Row, ...]) -> Layout:
     *into("image_encoder", under(r"img_encoder_q\.model\.", trunk)),
     *_mgca_head(r"img_encoder_q\.global_embed", "image_head", "dense"),
     *_mgca_head(r"img_encoder_q\.local_embed", "pixel_head", "convolution_1d"),
-    *into("text_encoder", under(r"text_encoder_q\.model\.", BERT)),
+    *into("text_encoder", under(r"text_encoder_q\.model\.", BLIP_BERT)),
     *_mgca_head(r"text_encoder_q\.global_embed", "report_head", "dense"),
     *_mgca_head(r"text_encoder_q\.local_embed", "word_head", "convolution_1d"),
   )
