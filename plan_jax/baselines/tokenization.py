@@ -1,6 +1,5 @@
 """Texts as the baselines read them: tokens, and the word that each token belongs to."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.text import reports
+from input_pipeline.text import vocabulary as vocabularies
+from input_pipeline.text.vocabulary import TokenizerError
 from plan_jax.inference.spec import EncodedTexts, Text
 
 _NAMES = ("[CLS]", "[SEP]", "[PAD]")
@@ -33,23 +34,16 @@ class Vocabulary:
     Raises UserError, naming `key` of the config, where there is neither, one of them is broken, or
     it is no BERT's vocabulary.
     """
-    folder = Path(folder)
-    advice = "name the local Hugging Face folder of the weights' own vocabulary"
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-      raise UserError(f"{key}: {folder} holds neither tokenizer.json nor vocab.txt; {advice}")
+    advice = "name the folder of the weights' own vocabulary"
     try:
-      self.backend = _tokenizer(folder).backend_tokenizer
-    except Exception as error:  # the library raises plain Exceptions
-      reason = " ".join(str(error).split())
-      raise UserError(f"{key}: the tokenizer of {folder} is broken ({reason}); {advice}") from error
-    self.backend.no_padding()
-    self.backend.no_truncation()
-    # A report's "[SEP]" is its letters: hi-ml refuses such a text, the others' cleaning takes
-    # brackets away.
-    self.backend.encode_special_tokens = True
+      self.backend, _ = vocabularies.read(Path(folder))
+    except TokenizerError as error:
+      raise UserError(f"{key}: {error}; {advice}") from error
     tokens = self.backend.get_vocab(with_added_tokens=False)
     if any(name not in tokens for name in _NAMES):
-      raise UserError(f"{key}: {folder} is no BERT's vocabulary, with {', '.join(_NAMES)}")
+      raise UserError(
+        f"{key}: {folder} is no BERT's vocabulary, with {', '.join(_NAMES)}; {advice}"
+      )
     self.class_id, self.separator_id, self.pad_id = (tokens[name] for name in _NAMES)
     self.size = len(tokens)
 
@@ -198,18 +192,6 @@ def to_arrays(reading: Reading, length: int, pad_id: int) -> dict[str, np.ndarra
     "position": np.arange(length, dtype=np.int32),
     "word_mask": word_mask,
   }
-
-
-def _tokenizer(folder: Path):
-  from transformers import BertTokenizerFast, PreTrainedTokenizerFast
-
-  if (folder / "tokenizer.json").is_file():
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-  settings = folder / "tokenizer_config.json"
-  options = json.loads(settings.read_text()) if settings.is_file() else {}
-  return BertTokenizerFast(
-    vocab=str(folder / "vocab.txt"), do_lower_case=options.get("do_lower_case", True)
-  )
 
 
 def _statements(sentences: Text) -> list[list[Word]]:

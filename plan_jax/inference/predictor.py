@@ -98,7 +98,7 @@ class Predictor:
     """Embeddings of N texts, float32, unit norm."""
     return self._run(lambda batch: self._text_features(batch).embedding, self._encode(texts))
 
-  def embed_prompts(self, texts) -> Float[np.ndarray, "N D"]:
+  def embed_prompts(self, texts: Texts) -> Float[np.ndarray, "N D"]:
     """Embeddings of N prompts, float32, of the norm with which the mean of several is taken.
 
     The unit norm, but of a model whose project takes the mean before the norm. `texts` as of

@@ -70,20 +70,11 @@ def test_a_special_token_s_name_in_a_text_is_its_letters(vocabulary, tokenizer, 
   assert tokenizer.convert_tokens_to_ids(name) not in ids[1:-1]
 
 
-@pytest.mark.parametrize(
-  ("files", "reason"),
-  [
-    ({"tokenizer.json": b"{"}, "EOF"),
-    ({"tokenizer.json": b"[]"}, "expected"),
-    ({"vocab.txt": b"[PAD]", "tokenizer_config.json": b"{"}, "Expecting property name"),
-    ({"vocab.txt": b"[PAD]", "tokenizer_config.json": b"[]"}, "'list' object"),
-    ({"vocab.txt": b"\xff\xfe"}, "can't decode|invalid|UTF-8|utf-8"),
-  ],
-)
-def test_a_broken_vocabulary_is_one_line(tmp_path, files, reason):
-  for name, content in files.items():
-    (tmp_path / name).write_bytes(content)
-  with pytest.raises(UserError, match=f"key: the tokenizer of .* is broken .*({reason})") as error:
+def test_a_broken_vocabulary_is_one_line(tmp_path):
+  (tmp_path / "tokenizer.json").write_bytes(b"{")
+  with pytest.raises(
+    UserError, match="key: .*tokenizer.json is no whole .* own vocabulary$"
+  ) as error:
     tokenization.Vocabulary(tmp_path, "key")
   assert "\n" not in str(error.value)
 
@@ -113,7 +104,7 @@ def test_vocabularies(vocabulary, tmp_path):
   cased = tokenization.read_plain(tokenization.Vocabulary(tmp_path, "key"), 512, text).tokens
   assert cased != tokenization.read_plain(plain, 512, text).tokens
   (tmp_path / "vocab.txt").write_text("a\nb")
-  with pytest.raises(UserError, match="key: .* is no BERT's vocabulary"):
+  with pytest.raises(UserError, match="key: .*vocab.txt is no whole tokenizer"):
     tokenization.Vocabulary(tmp_path, "key")
-  with pytest.raises(UserError, match=r"key: .*nowhere holds neither tokenizer.json nor vocab.txt"):
+  with pytest.raises(UserError, match="key: there is no folder .*nowhere"):
     tokenization.Vocabulary(tmp_path / "nowhere", "key")
