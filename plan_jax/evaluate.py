@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import images, records
+from input_pipeline import digests, images, records
 from input_pipeline.example import Example
 from input_pipeline.readers.by_name import FACTS
 from plan_jax.evaluators import grounding, labelled_images, prompts, retrieval, zero_shot
@@ -66,6 +66,7 @@ def evaluate(
       path = workdir.example_scores_of(task, dataset.attached_name).with_suffix(file.suffix)
       path.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(file, path)
+    digests.write_sums(workdir.example_scores)
     evaluation = rows.Evaluation(model.step, results, fingerprints(sets), complete)
     rows.write(workdir.evaluation, evaluation)
     report.write_report(
