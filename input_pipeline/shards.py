@@ -8,10 +8,10 @@ Beside each shard lies its `.index.json`, a JSON object:
   skipped  items that the converter could not read, as {"path", "reason"}
   source   a hash of the items the shard was made from: a resumed conversion compares it
   crc      CRC-32C of the whole shard file
+  digest   of all this, see `digests`
 """
 
 import contextlib
-import json
 import os
 import struct
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import google_crc32c
 
-from input_pipeline import serialization
+from input_pipeline import digests, serialization
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 from input_pipeline.files import replace_text, replacing
@@ -51,7 +51,7 @@ def read_index(shard: str | os.PathLike) -> dict[str, Any]:
   """Reads the index of a shard, as described on top of this module. Raises RecordError."""
   path = index_path(shard)
   try:
-    index = json.loads(path.read_bytes())
+    index = digests.unseal(path.read_bytes())
     if len(index["offsets"]) == len(index["text"]) + 1 == len(index["regions"]) + 1:
       return index
     problem = "its lists differ in length"
@@ -124,4 +124,4 @@ class ShardWriter:
       self._file.flush()
       os.fsync(self._file.fileno())  # after a power cut, too, a shard that has its name is whole
       self._path.unlink(missing_ok=True)  # a shard written again must not meet its new index
-      replace_text(index_path(self._path), json.dumps(self._index | {"crc": self._crc}))
+      replace_text(index_path(self._path), digests.seal(self._index | {"crc": self._crc}))

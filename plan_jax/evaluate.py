@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import images, records
+from input_pipeline import digests, images, records
 from input_pipeline.example import Example
 from input_pipeline.files import disk_errors, replacing
 from input_pipeline.readers.by_name import FACTS
@@ -69,6 +69,7 @@ def evaluate(
         path = folder / dataset.attached_name / f"{task}{file.suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, path)
+      digests.write_sums(folder)
       # Those of an earlier evaluation go with it. The new one comes last: it says that all is here.
       workdir.evaluation.unlink(missing_ok=True)
       shutil.rmtree(workdir.example_scores, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline import records
+from input_pipeline import digests, records
 from input_pipeline.errors import UserError
 from input_pipeline.files import disk_errors, lock, replace_text
 from plan_jax import config as config_lib
@@ -89,9 +89,8 @@ def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   model, provenance = baselines.load(config)
   workdir.refuse_other_baseline(config)
   folder = _claim(config, workdir, new=True)
-  note = json.dumps(provenance, indent=2)
-  processes.assert_equal("the weights of the baseline", note)
-  processes.on_primary(lambda: replace_text(workdir.weights, f"{note}\n"))
+  processes.assert_equal("the weights of the baseline", json.dumps(provenance))
+  processes.on_primary(lambda: replace_text(workdir.weights, digests.seal(provenance, indent=2)))
   sets = _make_sets(config, workdir, folder)
   title = model.spec.title
   notes = {"model": f"{title}, grid {model.grid[0]} x {model.grid[1]}"}

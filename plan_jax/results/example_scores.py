@@ -2,7 +2,7 @@
 
 A file is CSV with the header `image_id,phrase,patient_id,group,METRIC,...` and one line an example.
 The phrase is empty where the example is a whole image with its text; a cell is empty where the
-example has no such value.
+example has no such value. The folder of the files has a SHA256SUMS, see input_pipeline/digests.py.
 """
 
 import csv
@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline import digests
+from input_pipeline.digests import DamagedError
 from input_pipeline.files import replace_text
 
 # The metrics of examples that are ranked, not averaged: AUC is taken from all of a group.
 SCORED = ("score", "positive")
+_REMEDY = "evaluate again (--mode=evaluate)"
 _HEAD = ("image_id", "phrase", "patient_id", "group")
 
 
@@ -65,12 +68,17 @@ def write(path: str | os.PathLike, scores: ExampleScores) -> None:
   replace_text(path, text.getvalue())
 
 
+def check(folder: Path) -> None:
+  """Raises DamagedError, naming the file, unless the folder is as `digests.write_sums` found it."""
+  digests.check_sums(folder, _REMEDY)
+
+
 def read(path: str | os.PathLike) -> ExampleScores:
   """Reads a file that `write` wrote.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is not such CSV; the message names the file and the line.
+    DamagedError: the file is not such CSV; the message names the file and the line.
   """
   ids, groups, patients, values = {}, [], [], []  # ids in their order, without values
   with Path(path).open(encoding="utf-8", newline="") as file:
@@ -90,7 +98,8 @@ def read(path: str | os.PathLike) -> ExampleScores:
         groups.append(group)
         values.append([_value(cell) for cell in cells])
     except (ValueError, csv.Error) as error:  # also of bytes that are not UTF-8
-      raise ValueError(f"{path}, line {max(1, lines.line_num)}: {error}") from error
+      line = max(1, lines.line_num)
+      raise DamagedError(f"{path}, line {line}: {error}; {_REMEDY}") from error
   values = np.array(values, np.float64).reshape(len(ids), len(head) - 4)
   return ExampleScores(list(ids), groups, patients, tuple(head[4:]), values)
 

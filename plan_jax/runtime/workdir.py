@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from input_pipeline import digests
 from input_pipeline.errors import UserError
 from input_pipeline.files import is_vacant, replace_text
 
@@ -39,7 +40,7 @@ class Workdir:
       raise WorkdirError(f"{path} must be a folder; a bucket is none: mount a shared disk")
     self.config = self.path / "config.json"
     self.records = self.path / "records"
-    self.records_note = self.path / "records.txt"  # their fingerprint
+    self.records_note = self.path / "records.json"  # their fingerprint
     self.tokenizer = self.path / "tokenizer"
     self.weights = self.path / "weights.json"  # what the encoders started from, if not at random
     self.checkpoints = self.path / "checkpoints"
@@ -80,7 +81,7 @@ class Workdir:
       # Nothing was learned yet: a config that was mended replaces the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)
       self.records_note.unlink(missing_ok=True)
-    replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+    replace_text(self.config, digests.seal(config.to_dict(), indent=2))
 
   def refuse_other_baseline(self, config: ConfigDict) -> None:
     """Raises WorkdirError if a run lies here, or another baseline's evaluation.
@@ -109,24 +110,32 @@ class Workdir:
     Raises WorkdirError, naming both, where it was trained on others.
     """
     if not self.begun():
-      replace_text(self.records_note, f"{fingerprint}\n")
-    elif (before := self.records_note.read_text().strip()) != fingerprint:
+      replace_text(self.records_note, digests.seal({"fingerprint": fingerprint}))
+    elif (before := self.read_records_note()) != fingerprint:
       raise WorkdirError(
         f"{self.path} was trained on records {before}, {folder} holds {fingerprint}: give back"
         " config.data.records, or name another --workdir"
       )
+
+  def read_records_note(self) -> str:
+    """Reads the fingerprint of the run's records. Raises DamagedError."""
+    remedy = "give it back from a copy, or name another --workdir"
+    return digests.read_sealed(self.records_note, remedy)["fingerprint"]
 
   def load_config(self) -> ConfigDict:
     """Loads the config that the run was started with; its sequences are tuples, as they were."""
     return ConfigDict(_with_tuples(self.read_config()))
 
   def read_config(self) -> dict:
-    """Reads the config that the run was started with, as JSON has it."""
+    """Reads the config that the run was started with, as JSON has it.
+
+    Raises WorkdirError where there is none, DamagedError where it is not as it was written.
+    """
     if not self.config.exists():
       raise WorkdirError(
         f"{self.path} holds no run (no config.json): train first, or name another --workdir"
       )
-    return json.loads(self.config.read_text())
+    return digests.read_sealed(self.config, "give it back from a copy, or name another --workdir")
 
 
 def _with_tuples(value):
