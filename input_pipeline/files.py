@@ -150,7 +150,9 @@ def _locked(path: Path) -> int:
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         return descriptor
-    except BaseException:
+    except BaseException as error:
+      if not isinstance(error, LockedError):
+        _remove(path)
       os.close(descriptor)
       raise
     os.close(descriptor)

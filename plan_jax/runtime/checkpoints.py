@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,18 @@ from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 
 logging.getLogger("absl").setLevel(logging.WARNING)
-# Orbax logs the traceback of an error in each of its threads; it is also raised, once.
+# A save that fails is raised, once. It is also told by each thread of Orbax, by asyncio of every
+# write, and by the writes that end after that.
 logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
+logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())
 
+
+def _unraisable(error, show=sys.unraisablehook) -> None:
+  if str(error.exc_value) != "Event loop is closed":
+    show(error)
+
+
+sys.unraisablehook = _unraisable
 
 # Orbax changes them as it gives the checkpoint its name: the time of that, which nothing reads.
 _LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
