@@ -1,5 +1,6 @@
 """A whole experiment: records, training, evaluation. What is done already is not done again."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import digests, records
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import disk_errors, lock, replace_text
 from plan_jax import config as config_lib
 from plan_jax.baselines import load as baselines
 from plan_jax.evaluate import evaluate, validation_scalars
@@ -24,16 +25,24 @@ from plan_jax.train import Validate, train
 from plan_jax.training.pretrained import load_encoders, tokenizer_folder
 
 
+@disk_errors()
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   """Runs what `mode` names: "train", "evaluate", or "all" for both in turn.
 
   A config of configs/baselines.py is evaluated, for nothing of it is trained.
 
-  Raises UserError where config, data or workdir are not fit, before any work if it can be known.
+  Raises UserError where config, data or workdir are not fit, before any work if it can be known,
+  and where another start has the workdir.
   """
-  if "baseline" in config:
-    _run_baseline(config, workdir, mode)
-    return
+  with contextlib.ExitStack() as held:
+    processes.on_primary(lambda: held.enter_context(lock(workdir.path)))
+    if "baseline" in config:
+      _run_baseline(config, workdir, mode)
+    else:
+      _run(config, workdir, mode)
+
+
+def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   config_lib.check(config)
   config_lib.check_devices(config)
   if mode != "evaluate" and not workdir.begun():

@@ -17,7 +17,6 @@ In Python:
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from safetensors import numpy as safetensors
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text, temporary_path
+from input_pipeline.files import replace_text, replacing
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference.load import load as load_run
 from plan_jax.inference.load import load_tokenizer, of_state
@@ -69,26 +68,21 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
   out = Path(out)
   if out.exists():
     raise UserError(f"--out={out} exists: name a new folder, or delete it")
-  model = load_run(workdir, step=step)
-  config = workdir.load_config()
-  inputs = _inputs(config)
-  card = model_card.text(workdir, config, model.step, model.grid)
-  exported = _export(model, config, load_tokenizer(workdir), inputs)
-  about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
-  temporary = temporary_path(out)
-  try:
-    shutil.copytree(workdir.tokenizer, temporary)
+  with replacing(out) as temporary:
+    temporary.mkdir()  # before the work: where nothing can be written, it is in vain
+    model = load_run(workdir, step=step)
+    config = workdir.load_config()
+    inputs = _inputs(config)
+    card = model_card.text(workdir, config, model.step, model.grid)
+    exported = _export(model, config, load_tokenizer(workdir), inputs)
+    about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
+    shutil.copytree(workdir.tokenizer, temporary, dirs_exist_ok=True)
     tensors = safetensors.save(_flat(jax.device_get(model.variables)))
     (temporary / _TENSORS).write_bytes(tensors)
     (temporary / _FUNCTION).write_bytes(exported.serialize())
     replace_text(temporary / _CONFIG, json.dumps(about, indent=2) + "\n")
     replace_text(temporary / _CARD, card)
     digests.write_sums(temporary, without=(_CARD,))
-    os.replace(temporary, out)
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   return out
 
 

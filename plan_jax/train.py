@@ -10,7 +10,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from input_pipeline import digests, images, loader, records
-from input_pipeline.files import replace_text
+from input_pipeline.files import disk_errors, replace_text
 from input_pipeline.text import diagnostic_terms, tokenizer
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference.load import load_tokenizer
@@ -30,6 +30,7 @@ _TOKENIZER_TEXTS = 50_000
 Validate = Callable[[Assembly, Tokenizer, TrainState], dict[str, float]]
 
 
+@disk_errors()
 def train(config: ConfigDict, workdir: Workdir, folder: Path, validate: Validate) -> None:
   """Trains to config.train.steps, from the newest checkpoint if there is one.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from input_pipeline.conversion import selections
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import is_vacant, replace_text
 from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.raw.stored_images import FORMATS
 
@@ -101,7 +101,7 @@ class Settings:
     try:
       before = json.loads((out / _FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-      if out.exists() and any(out.iterdir()):
+      if not is_vacant(out):
         raise ConvertError(f"{out} holds other files; name a new or empty folder") from None
       return
     for name in sorted(before.keys() | content.keys()):

@@ -4,11 +4,11 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.digests import DamagedError
+from input_pipeline.files import replacing
 from plan_jax.metrics.detection import Image
 
 _TEXTS = ("image_id", "patient_id")
@@ -26,11 +26,8 @@ def write(path: str | os.PathLike, images: Sequence[Image], findings: Sequence[s
     for name in names:
       dtype = np.int32 if name.endswith("labels") else np.float32
       arrays[name] = np.concatenate([getattr(image, name) for image in images]).astype(dtype)
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp.npz")
-  np.savez_compressed(temporary, **arrays)
-  os.replace(temporary, path)
+  with replacing(path) as temporary, temporary.open("wb") as file:
+    np.savez_compressed(file, **arrays)
 
 
 def read(path: str | os.PathLike) -> tuple[list[Image], list[str]]:

@@ -4,8 +4,11 @@ A checkpoint has a SHA256SUMS of its files (input_pipeline/digests.py), written 
 name; nothing of a checkpoint is used before it is compared with them.
 """
 
+import contextlib
 import logging
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError, disk_errors
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 
@@ -64,6 +68,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=keep.AnyPreservationPolicy(policies),
         create=create,
+        cleanup_tmp_directories=create,  # of a start that was killed
         best_fn=score if best_metric else None,
         async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_sums),
       ),
@@ -93,13 +98,17 @@ class Checkpoints:
     return best
 
   def save(self, step: int, state, metrics: dict[str, float] | None = None) -> None:
-    """Starts saving; the state may be changed at once. A step that is there already is left."""
+    """Starts saving; the state may be changed at once. A step that is there already is left.
+
+    Raises DiskError, here or in `wait` or `close`.
+    """
     if step in self._manager.all_steps():
       return
     if metrics is not None and self._best_metric not in metrics:
       metrics = None
     # Forced: that it saves is decided already, and to ask would disturb runtime/preemption.py.
-    self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+    with self._saving():
+      self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
   def restore(self, abstract, step: int | None = None):
     """Restores the state of `step` (the newest by default), laid out as `abstract_state` is.
@@ -140,13 +149,26 @@ class Checkpoints:
     remedy = f"give back {path.name} of {self._folder} from a copy, or delete it: the others stay"
     digests.check_sums(path, remedy, below=below)
 
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    """Removes what is left of a save, this one or one before, for which the disk was too full."""
+    try:
+      with disk_errors(self._folder):
+        yield
+    except DiskError:
+      for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+      raise
+
   def wait(self) -> None:
-    """Waits until every save is on disk."""
-    self._manager.wait_until_finished()
+    """Waits until every save is on disk. Raises DiskError."""
+    with self._saving():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for saves and frees the folder."""
-    self._manager.close()
+    """Waits for saves and frees the folder. Raises DiskError."""
+    with self._saving():
+      self._manager.close()
 
 
 def abstract_state(shapes, shardings):

@@ -1,6 +1,7 @@
 """The folder of a run: its paths, and the run that it belongs to."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import is_vacant, replace_text
 
 # Keys that may differ when a run goes on or is evaluated again: none of them changes what is
 # learned. The folder of the records is free too: their fingerprint tells whether they are the same.
@@ -33,7 +34,10 @@ class Workdir:
   """Paths of a run."""
 
   def __init__(self, path: str | Path):
+    """Raises WorkdirError where the path is none of a folder."""
     self.path = Path(path)
+    if re.match(r"\w+:/", str(path)):
+      raise WorkdirError(f"{path} must be a folder; a bucket is none: mount a shared disk")
     self.config = self.path / "config.json"
     self.records = self.path / "records"
     self.records_note = self.path / "records.json"  # their fingerprint
@@ -52,19 +56,15 @@ class Workdir:
   def claim(self, config: ConfigDict, *, new: bool = True) -> None:
     """Writes the config of a new run, or checks that the run here has the same.
 
-    Without `new` there must be a run already.
+    Without `new` there must be a run already. The caller has the `files.lock` of the folder.
 
     Raises WorkdirError if the folder belongs to a run of another config (naming the keys), or holds
     files of something else.
     """
-    if "://" in str(self.path) or str(self.path).startswith("gs:/"):
-      raise WorkdirError(
-        f"--workdir={self.path}: must be a folder; a bucket cannot be one (mount a shared disk)"
-      )
     if not new:
       self.read_config()
     if not self.config.exists():
-      if self.path.exists() and any(self.path.iterdir()):
+      if not is_vacant(self.path):
         raise WorkdirError(
           f"{self.path} is not empty and holds no config.json: name an empty --workdir"
         )

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline import records
 from input_pipeline.digests import SUMS
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError, LockedError
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results import example_scores
@@ -66,6 +67,8 @@ def learn(
             step=model.step,
           )
           rows += _renamed(_rows(settings, out), task, dataset.data, encoder)
+        except (DiskError, LockedError):
+          raise  # the same command goes on here
         except UserError as error:
           log.info(f"transfer task {task}, encoder {encoder}, is left out: {error}")
           continue

@@ -16,9 +16,9 @@ from fakes.images import image, manifest
 from fakes.records import SMALL, content, image_folder
 from input_pipeline import records, shards
 from input_pipeline.conversion import __main__ as command
-from input_pipeline.conversion import convert as convert_lib
 from input_pipeline.conversion.convert import ConvertError, convert
 from input_pipeline.conversion.workers import WorkerError
+from input_pipeline.files import LockedError, lock
 from input_pipeline.phantom import radiograph
 from input_pipeline.readers.by_name import READERS
 from input_pipeline.readers.raw.folders import SourceError
@@ -182,8 +182,8 @@ def test_a_foreign_folder_and_a_second_conversion_are_refused(tmp_path):
     small(tmp_path / "mine" / "thesis.txt")
   (tmp_path / "out").mkdir()
   with (
-    convert_lib._lock(tmp_path / "out"),
-    pytest.raises(ConvertError, match="another conversion is writing"),
+    lock(tmp_path / "out"),
+    pytest.raises(LockedError, match=rf"out is in use by process {os.getpid()} on "),
   ):
     small(tmp_path / "out")
 
