@@ -92,7 +92,7 @@ def _data(workdir: Workdir, config: ConfigDict) -> str:
   except (UserError, OSError):
     lines.append("images: the records are not at hand to be counted")
   weights = {}
-  if workdir.weights.is_file():
+  if config.model.image.weights or config.model.text.weights:
     weights = digests.read_sealed(workdir.weights, "give it back from a copy")
   for name in ("image_encoder", "text_encoder"):
     start = "at random"

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 from studies import IOU, error_of, load, row, seeds, write_run, write_study
 
+from input_pipeline import digests
 from input_pipeline.errors import UserError
 from launch import study, sweep
 from paths import ROOT
@@ -125,7 +126,7 @@ def test_complete_is_an_evaluation_of_the_last_step(tmp_path):
   write_run(run, [row(IOU, 0.5, data="phantom/validation")])
   assert not run.complete()
   run.workdir.evaluation.write_text("{")
-  with pytest.raises(UserError, match=r"evaluation\.json is not JSON.*delete the file"):
+  with pytest.raises(UserError, match=r"evaluation\.json is no JSON.*delete it, and evaluate"):
     run.complete()
 
 
@@ -145,21 +146,22 @@ def test_results_of_another_config_are_refused(tmp_path):
   before = run.config.to_dict()
   before["evaluation"]["resamples"] = 5  # changes nothing that is learned
   del before["train"]["beta2"]  # as before the library had it
-  run.workdir.config.write_text(json.dumps(before))
+  run.workdir.config.write_text(digests.seal(before))
   assert run.complete()
   with_stage = before | {"curriculum": before["curriculum"] | {"early": {"tau": []}}}
-  run.workdir.config.write_text(json.dumps(with_stage))
+  run.workdir.config.write_text(digests.seal(with_stage))
   with pytest.raises(UserError, match=r"curriculum\.early\.tau: .* there, 'absent' now"):
     run.complete()
   before["train"]["learning_rate"] = 0.5
-  run.workdir.config.write_text(json.dumps(before))
+  run.workdir.config.write_text(digests.seal(before))
   with pytest.raises(UserError, match=r"config \(train\.learning_rate: 0\.5 there, 0\.0015"):
     run.complete()
 
 
 # The command is replaced by one that takes a moment and writes an evaluation as main does.
 FAKE = """
-import json, os, sys, time
+import json, os, pathlib, sys, time
+from input_pipeline import digests
 workdir, wait, how = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 os.makedirs(workdir, exist_ok=True)
 with open(workdir + "/pids", "a") as file:
@@ -175,7 +177,8 @@ if how != "forget":
   row = {"task": "grounding", "protocol": "v", "data": "phantom/test", "group": "macro",
          "metric": "mIoU", "model": "run", "value": 0.5, "low": None, "high": None, "n": 1}
   with open(workdir + "/evaluation.json", "w") as file:
-    json.dump({"step": 6, "data": {}, "rows": [row]}, file)
+    file.write(digests.seal({"step": 6, "complete": True, "data": {}, "rows": [row]}))
+  digests.write_sums(pathlib.Path(workdir, "example_scores"))
 """
 
 

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline import digests
+from input_pipeline.digests import DamagedError
 from plan_jax.runtime.checkpoints import CheckpointError, Checkpoints
 
 
@@ -37,3 +39,55 @@ def test_a_checkpoint_of_another_model(tmp_path):
   with pytest.raises(CheckpointError, match="does not fit the model"):
     checkpoints.restore(other)
   checkpoints.close()
+
+
+def saved(folder, scores=(0.5, 0.4)):
+  """Checkpoints 1, 2, ... with these scores; gives the shapes of their state."""
+  checkpoints, state = Checkpoints(folder, keep_last=9, best_metric="score"), {"x": jnp.arange(3.0)}
+  for step, score in enumerate(scores, 1):
+    checkpoints.save(step, state, {"score": score})
+  checkpoints.close()
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def test_damaged_metrics_choose_no_other_best(tmp_path):
+  saved(tmp_path)
+  (tmp_path / "1" / "metrics" / "metrics").write_text('{"score": 0.1}')
+  with pytest.raises(DamagedError, match=r"1/metrics/metrics is not as it was.*give back 1 of"):
+    Checkpoints(tmp_path, best_metric="score")
+
+
+@pytest.mark.parametrize("rest", ["SHA256SUMS", "metrics/metrics"])
+def test_a_deletion_that_was_stopped_is_named_and_does_not_stop_the_run(tmp_path, caplog, rest):
+  abstract = saved(tmp_path)
+  (tmp_path / "1" / rest).unlink()
+  with caplog.at_level("WARNING", "plan_jax"):
+    checkpoints = Checkpoints(tmp_path, best_metric="score")
+  assert f"checkpoint 1 is not whole, its metrics do not count: {tmp_path}/1/{rest} " in caplog.text
+  assert checkpoints.latest() == 2
+  np.testing.assert_array_equal(checkpoints.restore(abstract)["x"], [0, 1, 2])
+  with pytest.raises(DamagedError, match=f"{rest} is missing"):
+    checkpoints.restore(abstract, 1)
+  checkpoints.close()
+
+
+def test_a_checkpoint_without_its_digests_does_not_count(tmp_path, monkeypatch):
+  """A kill while they are written: the name is not given, and the next start saves again."""
+
+  def killed(*_, **__):
+    raise KeyboardInterrupt
+
+  saved(tmp_path, [0.1])
+  with monkeypatch.context() as patch:
+    patch.setattr(digests, "write_sums", killed)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, {"x": jnp.arange(3.0)})
+    with pytest.raises(KeyboardInterrupt):
+      checkpoints.wait()
+  assert not (tmp_path / "2").exists()
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.latest() == 1
+  checkpoints.save(2, {"x": jnp.arange(3.0)})
+  checkpoints.close()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+  assert (tmp_path / "2" / "SHA256SUMS").exists()
