@@ -1,6 +1,4 @@
-import errno
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,9 +8,11 @@ import numpy as np
 import pytest
 
 from damage import for_each_damage
+from fakes.disk import full_disk
 from input_pipeline import digests, images, records
 from input_pipeline.digests import DamagedError
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer as tokens
 from plan_jax import export
@@ -186,21 +186,6 @@ def test_errors(run, tmp_path):
     export.load(other)
 
 
-def test_what_cannot_be_written_is_one_line_and_leaves_nothing(run, tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="--out=.*cannot be written: Not a directory"):
-    export.write(run[0], tmp_path / "file" / "out")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(export.safetensors, "save", full_disk)
-    with pytest.raises(UserError, match="--out=.*cannot be written: No space left"):
-      export.write(run[0], tmp_path / "out")
-  assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def full_disk(*_):
-  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 NAMES = ("model.safetensors", "grounding.jax", "config.json", "tokenizer.json", digests.SUMS)
 
 
@@ -215,3 +200,16 @@ def test_the_card_may_be_edited(run, tmp_path):
   shutil.copytree(run[1], tmp_path / "out")
   (tmp_path / "out" / "README.md").write_text("My words.")
   assert export.load(tmp_path / "out").step == 1
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path):
+  with full_disk(3_000), pytest.raises(DiskError, match=f"{tmp_path}/new.*: File too large"):
+    export.write(run[0], tmp_path / "new")
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(export, "load_run", lambda *_, **__: pytest.fail("this is work"))
+  (tmp_path / "file").touch()
+  with pytest.raises(DiskError, match="file: File exists; name another path"):
+    export.write(run[0], tmp_path / "file" / "new")

@@ -1,15 +1,14 @@
 """The log of a run: scalars to files, messages and progress to the terminal."""
 
 import contextlib
-import json
 import logging
 import math
 import os
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from input_pipeline import digests
 from input_pipeline.files import disk_errors, replace_bytes
 
 log = logging.getLogger("plan_jax")
@@ -19,14 +18,14 @@ _FLUSH_SECONDS = 120  # of the events
 class Scalars:
   """Scalars by step, in `metrics.jsonl` and as TensorBoard events.
 
-  A line of metrics.jsonl is a JSON object: "step", the values, and "crc", the CRC-32 of the line
-  without it.
+  A line of metrics.jsonl is a JSON object of `digests.seal`: "step", the values, and "digest".
   """
 
   def __init__(self, workdir: Path, *, from_step: int, mute: bool = False):
     """Opens the files, and cuts what an earlier run wrote after `from_step`: it will come again.
 
-    A damaged line is named and stays. With `mute` there are no files: another process writes them.
+    A damaged line is named and stays; that of `from_step`, where it is missing, is named too. With
+    `mute` there are no files: another process writes them.
     """
     self._mute = mute
     if mute:
@@ -36,9 +35,10 @@ class Scalars:
     from tensorboardX.record_writer import RecordWriter
 
     self._path, events = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
-    lines = list(_lines(self._path))
-    kept = (line for line, row in lines if row is None or row["step"] <= from_step)
-    replace_bytes(self._path, b"".join(kept))
+    kept = [(line, row) for line, row in _lines(self._path) if not row or row["step"] <= from_step]
+    if from_step and not any(row and row["step"] == from_step for _, row in kept):
+      log.warning(f"{self._path} has no line of step {from_step}: the curves have a gap before it")
+    replace_bytes(self._path, b"".join(line for line, _ in kept))
     events.mkdir(exist_ok=True)
     self._file = self._path.open("a")
     self._events = RecordWriter(
@@ -56,10 +56,10 @@ class Scalars:
     from tensorboardX.summary import scalar
 
     finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
-    row = {"step": step, **finite}
     with disk_errors(self._path):
-      self._file.write(json.dumps(row | {"crc": _crc(row)}) + "\n")
+      self._file.write(digests.seal({"step": step, **finite}) + "\n")
       self._file.flush()
+    with disk_errors(self._events.path):
       for name, value in values.items():
         self._add(Event(step=step, summary=scalar(name, value)))
       if time.monotonic() > self._flushed + _FLUSH_SECONDS:
@@ -75,12 +75,8 @@ class Scalars:
 
   def __exit__(self, *_):
     if not self._mute:
-      with disk_errors(self._path), contextlib.closing(self._file):
+      with disk_errors(self._events.path), contextlib.closing(self._file):
         self._events.close()
-
-
-def _crc(row: dict) -> int:
-  return zlib.crc32(json.dumps(row).encode())
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict | None]]:
@@ -93,20 +89,18 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict | None]]:
   *lines, rest = Path(path).read_bytes().split(b"\n")
   for number, line in enumerate(lines, 1):
     try:
-      row = json.loads(line)
-      whole = row.pop("crc") == _crc(row)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-      whole = False
-    if not whole:
-      log.warning(f"{path}, line {number} is damaged and is left out of the curves: delete it")
-    yield line + b"\n", row if whole else None
+      row = digests.unseal(line)
+    except ValueError as error:
+      row = None
+      log.warning(f"{path}, line {number} {error}; it is left out of the curves: delete it")
+    yield line + b"\n", row
   if rest:
     log.warning(f"{path}, line {len(lines) + 1} is cut short and is left out of the curves")
 
 
 def read_scalars(path: Path) -> list[dict]:
-  """Reads the rows of a metrics.jsonl, without "crc"; damaged lines are named and left out."""
-  return [row for _, row in _lines(path) if row is not None]
+  """Reads the rows of a metrics.jsonl; damaged lines are named and left out."""
+  return [row for _, row in _lines(path) if row]
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:

@@ -96,9 +96,9 @@ def test_errors_of_the_disk_that_libraries_hide():
   text = (
     'Error writing "x/0" in "/run/checkpoints/2": 9 bytes: No space left on device [os_error=28]'
   )
-  with pytest.raises(DiskError, match="^/run/checkpoints/2: No space left on device; free"):
-    with files.disk_errors():
-      raise ValueError(text)
+  line = "^/run/checkpoints/2: No space left on device; free"
+  with pytest.raises(DiskError, match=line), files.disk_errors():
+    raise ValueError(text)
   with pytest.raises(DiskError, match="^No space left on device; free"), files.disk_errors():
     raise Exception("No space left on device (os error 28)")  # noqa: TRY002
 
@@ -189,9 +189,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, numb
     raise OSError(number, os.strerror(number), str(path))
 
   monkeypatch.setattr(os, "open", refuse)
-  with pytest.raises(DiskError, match=f"{tmp_path}/.lock: {os.strerror(number)}; "):
-    with files.lock(tmp_path):
-      pytest.fail("there is nothing to hold")
+  line = f"{tmp_path}/.lock: {os.strerror(number)}; "
+  with pytest.raises(DiskError, match=line), files.lock(tmp_path):
+    pytest.fail("there is nothing to hold")
 
 
 def test_a_lock_that_cannot_be_written_is_no_lock(tmp_path):

@@ -17,6 +17,7 @@ from studies import IOU, error_of, load, row, seeds, write_run, write_study
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
+from input_pipeline.files import lock
 from launch import study, sweep
 from paths import ROOT
 from plan_jax.results import rows
@@ -223,6 +224,15 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, monkeypatch, ca
   assert "FAILED seed=2" in output and "exit status 0: all the steps" in output
   assert "(1 done, 2 failed, 0 left" in output
   assert "1 of 3 runs are complete; missing or incomplete: seed=0, seed=2." in output
+
+
+def test_a_second_sweep_is_refused_and_takes_no_log(tmp_path, monkeypatch, capsys):
+  fake(monkeypatch)
+  file = write_study(tmp_path, seeds(3))
+  with lock(tmp_path / "out"):
+    error = error_of(capsys, f"--config={file}", f"--out={tmp_path / 'out'}", "--mode=run")
+  assert re.match(r"error: .*out is in use by process \d+ on ", error)
+  assert not list((tmp_path / "out").glob("*.log"))
 
 
 def test_two_at_a_time(tmp_path, monkeypatch):

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fakes.disk import full_disk
 from input_pipeline import digests
 from input_pipeline.digests import DamagedError
+from input_pipeline.files import DiskError
 from plan_jax.runtime.checkpoints import CheckpointError, Checkpoints
 
 
@@ -91,3 +93,31 @@ def test_a_checkpoint_without_its_digests_does_not_count(tmp_path, monkeypatch):
   checkpoints.close()
   assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
   assert (tmp_path / "2" / "SHA256SUMS").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_before(tmp_path, capfd):
+  """Orbax fails in several threads, and each told a traceback."""
+  rng = np.random.default_rng(0)
+  state = {f"x{i}": jnp.asarray(rng.normal(size=8000).astype(np.float32)) for i in range(40)}
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, {"x": jnp.arange(3.0)})
+  checkpoints.wait()
+  with full_disk(20_000), pytest.raises(DiskError, match=f"{tmp_path}/2.*: File too large"):
+    checkpoints.save(2, state)
+    checkpoints.wait()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
+  checkpoints.save(3, state)
+  checkpoints.close()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+  output = capfd.readouterr()
+  assert "Traceback" not in output.out + output.err
+
+
+def test_what_a_killed_save_left_is_removed_by_who_saves_next(tmp_path):
+  saved(tmp_path)
+  left = tmp_path / "7.orbax-checkpoint-tmp"
+  left.mkdir()
+  Checkpoints(tmp_path, create=False).close()
+  assert left.exists()  # a reader does not know whether it is being saved
+  Checkpoints(tmp_path).close()
+  assert not left.exists()
