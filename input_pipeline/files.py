@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from input_pipeline.errors import UserError
 
 _LOCK = ".lock"
+_LEASE_SECONDS = 120  # after 90 an NFS server frees what a host held that is gone
 _TEMPORARY = "*.tmp-" + 32 * "[0-9a-f]"  # names of `temporary_path`
 _FULL = "free some space, and run the same command again: it goes on"
 _OTHER = "mend its permissions, or name another path"
@@ -35,7 +37,7 @@ _REMEDIES = {
   errno.EMFILE: "raise the limit of open files (ulimit -n)",
   errno.EIO: "the disk or its network fails: look after it, and run the same command again",
 }
-# Libraries in other languages raise these as errors of other kinds, by their text.
+# Libraries in other languages, and shutil, raise these as errors of other kinds, by their text.
 _IN_TEXT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -58,12 +60,13 @@ def disk_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    if isinstance(error, OSError):
-      number, name = error.errno, error.filename or path
+    number, name = getattr(error, "errno", None), path
+    if number is not None:
+      name = error.filename2 or error.filename or path
     else:
       number = next((n for n in _IN_TEXT if os.strerror(n) in str(error)), None)
       quoted = re.search('"(/[^"]+)"', str(error))
-      name = quoted[1] if quoted else path
+      name = path or (quoted and quoted[1])
     if number not in _REMEDIES:
       raise
     place = f"{os.fsdecode(name)}: " if name else ""
@@ -109,9 +112,9 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
   """Keeps other processes, of all hosts, out of a folder, which is made if it is not there.
 
   The lock is the kernel's (flock, which NFS passes on to its server), on the file `.lock`. It ends
-  with the process that holds it, however that ends, or with the lease of its host: who starts
-  again after a kill, on whatever host, takes over at once, and no clock decides who is alive. What
-  a killed process left half-written is removed.
+  with the process that holds it, however that ends, or with the lease of a host that is gone, which
+  is waited for: who starts again, on whatever host, takes over, and no clock of ours decides who is
+  alive. What a killed process left half-written is removed.
 
   Raises LockedError, naming the process that has it, and DiskError where nothing can be written.
   """
@@ -140,6 +143,7 @@ def is_vacant(folder: Path) -> bool:
 
 def _locked(path: Path) -> int:
   """Opens and locks a file, and writes this process into it; returns its descriptor."""
+  deadline = time.monotonic() + _LEASE_SECONDS
   while True:
     # For writing, as NFS wants it. Processes that this one starts do not inherit it.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -148,11 +152,19 @@ def _locked(path: Path) -> int:
       # Who had it before may have removed the file since it was opened here.
       if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        here = f"process {os.getpid()} on {socket.gethostname()}\n{_kernel()}"
+        os.pwrite(descriptor, here.encode(), 0)
         return descriptor
-    except BaseException as error:
-      if not isinstance(error, LockedError):
-        _remove(path)
+    except BlockingIOError:
+      holder, _, kernel = os.pread(descriptor, 500, 0).decode(errors="replace").partition("\n")
+      if kernel == _kernel() or time.monotonic() > deadline:
+        os.close(descriptor)
+        raise LockedError(
+          f"{path.parent} is in use by {holder}: wait for its end, or name another folder"
+        ) from None
+      time.sleep(1)
+    except BaseException:
+      _remove(path)
       os.close(descriptor)
       raise
     os.close(descriptor)
@@ -162,14 +174,17 @@ def _flock(descriptor: int, folder: Path) -> None:
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
-    holder = os.pread(descriptor, 500, 0).decode(errors="replace") or "another process"
-    raise LockedError(
-      f"{folder} is in use by {holder}: wait for its end, or name another folder"
-    ) from None
+    raise
   except OSError as error:
     logging.getLogger(__name__).warning(
       "%s cannot be locked (%s): take care that nothing else writes there", folder, error
     )
+
+
+def _kernel() -> str:
+  """Names the running system; a host's name may be that of another after a restart."""
+  path = Path("/proc/sys/kernel/random/boot_id")
+  return path.read_text().strip() if path.exists() else socket.gethostname()
 
 
 def _remove(path: Path) -> None:

@@ -73,12 +73,13 @@ class Checkpoints:
     for path in self._folder.glob("[0-9]*"):
       if path.name.isdigit():
         self._check_metrics(path)
+    if create and processes.is_primary():  # who only reads does not know whether they are in work
+      self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=keep.AnyPreservationPolicy(policies),
         create=create,
-        cleanup_tmp_directories=create,  # of a start that was killed
         best_fn=score if best_metric else None,
         async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_sums),
       ),
@@ -159,6 +160,10 @@ class Checkpoints:
     remedy = f"give back {path.name} of {self._folder} from a copy, or delete it: the others stay"
     digests.check_sums(path, remedy, below=below)
 
+  def _remove_unfinished(self) -> None:
+    for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+      shutil.rmtree(path, ignore_errors=True)
+
   @contextlib.contextmanager
   def _saving(self) -> Iterator[None]:
     """Removes what is left of a save, this one or one before, for which the disk was too full."""
@@ -166,8 +171,7 @@ class Checkpoints:
       with disk_errors(self._folder):
         yield
     except DiskError:
-      for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+      self._remove_unfinished()
       raise
 
   def wait(self) -> None:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -99,6 +100,10 @@ def test_errors_of_the_disk_that_libraries_hide():
   line = "^/run/checkpoints/2: No space left on device; free"
   with pytest.raises(DiskError, match=line), files.disk_errors():
     raise ValueError(text)
+  with pytest.raises(DiskError, match="^/given: No space left"), files.disk_errors("/given"):
+    raise shutil.Error([("/from", "/to", "[Errno 28] No space left on device: '/from' -> '/to'")])
+  with pytest.raises(DiskError, match="^/to: No space left"), files.disk_errors():
+    raise OSError(errno.ENOSPC, "x", "/from", None, "/to")
   with pytest.raises(DiskError, match="^No space left on device; free"), files.disk_errors():
     raise Exception("No space left on device (os error 28)")  # noqa: TRY002
 
@@ -147,6 +152,20 @@ def test_the_second_is_refused_and_a_dead_one_is_none(tmp_path, holder):
     with pytest.raises(LockedError, match=f"process {os.getpid()} on "), files.lock(run):
       pytest.fail("this process has it twice")
   assert names(run) == [f"{TEMPORARY}0"]
+
+
+def test_the_lease_of_another_host_is_waited_for(tmp_path, holder, monkeypatch):
+  """That host may be gone, and its lock with it a little later; on this one a lock is in use."""
+  (tmp_path / "run" / ".lock").write_text("process 7 on node3\nanother kernel")
+  monkeypatch.setattr(time, "sleep", lambda _: (holder.kill(), holder.wait()))
+  with files.lock(tmp_path / "run"):
+    pass
+  monkeypatch.setattr(files, "_LEASE_SECONDS", -1)
+  with files.lock(tmp_path / "run"):
+    (tmp_path / "run" / ".lock").write_text("process 7 on node3\nanother kernel")
+    line = "run is in use by process 7 on node3: wait"
+    with pytest.raises(LockedError, match=line), files.lock(tmp_path / "run"):
+      pytest.fail("both have it")
 
 
 def test_an_end_lets_go(tmp_path, holder):
