@@ -224,6 +224,7 @@ def test_impossible_sets(changes, words):
 def test_scores_of_an_earlier_evaluation_do_not_stay(run):
   *_, workdir, _ = run
   assert sorted(p.name for p in workdir.example_scores.iterdir()) == [
+    "SHA256SUMS",
     "grounding-by-phrase.csv",
     "grounding.csv",
     "presence.csv",
