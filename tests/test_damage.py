@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from damage import for_each_damage
 from input_pipeline import digests, records
+from input_pipeline.conversion import convert
 from plan_jax import compare
 from plan_jax.inference.load import load_tokenizer
 from plan_jax.metrics.detection import Image
@@ -14,6 +15,7 @@ from plan_jax.results import boxes, example_scores, model_card, rows
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import Evaluation, Row
 from plan_jax.runtime.checkpoints import Checkpoints
+from plan_jax.runtime.logging import Scalars, curves
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training.assembly import assemble
 from tiny_runs import untrained
@@ -76,19 +78,21 @@ READERS = {  # files in the folder of the run and its records -> what reads them
   "a/evaluation.json": lambda run, *_: rows.read(run.evaluation),
   "a/example_scores/**/*": lambda run, *_: compare.compare(run.path, run.path, resamples=2),
   "a/checkpoints/1/**/*": restore,
+  "records/convert.json": lambda run, config, _: convert.convert(
+    "phantom", run.path.parent / "records", progress=False, **config.data.options
+  ),
   "records/*": read_records,
 }
 UNREAD = {
   "a/checkpoints/1/_CHECKPOINT_METADATA",  # times, which Orbax writes last
   "a/checkpoints/1/commit_success.txt",
-  "records/convert.json",  # of the conversion alone
-  "records/skipped.jsonl",
+  "records/skipped.jsonl",  # by people, and counted by a conversion
 }
 
 
 def files_of(root, pattern):
   files = {path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file()}
-  return sorted(files - UNREAD)
+  return sorted(files - UNREAD - (READERS.keys() - {pattern}))
 
 
 @pytest.mark.parametrize("pattern", READERS)
@@ -106,6 +110,21 @@ def test_every_file_of_a_run_has_a_reader(run):
   root = run[0].path.parent
   known = {name for pattern in READERS for name in files_of(root, pattern)}
   assert set(files_of(root, "**/*")) - known == set(files_of(root, "a/checkpoints/0/**/*"))
+
+
+def test_a_damaged_line_of_the_curves_is_named(tmp_path, caplog):
+  with Scalars(tmp_path, from_step=0) as scalars:
+    for step in (1, 2, 3):
+      scalars.write(step, {"train/loss": 9.4})
+  path = tmp_path / "metrics.jsonl"
+  whole = path.read_bytes()
+  for i in range(len(whole)):
+    path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+    caplog.clear()
+    with caplog.at_level("WARNING", "plan_jax"):
+      points = curves(path)["train/loss"]
+    assert f"{path}, line " in caplog.text and "\n" not in caplog.messages[0]
+    assert set(points) < {(1, 9.4), (2, 9.4), (3, 9.4)}
 
 
 @pytest.mark.parametrize("name", sorted(UNREAD))

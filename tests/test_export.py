@@ -18,6 +18,7 @@ from input_pipeline.text import tokenizer as tokens
 from plan_jax import export
 from plan_jax.evaluators import datasets
 from plan_jax.inference.load import load
+from plan_jax.models.weights import files
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import load_image, load_text
 from plan_jax.results import model_card
@@ -190,9 +191,11 @@ NAMES = ("model.safetensors", "grounding.jax", "config.json", "tokenizer.json", 
 
 
 @pytest.mark.parametrize("name", [*NAMES, "tokenizer_config.json"])
-@pytest.mark.parametrize("read", [export.load, export.serving])
+@pytest.mark.parametrize("read", [export.load, export.serving, files.read])
 def test_a_damaged_export_is_one_line(run, name, read):
   assert set(NAMES) <= {path.name for path in run[1].iterdir()}
+  if read is files.read and name == "config.json":
+    pytest.skip("without it the folder is one of any weights")
   for_each_damage(run[1] / name, lambda: read(run[1]))
 
 

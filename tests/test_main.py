@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from input_pipeline import digests
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.files import DiskError, LockedError, lock
@@ -252,7 +253,7 @@ def test_records_that_changed_under_a_run(demo, tmp_path):
   options = tiny().data.options.to_dict() | {"seed": 1}
   convert.convert("phantom", run.records, workers=0, progress=False, **options)
   note = run.records / "convert.json"
-  note.write_text(note.read_text().replace('"seed": 1', '"seed": 0'))
+  note.write_text(digests.seal(digests.unseal(note.read_text()) | {"seed": 0}))
   with pytest.raises(UserError, match="was trained on records"):
     experiment.run(tiny(**DEMO), run, "train")
 
