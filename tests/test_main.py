@@ -72,7 +72,7 @@ def test_evaluation_json(demo):
   assert models == {"run", "random", "centre", "mean_box", "mean_box_per_finding"}
   assert {row.group for row in evaluation.rows if row.task == "retrieval"} == {"all"}
   written = json.loads(run.evaluation.read_text())
-  assert set(written) == {"step", "complete", "data", "rows"}
+  assert set(written) == {"step", "complete", "data", "rows", "digest"}
 
 
 def test_metrics_have_training_and_validation(demo):
