@@ -1,8 +1,8 @@
 """Folders of records: the examples of a data set on disk, readable without TensorFlow.
 
 For every split a folder holds the shards `NAME-SPLIT.tfrecord-0000i-of-0000n`, each with its index
-(see `shards`), and the TFDS metadata (`dataset_info.json`, `features.json`), written last: a folder
-without them is incomplete.
+(see `shards`), and the TFDS metadata (`dataset_info.json`, `features.json`) with their SHA256SUMS,
+written last: a folder without them is incomplete.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import serialization
+from input_pipeline import digests, serialization
 from input_pipeline.example import Example
 from input_pipeline.shards import REMEDY, RecordError, index_path, read_index, shard_name, unframe
 
@@ -24,7 +24,7 @@ _OPEN_FILES = 256  # well below the usual limit of 1024 a process
 
 
 def write_metadata(directory: str | os.PathLike, name: str, shards: dict[str, list[Path]]) -> None:
-  """Writes features.json, then dataset_info.json, which marks the folder complete.
+  """Writes features.json and SHA256SUMS, then dataset_info.json, which marks the folder complete.
 
   Args:
     directory: of the shards.
@@ -54,7 +54,10 @@ def write_metadata(directory: str | os.PathLike, name: str, shards: dict[str, li
       check_data=False,
       description="Chest images with their texts and true regions.",
     )
-    for file in ("features.json", "dataset_info.json"):
+    for split in shards:
+      (scratch / shard_name(name, split, 0, 1)).unlink()
+    digests.write_sums(scratch)  # of these alone: a shard has its checksum in its index
+    for file in ("features.json", digests.SUMS, "dataset_info.json"):
       os.replace(scratch / file, Path(directory) / file)
   finally:
     shutil.rmtree(scratch)
@@ -63,9 +66,14 @@ def write_metadata(directory: str | os.PathLike, name: str, shards: dict[str, li
 def shard_lengths(directory: str | os.PathLike) -> dict[str, list[tuple[Path, int]]]:
   """Returns split -> (shard, number of its records) in order.
 
-  Raises RecordError where the directory is no complete folder of records.
+  Raises RecordError where the directory is no complete folder of records, or its metadata are
+  damaged.
   """
   directory = Path(directory)
+  remedy = (
+    f"run `python -m input_pipeline.conversion --out={directory} ...`: it makes the records, or"
+    " goes on where it stopped"
+  )
   info = directory / "dataset_info.json"
   lengths_of, problem = {}, ""
   if not directory.is_dir():
@@ -74,6 +82,10 @@ def shard_lengths(directory: str | os.PathLike) -> dict[str, list[tuple[Path, in
     begun = (directory / "convert.json").exists()
     problem = "its conversion has not finished" if begun else "no records (no dataset_info.json)"
   else:
+    try:
+      digests.check_sums(directory, remedy)
+    except digests.DamagedError as error:
+      raise RecordError(str(error)) from error
     contents, present = json.loads(info.read_bytes()), set(os.listdir(directory))
     for split in contents["splits"]:
       name, lengths = split["name"], [int(length) for length in split["shardLengths"]]
@@ -82,10 +94,7 @@ def shard_lengths(directory: str | os.PathLike) -> dict[str, list[tuple[Path, in
         problem = f"{len(missing)} shards of split {name!r} are missing, first {missing[0]}"
       lengths_of[name] = [(directory / n, length) for n, length in zip(names, lengths, strict=True)]
   if problem:
-    raise RecordError(
-      f"{directory}: {problem}; run `python -m input_pipeline.conversion --out={directory} ...`:"
-      " it makes the records, or goes on where it stopped"
-    )
+    raise RecordError(f"{directory}: {problem}; {remedy}")
   return lengths_of
 
 

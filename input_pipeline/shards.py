@@ -8,9 +8,10 @@ Beside each shard lies its `.index.json`, a JSON object:
   skipped  items that the converter could not read, as {"path", "reason"}
   source   a hash of the items the shard was made from: a resumed conversion compares it
   crc      CRC-32C of the whole shard file
+  digest   of all this, see `digests`
 """
 
-import json
+import contextlib
 import os
 import struct
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any
 
 import google_crc32c
 
-from input_pipeline import serialization
+from input_pipeline import digests, serialization
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
-from input_pipeline.files import replace_text, temporary_path
+from input_pipeline.files import replace_text, replacing
 
 REMEDY = (
   "delete this shard and run `python -m input_pipeline.conversion` again with the same arguments:"
@@ -50,7 +51,7 @@ def read_index(shard: str | os.PathLike) -> dict[str, Any]:
   """Reads the index of a shard, as described on top of this module. Raises RecordError."""
   path = index_path(shard)
   try:
-    index = json.loads(path.read_bytes())
+    index = digests.unseal(path.read_bytes())
     if len(index["offsets"]) == len(index["text"]) + 1 == len(index["regions"]) + 1:
       return index
     problem = "its lists differ in length"
@@ -92,12 +93,14 @@ class ShardWriter:
   def __init__(self, path: str | os.PathLike, source: str = ""):
     """Args: path of the finished shard; `source`, a hash of the items it is made from."""
     self._path = Path(path)
-    self._temporary = temporary_path(self._path)
     self._index = {"offsets": [0], "text": [], "regions": [], "skipped": [], "source": source}
     self._crc = 0
 
   def __enter__(self) -> "ShardWriter":
-    self._file = open(self._temporary, "wb")
+    with contextlib.ExitStack() as stack:
+      temporary = stack.enter_context(replacing(self._path))
+      self._file = stack.enter_context(temporary.open("wb"))
+      self._finish = stack.pop_all()
     return self
 
   def write(self, example: Example) -> None:
@@ -115,12 +118,10 @@ class ShardWriter:
 
   def __exit__(self, kind, error, traceback) -> None:
     if kind is not None:
-      self._file.close()
-      self._temporary.unlink()
+      self._finish.__exit__(kind, error, traceback)  # removes what was written
       return
-    self._file.flush()
-    os.fsync(self._file.fileno())  # after a power cut, too, a shard that has its name is whole
-    self._file.close()
-    self._path.unlink(missing_ok=True)  # a shard written again must not meet its new index
-    replace_text(index_path(self._path), json.dumps(self._index | {"crc": self._crc}))
-    os.replace(self._temporary, self._path)
+    with self._finish:
+      self._file.flush()
+      os.fsync(self._file.fileno())  # after a power cut, too, a shard that has its name is whole
+      self._path.unlink(missing_ok=True)  # a shard written again must not meet its new index
+      replace_text(index_path(self._path), digests.seal(self._index | {"crc": self._crc}))

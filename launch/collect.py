@@ -261,13 +261,11 @@ def _read(run: Run) -> Scored:
       )
     rows[row.model][column] = row
   scores = {}
+  example_scores.check(run.workdir.example_scores)
   for task in sorted({task for task, _, _ in rows[RUN]}):
     path = run.workdir.example_scores_of(task)
     if path.exists():
-      try:
-        scores[task] = example_scores.read(path)
-      except ValueError as error:
-        raise UserError(f"{error}: evaluate the run again (--mode=evaluate)") from error
+      scores[task] = example_scores.read(path)
   return Scored(run, rows, scores)
 
 

@@ -51,7 +51,7 @@ class Run:
   def complete(self) -> bool:
     """Returns True where the last training step is evaluated, on the split that is wanted.
 
-    Raises StudyError where the evaluation is damaged, or the workdir is that of another config.
+    Raises UserError where the evaluation is damaged, or the workdir is that of another config.
     """
     if not self.workdir.evaluation.exists():
       return False
@@ -66,11 +66,8 @@ class Run:
     return evaluation.step == steps
 
   def evaluation(self) -> rows.Evaluation:
-    """Reads the evaluation. Raises StudyError where the file is damaged."""
-    try:
-      return rows.read(self.workdir.evaluation)
-    except ValueError as error:
-      raise StudyError(f"{error}: delete the file, and the run evaluates again") from error
+    """Reads the evaluation. Raises DamagedError where it is not as it was written."""
+    return rows.read(self.workdir.evaluation)
 
   def _check_config(self) -> None:
     # Results of another config must not enter a table. A key that only one of them knows does not

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import disk_errors, lock, replace_text
 from launch import collect, study
 from launch.study import Run
 from plan_jax.runtime.logging import configure, duration, log
@@ -44,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.mode == "collect":
       log.info(collect.write_tables(runs, out, columns, options.against))
     else:
-      failed = run_all(runs, options.parallel)
-      if len(failed) < len(runs):
-        log.info("\n" + collect.write_tables(runs, out, columns, options.against))
+      with lock(out):  # a second start would take the logs of the runs
+        failed = run_all(runs, options.parallel)
+        if len(failed) < len(runs):
+          log.info("\n" + collect.write_tables(runs, out, columns, options.against))
       if failed:
         sys.exit(f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
   except UserError as error:
@@ -63,6 +64,7 @@ def print_commands(runs: Sequence[Run]) -> None:
   log.info(f"# {sum(complete)} of {len(runs)} runs are complete")
 
 
+@disk_errors()
 def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
   """Runs what is not complete, `parallel` at a time, in their order.
 
@@ -71,7 +73,7 @@ def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
 
   Raises:
     KeyboardInterrupt: SIGINT or SIGTERM came; the processes of the runs were ended first.
-    UserError: the records cannot be made; nothing was run.
+    UserError: the records cannot be made, or the disk is full.
   """
   waiting = [run for run in runs if not run.complete()]
   log.info(

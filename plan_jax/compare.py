@@ -119,13 +119,11 @@ def table(compared: list[Difference], left_out: list[str]) -> str:
 
 def _tasks(path: Path) -> dict[str, partial[_Task]]:
   """Maps names ("grounding", "ms_cxr/grounding") to readers of the run's tasks."""
-  try:
-    evaluation = rows.read(Workdir(path).evaluation)
-  except FileNotFoundError:
-    raise UserError(f"{path} holds no evaluation: run it with --mode=evaluate first") from None
-  except ValueError as error:
-    raise UserError(f"{error}: evaluate the run again (--mode=evaluate)") from error
+  if not Workdir(path).evaluation.exists():
+    raise UserError(f"{path} holds no evaluation: run it with --mode=evaluate first")
+  evaluation = rows.read(Workdir(path).evaluation)
   folder = Workdir(path).example_scores
+  example_scores.check(folder)
   names = {
     file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*.csv")
   }
@@ -133,10 +131,7 @@ def _tasks(path: Path) -> dict[str, partial[_Task]]:
 
 
 def _task(evaluation: rows.Evaluation, name: str, file: Path) -> _Task:
-  try:
-    scores = example_scores.read(file)
-  except ValueError as error:
-    raise UserError(f"{error}: evaluate the run again (--mode=evaluate)") from error
+  scores = example_scores.read(file)
   attached, _, task = name.rpartition("/")
   own = next(iter(evaluation.data), "")  # the run's own data comes first
   data = next((d for d in evaluation.data if d.split("/")[0] == attached), "") if attached else own
@@ -173,17 +168,10 @@ def _changes(a: _Task, b: _Task, draws: dict[str, int]) -> Iterator[differences.
   if a.scores.metrics == terms.METRICS:
     return differences.word_changes(a.scores, b.scores, draws)
   if a.boxes.exists() and b.boxes.exists():
-    return differences.detector_changes(_read_boxes(a.boxes), _read_boxes(b.boxes), draws)
+    return differences.detector_changes(boxes.read(a.boxes), boxes.read(b.boxes), draws)
   if a.scores.metrics == SCORED:
     return differences.ranked_changes(a.scores, b.scores, (a.thresholds, b.thresholds), draws)
   return differences.mean_changes(a.scores, b.scores, draws)
-
-
-def _read_boxes(path: Path) -> tuple:
-  try:
-    return boxes.read(path)
-  except ValueError as error:
-    raise UserError(f"{error}: evaluate the run again") from error
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import images, records
+from input_pipeline import digests, images, records
 from input_pipeline.example import Example
+from input_pipeline.files import disk_errors, replacing
 from input_pipeline.readers.by_name import FACTS
 from plan_jax.evaluators import grounding, labelled_images, prompts, retrieval, zero_shot
 from plan_jax.evaluators.base import Evaluator
@@ -30,6 +31,7 @@ from plan_jax.runtime.workdir import Workdir
 Learned = Iterable[tuple[EvaluationSet, str, list[Row], list[Path]]]
 
 
+@disk_errors()
 def evaluate(
   model: Predictor,
   config: ConfigDict,
@@ -59,15 +61,18 @@ def evaluate(
   log.info(tables.table(results))
 
   def write(complete: bool) -> None:
-    shutil.rmtree(workdir.example_scores, ignore_errors=True)  # those of an earlier evaluation
-    for (dataset, task), each in scores.items():
-      example_scores.write(workdir.example_scores_of(task, dataset.attached_name), each)
-    for dataset, task, file in files:
-      path = workdir.example_scores_of(task, dataset.attached_name).with_suffix(file.suffix)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(file, path)
-    evaluation = rows.Evaluation(model.step, results, fingerprints(sets), complete)
-    rows.write(workdir.evaluation, evaluation)
+    with replacing(workdir.example_scores) as folder:
+      folder.mkdir()
+      for (dataset, task), each in scores.items():
+        example_scores.write(folder / dataset.attached_name / f"{task}.csv", each)
+      for dataset, task, file in files:
+        path = folder / dataset.attached_name / f"{task}{file.suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, path)
+      digests.write_sums(folder)
+      # Those of an earlier evaluation go with it. The new one comes last: it says that all is here.
+      workdir.evaluation.unlink(missing_ok=True)
+      shutil.rmtree(workdir.example_scores, ignore_errors=True)
     report.write_report(
       workdir.report,
       title=title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
@@ -78,6 +83,8 @@ def evaluate(
       protocols=DEFINITIONS,
     )
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
+    evaluation = rows.Evaluation(model.step, results, fingerprints(sets), complete)
+    rows.write(workdir.evaluation, evaluation)
 
   if config.evaluation.get("transfer"):
     processes.on_primary(lambda: write(False))  # what comes now may take hours, and be stopped

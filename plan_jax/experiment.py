@@ -1,14 +1,15 @@
 """A whole experiment: records, training, evaluation. What is done already is not done again."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline import records
+from input_pipeline import digests, records
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import disk_errors, lock, replace_text
 from plan_jax import config as config_lib
 from plan_jax.baselines import load as baselines
 from plan_jax.evaluate import evaluate, validation_scalars
@@ -24,17 +25,24 @@ from plan_jax.train import Validate, train
 from plan_jax.training import pretrained
 
 
+@disk_errors()
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   """Runs what `mode` names: "train", "evaluate", or "all" for both in turn.
 
   A config of configs/baselines.py is evaluated, for nothing of it is trained.
 
-  Raises UserError where config, data or workdir are not fit, before any work if it can be known.
+  Raises UserError where config, data or workdir are not fit, before any work if it can be known,
+  and where another start has the workdir.
   """
-  if "baseline" in config:
-    _run_baseline(config, workdir, mode)
-    return
-  config = pretrained.with_sizes(config, workdir)
+  with contextlib.ExitStack() as held:
+    processes.on_primary(lambda: held.enter_context(lock(workdir.path)))
+    if "baseline" in config:
+      _run_baseline(config, workdir, mode)
+    else:
+      _run(pretrained.with_sizes(config, workdir), workdir, mode)
+
+
+def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   config_lib.check(config)
   config_lib.check_devices(config)
   if mode != "evaluate" and not workdir.begun():
@@ -80,9 +88,8 @@ def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   model, provenance = baselines.load(config)
   workdir.refuse_other_baseline(config)
   folder = _claim(config, workdir, new=True)
-  note = json.dumps(provenance, indent=2)
-  processes.assert_equal("the weights of the baseline", note)
-  processes.on_primary(lambda: replace_text(workdir.weights, f"{note}\n"))
+  processes.assert_equal("the weights of the baseline", json.dumps(provenance))
+  processes.on_primary(lambda: replace_text(workdir.weights, digests.seal(provenance, indent=2)))
   sets = _make_sets(config, workdir, folder)
   title = model.spec.title
   notes = {"model": f"{title}, grid {model.grid[0]} x {model.grid[1]}"}

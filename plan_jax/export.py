@@ -7,6 +7,7 @@
   tokenizer.json, ...  the vocabulary
   grounding.jax        phrase grounding as a function of weights and batch (jax.export)
   README.md            the model card: data, metrics with their protocols, limits
+  SHA256SUMS           of all but the card; `load` and `serving` check them
 
 In Python:
 
@@ -16,7 +17,6 @@ In Python:
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -31,11 +31,12 @@ from jax import export as jax_export
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
+from input_pipeline import digests
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import replace_text, replacing
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference.load import load as load_run
-from plan_jax.inference.load import of_state
+from plan_jax.inference.load import load_tokenizer, of_state
 from plan_jax.inference.predictor import Predictor, ground_pair
 from plan_jax.inference.run_spec import run_spec
 from plan_jax.models.two_towers import build
@@ -47,6 +48,8 @@ from plan_jax.training.assembly import assemble
 from plan_jax.training.state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # the function is lowered for each of them
+_REMEDY = "fetch or export it again (python -m plan_jax.export)"
+_CARD = "README.md"  # a text of its own, which may be edited
 _TENSORS, _CONFIG, _FUNCTION = "model.safetensors", "config.json", "grounding.jax"
 
 
@@ -59,25 +62,27 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
     step: of the checkpoint; by default as config.checkpoint.evaluate says.
 
   Raises:
-    UserError: `out` exists, or the run has no such checkpoint.
+    UserError: `out` exists or cannot be written, the run has no such checkpoint, or a file of it is
+      not as it was written.
   """
   out = Path(out)
   if out.exists():
     raise UserError(f"--out={out} exists: name a new folder, or delete it")
-  model = load_run(workdir, step=step)
-  config = workdir.load_config()
-  inputs = _inputs(config)
-  exported = _export(model, config, Tokenizer(workdir.tokenizer), inputs)
-  temporary = out.with_name(out.name + ".tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  shutil.copytree(workdir.tokenizer, temporary)
-  tensors = safetensors.save(_flat(jax.device_get(model.variables)))
-  (temporary / _TENSORS).write_bytes(tensors)
-  (temporary / _FUNCTION).write_bytes(exported.serialize())
-  about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
-  replace_text(temporary / _CONFIG, json.dumps(about, indent=2) + "\n")
-  replace_text(temporary / "README.md", model_card.text(workdir, config, model.step, model.grid))
-  os.replace(temporary, out)
+  with replacing(out) as temporary:
+    temporary.mkdir()  # before the work: where nothing can be written, it is in vain
+    model = load_run(workdir, step=step)
+    config = workdir.load_config()
+    inputs = _inputs(config)
+    card = model_card.text(workdir, config, model.step, model.grid)
+    exported = _export(model, config, load_tokenizer(workdir), inputs)
+    about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
+    shutil.copytree(workdir.tokenizer, temporary, dirs_exist_ok=True)
+    tensors = safetensors.save(_flat(jax.device_get(model.variables)))
+    (temporary / _TENSORS).write_bytes(tensors)
+    (temporary / _FUNCTION).write_bytes(exported.serialize())
+    replace_text(temporary / _CONFIG, json.dumps(about, indent=2) + "\n")
+    replace_text(temporary / _CARD, card)
+    digests.write_sums(temporary, without=(_CARD,))
   return out
 
 
@@ -85,10 +90,12 @@ def load(folder: str | Path) -> Predictor:
   """Loads the model of an exported folder, bit by bit that of the run.
 
   Raises:
-    WeightsError: the folder is not whole; the message names the file.
+    DamagedError: the folder is not whole, or not as it was written; the message names the file.
+    WeightsError: it does not fit this version; the message names the tensors.
   """
   folder = Path(folder)
-  about = _about(folder)
+  digests.check_sums(folder, _REMEDY)
+  about = json.loads((folder / _CONFIG).read_text())
   config = ConfigDict(about["run"])
   config.mesh = {"data": -1, "fsdp": 1}
   tokenizer = Tokenizer(folder)
@@ -125,20 +132,13 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
   docs/weights.md.
 
   Raises:
-    WeightsError: the folder is not whole.
+    DamagedError: the folder is not whole, or not as it was written; the message names the file.
   """
   folder = Path(folder)
-  _about(folder)
+  digests.check_sums(folder, _REMEDY)
   weights = jax.device_put(read(folder / _TENSORS).tensors)
   function = jax_export.deserialize(bytearray((folder / _FUNCTION).read_bytes()))
   return lambda batch: function.call(weights, {name: jnp.asarray(x) for name, x in batch.items()})
-
-
-def _about(folder: Path) -> dict:
-  for name in (_CONFIG, _TENSORS, _FUNCTION):
-    if not (folder / name).is_file():
-      raise WeightsError(f"{folder} holds no {name}: it is no folder of plan_jax.export")
-  return json.loads((folder / _CONFIG).read_text())
 
 
 def _flat(variables: dict) -> dict:

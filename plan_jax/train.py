@@ -9,10 +9,11 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from input_pipeline import images, loader, records
-from input_pipeline.files import replace_text
+from input_pipeline import digests, images, loader, records
+from input_pipeline.files import disk_errors, replace_text
 from input_pipeline.text import diagnostic_terms, tokenizer
 from input_pipeline.text.tokenizer import Tokenizer
+from plan_jax.inference.load import load_tokenizer
 from plan_jax.runtime import processes
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import log
@@ -29,6 +30,7 @@ _TOKENIZER_TEXTS = 50_000
 Validate = Callable[[Assembly, Tokenizer, TrainState], dict[str, float]]
 
 
+@disk_errors()
 def train(config: ConfigDict, workdir: Workdir, folder: Path, validate: Validate) -> None:
   """Trains to config.train.steps, from the newest checkpoint if there is one.
 
@@ -93,11 +95,13 @@ def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> Tokenizer:
       numbers = range(0, len(source), max(1, len(source) // _TOKENIZER_TEXTS))
       texts = (" ".join(source[i].sentences) for i in numbers)
       tokenizer.train(texts, workdir.tokenizer, vocabulary_size=config.text.vocabulary_size)
+    digests.write_sums(workdir.tokenizer)  # last: its presence says that the folder is whole
 
-  path = workdir.tokenizer / "tokenizer_config.json"
-  processes.on_primary(lambda: None if path.exists() else make())
+  path = workdir.tokenizer / digests.SUMS
+  # What a run has learned is of the vocabulary that it began with.
+  processes.on_primary(lambda: None if path.exists() or workdir.begun() else make())
   processes.wait_for(path)
-  return Tokenizer(workdir.tokenizer)
+  return load_tokenizer(workdir)
 
 
 def make_batches(
@@ -130,9 +134,9 @@ def _first_state(parts: Assembly, workdir: Workdir) -> TrainState:
   encoders = pretrained.load_encoders(parts.config.model, parts.model.text["vocabulary_size"])
   if not encoders:
     return state
-  note = json.dumps({name: encoder.provenance for name, encoder in encoders.items()}, indent=2)
-  processes.assert_equal("the weights it starts from", note)
-  processes.on_primary(lambda: replace_text(workdir.weights, f"{note}\n"))
+  note = {name: encoder.provenance for name, encoder in encoders.items()}
+  processes.assert_equal("the weights it starts from", json.dumps(note))
+  processes.on_primary(lambda: replace_text(workdir.weights, digests.seal(note, indent=2)))
   for name, encoder in encoders.items():
     aside = len(encoder.provenance["left_aside"])
     log.info(

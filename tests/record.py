@@ -446,7 +446,7 @@ def metrics_of(path: Path) -> dict[str, list]:
   for line in path.read_text().splitlines():
     row = json.loads(line)
     for name, value in row.items():
-      if name != "step":
+      if name not in ("step", "digest"):
         steps, values = out.setdefault(name, [[], []])
         steps.append(row["step"])
         values.append(value)

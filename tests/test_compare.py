@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from input_pipeline import digests
 from input_pipeline.errors import UserError
 from plan_jax import compare
 from plan_jax.evaluators import detection, terms
@@ -29,6 +30,7 @@ def run(path, scores, data=None, protocol="v1"):
     data_of_task = f"{attached or 'own'}/test"
     results.append(Row(task, protocol, data_of_task, "all", "x", "run", 0.5, 0, 1, 3))
     example_scores.write(workdir.example_scores_of(task, attached), scores_of_task)
+  digests.write_sums(workdir.example_scores)
   rows.write(workdir.evaluation, Evaluation(1, results, data))
   return path
 
@@ -202,12 +204,13 @@ def test_command_line(tmp_path):
   assert done.returncode == 1 and "holds no evaluation" in done.stderr
   (tmp_path / "b" / "example_scores" / "g.csv").write_text("damaged")
   done = subprocess.run([*call, str(tmp_path / "b")], capture_output=True, text=True)
-  assert done.returncode == 1 and "evaluate the run again" in done.stderr
+  assert done.returncode == 1 and "g.csv is not as it was written" in done.stderr
 
 
 def detector(path, images, findings):
   run(path, {"detection": detection.detection_scores(images, findings)})
   boxes.write(path / "example_scores" / "detection.npz", images, findings)
+  digests.write_sums(path / "example_scores")
   return path
 
 
@@ -246,8 +249,10 @@ def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
     assert {group for _, group, _ in known} == {"macro", "mass", "tube"}
     assert known["detection", "macro", "AP50"].patients == 20
   (b / "example_scores" / "detection.npz").write_bytes(b"damaged")
-  with pytest.raises(UserError, match="detection.npz holds no boxes"):
+  with pytest.raises(UserError, match="detection.npz is not as it was written"):
     compare.compare(a, b)
+  with pytest.raises(UserError, match="detection.npz holds no boxes"):
+    boxes.read(b / "example_scores" / "detection.npz")
 
 
 def test_words_are_compared_by_what_their_significance_tells_apart(tmp_path):

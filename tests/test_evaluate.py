@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import errno
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from configs import base
 from input_pipeline import records
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer
 from plan_jax import config as config_lib
@@ -224,6 +227,7 @@ def test_impossible_sets(changes, words):
 def test_scores_of_an_earlier_evaluation_do_not_stay(run):
   *_, workdir, _ = run
   assert sorted(p.name for p in workdir.example_scores.iterdir()) == [
+    "SHA256SUMS",
     "grounding-by-phrase.csv",
     "grounding.csv",
     "presence.csv",
@@ -232,6 +236,32 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
     "terms.csv",
     "zero-shot-ours.csv",
   ]
+
+
+@pytest.mark.parametrize("place", ["write", "write_report"])
+def test_a_full_disk_leaves_a_whole_evaluation_or_none(run, tmp_path, monkeypatch, place):
+  """Scores of one evaluation beside the rows of another, or an old page, would pass for whole."""
+  config, model, workdir, _ = run
+  workdir = Workdir(shutil.copytree(workdir.path, tmp_path / "run"))
+  files = sorted(workdir.example_scores.iterdir())
+  before = {path: path.read_bytes() for path in (workdir.evaluation, workdir.report, *files)}
+  scores = example_scores.read(files[-1])
+  by_task = {task: scores for task in ("grounding", "retrieval")}
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(evaluate, "_score", lambda *_: ([], by_task))
+  monkeypatch.setattr(evaluate, "image_views", lambda *_: [])
+  owner = example_scores if place == "write" else evaluate.report
+  monkeypatch.setattr(owner, place, full)
+  with pytest.raises(DiskError, match="No space left on device; free some space"):
+    evaluate.evaluate(model, config, workdir, [datasets.own(config, workdir.records)])
+  assert not list(workdir.path.glob("*.tmp-*"))
+  if place == "write":
+    assert {path: path.read_bytes() for path in before} == before
+  else:
+    assert not workdir.evaluation.exists()
 
 
 def zero_shot(model, config, workdir):

@@ -7,15 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline import images, records
+from damage import for_each_damage
+from fakes.disk import full_disk
+from input_pipeline import digests, images, records
+from input_pipeline.digests import DamagedError
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer as tokens
 from plan_jax import export
 from plan_jax.evaluators import datasets
 from plan_jax.inference.load import load
+from plan_jax.models.weights import files
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import load_image, load_text
+from plan_jax.results import model_card
 from plan_jax.results import rows as results
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.workdir import Workdir
@@ -35,6 +41,7 @@ def make_run(folder, **change):
   run.claim_records(run.records, records.fingerprint(run.records))
   texts = [" ".join(example.sentences) for example in EXAMPLES]
   tokenizer = tokens.train(texts, run.tokenizer, vocabulary_size=200)
+  digests.write_sums(run.tokenizer)
   state = assemble(config, tokenizer).initial_state()
   state = state.replace(step=state.step + 1, ema=jax.tree.map(lambda x: 1.5 * x, state.params))
   checkpoints = Checkpoints(run.checkpoints)
@@ -119,7 +126,7 @@ def test_another_run_can_start_from_it(run):
     assert not any(n.startswith(name) for n in loaded.provenance["left_aside"])
 
 
-def test_model_card(run, tmp_path):
+def test_model_card(run):
   card = (run[1] / "README.md").read_text()
   for part in (
     "phantom (synthetic",
@@ -137,13 +144,16 @@ def test_model_card(run, tmp_path):
     )
   ]
   results.write(run[0].evaluation, results.Evaluation(1, rows, {"phantom/test": "0"}))
-  run[0].weights.write_text(json.dumps({"text_encoder": {"source": "BERT: x", "sha256": "ab"}}))
-  card = (export.write(run[0], tmp_path / "out") / "README.md").read_text()
+  note = {"text_encoder": {"source": "BERT: x", "sha256": "ab"}}
+  run[0].weights.write_text(digests.seal(note))
+  config = run[0].load_config()
+  config.model.text.weights = "x"
+  card = model_card.text(run[0], config, 1, (2, 2))
   assert "grounding on phantom/test (grounding-v1)" in card and "0.250 [0.200, 0.300]" in card
   assert "text_encoder started from BERT: x, SHA-256 ab" in card
   assert "image_encoder started at random" in card
   results.write(run[0].evaluation, results.Evaluation(7, rows, {"phantom/test": "0"}))
-  card = (export.write(run[0], tmp_path / "again") / "README.md").read_text()
+  card = model_card.text(run[0], config, 1, (2, 2))
   assert "evaluated at step 7" in card and "0.250" not in card
 
 
@@ -163,12 +173,46 @@ def test_errors(run, tmp_path):
   with pytest.raises(UserError, match="no checkpoint of step 9"):
     export.write(run[0], tmp_path / "new", step=9)
   assert not (tmp_path / "new").exists()
-  with pytest.raises(WeightsError, match=r"holds no config\.json"):
+  with pytest.raises(DamagedError, match="SHA256SUMS is missing: the folder is not whole"):
     export.load(tmp_path)
   about = json.loads((run[1] / "config.json").read_text())
   about["run"]["model"]["embed_dim"] = 4
   other = tmp_path / "other"
   shutil.copytree(run[1], other)
   (other / "config.json").write_text(json.dumps(about))
+  with pytest.raises(DamagedError, match="config.json is not as it was written"):
+    export.load(other)
+  digests.write_sums(other)
   with pytest.raises(WeightsError, match=r"pixel_head\.bias is \(8,\), not \(4,\)"):
     export.load(other)
+
+
+NAMES = ("model.safetensors", "grounding.jax", "config.json", "tokenizer.json", digests.SUMS)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "tokenizer_config.json"])
+@pytest.mark.parametrize("read", [export.load, export.serving, files.read])
+def test_a_damaged_export_is_one_line(run, name, read):
+  assert set(NAMES) <= {path.name for path in run[1].iterdir()}
+  if read is files.read and name == "config.json":
+    pytest.skip("without it the folder is one of any weights")
+  for_each_damage(run[1] / name, lambda: read(run[1]))
+
+
+def test_the_card_may_be_edited(run, tmp_path):
+  shutil.copytree(run[1], tmp_path / "out")
+  (tmp_path / "out" / "README.md").write_text("My words.")
+  assert export.load(tmp_path / "out").step == 1
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path):
+  with full_disk(3_000), pytest.raises(DiskError, match=f"{tmp_path}/new.*: File too large"):
+    export.write(run[0], tmp_path / "new")
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(export, "load_run", lambda *_, **__: pytest.fail("this is work"))
+  (tmp_path / "file").touch()
+  with pytest.raises(DiskError, match="file: File exists; name another path"):
+    export.write(run[0], tmp_path / "file" / "new")

@@ -1,8 +1,11 @@
 """The command as a user gives it, and the errors a user can meet."""
 
 import csv
+import errno
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -10,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
+from input_pipeline import digests
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError, LockedError, lock
 from input_pipeline.phantom import radiograph
 from paths import ROOT
 from plan_jax import experiment
@@ -67,7 +72,7 @@ def test_evaluation_json(demo):
   assert models == {"run", "random", "centre", "mean_box", "mean_box_per_finding"}
   assert {row.group for row in evaluation.rows if row.task == "retrieval"} == {"all"}
   written = json.loads(run.evaluation.read_text())
-  assert set(written) == {"step", "complete", "data", "rows"}
+  assert set(written) == {"step", "complete", "data", "rows", "digest"}
 
 
 def test_metrics_have_training_and_validation(demo):
@@ -106,6 +111,37 @@ def test_errors_of_the_user_are_one_line(demo):
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert "error: " in done.stderr and "seed: 0 there, 5 now" in done.stderr
   assert "--workdir" in done.stderr
+
+
+def test_a_second_start_is_refused_in_one_line(tmp_path):
+  """Both trained, took each other's files, and called it complete."""
+  with lock(tmp_path / "run"):
+    done = command("--config=configs/phantom.py", f"--workdir={tmp_path / 'run'}", *flags(**DEMO))
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    line = f"error: {tmp_path / 'run'} is in use by {holder}: wait for its end, or name another"
+    assert done.returncode == 1 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("mode", ["all", "train", "evaluate"])
+def test_no_mode_goes_past_the_lock(demo, mode):
+  run, _ = demo
+  before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+  with lock(run.path), pytest.raises(LockedError, match="is in use by"):
+    experiment.run(tiny(**DEMO), run, mode)
+  assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p != run.path} == {
+    p: time for p, time in before.items() if p != run.path
+  }
+
+
+def test_a_workdir_that_is_read_only_is_one_line_before_any_work(tmp_path, monkeypatch):
+  def refuse(path, *_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+  monkeypatch.setattr(os, "open", refuse)
+  monkeypatch.setattr(experiment.config_lib, "check", lambda _: pytest.fail("this is work"))
+  with pytest.raises(DiskError, match="Read-only file system; name a path that can be written"):
+    experiment.run(tiny(), Workdir(tmp_path), "all")
 
 
 def test_unknown_key(tmp_path):
@@ -217,7 +253,7 @@ def test_records_that_changed_under_a_run(demo, tmp_path):
   options = tiny().data.options.to_dict() | {"seed": 1}
   convert.convert("phantom", run.records, workers=0, progress=False, **options)
   note = run.records / "convert.json"
-  note.write_text(note.read_text().replace('"seed": 1', '"seed": 0'))
+  note.write_text(digests.seal(digests.unseal(note.read_text()) | {"seed": 0}))
   with pytest.raises(UserError, match="was trained on records"):
     experiment.run(tiny(**DEMO), run, "train")
 

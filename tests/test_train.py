@@ -1,5 +1,4 @@
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from input_pipeline import records
+from input_pipeline import digests, records
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.text.tokenizer import Tokenizer
@@ -302,6 +301,6 @@ def test_the_step_is_a_function_of_its_inputs_and_ema_follows_it(folder):
 def test_no_checkpoint_to_load(tmp_path):
   with pytest.raises(workdir.WorkdirError, match="holds no run"):
     load.load(tmp_path)
-  (tmp_path / "config.json").write_text(json.dumps(tiny().to_dict()))
+  (tmp_path / "config.json").write_text(digests.seal(tiny().to_dict()))
   with pytest.raises(UserError, match="no checkpoint.*train first"):
     load.load(tmp_path)

@@ -12,7 +12,6 @@ import numpy as np
 from input_pipeline import images, pages
 from input_pipeline.checks.check import Check
 from input_pipeline.checks.facts import ImageFacts, group_by, split_of
-from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 from input_pipeline.files import replace_text
 from input_pipeline.records import RecordSource
@@ -26,7 +25,7 @@ _BOX, _OUTLINE = (242, 215, 38), (60, 180, 255)  # blue, green, red
 def write(path: str | os.PathLike, result: Check, *, strict: bool = False) -> None:
   """Writes the page of a check, whole or not at all; images of findings are read again.
 
-  Its folder is made; `strict` as in the check. Raises UserError where it cannot be written.
+  Its folder is made; `strict` as in the check. Raises DiskError where it cannot be written.
   """
   by_split = group_by(result.images, split_of).items()
   template = pages.environment(Path(__file__).parent).get_template("page.html")
@@ -38,10 +37,7 @@ def write(path: str | os.PathLike, result: Check, *, strict: bool = False) -> No
     samples={split: [[image] for image in _samples(part)] for split, part in by_split},
     gallery=_gallery,
   )
-  try:
-    replace_text(path, text)
-  except OSError as error:
-    raise UserError(f"{path}: the page cannot be written ({error}); name another --out") from None
+  replace_text(path, text)
 
 
 def _samples(images: Sequence[ImageFacts]) -> list[ImageFacts]:

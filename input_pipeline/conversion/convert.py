@@ -6,13 +6,12 @@ cannot be read are left out and listed in `skipped.jsonl` of the output folder.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from input_pipeline.conversion import selections
 from input_pipeline.conversion.job import Job, Runner, Shard, Skipped, plan
 from input_pipeline.conversion.settings import ConvertError, Settings
 from input_pipeline.conversion.workers import in_processes, progress_bar
-from input_pipeline.files import replace_text
+from input_pipeline.files import disk_errors, lock, replace_text
 from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.raw.stored_images import MAX_DECODED_PX
 from input_pipeline.readers.source import Source, check_patients
@@ -31,6 +30,7 @@ from input_pipeline.terminal import escape
 _SKIPPED, _SELECTION = "skipped.jsonl", "selection.json"
 
 
+@disk_errors()
 def convert(
   dataset: str,
   out: str | os.PathLike,
@@ -70,6 +70,8 @@ def convert(
     SourceError: the source is missing or contradicts itself.
     SelectionError: the selection cannot be read, or does not fit the source.
     WorkerError: a worker process died; finished shards are kept.
+    LockedError: another conversion writes into `out`.
+    DiskError: the disk is full, or `out` cannot be written; finished shards are kept.
   """
   start, out = time.monotonic(), Path(out)
   settings = Settings.from_options(dataset, **options)
@@ -82,10 +84,10 @@ def convert(
     skipped = (out / _SKIPPED).read_text(encoding="utf-8").splitlines()
     return _summary(out, start, len(skipped), already=True)
 
-  source, selection = _open(settings)
-  shards = plan(source, out, settings.shard_size, settings.limit)
-  out.mkdir(parents=True, exist_ok=True)
-  with _lock(out):
+  with lock(out):
+    settings.compare(out)  # again: another process may have begun it meanwhile
+    source, selection = _open(settings)
+    shards = plan(source, out, settings.shard_size, settings.limit)
     (out / "dataset_info.json").unlink(missing_ok=True)  # incomplete from here on
     settings.write(out)
     if selection:
@@ -120,29 +122,13 @@ def _open(settings: Settings) -> tuple[Source, selections.Selection | None]:
   return source, selection
 
 
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-  """Keeps a second conversion out of the folder; the system lets go when this process dies."""
-  descriptor = os.open(out, os.O_RDONLY)
-  try:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ConvertError(f"another conversion is writing into {out}; wait for its end") from None
-    except OSError:
-      pass  # some network file systems lock no folders
-    yield
-  finally:
-    os.close(descriptor)
-
-
 def _tidy(out: Path, shards: Sequence[Shard]) -> None:
-  """Removes what a killed run left half-written, and shards of a source that has changed since."""
+  """Removes folders that a killed run left, and shards of a source that has changed since."""
   wanted = {path for shard in shards for path in (shard.path, index_path(shard.path))}
   for path in list(out.iterdir()):
     if path.name.startswith((".metadata-", ".plan-")):
       shutil.rmtree(path)
-    elif ".tmp-" in path.name or (".tfrecord-" in path.name and path not in wanted):
+    elif ".tfrecord-" in path.name and path not in wanted:
       path.unlink()
 
 

@@ -127,13 +127,6 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _write(out: str, selection: Selection) -> None:
-  try:
-    replace_text(out, selection.to_json())
-  except OSError as error:
-    raise SelectionError(f"{out}: cannot be written ({error.strerror or error})") from None
-
-
 def _describe(source: Source, selection: Selection, chosen: Sequence[Item]) -> list[str]:
   """Returns the lines that the command prints."""
   lines = [f"note: {note}" for note in source.notes]
@@ -169,7 +162,7 @@ def main() -> None:
     chosen = select(source.items, selection)
     check_patients(chosen)
     if out:
-      _write(out, selection)
+      replace_text(out, selection.to_json())
   except UserError as error:
     raise SystemExit(f"error: {error}") from None
   print("\n".join(map(escape, _describe(source, selection, chosen))))

@@ -1,14 +1,14 @@
 """Settings of a conversion: everything that decides the bytes it writes."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import digests
 from input_pipeline.conversion import selections
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import is_vacant, replace_text
 from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.raw.stored_images import FORMATS
 
@@ -91,19 +91,21 @@ class Settings:
 
   def write(self, out: Path) -> None:
     """Writes the settings into the folder of a conversion."""
-    replace_text(out / _FILE, json.dumps(self.content(), indent=1, sort_keys=True) + "\n")
+    replace_text(out / _FILE, digests.seal(self.content(), indent=1))
 
   def compare(self, out: Path) -> None:
-    """Raises ConvertError unless `out` is free or was begun with the same settings."""
+    """Raises ConvertError unless `out` is free or was begun with the same settings.
+
+    Raises DamagedError where its settings are not as they were written.
+    """
     if out.exists() and not out.is_dir():
       raise ConvertError(f"{out} is a file; --out names a folder")
     content = self.content()
-    try:
-      before = json.loads((out / _FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-      if out.exists() and any(out.iterdir()):
-        raise ConvertError(f"{out} holds other files; name a new or empty folder") from None
+    if not (out / _FILE).exists():
+      if not is_vacant(out):
+        raise ConvertError(f"{out} holds other files; name a new or empty folder")
       return
+    before = digests.read_sealed(out / _FILE, "give it back from a copy, or name a new folder")
     for name in sorted(before.keys() | content.keys()):
       if before.get(name) != content.get(name):
         raise ConvertError(

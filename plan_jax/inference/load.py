@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from input_pipeline import digests
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference.predictor import Predictor, weights_of
 from plan_jax.inference.run_spec import run_spec
@@ -29,6 +30,7 @@ def load(
   Raises:
     WorkdirError: `workdir` holds no run.
     CheckpointError: it has no such checkpoint.
+    DamagedError: a file of it is not as it was written.
   """
   if not isinstance(workdir, Workdir):
     workdir = Workdir(workdir)
@@ -41,12 +43,19 @@ def load(
   try:
     if step is None:
       step = checkpoints.to_evaluate(config.checkpoint.evaluate)
-    tokenizer = Tokenizer(workdir.tokenizer)
+    tokenizer = load_tokenizer(workdir)
     parts = assemble(config, tokenizer)
     state = checkpoints.restore(parts.abstract_state, step)
   finally:
     checkpoints.close()
   return of_state(parts, state, tokenizer)
+
+
+def load_tokenizer(workdir: Workdir) -> Tokenizer:
+  """Loads the vocabulary of a run. Raises DamagedError where it is not as it was written."""
+  remedy = f"give back {workdir.tokenizer} from a copy, or name another --workdir"
+  digests.check_sums(workdir.tokenizer, remedy)
+  return Tokenizer(workdir.tokenizer)
 
 
 def of_state(parts: Assembly, state: TrainState, tokenizer: Tokenizer) -> Predictor:

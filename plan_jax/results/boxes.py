@@ -1,11 +1,14 @@
 """True and predicted boxes on disk, so that two detectors can be compared image by image."""
 
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.digests import DamagedError
+from input_pipeline.files import replacing
 from plan_jax.metrics.detection import Image
 
 _TEXTS = ("image_id", "patient_id")
@@ -23,15 +26,12 @@ def write(path: str | os.PathLike, images: Sequence[Image], findings: Sequence[s
     for name in names:
       dtype = np.int32 if name.endswith("labels") else np.float32
       arrays[name] = np.concatenate([getattr(image, name) for image in images]).astype(dtype)
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp.npz")
-  np.savez_compressed(temporary, **arrays)
-  os.replace(temporary, path)
+  with replacing(path) as temporary, temporary.open("wb") as file:
+    np.savez_compressed(file, **arrays)
 
 
 def read(path: str | os.PathLike) -> tuple[list[Image], list[str]]:
-  """Reads images and findings that `write` wrote. Raises ValueError, naming the file, else."""
+  """Reads images and findings that `write` wrote. Raises DamagedError, naming the file."""
   try:
     with np.load(path) as file:
       arrays = {name: file[name] for name in file.files}
@@ -42,5 +42,5 @@ def read(path: str | os.PathLike) -> tuple[list[Image], list[str]]:
       sides += [np.split(arrays[name], ends) for name in names]
     images = [Image(*fields) for fields in zip(*texts, *sides, strict=True)]
     return images, arrays["findings"].tolist()
-  except (OSError, KeyError, ValueError, EOFError) as error:
-    raise ValueError(f"{path} holds no boxes of a detector: {error}") from error
+  except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise DamagedError(f"{path} holds no boxes of a detector ({error}); evaluate again") from error

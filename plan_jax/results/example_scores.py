@@ -3,7 +3,7 @@
 A file is CSV with the header `image_id,phrase,patient_id,group,METRIC,...` and one line an example.
 The phrase is empty where the example is a whole image with its text; a cell is empty where the
 example has no such value. A text that a spreadsheet would take for a formula has a "'" before it,
-which `read` takes away.
+which `read` takes away. The folder of the files has a SHA256SUMS, see input_pipeline/digests.py.
 """
 
 import csv
@@ -16,10 +16,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from input_pipeline import digests
+from input_pipeline.digests import DamagedError
 from input_pipeline.files import replace_text
 
 # The metrics of examples that are ranked, not averaged: AUC is taken from all of a group.
 SCORED = ("score", "positive")
+_REMEDY = "evaluate again (--mode=evaluate)"
 _HEAD = ("image_id", "phrase", "patient_id", "group")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # such a text gets one more "'", and loses one
 
@@ -70,12 +73,17 @@ def write(path: str | os.PathLike, scores: ExampleScores) -> None:
   replace_text(path, "".join(lines))
 
 
+def check(folder: Path) -> None:
+  """Raises DamagedError, naming the file, unless the folder is as `digests.write_sums` found it."""
+  digests.check_sums(folder, _REMEDY)
+
+
 def read(path: str | os.PathLike) -> ExampleScores:
   """Reads a file that `write` wrote.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is not such CSV; the message names the file and the line.
+    DamagedError: the file is not such CSV; the message names the file and the line.
   """
   ids, groups, patients, values = {}, [], [], []  # ids in their order, without values
   with Path(path).open(encoding="utf-8", newline="") as file:
@@ -95,7 +103,8 @@ def read(path: str | os.PathLike) -> ExampleScores:
         groups.append(group)
         values.append([_value(cell) for cell in line[4:]])
     except (ValueError, csv.Error) as error:  # also of bytes that are not UTF-8
-      raise ValueError(f"{path}, line {max(1, lines.line_num)}: {error}") from error
+      line = max(1, lines.line_num)
+      raise DamagedError(f"{path}, line {line}: {error}; {_REMEDY}") from error
   values = np.array(values, np.float64).reshape(len(ids), len(head) - 4)
   return ExampleScores(list(ids), groups, patients, tuple(map(_unquote, head[4:])), values)
 

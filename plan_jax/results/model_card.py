@@ -1,11 +1,10 @@
 """The model card of an exported run: its architecture, data, results and limits."""
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline import records
+from input_pipeline import digests, records
 from input_pipeline.errors import UserError
 from input_pipeline.readers.by_name import FACTS
 from plan_jax.results import rows, tables
@@ -86,13 +85,15 @@ def _data(workdir: Workdir, config: ConfigDict) -> str:
   synthetic = " (synthetic: nothing here was learned from patients)"
   lines = [f"data set: {config.data.dataset}{synthetic * FACTS[config.data.dataset].synthetic}"]
   if workdir.records_note.is_file():
-    lines.append(f"records: fingerprint {workdir.records_note.read_text().strip()}")
+    lines.append(f"records: fingerprint {workdir.read_records_note()}")
   try:
     images = records.splits(Path(config.data.records or workdir.records))
     lines.append(f"images: {', '.join(f'{count} {split}' for split, count in images.items())}")
   except (UserError, OSError):
     lines.append("images: the records are not at hand to be counted")
-  weights = json.loads(workdir.weights.read_text()) if workdir.weights.is_file() else {}
+  weights = {}
+  if config.model.image.weights or config.model.text.weights:
+    weights = digests.read_sealed(workdir.weights, "give it back from a copy")
   for name in ("image_encoder", "text_encoder"):
     start = "at random"
     if encoder := weights.get(name):

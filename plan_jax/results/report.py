@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from input_pipeline import pages
-from input_pipeline.files import replace_text
+from input_pipeline.files import replace_bytes, replace_text
 from plan_jax.results import drawing, plots, tables
 from plan_jax.results.rows import RUN, Row
 
@@ -110,10 +110,8 @@ def save_overlays(
     entries.append(np.pad(entry, ((6, 4), (6, 6), (0, 0)), constant_values=255))
   if not entries:
     return None
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(cv2.imencode(".png", drawing.tiled(entries, 2))[1].tobytes())
-  return path
+  replace_bytes(path, cv2.imencode(".png", drawing.tiled(entries, 2))[1].tobytes())
+  return Path(path)
 
 
 def _section(

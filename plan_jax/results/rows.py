@@ -1,20 +1,22 @@
 """Evaluation results: the row that every evaluator returns, and their file.
 
 `evaluation.json` holds `{"step": int, "complete": bool, "data": {data: fingerprint of its records},
-"rows": [{"task", "protocol", "data", "group", "metric", "model", "value", "low", "high", "n"}]}`;
-rows of retrieval also hold "gallery". A number that does not exist is null in the file and NaN in
-memory.
+"rows": [{"task", "protocol", "data", "group", "metric", "model", "value", "low", "high", "n"}],
+"digest": of all this}`; rows of retrieval also hold "gallery". A number that does not exist is null
+in the file and NaN in memory.
 """
 
-import json
 import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from input_pipeline import digests
+from input_pipeline.digests import DamagedError
 from input_pipeline.files import replace_text
 
 RUN = "run"
+REMEDY = "delete it, and evaluate again (--mode=evaluate)"
 # Followed during training, on the validation split: (task, group, metric).
 FOLLOWED = (
   ("grounding", "macro", "signed CNR"),
@@ -78,29 +80,17 @@ def write(path: str | os.PathLike, evaluation: Evaluation) -> None:
     "data": evaluation.data,
     "rows": [_as_json(row) for row in evaluation.rows],
   }
-  replace_text(path, json.dumps(content, indent=1) + "\n")
+  replace_text(path, digests.seal(content, indent=1))
 
 
 def read(path: str | os.PathLike) -> Evaluation:
-  """Reads a file that `write` wrote.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is not such JSON; the message names the file, the row and the field.
-  """
+  """Reads a file that `write` wrote. Raises DamagedError where it is not as it was written."""
+  content = digests.read_sealed(Path(path), REMEDY)
   try:
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not JSON: {error}") from error
-  if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
-    raise ValueError(f"{path} holds no list of 'rows'")
-  if not _is_int(content.get("step")):
-    raise ValueError(f"{path}: 'step' is {content.get('step')!r}, not a whole number")
-  rows = [_from_json(item, f"{path}, row {i}") for i, item in enumerate(content["rows"])]
-  data = content.get("data")
-  if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
-    raise ValueError(f"{path}: 'data' is {data!r}, not names with fingerprints")
-  return Evaluation(content["step"], rows, data, content.get("complete") is not False)
+    rows = [_from_json(row) for row in content["rows"]]
+    return Evaluation(content["step"], rows, content["data"], content["complete"])
+  except (KeyError, TypeError) as error:
+    raise DamagedError(f"{path} is of another version ({error}); {REMEDY}") from error
 
 
 def _as_json(row: Row) -> dict:
@@ -116,25 +106,6 @@ def _as_json(row: Row) -> dict:
   return fields
 
 
-def _from_json(item: object, where: str) -> Row:
-  if not isinstance(item, dict):
-    raise ValueError(f"{where} is not an object")
-  fields = {}
-  for name in ("task", "protocol", "data", "group", "metric", "model"):
-    if not isinstance(item.get(name), str):
-      raise ValueError(f"{where}: {name!r} is {item.get(name)!r}, not a text")
-    fields[name] = item[name]
-  for name in ("value", "low", "high"):
-    number = item.get(name, "missing")
-    if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-      raise ValueError(f"{where}: {name!r} is {number!r}, not a number or null")
-    fields[name] = math.nan if number is None else float(number)
-  if not _is_int(item.get("n")):
-    raise ValueError(f"{where}: 'n' is {item.get('n')!r}, not a whole number")
-  if item.get("gallery") is not None and not _is_int(item["gallery"]):
-    raise ValueError(f"{where}: 'gallery' is {item['gallery']!r}, not a whole number")
-  return Row(**fields, n=item["n"], gallery=item.get("gallery"))
-
-
-def _is_int(value: object) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
+def _from_json(fields: dict) -> Row:
+  numbers = {name: fields[name] for name in ("value", "low", "high")}
+  return Row(**fields | {name: math.nan if x is None else x for name, x in numbers.items()})

@@ -1,16 +1,43 @@
-"""Checkpoints of a run; the only file that knows Orbax."""
+"""Checkpoints of a run; the only file that knows Orbax.
 
+A checkpoint has a SHA256SUMS of its files (input_pipeline/digests.py), written before it takes its
+name; nothing of a checkpoint is used before it is compared with them.
+"""
+
+import contextlib
 import logging
 import math
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from input_pipeline import digests
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError, disk_errors
+from plan_jax.runtime import processes
+from plan_jax.runtime.logging import log
 
 logging.getLogger("absl").setLevel(logging.WARNING)
+# A save that fails is raised, once. It is also told by each thread of Orbax, by asyncio of every
+# write, and by the writes that end after that.
+logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
+logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())
+
+
+def _unraisable(error, show=sys.unraisablehook) -> None:
+  if str(error.exc_value) != "Event loop is closed":
+    show(error)
+
+
+sys.unraisablehook = _unraisable
+
+# Orbax changes them as it gives the checkpoint its name: the time of that, which nothing reads.
+_LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class CheckpointError(UserError):
@@ -27,7 +54,10 @@ class Checkpoints:
   def __init__(
     self, folder: Path, *, keep_last: int = 2, best_metric: str = "", create: bool = True
   ):
-    """Opens `folder`; with `create` it is made, else it must be there to be read."""
+    """Opens `folder`; with `create` it is made, else it must be there to be read.
+
+    Raises DamagedError where the metrics of a checkpoint are not as they were written.
+    """
     if not create and not Path(folder).is_dir():
       raise CheckpointError(f"no checkpoint: {folder} does not exist; train first (--mode=train)")
 
@@ -40,12 +70,18 @@ class Checkpoints:
       policies.append(keep.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
     self._best_metric = best_metric
     self._folder = Path(folder).absolute()
+    for path in self._folder.glob("[0-9]*"):
+      if path.name.isdigit():
+        self._check_metrics(path)
+    if create and processes.is_primary():  # who only reads does not know whether they are in work
+      self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=keep.AnyPreservationPolicy(policies),
         create=create,
         best_fn=score if best_metric else None,
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_sums),
       ),
     )
 
@@ -73,18 +109,25 @@ class Checkpoints:
     return best
 
   def save(self, step: int, state, metrics: dict[str, float] | None = None) -> None:
-    """Starts saving; the state may be changed at once. A step that is there already is left."""
+    """Starts saving; the state may be changed at once. A step that is there already is left.
+
+    Raises DiskError, here or in `wait` or `close`.
+    """
     if step in self._manager.all_steps():
       return
     if metrics is not None and self._best_metric not in metrics:
       metrics = None
     # Forced: that it saves is decided already, and to ask would disturb runtime/preemption.py.
-    self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+    with self._saving():
+      self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
   def restore(self, abstract, step: int | None = None):
     """Restores the state of `step` (the newest by default), laid out as `abstract_state` is.
 
-    Raises CheckpointError where there is none, or its arrays differ from `abstract`.
+    All processes call it together; the first compares the files with their digests.
+
+    Raises CheckpointError where there is none, or its arrays differ from `abstract`, and
+    DamagedError where a file is missing or not as it was written.
     """
     steps = sorted(self._manager.all_steps())
     step = self.latest() if step is None else step
@@ -93,20 +136,53 @@ class Checkpoints:
         f"no checkpoint {'' if step is None else f'of step {step} '}in {self._folder}"
         f" (there: {steps or 'none'}): train first (--mode=train), or name another --workdir"
       )
+    processes.on_primary(lambda: self._check(self._folder / str(step)))
     try:
       return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
     except (ValueError, KeyError) as error:
+      reason = " ".join(str(error).split())
       raise CheckpointError(
-        f"checkpoint {step} in {self._folder} does not fit the model of this config: {error}"
+        f"checkpoint {step} in {self._folder} does not fit the model of this config: {reason}"
       ) from error
 
+  def _write_sums(self) -> None:
+    # Called by Orbax in the first process: the files of all are whole, under a temporary name.
+    for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+      digests.write_sums(path, without=_LATE)
+
+  def _check_metrics(self, path: Path) -> None:
+    try:
+      self._check(path, below="metrics/")
+    except digests.MissingError as error:  # a kill may have stopped its deletion
+      log.warning(f"checkpoint {path.name} is not whole, its metrics do not count: {error}")
+
+  def _check(self, path: Path, *, below: str = "") -> None:
+    remedy = f"give back {path.name} of {self._folder} from a copy, or delete it: the others stay"
+    digests.check_sums(path, remedy, below=below)
+
+  def _remove_unfinished(self) -> None:
+    for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+      shutil.rmtree(path, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    """Removes what is left of a save, this one or one before, for which the disk was too full."""
+    try:
+      with disk_errors(self._folder):
+        yield
+    except DiskError:
+      self._remove_unfinished()
+      raise
+
   def wait(self) -> None:
-    """Waits until every save is on disk."""
-    self._manager.wait_until_finished()
+    """Waits until every save is on disk. Raises DiskError."""
+    with self._saving():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for saves and frees the folder."""
-    self._manager.close()
+    """Waits for saves and frees the folder. Raises DiskError."""
+    with self._saving():
+      self._manager.close()
 
 
 def abstract_state(shapes, shardings):

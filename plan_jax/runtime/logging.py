@@ -1,66 +1,107 @@
 """The log of a run: scalars to files, messages and progress to the terminal."""
 
-import json
+import contextlib
 import logging
 import math
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.files import replace_text
+from input_pipeline import digests
+from input_pipeline.files import disk_errors, replace_bytes
 from input_pipeline.terminal import escape_lines
 
 log = logging.getLogger("plan_jax")
+_FLUSH_SECONDS = 120  # of the events
 
 
 class Scalars:
-  """Scalars by step, in `metrics.jsonl` (one JSON object a line) and as TensorBoard events."""
+  """Scalars by step, in `metrics.jsonl` and as TensorBoard events.
+
+  A line of metrics.jsonl is a JSON object of `digests.seal`: "step", the values, and "digest".
+  """
 
   def __init__(self, workdir: Path, *, from_step: int, mute: bool = False):
     """Opens the files, and cuts what an earlier run wrote after `from_step`: it will come again.
 
-    With `mute` there are no files: another process writes them.
+    A damaged line is named and stays; that of `from_step`, where it is missing, is named too. With
+    `mute` there are no files: another process writes them.
     """
     self._mute = mute
     if mute:
       return
-    from tensorboardX import SummaryWriter
+    # Not its SummaryWriter: that writes in a thread, whose end, of a full disk, it would wait for.
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import RecordWriter
 
-    path = Path(workdir) / "metrics.jsonl"
-    kept = [row for row in read_scalars(path) if row["step"] <= from_step]
-    replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-    self._file = path.open("a")
-    self._events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=from_step + 1)
+    self._path, events = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
+    kept = [(line, row) for line, row in _lines(self._path) if not row or row["step"] <= from_step]
+    if from_step and not any(row and row["step"] == from_step for _, row in kept):
+      log.warning(f"{self._path} has no line of step {from_step}: the curves have a gap before it")
+    replace_bytes(self._path, b"".join(line for line, _ in kept))
+    events.mkdir(exist_ok=True)
+    self._file = self._path.open("a")
+    self._events = RecordWriter(
+      str(events / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}")
+    )
+    self._flushed = time.monotonic()
+    self._add(Event(file_version="brain.Event:2"))
+    self._add(Event(step=from_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Adds the values at `step`; those that are not finite become null in the JSON."""
+    """Adds the values at `step`; those that are not finite become null. Raises DiskError."""
     if self._mute:
       return
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
     finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
-    self._file.write(json.dumps({"step": step, **finite}) + "\n")
-    self._file.flush()
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+    with disk_errors(self._path):
+      self._file.write(digests.seal({"step": step, **finite}) + "\n")
+      self._file.flush()
+    with disk_errors(self._events.path):
+      for name, value in values.items():
+        self._add(Event(step=step, summary=scalar(name, value)))
+      if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+        self._events.flush()
+        self._flushed = time.monotonic()
+
+  def _add(self, event) -> None:
+    event.wall_time = time.time()
+    self._events.write(event.SerializeToString())
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
     if not self._mute:
-      self._file.close()
-      self._events.close()
+      with disk_errors(self._events.path), contextlib.closing(self._file):
+        self._events.close()
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict | None]]:
+  """Yields the lines of a metrics.jsonl with their rows; a damaged one is named, and has none.
+
+  The last line, where a kill cut it short, is named and not among them.
+  """
+  if not Path(path).exists():
+    return
+  *lines, rest = Path(path).read_bytes().split(b"\n")
+  for number, line in enumerate(lines, 1):
+    try:
+      row = digests.unseal(line)
+    except ValueError as error:
+      row = None
+      log.warning(f"{path}, line {number} {error}; it is left out of the curves: delete it")
+    yield line + b"\n", row
+  if rest:
+    log.warning(f"{path}, line {len(lines) + 1} is cut short and is left out of the curves")
 
 
 def read_scalars(path: Path) -> list[dict]:
-  """Reads the lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-  if not Path(path).exists():
-    return []
-  rows = []
-  for line in Path(path).read_text().splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return rows
+  """Reads the rows of a metrics.jsonl; damaged lines are named and left out."""
+  return [row for _, row in _lines(path) if row]
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:

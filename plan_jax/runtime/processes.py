@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import disk_errors
 
 _LOST_SECONDS = 40  # a process that is silent for so long is lost: the others abort
 _EXIT_SECONDS = 10
@@ -75,12 +76,13 @@ def is_primary() -> bool:
 def on_primary(work: Callable[[], None]) -> None:
   """Does `work` in the first process while the others wait; they go on together or not at all.
 
-  Raises UserError in all of them, where `work` raises it.
+  Raises UserError in all of them, where `work` raises it, or the disk refuses it (DiskError).
   """
   error = None
   if is_primary():
     try:
-      work()
+      with disk_errors():
+        work()
     except UserError as raised:
       error = raised
   if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.bool_(error is not None)):

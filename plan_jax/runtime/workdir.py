@@ -1,13 +1,15 @@
 """The folder of a run: its paths, and the run that it belongs to."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from input_pipeline import digests
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import is_vacant, replace_text
 
 # Keys that may differ when a run goes on or is evaluated again: none of them changes what is
 # learned. The folder of the records is free too: their fingerprint tells whether they are the same.
@@ -33,10 +35,13 @@ class Workdir:
   """Paths of a run."""
 
   def __init__(self, path: str | Path):
+    """Raises WorkdirError where the path is none of a folder."""
     self.path = Path(path)
+    if re.match(r"\w+:/", str(path)):
+      raise WorkdirError(f"{path} must be a folder; a bucket is none: mount a shared disk")
     self.config = self.path / "config.json"
     self.records = self.path / "records"
-    self.records_note = self.path / "records.txt"  # their fingerprint
+    self.records_note = self.path / "records.json"  # their fingerprint
     self.tokenizer = self.path / "tokenizer"
     self.weights = self.path / "weights.json"  # what the encoders started from, if not at random
     self.checkpoints = self.path / "checkpoints"
@@ -52,19 +57,15 @@ class Workdir:
   def claim(self, config: ConfigDict, *, new: bool = True) -> None:
     """Writes the config of a new run, or checks that the run here has the same.
 
-    Without `new` there must be a run already.
+    Without `new` there must be a run already. The caller has the `files.lock` of the folder.
 
     Raises WorkdirError if the folder belongs to a run of another config (naming the keys), or holds
     files of something else.
     """
-    if "://" in str(self.path) or str(self.path).startswith("gs:/"):
-      raise WorkdirError(
-        f"--workdir={self.path}: must be a folder; a bucket cannot be one (mount a shared disk)"
-      )
     if not new:
       self.read_config()
     if not self.config.exists():
-      if self.path.exists() and any(self.path.iterdir()):
+      if not is_vacant(self.path):
         raise WorkdirError(
           f"{self.path} is not empty and holds no config.json: name an empty --workdir"
         )
@@ -81,7 +82,7 @@ class Workdir:
       # Nothing was learned yet: a config that was mended replaces the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)
       self.records_note.unlink(missing_ok=True)
-    replace_text(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+    replace_text(self.config, digests.seal(config.to_dict(), indent=2))
 
   def refuse_other_baseline(self, config: ConfigDict) -> None:
     """Raises WorkdirError if a run lies here, or another baseline's evaluation.
@@ -110,24 +111,32 @@ class Workdir:
     Raises WorkdirError, naming both, where it was trained on others.
     """
     if not self.begun():
-      replace_text(self.records_note, f"{fingerprint}\n")
-    elif (before := self.records_note.read_text().strip()) != fingerprint:
+      replace_text(self.records_note, digests.seal({"fingerprint": fingerprint}))
+    elif (before := self.read_records_note()) != fingerprint:
       raise WorkdirError(
         f"{self.path} was trained on records {before}, {folder} holds {fingerprint}: give back"
         " config.data.records, or name another --workdir"
       )
+
+  def read_records_note(self) -> str:
+    """Reads the fingerprint of the run's records. Raises DamagedError."""
+    remedy = "give it back from a copy, or name another --workdir"
+    return digests.read_sealed(self.records_note, remedy)["fingerprint"]
 
   def load_config(self) -> ConfigDict:
     """Loads the config that the run was started with; its sequences are tuples, as they were."""
     return ConfigDict(_with_tuples(self.read_config()))
 
   def read_config(self) -> dict:
-    """Reads the config that the run was started with, as JSON has it."""
+    """Reads the config that the run was started with, as JSON has it.
+
+    Raises WorkdirError where there is none, DamagedError where it is not as it was written.
+    """
     if not self.config.exists():
       raise WorkdirError(
         f"{self.path} holds no run (no config.json): train first, or name another --workdir"
       )
-    return json.loads(self.config.read_text())
+    return digests.read_sealed(self.config, "give it back from a copy, or name another --workdir")
 
 
 def _with_tuples(value):

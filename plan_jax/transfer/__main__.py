@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   except preemption.Preempted:
     print("preempted; the same command goes on from the last checkpoint", file=sys.stderr)
     raise SystemExit(preemption.EXIT_CODE) from None
+  except KeyboardInterrupt:
+    raise SystemExit("stopped; the same command goes on from the last checkpoint") from None
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:

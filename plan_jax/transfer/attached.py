@@ -10,9 +10,12 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import records
+from input_pipeline.digests import SUMS
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError, LockedError
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.inference.predictor import Predictor
+from plan_jax.results import example_scores
 from plan_jax.results import rows as results
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
@@ -64,11 +67,13 @@ def learn(
             step=model.step,
           )
           rows += _renamed(_rows(settings, out), task, dataset.data, encoder)
+        except (DiskError, LockedError):
+          raise  # the same command goes on here
         except UserError as error:
           log.info(f"transfer task {task}, encoder {encoder}, is left out: {error}")
           continue
         if encoder == RUN:
-          files = sorted(out.example_scores.iterdir())
+          files = sorted(file for file in out.example_scores.iterdir() if file.name != SUMS)
       if files is not None:
         yield dataset, task, rows, files
 
@@ -83,6 +88,7 @@ def _rows(settings: Settings, out: Workdir) -> list[Row]:
   """Returns the rows of a task: those in its folder, where it is complete, or learned now."""
   if out.evaluation.exists():
     log.info(f"transfer: complete in {out.path}")
+    example_scores.check(out.example_scores)
     return results.read(out.evaluation).rows
   log.info(f"transfer: {out.path}")
   return learn_task(settings)

@@ -1,6 +1,8 @@
 """The transfer tasks by name, and the course that each of them takes."""
 
+from input_pipeline.files import disk_errors, lock
 from plan_jax.results.rows import Row
+from plan_jax.runtime.workdir import Workdir
 from plan_jax.transfer.classification import Classification
 from plan_jax.transfer.detection.task import Detection
 from plan_jax.transfer.job import start
@@ -17,15 +19,17 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
+@disk_errors()
 def learn(settings: Settings) -> list[Row]:
   """Learns, or goes on, evaluates and writes; returns the rows of the evaluation.
 
-  Raises UserError where run, records or --out are not fit.
+  Raises UserError where run, records or --out are not fit, or another process learns into --out.
   """
   kind = TASKS[settings.TASK]
-  job = start(settings, kind.STRIDE)
-  task = kind(job)
-  validate = task.has_validation()
-  outcome = task.evaluate(task.fit(validate), validate)
-  job.finish(*outcome)
+  with lock(Workdir(settings.out).path):
+    job = start(settings, kind.STRIDE)
+    task = kind(job)
+    validate = task.has_validation()
+    outcome = task.evaluate(task.fit(validate), validate)
+    job.finish(*outcome)
   return outcome.rows

@@ -8,6 +8,7 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.example import Example
+from input_pipeline.files import replace_bytes
 from input_pipeline.regions import finding_masks
 from plan_jax.metrics.detection import RATES, Image, score_limits
 from plan_jax.results.contact_sheet import SIDE, enlarged, sheet, spread_over
@@ -99,5 +100,6 @@ def write_outlines(
 
 
 def _write(path: Path, overlays: dict[str, np.ndarray]) -> None:
-  cv2.imwrite(str(path), sheet(list(overlays.values()), list(overlays)))
+  encoded = cv2.imencode(".png", sheet(list(overlays.values()), list(overlays)))[1]
+  replace_bytes(path, encoded.tobytes())
   log.info(f"overlays (true in cyan, predicted in orange): {path}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline import records
+from input_pipeline import digests, records
 from input_pipeline.errors import UserError
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.results import example_scores, tables
@@ -16,7 +16,7 @@ from plan_jax.results import rows as results
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.mesh import make_mesh
-from plan_jax.runtime.workdir import Workdir, WorkdirError
+from plan_jax.runtime.workdir import Workdir
 from plan_jax.transfer.encoder import Encoder, fresh_encoder, run_encoder
 from plan_jax.transfer.settings import Settings
 
@@ -56,6 +56,7 @@ class Job:
     """
     log.info(tables.table(rows))
     example_scores.write(self.out.example_scores_of(rows[0].task), scores)
+    digests.write_sums(self.out.example_scores)
     data = {rows[0].data: records.fingerprint(self.settings.records)}
     results.write(self.out.evaluation, results.Evaluation(step, rows, data))
 
@@ -94,7 +95,7 @@ def _claim(out: Workdir, settings: Settings, config: ConfigDict, encoder: Encode
   try:
     out.claim(ConfigDict(claimed))
     out.claim_records(folder, records.fingerprint(folder))
-  except WorkdirError as error:
+  except UserError as error:
     raise UserError(
       str(error).replace("--workdir", "--out").replace("config.data.records", "--records")
     ) from error

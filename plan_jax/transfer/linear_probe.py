@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 
 from input_pipeline import terminal
 from input_pipeline.errors import UserError
+from input_pipeline.files import replacing
 from plan_jax.evaluators.classification import macro_auc, scored
 from plan_jax.evaluators.labelled_images import Images
 from plan_jax.results.example_scores import ExampleScores
@@ -74,7 +75,8 @@ class LinearProbe(LabelTask):
     """Scores the test split by thresholds of the validation split; writes probe.npz."""
     rows, scores = self.rows(fitted, validate)
     arrays = {name: getattr(fitted, name) for name in ("weights", "bias", "mean", "deviation")}
-    np.savez(self.job.out.path / "probe.npz", **arrays, findings=np.array(self.findings))
+    with replacing(self.job.out.path / "probe.npz") as temporary, temporary.open("wb") as file:
+      np.savez(file, **arrays, findings=np.array(self.findings))
     return Outcome(self.job.encoder.step, rows, scores)
 
   def score(self, fitted: Logistic, split: str) -> tuple[ExampleScores, list[str]]:

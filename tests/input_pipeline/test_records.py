@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import multiprocessing
 import os
 import pickle
@@ -11,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fakes.records import write
-from input_pipeline import records, serialization, shards
+from input_pipeline import digests, records, serialization, shards
 from input_pipeline.example import Example, Region
 
 
@@ -172,8 +171,8 @@ def test_an_intact_record_of_another_kind_is_an_error(toy):
   payload = b"no example"
   frame = shards.frame(payload)
   shard.write_bytes(frame)
-  index = json.loads(shards.index_path(shard).read_text())
-  shards.index_path(shard).write_text(json.dumps(index | {"offsets": [0, len(frame)]}))
+  index = shards.read_index(shard) | {"offsets": [0, len(frame)]}
+  shards.index_path(shard).write_text(digests.seal(index))
   with pytest.raises(records.RecordError, match="record 0 is intact but no record"):
     records.RecordSource(toy, "test")[0]
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from input_pipeline import digests
 from launch import study, sweep
 from plan_jax.results import example_scores, rows
 
@@ -49,3 +50,4 @@ def write_run(run, results, scores=None, step=6):
   rows.write(run.workdir.evaluation, rows.Evaluation(step, results, {"phantom/test": "0"}))
   for task, of_task in (scores or {}).items():
     example_scores.write(run.workdir.example_scores_of(task), of_task)
+  digests.write_sums(run.workdir.example_scores)

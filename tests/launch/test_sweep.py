@@ -15,7 +15,9 @@ from absl import flags
 from ml_collections import config_flags
 from studies import IOU, error_of, load, row, seeds, write_run, write_study
 
+from input_pipeline import digests
 from input_pipeline.errors import UserError
+from input_pipeline.files import lock
 from launch import study, sweep
 from paths import ROOT
 from plan_jax.results import rows
@@ -125,7 +127,7 @@ def test_complete_is_an_evaluation_of_the_last_step(tmp_path):
   write_run(run, [row(IOU, 0.5, data="phantom/validation")])
   assert not run.complete()
   run.workdir.evaluation.write_text("{")
-  with pytest.raises(UserError, match=r"evaluation\.json is not JSON.*delete the file"):
+  with pytest.raises(UserError, match=r"evaluation\.json is no JSON.*delete it, and evaluate"):
     run.complete()
 
 
@@ -145,21 +147,22 @@ def test_results_of_another_config_are_refused(tmp_path):
   before = run.config.to_dict()
   before["evaluation"]["resamples"] = 5  # changes nothing that is learned
   del before["train"]["beta2"]  # as before the library had it
-  run.workdir.config.write_text(json.dumps(before))
+  run.workdir.config.write_text(digests.seal(before))
   assert run.complete()
   with_stage = before | {"curriculum": before["curriculum"] | {"early": {"tau": []}}}
-  run.workdir.config.write_text(json.dumps(with_stage))
+  run.workdir.config.write_text(digests.seal(with_stage))
   with pytest.raises(UserError, match=r"curriculum\.early\.tau: .* there, 'absent' now"):
     run.complete()
   before["train"]["learning_rate"] = 0.5
-  run.workdir.config.write_text(json.dumps(before))
+  run.workdir.config.write_text(digests.seal(before))
   with pytest.raises(UserError, match=r"config \(train\.learning_rate: 0\.5 there, 0\.0015"):
     run.complete()
 
 
 # The command is replaced by one that takes a moment and writes an evaluation as main does.
 FAKE = """
-import json, os, sys, time
+import json, os, pathlib, sys, time
+from input_pipeline import digests
 workdir, wait, how = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 os.makedirs(workdir, exist_ok=True)
 with open(workdir + "/pids", "a") as file:
@@ -175,7 +178,8 @@ if how != "forget":
   row = {"task": "grounding", "protocol": "v", "data": "phantom/test", "group": "macro",
          "metric": "mIoU", "model": "run", "value": 0.5, "low": None, "high": None, "n": 1}
   with open(workdir + "/evaluation.json", "w") as file:
-    json.dump({"step": 6, "data": {}, "rows": [row]}, file)
+    file.write(digests.seal({"step": 6, "complete": True, "data": {}, "rows": [row]}))
+  digests.write_sums(pathlib.Path(workdir, "example_scores"))
 """
 
 
@@ -220,6 +224,15 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, monkeypatch, ca
   assert "FAILED seed=2" in output and "exit status 0: all the steps" in output
   assert "(1 done, 2 failed, 0 left" in output
   assert "1 of 3 runs are complete; missing or incomplete: seed=0, seed=2." in output
+
+
+def test_a_second_sweep_is_refused_and_takes_no_log(tmp_path, monkeypatch, capsys):
+  fake(monkeypatch)
+  file = write_study(tmp_path, seeds(3))
+  with lock(tmp_path / "out"):
+    error = error_of(capsys, f"--config={file}", f"--out={tmp_path / 'out'}", "--mode=run")
+  assert re.match(r"error: .*out is in use by process \d+ on ", error)
+  assert not list((tmp_path / "out").glob("*.log"))
 
 
 def test_two_at_a_time(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from input_pipeline.digests import DamagedError
 from plan_jax.results import example_scores
 from plan_jax.results.example_scores import ExampleScores, example_id
 
@@ -99,7 +100,7 @@ HEAD = b"image_id,phrase,patient_id,group,m\n"
 def test_broken_files_are_named(tmp_path, content, message):
   path = tmp_path / "u.csv"
   path.write_bytes(content)
-  with pytest.raises(ValueError, match=f"u.csv, {message}"):
+  with pytest.raises(DamagedError, match=f"u.csv, {message}.*evaluate again"):
     example_scores.read(path)
   with pytest.raises(FileNotFoundError):
     example_scores.read(tmp_path / "none.csv")

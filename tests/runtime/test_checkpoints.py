@@ -3,6 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fakes.disk import full_disk
+from input_pipeline import digests
+from input_pipeline.digests import DamagedError
+from input_pipeline.files import DiskError
 from plan_jax.runtime.checkpoints import CheckpointError, Checkpoints
 
 
@@ -37,3 +41,83 @@ def test_a_checkpoint_of_another_model(tmp_path):
   with pytest.raises(CheckpointError, match="does not fit the model"):
     checkpoints.restore(other)
   checkpoints.close()
+
+
+def saved(folder, scores=(0.5, 0.4)):
+  """Checkpoints 1, 2, ... with these scores; gives the shapes of their state."""
+  checkpoints, state = Checkpoints(folder, keep_last=9, best_metric="score"), {"x": jnp.arange(3.0)}
+  for step, score in enumerate(scores, 1):
+    checkpoints.save(step, state, {"score": score})
+  checkpoints.close()
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def test_damaged_metrics_choose_no_other_best(tmp_path):
+  saved(tmp_path)
+  (tmp_path / "1" / "metrics" / "metrics").write_text('{"score": 0.1}')
+  with pytest.raises(DamagedError, match=r"1/metrics/metrics is not as it was.*give back 1 of"):
+    Checkpoints(tmp_path, best_metric="score")
+
+
+@pytest.mark.parametrize("rest", ["SHA256SUMS", "metrics/metrics"])
+def test_a_deletion_that_was_stopped_is_named_and_does_not_stop_the_run(tmp_path, caplog, rest):
+  abstract = saved(tmp_path)
+  (tmp_path / "1" / rest).unlink()
+  with caplog.at_level("WARNING", "plan_jax"):
+    checkpoints = Checkpoints(tmp_path, best_metric="score")
+  assert f"checkpoint 1 is not whole, its metrics do not count: {tmp_path}/1/{rest} " in caplog.text
+  assert checkpoints.latest() == 2
+  np.testing.assert_array_equal(checkpoints.restore(abstract)["x"], [0, 1, 2])
+  with pytest.raises(DamagedError, match=f"{rest} is missing"):
+    checkpoints.restore(abstract, 1)
+  checkpoints.close()
+
+
+def test_a_checkpoint_without_its_digests_does_not_count(tmp_path, monkeypatch):
+  """A kill while they are written: the name is not given, and the next start saves again."""
+
+  def killed(*_, **__):
+    raise KeyboardInterrupt
+
+  saved(tmp_path, [0.1])
+  with monkeypatch.context() as patch:
+    patch.setattr(digests, "write_sums", killed)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, {"x": jnp.arange(3.0)})
+    with pytest.raises(KeyboardInterrupt):
+      checkpoints.wait()
+  assert not (tmp_path / "2").exists()
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.latest() == 1
+  checkpoints.save(2, {"x": jnp.arange(3.0)})
+  checkpoints.close()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+  assert (tmp_path / "2" / "SHA256SUMS").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_before(tmp_path, capfd):
+  """Orbax fails in several threads, and each told a traceback."""
+  rng = np.random.default_rng(0)
+  state = {f"x{i}": jnp.asarray(rng.normal(size=8000).astype(np.float32)) for i in range(40)}
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, {"x": jnp.arange(3.0)})
+  checkpoints.wait()
+  with full_disk(20_000), pytest.raises(DiskError, match=f"^{tmp_path}: File too large; raise"):
+    checkpoints.save(2, state)
+    checkpoints.wait()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
+  checkpoints.save(3, state)
+  checkpoints.close()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+  output = capfd.readouterr()
+  assert "Traceback" not in output.out + output.err
+
+
+def test_what_a_killed_save_left_is_removed_by_who_saves_next(tmp_path):
+  saved(tmp_path)
+  left = tmp_path / "7.orbax-checkpoint-tmp"
+  left.mkdir()
+  Checkpoints(tmp_path, create=False).close()
+  assert left.exists()
+  Checkpoints(tmp_path).close()
+  assert not left.exists()

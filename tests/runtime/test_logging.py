@@ -1,6 +1,14 @@
 import json
 import math
+import struct
 
+import pytest
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from fakes.disk import full_disk
+from input_pipeline import shards
+from input_pipeline.files import DiskError
 from plan_jax.runtime import logging as reporting
 
 
@@ -26,6 +34,96 @@ def test_messages_cannot_move_the_cursor(capsys):
   reporting.configure()
   reporting.log.info("one\ntwo \x1b[1A\rthree \udcff")
   assert capsys.readouterr().out == "one\ntwo \\x1b[1A\\rthree \\udcff\n"
+
+
+@pytest.fixture
+def curves(tmp_path, caplog, monkeypatch):
+  """The curves of a run after twenty steps: their file, and what is logged about them."""
+  monkeypatch.setattr(reporting.log, "propagate", True)
+  with reporting.Scalars(tmp_path, from_step=0) as scalars:
+    for step in range(1, 21):
+      scalars.write(step, {"loss": step / 3, "none": math.nan})
+  return tmp_path / "metrics.jsonl", caplog
+
+
+def test_a_bad_line_loses_nothing_and_is_named(curves):
+  """Of eighteen rows four stayed, and those of earlier starts were gone."""
+  path, caplog = curves
+  lines = path.read_bytes().splitlines(keepends=True)
+  bad = lines[4].replace(b"step", b"st\xffp")
+  path.write_bytes(b"".join([*lines[:4], bad, *lines[5:]]))
+  with reporting.Scalars(path.parent, from_step=18) as scalars:
+    scalars.write(19, {"loss": 1.0})
+  assert f"{path}, line 5 is no JSON" in caplog.text and "delete it" in caplog.text
+  assert path.read_bytes().splitlines(keepends=True)[:-1] == [*lines[:4], bad, *lines[5:18]]
+  steps = [row["step"] for row in reporting.read_scalars(path)]
+  assert steps == [1, 2, 3, 4, *range(6, 20)]
+
+
+def test_a_flipped_bit_is_never_another_value(curves):
+  path, caplog = curves
+  whole, wanted = path.read_bytes(), reporting.read_scalars(path)
+  for place in range(0, len(whole), 7):
+    caplog.clear()
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    rows = reporting.read_scalars(path)
+    assert all(row in wanted for row in rows)
+    assert rows == wanted or "metrics.jsonl, line " in caplog.text, place
+
+
+@pytest.mark.parametrize("kept", [0, 3, None])
+def test_missing_lines_are_named(curves, kept):
+  path, caplog = curves
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.unlink()
+  if kept is not None:
+    path.write_bytes(b"".join(lines[:kept]))
+  with reporting.Scalars(path.parent, from_step=20):
+    pass
+  assert f"{path} has no line of step 20: the curves have a gap" in caplog.text
+
+
+@pytest.mark.parametrize(("most", "kept"), [(100, []), (6000, [1])])
+def test_a_full_disk_is_one_line_and_does_not_hang(tmp_path, most, kept):
+  """TensorBoard's own writer would stand still for ever, as its thread has ended."""
+  values = {f"name/{i}": 0.5 for i in range(200)}
+  with (
+    full_disk(most),
+    pytest.raises(DiskError, match=r"/(metrics.jsonl|events.*): File too large; raise"),
+    reporting.Scalars(tmp_path, from_step=0) as scalars,
+  ):
+    scalars.write(1, values)
+  assert [row["step"] for row in reporting.read_scalars(tmp_path / "metrics.jsonl")] == kept
+  with reporting.Scalars(tmp_path, from_step=0) as scalars:
+    scalars.write(1, values)
+  assert [row["step"] for row in reporting.read_scalars(tmp_path / "metrics.jsonl")] == [1]
+
+
+def events(path):
+  """The events of a file: (step, name, value), or what else they tell."""
+  data, place, out = path.read_bytes(), 0, []
+  while place < len(data):
+    size = struct.unpack_from("<Q", data, place)[0] + 16
+    event = Event.FromString(shards.unframe(data[place : place + size], size))
+    values = [(v.tag, v.simple_value) for v in event.summary.value]
+    out.append((event.step, values or event.file_version or event.session_log.status))
+    assert event.wall_time > 1e9
+    place += size
+  return out
+
+
+def test_events_are_those_of_tensorboard(tmp_path):
+  """Those after `from_step`, which an earlier start may have written, are purged."""
+  with reporting.Scalars(tmp_path, from_step=4) as scalars:
+    scalars.write(5, {"train/loss": 0.5, "none": math.inf})
+  (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+  with SummaryWriter(str(tmp_path / "wanted"), purge_step=5) as writer:
+    writer.add_scalar("train/loss", 0.5, 5)
+    writer.add_scalar("none", math.inf, 5)
+  (wanted,) = (tmp_path / "wanted").iterdir()
+  version = "brain.Event:2"
+  assert events(path) == [event for event in events(wanted) if event != (5, version)]
+  assert (5, SessionLog.START) in events(path) and events(path)[0] == (0, version)
 
 
 def test_progress_has_rate_and_eta(monkeypatch):

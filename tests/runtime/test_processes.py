@@ -1,6 +1,7 @@
 """Several processes as one run: two real ones, on this machine's loopback."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError
 from input_pipeline.text.tokenizer import Tokenizer
 from paths import ROOT
 from plan_jax.results import rows as results
@@ -210,6 +212,16 @@ def test_an_error_of_the_first_ends_both_with_one_line(start, tmp_path):
   assert "error: " in first and "is not empty and holds no config.json" in first
   assert "error: process 0 met an error" in second
   assert "Traceback" not in first + second
+
+
+def test_a_full_disk_of_the_first_is_an_error_of_all():
+  """A system's error would leave the others waiting until they are killed."""
+
+  def work():
+    raise OSError(errno.ENOSPC, "No space left on device", "/run/config.json")
+
+  with pytest.raises(DiskError, match="/run/config.json: No space left on device"):
+    processes.on_primary(work)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_bucket_is_no_workdir():
   with pytest.raises(WorkdirError, match="gs:.*must be a folder"):
-    Workdir("gs://bucket/run").claim(tiny())
+    Workdir("gs://bucket/run")
 
 
 def test_a_config_that_failed_before_training_can_be_mended(tmp_path):

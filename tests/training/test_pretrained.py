@@ -145,7 +145,7 @@ def test_a_run_starts_from_weights_and_needs_them_only_then(tmp_path):
   assert not run.records.exists()  # refused before any work
   experiment.run(config, run, "train")
   note = json.loads(run.weights.read_text())
-  assert list(note) == ["text_encoder"] and note["text_encoder"]["source"] == "BERT: bert"
+  assert list(note) == ["text_encoder", "digest"] and note["text_encoder"]["source"] == "BERT: bert"
   assert note["text_encoder"]["sha256"] == files.read(folder).sha256
   words = tensors["embeddings.word_embeddings.weight"]
   (folder / "model.safetensors").unlink()

@@ -7,6 +7,7 @@ import pytest
 
 from configs import base
 from input_pipeline.errors import UserError
+from input_pipeline.files import DiskError, LockedError
 from input_pipeline.text import tokenizer
 from plan_jax.evaluators import datasets
 from plan_jax.inference.load import load
@@ -106,3 +107,15 @@ def test_a_task_that_was_killed_while_it_wrote_is_not_complete(run, model, monke
   ((_, _, _, files),) = learned(run, model, boxes=boxes)
   assert "training is complete" in capsys.readouterr().out
   assert [file.name for file in files] == ["detection.csv", "detection.npz"]
+
+
+@pytest.mark.parametrize("kind", [DiskError, LockedError])
+def test_a_task_that_the_same_command_can_still_learn_is_not_left_out(
+  run, model, monkeypatch, kind
+):
+  def learn(_):
+    raise kind("mine")
+
+  monkeypatch.setattr(attached, "learn_task", learn)
+  with pytest.raises(kind, match="mine"):
+    learned(run, model, new=base.transfer_task("linear_probe", fractions=(0.75,)))

@@ -9,6 +9,7 @@ import pytest
 
 from input_pipeline import images, records
 from input_pipeline.example import Example
+from input_pipeline.files import LockedError, lock
 from plan_jax import compare
 from plan_jax.evaluators import labelled_images
 from plan_jax.evaluators.classification import classified_rows, scored
@@ -117,3 +118,8 @@ def test_what_can_be_told_is_told_and_uncertain_labels_do_not_count(capsys):
   assert same["luck", "AUC"] == 0.5 and same["bright", "AUC"] == 1
   one_kind = dataclasses.replace(sets[2], labels=[{"bright": 1}] * len(sets[2].ids))
   assert scored(model.scores(one_kind.embeddings), one_kind, findings) == (None, [])
+
+
+def test_a_second_start_is_refused(learn, tmp_path):
+  with lock(tmp_path / "out"), pytest.raises(LockedError, match="out is in use by process"):
+    learn("linear_probe", tmp_path / "out")

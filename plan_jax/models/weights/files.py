@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline import digests
 from input_pipeline.errors import UserError
 
 # Entries of a torch file under which training scripts put the tensors.
@@ -37,7 +38,8 @@ def read(path: str | Path) -> Weights:
   A folder holds model.safetensors, shards with model.safetensors.index.json, or pytorch_model.bin.
   torch is imported for torch files alone, and these are read as tensors only.
 
-  Raises WeightsError, naming the file, where there is none, it is broken, or holds code.
+  Raises WeightsError, naming the file, where there is none, it is broken, or holds code, and
+  DamagedError where an exported folder is not as it was written.
   """
   path = Path(path)
   if not path.exists():
@@ -52,6 +54,8 @@ def read(path: str | Path) -> Weights:
       while block := opened.read(2**24):
         digest.update(block)
     tensors |= _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
+  if settings.get("library") == "plan_jax":  # a folder of plan_jax.export
+    digests.check_sums(path, "fetch or export it again (python -m plan_jax.export)")
   return Weights(tensors, settings, digest.hexdigest())
 
 

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from fakes.disk import full_disk
 from fakes.images import image, manifest
 from fakes.records import SMALL, content, image_folder
 from input_pipeline import records, shards
 from input_pipeline.conversion import __main__ as command
-from input_pipeline.conversion import convert as convert_lib
 from input_pipeline.conversion.command import run
 from input_pipeline.conversion.convert import ConvertError, convert
 from input_pipeline.conversion.workers import WorkerError
+from input_pipeline.files import DiskError, LockedError, lock
 from input_pipeline.phantom import radiograph
 from input_pipeline.readers.by_name import READERS
 from input_pipeline.readers.raw.folders import SourceError
@@ -183,10 +184,34 @@ def test_a_foreign_folder_and_a_second_conversion_are_refused(tmp_path):
     small(tmp_path / "mine" / "thesis.txt")
   (tmp_path / "out").mkdir()
   with (
-    convert_lib._lock(tmp_path / "out"),
-    pytest.raises(ConvertError, match="another conversion is writing"),
+    lock(tmp_path / "out"),
+    pytest.raises(LockedError, match=rf"out is in use by process {os.getpid()} on "),
   ):
     small(tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_the_same_arguments_go_on(tmp_path, workers):
+  small(tmp_path / "wanted")
+  out, message = tmp_path / "out", r"out/phantom-\w+\.tfrecord-\d+-of-\d+: File too large; raise"
+  with full_disk(8_000), pytest.raises(DiskError, match=message):
+    small(out, workers=workers)
+  assert not [path.name for path in out.iterdir() if "tmp" in path.name or path.name[0] == "."]
+  assert not (out / "dataset_info.json").exists()
+  small(out, workers=workers)
+  assert content(out) == content(tmp_path / "wanted")
+
+
+def test_a_full_disk_at_the_end_of_a_conversion(tmp_path):
+  small(tmp_path / "out")
+  before = content(tmp_path / "out")
+  (tmp_path / "out" / "dataset_info.json").unlink()
+  with full_disk(1_500), pytest.raises(DiskError, match="File too large"):
+    small(tmp_path / "out")
+  assert not [path.name for path in (tmp_path / "out").iterdir() if path.name[0] == "."]
+  assert not records.is_complete(tmp_path / "out")
+  small(tmp_path / "out")
+  assert content(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(

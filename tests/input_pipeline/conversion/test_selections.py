@@ -345,7 +345,7 @@ def test_the_command_line_tells_its_errors(tmp_path, command):
   (tmp_path / "file").write_text("")
   flags = f"--source={source}", "--selection=all_test", f"--out={tmp_path}/file/x.json"
   _, error = command(*flags)
-  assert "cannot be written" in error
+  assert error.startswith(f"error: {tmp_path}/file: File exists; name another path")
 
 
 @real
