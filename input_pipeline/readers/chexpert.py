@@ -85,8 +85,8 @@ def open_source(source: str, *, views: str = "frontal") -> Source:
   root = folders.folder(source, "CheXpert's train.csv, valid.csv or test.csv")
   folders.check_option("views", views, VIEWS)
   home, table_of = _find_tables(root)
-  sections_of = _plus_reports(root, home)
   listing = Listing()
+  sections_of = _plus_reports(root / home, listing)
   known_labels: dict[tuple, tuple] = {}
   for split, table in table_of.items():
     for row in tables.read(table, ("Path", *LABELS)):
@@ -156,10 +156,10 @@ def _parse(
   )
 
 
-def _plus_reports(root: Path, home: str) -> dict[str, _Sections]:
+def _plus_reports(home: Path, listing: Listing) -> dict[str, _Sections]:
   """Reads findings and impression by study, where CheXpert Plus lies beside the tables or above."""
-  beside = (root / home).resolve()
-  paths = [path for folder in (beside, beside.parent) for path in sorted(folder.glob(_PLUS))]
+  home = home.resolve()
+  paths = [path for folder in (home, home.parent) for path in sorted(folder.glob(_PLUS))]
   if len(paths) > 1:
     raise SourceError(f"{paths[0]} and {paths[1]} are both there; keep one")
   sections_of: dict[str, _Sections] = {}
@@ -172,7 +172,12 @@ def _plus_reports(root: Path, home: str) -> dict[str, _Sections]:
     texts = [(name, text) for name, text in parts.items() if not tables.is_blank(text)]
     sections = tuple(reports.named_sections(texts).items())
     if sections:  # the images of a study share its report
-      sections_of.setdefault("/".join(match.groups()), sections)
+      first = sections_of.setdefault("/".join(match.groups()), sections)
+      listing.counts["another report"] += first != sections
+  listing.note(
+    "rows of CheXpert Plus with another report than an earlier row of the study, left aside: {}",
+    listing.counts["another report"],
+  )
   return sections_of
 
 

@@ -2,17 +2,17 @@
 
 The rules follow the section parser of MIMIC's authors (MIT-LCP, mimic-cxr/txt/section_parser.py):
 
-  - A heading is a run of capitals, blanks and "()/,-" at the start of a line, up to a colon.
-  - Headings are named alike ("CONCLUSION" is an impression), misspelt ones by their likeness
-    (theirs is a list), and one that says how the image was taken ("CHEST, TWO VIEWS") is findings.
+  - A heading is a run of capitals, blanks and "()/,-" at the start of a line, up to a colon;
+    `headings` names the section that it opens.
   - Empty findings and impressions count as absent.
   - Where both are absent, the text after the first blank line of the last section is the
     "last_paragraph".
 
-Where we differ: a heading that no rule names ("LUNGS") stays in the text of its section instead of
-ending it, a heading that repeats continues its section instead of replacing it, and training reads
-findings and impression instead of the impression alone. Their lists of exceptions for some fifty
-studies are not used.
+Where we differ: so is that before an impression without findings; a heading that no rule names
+stays in the text of its section instead of ending it, but one that names an organ ("LUNGS") opens
+the findings in a section that is not read; a heading that repeats continues its section instead of
+replacing it; and training reads findings and impression instead of the impression alone. Their
+lists of exceptions for some fifty studies are not used.
 """
 
 import re

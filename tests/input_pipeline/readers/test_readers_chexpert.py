@@ -74,6 +74,11 @@ def test_reports_of_chexpert_plus(tmp_path):
     assert examples["train/patient00002/study1/view2_lateral"].sentences == frontal.sentences
     assert examples["train/patient00003/study1/view1_frontal"].sentences == ("Normal chest.",)
     assert "images without a report: 4 of 7" in source.notes
+  assert not any("another report" in note for note in source.notes)
+  with open(home / "df_chexpert_plus_240401.csv", "a") as file:
+    file.write("train/patient00002/study1/view2_lateral.jpg,Clear.,,\n")
+  source = chexpert.open_source(str(home))
+  assert any(note.endswith("of the study, left aside: 1") for note in source.notes)
   (tmp_path / "df_chexpert_plus_240101.csv").write_text("")
   with pytest.raises(SourceError, match="240401.csv and .*240101.csv are both there; keep one"):
     chexpert.open_source(str(home))
