@@ -18,7 +18,7 @@ _BLANK_LINE = re.compile(r"\n\s*\n")
 # A full stop ends a sentence unless it stands in a number, a list number or an abbreviation.
 _NO_END = ("dr", "mr", "mrs", "ms", "prof", "st", "e.g", "i.e", "cf", "vs", "approx")
 _BEFORE_DIGIT = ("no", "fig")
-_BEFORE_LOWER = ("resp",)
+_BEFORE_LOWER = ("resp", "a.m", "p.m")
 _STOP = re.compile(
   r"""[.!?]+["')\]]*(?=\s|$)"""
   # The blank is missing: "normal.No", "T2.No", "normal.no", "normal.2"; but "4.5", "p.m.", "U.S.".

@@ -62,7 +62,7 @@ def test_unknown_heading_stays_in_its_section():
     ("LUNGS CLEAR.NO EFFUSION", ["LUNGS CLEAR.", "NO EFFUSION"]),
     ("A 4.5 cm mass at T2. Next.", ["A 4.5 cm mass at T2.", "Next."]),
     ("A line, e.g. L1. Next (i.e. Two).", ["A line, e.g. L1.", "Next (i.e. Two)."]),
-    ("At 4 p.m. seen by Dr. X.", ["At 4 p.m.", "seen by Dr. X."]),
+    ("At 4 p.m. seen by Dr. X. At 5 p.m. Next", ["At 4 p.m. seen by Dr. X.", "At 5 p.m.", "Next"]),
     ("Dr.Smith, U.S.A., St. Jude valve.", ["Dr.Smith, U.S.A., St. Jude valve."]),
     ("1.Edema.2.No effusion. 3)Clear", ["Edema.", "No effusion.", "Clear"]),
     ("Old (healed.) Next.", ["Old (healed.)", "Next."]),
