@@ -7,7 +7,8 @@ The source is the folder that holds the tables, or its parent:
   test.csv             -> test: 668 images, labelled by radiologists; CheXlocalize calls the last
                           two val_labels.csv and test_labels.csv
   train/patient00001/study1/view1_frontal.jpg, valid/..., test/... (CheXlocalize: val/)
-  df_chexpert_plus_240401.csv   reports of the same images (CheXpert Plus), optional
+  df_chexpert_plus_240401.csv   reports of the same images (CheXpert Plus), optional; beside the
+                                tables or in the folder above them
 
 A table that is not there leaves its split empty; one must be there. The full-size training images
 may stay in the archives' folders ("CheXpert-v1.0 batch 2 (train 1)", ...) beside the tables' one.
@@ -27,6 +28,7 @@ from input_pipeline.example import SPLITS, Example
 from input_pipeline.readers.raw import folders, tables
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, Listing, Source, build_example
+from input_pipeline.text import reports
 
 LABELS = (
   "No Finding",
@@ -83,8 +85,8 @@ def open_source(source: str, *, views: str = "frontal") -> Source:
   root = folders.folder(source, "CheXpert's train.csv, valid.csv or test.csv")
   folders.check_option("views", views, VIEWS)
   home, table_of = _find_tables(root)
-  sections_of = _plus_reports(root, home)
   listing = Listing()
+  sections_of = _plus_reports(root / home, listing)
   known_labels: dict[tuple, tuple] = {}
   for split, table in table_of.items():
     for row in tables.read(table, ("Path", *LABELS)):
@@ -142,7 +144,7 @@ def _parse(
   impression = row.get("Report Impression", "")
   sections = sections_of.get(study_id, ())
   if not sections and not tables.is_blank(impression):
-    sections = (("impression", impression),)
+    sections = tuple(reports.named_sections([("impression", impression)]).items())
   return Item(
     key=f"{image_id}{suffix} ({row.place})",
     split=split,
@@ -154,19 +156,28 @@ def _parse(
   )
 
 
-def _plus_reports(root: Path, home: str) -> dict[str, _Sections]:
+def _plus_reports(home: Path, listing: Listing) -> dict[str, _Sections]:
   """Reads findings and impression by study, where CheXpert Plus lies beside the tables or above."""
-  paths = sorted({*root.glob(_PLUS), *(root / home).glob(_PLUS)})
+  home = home.resolve()
+  paths = [path for folder in (home, home.parent) for path in sorted(folder.glob(_PLUS))]
+  if len(paths) > 1:
+    raise SourceError(f"{paths[0]} and {paths[1]} are both there; keep one")
   sections_of: dict[str, _Sections] = {}
   columns = ("path_to_image", "section_findings", "section_impression")
-  for row in tables.read(folders.find(paths[0].parent, _PLUS), columns) if paths else ():
+  for row in tables.read(paths[0], columns) if paths else ():
     match = _STUDY.search(row["path_to_image"])
     if not match:
       raise row.wrong("path_to_image", "a path like train/patient00001/study1/view1_frontal.jpg")
     parts = {"findings": row["section_findings"], "impression": row["section_impression"]}
-    sections = tuple((name, text) for name, text in parts.items() if not tables.is_blank(text))
+    texts = [(name, text) for name, text in parts.items() if not tables.is_blank(text)]
+    sections = tuple(reports.named_sections(texts).items())
     if sections:  # the images of a study share its report
-      sections_of.setdefault("/".join(match.groups()), sections)
+      first = sections_of.setdefault("/".join(match.groups()), sections)
+      listing.counts["another report"] += first != sections
+  listing.note(
+    "rows of CheXpert Plus with another report than an earlier row of the study, left aside: {}",
+    listing.counts["another report"],
+  )
   return sections_of
 
 

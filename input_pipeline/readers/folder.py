@@ -22,6 +22,7 @@ Columns (UTF-8, first row names them; further columns are left aside):
 
 import functools
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +81,10 @@ def open_source(source: str) -> Source:
   manifest = folders.find(root, MANIFEST, hint=f"it needs the columns {', '.join(_REQUIRED)}")
   listing = Listing()
   columns: tuple[str, ...] = ()
+  unknown = Counter()
   for row in tables.read(manifest, _REQUIRED):
     columns = tuple(row)
+    unknown.update(reports.unknown_headings(row["text"]))
     try:
       item = _parse(row)
       if (first := listing.items.setdefault(item.image_id, item)) is not item:
@@ -101,6 +104,8 @@ def open_source(source: str) -> Source:
     listing.note(f"no column split: drawn by patient_id ({listing.shares()})")
   without = sum(not item.row.text for item in listing.items.values())
   listing.note("rows without text: {} of {}", without, len(listing.items))
+  listed = ", ".join(f"{heading}: ({count})" for heading, count in unknown.most_common(8))
+  listing.note("headings that are not known, in sections that training does not read: {}", listed)
   return listing.source("folder", functools.partial(_read, root=root))
 
 

@@ -9,8 +9,8 @@ The folder holds
   indiana_projections.csv     optional: Kaggle's table that tells frontal from lateral
 
 Every parentImage of a report is an image; the report is its study, and its patient, since the
-reports name none (uId). The four AbstractText become sections; findings and impression the text.
-What was removed to hide who it is stays as it stands, "XXXX".
+reports name none (uId). The four AbstractText become sections, split at headings in their text;
+findings and impression the text. What was removed to hide who it is stays, "XXXX".
 
 Labels (1, nothing is known absent) are the headings of the MeSH terms that were assigned by hand
 ("Opacity" of "Opacity/lung/base/left") and the terms that were found automatically, as spelled.
@@ -170,11 +170,11 @@ def _parse(data: bytes) -> _Report:
   uid = xml.find("uId")
   if uid is None or not uid.get("id"):
     raise UnreadableError("it has no uId")
-  sections: dict[str, str] = {}
-  for text in xml.iter("AbstractText"):
-    name, words = text.get("Label", "").lower(), " ".join("".join(text.itertext()).split())
-    if words:
-      sections[name] = f"{sections[name]} {words}" if name in sections else words
+  texts = (
+    (node.get("Label", "").lower(), " ".join("".join(node.itertext()).split()))
+    for node in xml.iter("AbstractText")
+  )
+  sections = reports.named_sections(texts)
   terms = [(node.text or "").split("/")[0].strip() for node in xml.iter("major")]
   terms += [(node.text or "").strip() for node in xml.iter("automatic")]
   labels = {term: 1 for term in terms if term not in ("", "No Indexing")}

@@ -26,8 +26,8 @@ class Encoded(NamedTuple):
     position: [L] int32, place in the sentence: a sentence reads the same wherever it stands.
     word_mask: [W] bool.
     words: the words' text, in the order of word_index.
-    kept: numbers of the sentences that fit.
-    dropped: how many did not fit.
+    kept: numbers of the sentences that are there, whole or cut.
+    dropped: how many sentences are not there whole.
   """
 
   tokens: np.ndarray
@@ -88,8 +88,8 @@ class Tokenizer:
   def encode(self, sentences: Sequence[str], *, max_tokens: int, max_words: int) -> Encoded:
     """Encodes sentences in their order; a sentence that does not fit whole is left out and counted.
 
-    A first sentence that is too long by itself is cut, so that a report with words never becomes
-    empty. `[L] = max_tokens`, `[W] = max_words`.
+    A first sentence that is too long by itself is cut, and counted as well, so that a report with
+    words never becomes empty. `[L] = max_tokens`, `[W] = max_words`.
     """
     tokens = np.full(max_tokens, self.pad_id, np.int32)
     word_index = np.full(max_tokens, -1, np.int32)
@@ -104,8 +104,8 @@ class Tokenizer:
       ids = [self.class_id, *encoding.ids, self.separator_id]
       owner = [-1, *_owners(encoding.offsets, spans), -1]
       if used + len(ids) > max_tokens or len(words) + len(spans) > max_words:
+        dropped += 1
         if used:
-          dropped += 1
           continue
         beyond = (i for i, word in enumerate(owner) if word >= max_words)
         room = min(next(beyond, len(ids) - 1), max_tokens - 1)

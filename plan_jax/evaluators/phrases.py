@@ -30,15 +30,14 @@ class Phrase:
 
 
 def phrases(example: Example) -> list[Phrase]:
-  """Groups the regions of an example by phrase, in their order.
+  """Groups the regions of an example by phrase, in their order; phrases without a word are none.
 
   Raises ValueError, naming the image, where a mask is unreadable or not of its size.
   """
   groups: dict[str, list[Region]] = {}
   for region in example.regions:
-    groups.setdefault(reports.normalise(region.phrase), []).append(region)
-  if wordless := groups.pop("", []):
-    log.info(f"{example.image_id}: {len(wordless)} regions whose phrase has no word are left out")
+    if words := reports.normalise(region.phrase):
+      groups.setdefault(words, []).append(region)
   return [
     Phrase(
       example,
@@ -56,13 +55,17 @@ def phrase_batches(
 ) -> Iterator[tuple[list[np.ndarray], list[Phrase]]]:
   """Yields at most `batch` phrases at a time, and the image of each, uint8 [H, W].
 
+  Logs how many regions have a phrase without a word, and are left out.
+
   Raises ValueError, naming it, where an image is unreadable or not as its example says.
   """
   decoded: list[np.ndarray] = []
   waiting: list[Phrase] = []
+  wordless = 0
   for example in examples:
     if not example.regions:
       continue
+    wordless += sum(not reports.normalise(region.phrase) for region in example.regions)
     image = decode_example(example)
     if image.shape != (example.height, example.width):
       raise ValueError(
@@ -77,6 +80,8 @@ def phrase_batches(
         decoded, waiting = [], []
   if waiting:
     yield decoded, waiting
+  if wordless:
+    log.info(f"phrases: {wordless} regions have a phrase without a word; left out")
 
 
 @dataclass

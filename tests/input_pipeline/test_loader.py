@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,12 @@ def test_sentences_without_room_are_counted(encode):
   room = loader.Encode(encode.tokenizer, encode.terms, 64, 256, 128, None)
   assert total > 0
   assert all((batch["dropped_sentences"] == 0).all() for batch in take(room, 5, batch_size=2))
+
+
+def test_a_sentence_that_is_cut_is_counted(encode):
+  short = loader.Encode(encode.tokenizer, encode.terms, 64, 256, 3, None)
+  example = replace(IMAGES[0], sentences=("There is a small left effusion.",))
+  assert short.random_map(example, np.random.default_rng(0))["dropped_sentences"] == 1
 
 
 def test_terms_stand_beside_their_words(encode):

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from input_pipeline.example import Entity, UnreadableError
 from input_pipeline.readers.raw.folders import SourceError
+from input_pipeline.text import headings
 
 _RUN = re.compile(r"[^\W_]+")  # letters and digits, which both ways to cut a text keep together
+_CAPITALS = re.compile(r"[A-Z()/,&-]+")  # tokens of a heading
 _BETWEEN, _COLON = re.compile(r"[\s,{]*"), re.compile(r"\s*:\s*")
 _BLOCK = 1 << 22  # bytes read at a time
 _LONGEST = 1 << 24  # bytes of an entry; a report's are some thousand
@@ -58,11 +60,12 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
   """Lays the entities of an entry onto sentences of the same report.
 
   A sentence stands where its letters and digits stand in RadGraph's text, in their order and with
-  nothing between but signs. Of several such places, those behind the sentence before it go first,
-  among them those that begin and end at a sign, and then the first in the text. An entity has a
-  place where all its tokens stand in one sentence. The others are dropped: those of sections that
-  training does not read, of sentences that stand twice and are kept once, of tokens without letters
-  and digits ("___"), and those whose numbers the text does not have.
+  nothing between but signs. Of several such places, those under a heading of what training reads go
+  first, among them those behind the sentence before it, then those that begin and end at a sign,
+  and then the first in the text. An entity has a place where all its tokens stand in one sentence.
+  The others are dropped: those of sections that training does not read, of sentences that stand
+  twice and are kept once, of tokens without letters and digits ("___"), and those whose numbers the
+  text does not have.
 
   Args:
     graph: with "text" and "entities".
@@ -85,8 +88,10 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
   runs: list[str] = []
   first = [0]  # number of each token's first run; those of token t end where t + 1 begins
   edges = {0}  # numbers of runs that stand behind a sign
-  for token in tokens:
+  unread: list[bool] = []  # of each run
+  for token, aside in zip(tokens, _unread(tokens), strict=True):
     runs += _RUN.findall(token.lower())
+    unread += [aside] * (len(runs) - len(unread))
     if len(runs) == first[-1]:
       edges.add(len(runs))
     first.append(len(runs))
@@ -97,7 +102,7 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
     spans = [match.span() for match in _RUN.finditer(sentence)]
     words = [sentence[start:end].lower() for start, end in spans]
     ranked = [
-      (at < after, -(at in edges) - (at + len(words) in edges), at)
+      (unread[at], at < after, -(at in edges) - (at + len(words) in edges), at)
       for at in _occurrences(runs, words)
       if place_of.keys().isdisjoint(range(at, at + len(words)))
     ]
@@ -114,6 +119,20 @@ def entities(graph: dict, sentences: Sequence[str]) -> tuple[tuple[Entity, ...],
     else:
       placed.append(Entity(within[0][0], within[0][1], within[-1][2], label))
   return tuple(sorted(placed, key=lambda e: (e.sentence, e.start, e.end, e.label))), unplaced
+
+
+def _unread(tokens: list[str]) -> list[bool]:
+  """Marks the tokens that stand under no heading of what training reads."""
+  marks: list[bool] = []
+  section = "preamble"
+  for number, token in enumerate(tokens):
+    marks.append(section not in headings.READ)
+    if token == ":":
+      start = number
+      while start and _CAPITALS.fullmatch(tokens[start - 1]):
+        start -= 1
+      _, section = headings.find(" ".join(tokens[start:number])) or (start, section)
+  return marks
 
 
 def _occurrences(runs: list[str], words: list[str]) -> Iterator[int]:

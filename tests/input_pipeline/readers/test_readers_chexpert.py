@@ -61,9 +61,11 @@ def test_laterals_on_demand(tmp_path):
 
 def test_reports_of_chexpert_plus(tmp_path):
   fake.write(tmp_path, plus=True)
-  for folder in (tmp_path, tmp_path / "CheXpert-v1.0-small"):
-    if folder != tmp_path:  # beside the tables does as well
-      (tmp_path / "df_chexpert_plus_240401.csv").rename(folder / "df_chexpert_plus_240401.csv")
+  home = tmp_path / "CheXpert-v1.0-small"
+  # The reports above the tables, then beside them; the source is either folder.
+  for number, folder in enumerate((tmp_path, home, tmp_path, home)):
+    if number == 2:
+      (tmp_path / "df_chexpert_plus_240401.csv").rename(home / "df_chexpert_plus_240401.csv")
     source = chexpert.open_source(str(folder), views="all")
     examples = {item.image_id: source.read(item) for item in source.items}
     frontal = examples["train/patient00002/study1/view1_frontal"]
@@ -72,6 +74,14 @@ def test_reports_of_chexpert_plus(tmp_path):
     assert examples["train/patient00002/study1/view2_lateral"].sentences == frontal.sentences
     assert examples["train/patient00003/study1/view1_frontal"].sentences == ("Normal chest.",)
     assert "images without a report: 4 of 7" in source.notes
+  assert not any("another report" in note for note in source.notes)
+  with open(home / "df_chexpert_plus_240401.csv", "a") as file:
+    file.write("train/patient00002/study1/view2_lateral.jpg,Clear.,,\n")
+  source = chexpert.open_source(str(home))
+  assert any(note.endswith("of the study, left aside: 1") for note in source.notes)
+  (tmp_path / "df_chexpert_plus_240101.csv").write_text("")
+  with pytest.raises(SourceError, match="240401.csv and .*240101.csv are both there; keep one"):
+    chexpert.open_source(str(home))
 
 
 def test_a_column_report_impression(tmp_path):

@@ -244,3 +244,20 @@ def test_words_of_real_reports_have_places():
     counted = sum(len(reports.words(sentence)) for sentence in sentences)
     assert len(entities) >= 0.95 * counted, report
   assert placed > 0.95 * marked
+
+
+@pytest.mark.parametrize(
+  "asked",
+  [" INDICATION: {0}", " REASON FOR CHEST X-RAY: {0}", " EXAMINATION: CHEST (AP)\n TECHNIQUE: {0}"],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_a_sentence_of_the_indication_takes_no_place_of_a_finding(asked, after):
+  asked = asked.format("Pleural effusion.")
+  found = " FINDINGS: Pleural effusion. Heart is large.\n IMPRESSION: Small effusion."
+  marked = [("Pleural#0", 2, "a"), ("Pleural#1", 2, "b"), ("Heart", 1, "c"), ("Small", 2, "d")]
+  marked += [("large", 1, "e")]
+  report = "\n".join((found, asked) if after else (asked, found))
+  own = "a" if after else "b"
+  placed, unplaced = laid(report, *marked)
+  assert ("Pleural effusion", own) in placed
+  assert {label for _, label in placed} == {own, "c", "d", "e"} and unplaced == 1

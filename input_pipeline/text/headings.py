@@ -1,0 +1,179 @@
+"""Headings of radiology reports, and the section that each opens; one table for all readers.
+
+The names of sections, most headings and the rule that a heading which says how the image was taken
+("CHEST, TWO VIEWS") opens the findings are of the section parser of MIMIC's authors (MIT-LCP,
+mimic-cxr/txt/section_parser.py). Misspelt headings are named by their likeness (theirs is a list),
+and one that says why the image was taken ("REASON FOR CHEST X-RAY", "CHEST PAIN") opens the
+indication.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+BODY = "last_paragraph"  # body of a report that no heading opens
+READ = ("findings", BODY, "impression")  # sections that training reads
+OF_PATIENT = ("indication", "history", "patient", "signature")  # say nothing of the image
+
+# Section -> headings that are those of no rule below, or are understood in small letters too.
+_HEADINGS = {
+  "findings": """findings; finding; report; final report; radiology report; body; body of report;
+    observation; observations; description; narrative; result; results; exam findings;
+    chest findings; radiographic findings; imaging findings; additional findings;
+    other findings; incidental findings; chest x-ray; chest x ray; chest xray; chest radiograph;
+    cxr""",
+  "impression": """impression; impressions; conclusion; conclusions; summary; opinion; assessment;
+    interpretation; diagnosis; final diagnosis; radiological diagnosis; imp;
+    findings and impression;
+    findings/impression; findings / impression; findings & impression; impression and findings;
+    impression/findings; impression and recommendation; impression and recommendations;
+    impression/recommendation; final impression""",
+  "indication": """indication; indications; indication for exam; indication for study;
+    clinical indication; clinical indications; reason; reason for exam; reason for examination;
+    reason for study; reason for visit; reason for test; reason for procedure; reason for order;
+    reason for referral; reason for x-ray; reason for chest x-ray; reason for this examination;
+    reason for this exam; clinical question; question; complaint; chief complaint;
+    presenting complaint; symptom; symptoms; signs and symptoms; clinical diagnosis;
+    admitting diagnosis; provisional diagnosis; referral; request; ordering diagnosis""",
+  "history": """history; clinical history; patient history; medical history; past medical history;
+    surgical history; clinical information; clinical info; clinical data; clinical details;
+    clinical notes; clinical statement; clinical background; background; history of present illness;
+    hx; pmh; pfi; history and indication; indication and history""",
+  "comparison": """comparison; comparisons; comparison exam; comparison exams; comparison film;
+    comparison study; comparison studies; compared to; prior; prior exam; prior exams; prior study;
+    prior studies; previous; previous study; previous studies; reference exam; correlation""",
+  "examination": """examination; exam; exams; type of exam; type of examination; type of study;
+    exam type; study; study type; study description; procedure; exam description; modality;
+    title""",
+  "technique": """technique; techniques; view; views; number of views; projection; projections;
+    protocol; procedure comments; contrast; dose; exposure; technical factors""",
+  "recommendations": """recommendations; recommendation; recommendation(s); advice; suggestion;
+    suggestions; plan; follow up; follow-up""",
+  "notification": """notification; notifications; communication; critical result; critical results;
+    critical findings communication""",
+  "addendum": "addendum; addenda",
+  "date": "date; time; exam date; date of exam; date of examination; study date; date of study",
+  "wet read": "wet read; wetread; preliminary read",
+  "patient": """patient; patient name; patient id; name; age; sex; gender; mrn; dob; date of birth;
+    accession number; accession""",
+  "signature": """end of impression; end of report; dictated by; transcribed by; signed by; read by;
+    electronically signed by; reported by; approved by; verified by; radiologist; physician;
+    attending; resident""",
+}
+_KNOWN = {
+  " ".join(heading.split()): section
+  for section, headings in _HEADINGS.items()
+  for heading in headings.split(";")
+}
+_PARTS_OF_NAMES = ("impression", "findings", "history", "comparison", "addendum", "indication")
+_REASON = re.compile(
+  r"\b(?:reason|pain|cough|fevers?|dyspnea|shortness of breath|sob|hypoxia|symptoms?|complaint"
+  r"|clinical|rule out|status post|question|evaluate)\b"
+)
+_IMAGE = re.compile(
+  r"\b(?:cxr|chest(?! (?:tubes?|wall)\b)|portable|ribs|bone window|upright"
+  r"|(?:one|two|three|frontal|lateral|pa|ap) views?|(?:pa|ap|frontal) and|lateral and (?:pa|ap))\b"
+)
+_ORGANS = re.compile(
+  r"chest|cxr|thorax|lungs?|airways?|trachea|pleurae?|pleural|heart|cardiac|cardiomediastin\w+"
+  r"|mediastin\w+|hil[ai]r?|vasculature|aorta|diaphragms?|bones?|osseous|musculoskeletal|skeleton"
+  r"|spine|abdomen|tubes?|lines?|catheters?|devices?|hardware|tissues?"
+)
+_BESIDE_ORGANS = re.compile(
+  r"and|or|the|of|soft|wall|fields|bony|structures|spaces|pulmonary|thoracic|upper|lower|left|right"
+  r"|support|silhouette|contours|size"
+)
+_BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
+_LIKENESS = 0.8  # of difflib, 1 is equal
+# These are headings alone on their line, and at the end of a text without a stop before them.
+_USUAL = ("findings", "impression", "conclusion", "report", "comparison", "indication", "history")
+_ENDING = re.compile(
+  rf"(?<=\s)(?:Findings|Impression|Conclusion|{'|'.join(_USUAL).upper()}|TECHNIQUE)$"
+)
+_LONGEST = max(map(len, _KNOWN))
+_CAPITALS = re.compile(r"(?<=\s)(?=[A-Z][^a-z]+$)")
+
+
+def section(heading: str) -> str | None:
+  """Returns the section that a heading, without its colon, opens; None where it opens none.
+
+  In small letters only the table's headings are headings: others may be the begin of a sentence.
+  """
+  name = " ".join(heading.lower().split())
+  if name.startswith("reason for "):
+    return "indication"
+  if name in _KNOWN or not heading.isupper():
+    return _KNOWN.get(name)
+  for part in _PARTS_OF_NAMES:
+    if part in name:
+      return part
+  if _REASON.search(name):
+    return "indication"
+  if alike := difflib.get_close_matches(name, _HEADINGS, n=1, cutoff=_LIKENESS):
+    return alike[0]
+  return "findings" if _IMAGE.search(name) else None
+
+
+def names_organ(heading: str) -> bool:
+  """Tells whether a heading ("LUNGS", "Lines and tubes") is the subject of a finding."""
+  words = re.findall(r"\w+", heading.lower())
+  others = [word for word in words if not _ORGANS.fullmatch(word)]
+  return len(others) < len(words) and all(map(_BESIDE_ORGANS.fullmatch, others))
+
+
+def stands_alone(line: str) -> bool:
+  """Tells whether a line without a colon is a heading: "FINDINGS", "Impression"."""
+  return line.lower() in (*_USUAL, "technique", "examination", "final report")
+
+
+def find(text: str) -> tuple[int, str] | None:
+  """Finds the heading that a text before a colon is or ends with; returns its start and section.
+
+  Only the usual ones end a text without a stop before them: "Shortness of breath FINDINGS".
+  """
+  name = section(text)
+  if (ending := _ENDING.search(text)) and (last := section(ending.group())) != name:
+    return ending.start(), last
+  if name:
+    return 0, name
+  for match in _CAPITALS.finditer(text, max(0, len(text) - _LONGEST)):
+    if name := _KNOWN.get(" ".join(text[match.start() :].lower().split())):
+      return match.start(), name
+  return None
+
+
+def split(text: str, titles: Iterable[tuple[int, int, str]], first: str) -> list[tuple[str, str]]:
+  """Splits a report into (section, text), in its order; texts may be empty.
+
+  A heading that names an organ ("LUNGS") stays with its text, and opens the findings where it
+  stands in a section that is not read. Where nothing is headed findings, the text before the
+  impression, or else the end, is a BODY from its first blank line on.
+
+  Args:
+    titles: start and end (behind the colon) in the text, and words, of what may be headings.
+    first: section of the text before the first heading; if "", that is read.
+  """
+  opened = [(0, 0, first)]
+  for start, end, title in titles:
+    if name := section(title):
+      opened.append((start, end, name))
+    elif opened[-1][-1] not in ("", *READ) and names_organ(title):
+      opened.append((start, start, "findings"))
+  ends = [*(start for start, _, _ in opened[1:]), len(text)]
+  parts = [(name, text[i:j].strip(" \t\n*#")) for (_, i, name), j in zip(opened, ends, strict=True)]
+  if not any(name == "findings" and part for name, part in parts):
+    impressions = (i for i, (name, part) in enumerate(parts) if name == "impression" and part)
+    last = next(impressions, len(parts)) - 1
+    name, part = parts[last] if last >= 0 else ("", "")
+    if name not in ("", *READ) and (blank := _BLANK_LINE.search(part)):
+      parts[last : last + 1] = [(name, part[: blank.start()]), (BODY, part[blank.end() :])]
+  return parts
+
+
+def join(parts: list[tuple[str, str]]) -> dict[str, str]:
+  """Joins the texts of each section; a blank line between, which ends a sentence."""
+  texts: dict[str, list[str]] = {}
+  for name, part in parts:
+    if part:
+      texts.setdefault(name, []).append(part)
+  return {name: "\n\n".join(several) for name, several in texts.items()}
