@@ -62,14 +62,14 @@ class BaselineConfig(Section):
 
 def check(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key: its name, its value and the rule."""
-  run = _with_key(RunConfig.read, config.to_dict())
+  run = with_key(RunConfig.read, config.to_dict())
   _check_data(config)
   _check_best_checkpoint(run)
   _check_positions(run)
   _check_curriculum(run)
-  _with_key(entries, config)
+  with_key(entries, config)
   if config.train.freeze:
-    _with_key(
+    with_key(
       lambda: freezing.check(abstract_params(config), config.train.freeze), key="train.freeze: "
     )
   _check_files(config)
@@ -80,14 +80,14 @@ def check(config: ConfigDict) -> None:
 
 def check_baseline(config: ConfigDict) -> None:
   """Raises ConfigError at the first impossible key of a config of a baseline."""
-  _with_key(BaselineConfig.read, config.to_dict())
+  with_key(BaselineConfig.read, config.to_dict())
   _check_data(config)
   _check_files(config)
 
 
 def check_devices(config: ConfigDict) -> None:
   """Raises UserError, naming the key, where the devices here do not fit; wakes the backend."""
-  mesh = _with_key(make_mesh, config.mesh.data, config.mesh.fsdp, key="mesh.")
+  mesh = with_key(make_mesh, config.mesh.data, config.mesh.fsdp, key="mesh.")
   train, model = config.train, config.model
   _require(
     "train.batch_size",
@@ -111,7 +111,7 @@ def check_devices(config: ConfigDict) -> None:
   words = (train.batch_size, config.text.max_words, model.embed_dim)
   with jax.set_mesh(mesh):
     for stage in curriculum.stages(config.curriculum):
-      _with_key(pair_tile, alignment, stage, pixels, words, key="alignment.")
+      with_key(pair_tile, alignment, stage, pixels, words, key="alignment.")
 
 
 def _check_data(config: ConfigDict) -> None:
@@ -132,10 +132,8 @@ def _check_data(config: ConfigDict) -> None:
 
 def _check_files(config: ConfigDict) -> None:
   """Checks the evaluators, and that the lists of terms and prompts can be read."""
-  try:
-    configured(config)
-  except diagnostic_terms.TermsError as error:
-    raise ConfigError(f"config.text.terms: {error}") from error
+  with_key(diagnostic_terms.load, config.text.terms, key="text.terms: ")
+  with_key(configured, config, key="evaluation.")
 
 
 def _check_best_checkpoint(run: RunConfig) -> None:
@@ -187,7 +185,7 @@ def _check_curriculum(run: RunConfig) -> None:
   _require(
     "alignment.method", method in METHODS, f"is {method!r}; must be one of {', '.join(METHODS)}"
   )
-  for stage in _with_key(curriculum.stages, run.curriculum, key="curriculum."):
+  for stage in with_key(curriculum.stages, run.curriculum, key="curriculum."):
     key = f"curriculum.{stage.name}"
     _require(
       f"{key}.global_weight",
@@ -207,7 +205,7 @@ def _require(key: str, holds: bool, text: str) -> None:
     raise ConfigError(f"config.{key}: {text}")
 
 
-def _with_key(function: Callable, *arguments, key: str = ""):
+def with_key(function: Callable, *arguments, key: str = ""):
   """Calls a function whose errors begin with a key of the config, or with one below `key`."""
   try:
     return function(*arguments)

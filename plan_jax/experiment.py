@@ -85,7 +85,7 @@ def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   config = _without_own_set(config)
   config_lib.check_baseline(config)
   # Before hours of conversion.
-  model, provenance = baselines.load(config)
+  model, provenance = config_lib.with_key(baselines.load, config, key="baseline.")
   workdir.refuse_other_baseline(config)
   folder = _claim(config, workdir, new=True)
   processes.assert_equal("the weights of the baseline", json.dumps(provenance))

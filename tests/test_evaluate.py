@@ -354,5 +354,5 @@ def test_unknown_evaluators_and_protocols_are_named():
   with pytest.raises(UserError, match="evaluators.presence.protocols: is 'presence-v2'; must be"):
     configured(config)
   config.evaluation.evaluators.absence = {"protocols": ()}
-  with pytest.raises(UserError, match="config.evaluation.evaluators: is 'absence'; must be"):
+  with pytest.raises(UserError, match="^evaluators: is 'absence'; must be"):
     configured(config)

@@ -36,30 +36,25 @@ class LoadedBaseline(NamedTuple):
 
 
 def check(config: ConfigDict) -> None:
-  """Raises UserError at the first key of `config.baseline` that cannot be."""
+  """Raises UserError at the first key of the section `baseline` that cannot be."""
   baseline = config.baseline
   if baseline.name not in BASELINES:
-    raise UserError(
-      f"config.baseline.name: is {baseline.name!r}; it must be one of {', '.join(BASELINES)}"
-    )
+    raise UserError(f"name: is {baseline.name!r}; it must be one of {', '.join(BASELINES)}")
   title, separate_text = BASELINES[baseline.name].title, BASELINES[baseline.name].separate_text
   if not baseline.weights:
     raise UserError(
-      f"config.baseline.weights: is empty; name the checkpoint of {title} on this machine"
-      " (docs/baselines.md)"
+      f"weights: is empty; name the checkpoint of {title} on this machine (docs/baselines.md)"
     )
   if separate_text and not baseline.text:
     raise UserError(
-      "config.baseline.text: is empty; name the local Hugging Face folder of the text encoder"
+      "text: is empty; name the local Hugging Face folder of the text encoder"
       f" (CXR-BERT) that goes with {title}"
     )
   if not separate_text and baseline.text:
-    raise UserError(
-      f"config.baseline.text: the checkpoint of {title} holds its text encoder; leave the key empty"
-    )
+    raise UserError(f"text: the checkpoint of {title} holds its text encoder; leave the key empty")
   if not separate_text and not baseline.tokenizer:
     raise UserError(
-      "config.baseline.tokenizer: is empty; name the local Hugging Face folder of"
+      "tokenizer: is empty; name the local Hugging Face folder of"
       " Bio_ClinicalBERT, for its vocabulary"
     )
 
@@ -73,7 +68,7 @@ def load(config: ConfigDict) -> LoadedBaseline:
   """
   check(config)
   given, baseline = config.baseline, BASELINES[config.baseline.name]
-  key = "config.baseline.tokenizer" if given.tokenizer else "config.baseline.text"
+  key = "tokenizer" if given.tokenizer else "text"
   folder = given.tokenizer or given.text
   vocabulary = tokenization.Vocabulary(folder, key)
   network, parts = _network(config)
@@ -104,17 +99,15 @@ def _network(config: ConfigDict):
   image = np.zeros((1, side, side, 1), np.float32)
   empty = tokenization.Reading([0, 0], [0, 1], [], False)
   text = {name: x[None] for name, x in tokenization.to_arrays(empty, 2, 0).items()}
-  read = partial(load_baseline, build=baseline.build, key="config.baseline.weights")
+  read = partial(load_baseline, build=baseline.build)
   if not baseline.separate_text:
     network, weights = read(given.weights, given.name, inputs=(image, text))
     return network, {"weights": weights}
   network, weights = read(given.weights, given.name, inputs=(image,), method="embed_images")
-  half, words = read(
-    given.text, "cxr_bert", inputs=(text,), method="embed_texts", key="config.baseline.text"
-  )
+  half, words = read(given.text, "cxr_bert", inputs=(text,), method="embed_texts", key="text")
   if network.embed_dim != half.embed_dim:
     raise UserError(
-      f"config.baseline.text: {given.text} gives vectors of {half.embed_dim}, the images' are of"
+      f"text: {given.text} gives vectors of {half.embed_dim}, the images' are of"
       f" {network.embed_dim}: the two are not of one model"
     )
   return network.clone(text=half.text), {"weights": weights, "text": words}

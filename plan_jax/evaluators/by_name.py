@@ -42,13 +42,19 @@ def configured(config: ConfigDict) -> list[Evaluator]:
   """Makes the evaluators that `config.evaluation.evaluators` gives a protocol.
 
   Protocols of others, whose names begin with "compat-", need `config.evaluation.compatibility`.
-  Raises UserError where an evaluator or protocol is unknown, or prompts or terms cannot be read.
+  Raises UserError, naming the key below `evaluation`, where an evaluator or protocol is unknown or
+  prompts cannot be read, and TermsError.
   """
+  terms = diagnostic_terms.load(config.text.terms).named
+  try:
+    sets = tuple(prompts.load(config.evaluation.prompts))
+  except prompts.PromptsError as error:
+    raise UserError(f"prompts: {error}") from error
   options = {
     "grounding": {"seed": config.seed},
     "reranking": {"top": config.evaluation.rerank_top},
-    "zero_shot": {"prompts": tuple(prompts.load(config.evaluation.prompts))},
-    "terms": {"listed": diagnostic_terms.load(config.text.terms).named},
+    "zero_shot": {"prompts": sets},
+    "terms": {"listed": terms},
   }
   sections = config.evaluation.evaluators
   _check(sections, tuple(EVALUATORS), "evaluators")
@@ -66,4 +72,4 @@ def configured(config: ConfigDict) -> list[Evaluator]:
 def _check(names, known: tuple[str, ...], key: str) -> None:
   for name in names:
     if name not in known:
-      raise UserError(f"config.evaluation.{key}: is {name!r}; must be of {', '.join(known)}")
+      raise UserError(f"{key}: is {name!r}; must be of {', '.join(known)}")

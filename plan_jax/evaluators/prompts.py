@@ -77,9 +77,7 @@ def load(names: Sequence[str]) -> list[PromptSet]:
   sets = [read(_path(name)) for name in names]
   for each in sets:
     if sum(other.name == each.name for other in sets) > 1:
-      raise PromptsError(
-        f"config.evaluation.prompts: two sets are called {each.name!r}; rename one"
-      )
+      raise PromptsError(f"two sets are called {each.name!r}; rename one")
   return sets
 
 
@@ -108,8 +106,7 @@ def _path(name: str) -> Path:
   names = sorted(path.stem for path in FOLDER.glob("*.json"))
   if name not in names:
     raise PromptsError(
-      f"config.evaluation.prompts: there is no set {name!r}; it must be one of {', '.join(names)},"
-      " or a .json file"
+      f"there is no set {name!r}; it must be one of {', '.join(names)}, or a .json file"
     )
   return FOLDER / f"{name}.json"
 

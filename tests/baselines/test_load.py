@@ -22,19 +22,19 @@ vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
 @pytest.mark.parametrize(
   ("name", "paths", "words"),
   [
-    ("gloria", {}, "config.baseline.weights: is empty; name the checkpoint of GLoRIA"),
+    ("gloria", {}, "weights: is empty; name the checkpoint of GLoRIA"),
     (
       "clip",
       {"weights": "x"},
-      "baseline.name: is 'clip'; it must be one of gloria, mgca_resnet",
+      "name: is 'clip'; it must be one of gloria, mgca_resnet",
     ),
-    ("mgca_vit", {"weights": "x"}, "config.baseline.tokenizer: is empty; .* Bio_ClinicalBERT"),
-    ("biovil_t", {"weights": "x"}, "config.baseline.text: is empty; .* goes with BioViL-T"),
+    ("mgca_vit", {"weights": "x"}, "tokenizer: is empty; .* Bio_ClinicalBERT"),
+    ("biovil_t", {"weights": "x"}, "text: is empty; .* goes with BioViL-T"),
     ("gloria", {"weights": "x", "text": "y"}, "checkpoint of GLoRIA holds its text encoder"),
     (
       "gloria",
       {"weights": "none.pt", "tokenizer": "."},
-      "config.baseline.tokenizer: . holds neither",
+      "tokenizer: . holds neither",
     ),
   ],
 )
@@ -48,7 +48,7 @@ def test_weights_that_are_wrong(tmp_path, vocabulary, tokenizer):
   given = dict(weights=path, tokenizer=vocabulary)
   with pytest.raises(UserError, match="is no checkpoint of MGCA ViT: it is GLoRIA's"):
     load.load(config_of("mgca_vit", **given))
-  with pytest.raises(UserError, match=r"config.baseline.weights: .*gone.pt is not there"):
+  with pytest.raises(UserError, match=r"weights: .*gone.pt is not there"):
     load.load(config_of("gloria", **given | {"weights": tmp_path / "gone.pt"}))
   whole = torch.load(path)["state_dict"]
   first, local = "gloria.img_encoder.model.conv1.weight", "gloria.img_encoder.local_embedder.weight"
@@ -76,9 +76,7 @@ def test_vocabulary_and_text_that_are_not_the_weights(tmp_path, vocabulary, toke
   _, path = mgca(tmp_path, tokenizer, "mgca_vit")
   tokens.train(["a heart", "two lungs"] * 3, tmp_path / "other", vocabulary_size=30)
   given = dict(weights=path, tokenizer=tmp_path / "other")
-  with pytest.raises(
-    UserError, match="config.baseline.tokenizer: .*other has .* the weights have 120"
-  ):
+  with pytest.raises(UserError, match="tokenizer: .*other has .* the weights have 120"):
     load.load(config_of("mgca_vit", **given))
   _, _, weights, folder = biovil(tmp_path, tokenizer, "biovil_t")
   loaded = load.load(config_of("biovil_t", weights=weights, text=folder, tokenizer=vocabulary))
@@ -89,11 +87,9 @@ def test_vocabulary_and_text_that_are_not_the_weights(tmp_path, vocabulary, toke
   assert "encoder.vit_pooler.bias" in loaded.provenance["weights"]["left_aside"]
   with pytest.raises(UserError, match="is no checkpoint of BioViL: it is BioViL-T's"):
     load.load(config_of("biovil", weights=weights, text=folder, tokenizer=vocabulary))
-  with pytest.raises(
-    UserError, match="config.baseline.text: .* no checkpoint of CXR-BERT: it is Bio"
-  ):
+  with pytest.raises(UserError, match="text: .* no checkpoint of CXR-BERT: it is Bio"):
     load.load(config_of("biovil_t", weights=weights, text=weights, tokenizer=vocabulary))
-  with pytest.raises(UserError, match="config.baseline.text: .* holds neither tokenizer.json"):
+  with pytest.raises(UserError, match="text: .* holds neither tokenizer.json"):
     load.load(config_of("biovil_t", weights=weights, text=folder))
   _, _, _, wider = biovil(tmp_path, tokenizer, "biovil", out=12)
   with pytest.raises(UserError, match="gives vectors of 12, the images' are of 10"):
@@ -114,7 +110,5 @@ def test_settings_of_another_computation(tmp_path, vocabulary, tokenizer, entry,
   _, _, weights, folder = biovil(tmp_path, tokenizer, "biovil_t")
   file = folder / "config.json"
   file.write_text(json.dumps(json.loads(file.read_text()) | entry))
-  with pytest.raises(
-    UserError, match=f"config.baseline.text: {folder}: its config.json has {words}"
-  ):
+  with pytest.raises(UserError, match=f"text: {folder}: its config.json has {words}"):
     load.load(config_of("biovil_t", weights=weights, text=folder, tokenizer=vocabulary))
