@@ -104,7 +104,7 @@ def _settings(path: Path) -> dict:
     return {}
   try:
     settings = json.loads(path.read_text("utf-8"))
-  except (ValueError, OSError) as error:
+  except (ValueError, RecursionError, OSError) as error:
     raise TokenizerError(f"{path} is no JSON: {error}") from error
   if not isinstance(settings, dict):
     raise TokenizerError(f"{path} holds a {type(settings).__name__}, no settings by name")

@@ -1,6 +1,7 @@
 """Checkpoints and keys of the config that do not fit."""
 
 import json
+import shutil
 
 import pytest
 
@@ -112,3 +113,23 @@ def test_settings_of_another_computation(tmp_path, vocabulary, tokenizer, entry,
   file.write_text(json.dumps(json.loads(file.read_text()) | entry))
   with pytest.raises(UserError, match=f"text: {folder}: its config.json has {words}"):
     load.load(config_of("biovil_t", weights=weights, text=folder, tokenizer=vocabulary))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "bytes", "deep"])
+def test_files_that_are_damaged_are_one_line(tmp_path, vocabulary, tokenizer, damage):
+  """They are the user's own, without digests: what can be read of them is read."""
+  folder = shutil.copytree(vocabulary, tmp_path / "words")
+  *_, weights, text = biovil(tmp_path, tokenizer, "biovil")
+  given = config_of("biovil", weights=weights, text=text, tokenizer=folder)
+  names = ("tokenizer.json", "tokenizer_config.json")
+  for path in (weights, *text.iterdir(), *(folder / name for name in names)):
+    whole = path.read_bytes()
+    contents = {"cut": whole[: len(whole) // 2], "empty": b"", "bytes": b"\xff\xfe\0"}
+    path.write_bytes(contents.get(damage, b"[" * 100_000))
+    with pytest.raises(UserError) as error:
+      load.load(given)
+    # A library reads a vocabulary, and its folder is named.
+    assert str(path) in str(error.value) or str(path.parent) in str(error.value)
+    assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+  load.load(given)

@@ -35,10 +35,10 @@ def test_a_checkpoint_of_another_model(tmp_path):
   checkpoints.wait()
   sharding = state["x"].sharding
   other = {"x": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)}
-  with pytest.raises(CheckpointError, match="does not fit the model"):
+  with pytest.raises(CheckpointError, match=r"^[^\n]* does not fit the model[^\n]*$"):
     checkpoints.restore(other)
   other = {"y": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=sharding)}
-  with pytest.raises(CheckpointError, match="does not fit the model"):
+  with pytest.raises(CheckpointError, match=r"^[^\n]* does not fit the model[^\n]*$"):
     checkpoints.restore(other)
   checkpoints.close()
 

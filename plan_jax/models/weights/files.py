@@ -85,7 +85,7 @@ def _json(path: Path) -> dict:
     return {}
   try:
     content = json.loads(path.read_text("utf-8"))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise WeightsError(f"{path} is no JSON: {error}; fetch it again") from error
   if not isinstance(content, dict):
     raise WeightsError(f"{path} holds a {type(content).__name__}, no entries by name")
