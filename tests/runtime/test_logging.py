@@ -32,8 +32,8 @@ def test_scalars_cut_what_will_happen_again(tmp_path):
 
 def test_messages_cannot_move_the_cursor(capsys):
   reporting.configure()
-  reporting.log.info("one\ntwo \x1b[1A\rthree \udcff")
-  assert capsys.readouterr().out == "one\ntwo \\x1b[1A\\rthree \\udcff\n"
+  reporting.log.info("one\ntwo \x1b[1A\rthree")
+  assert capsys.readouterr().out == "one\ntwo \\x1b[1A\\rthree\n"
 
 
 @pytest.fixture
