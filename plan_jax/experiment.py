@@ -21,7 +21,7 @@ from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import Validate, train
-from plan_jax.training.pretrained import load_encoders, tokenizer_folder
+from plan_jax.training import pretrained
 
 
 def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
@@ -34,12 +34,12 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   if "baseline" in config:
     _run_baseline(config, workdir, mode)
     return
+  config = pretrained.with_sizes(config, workdir)
   config_lib.check(config)
   config_lib.check_devices(config)
   if mode != "evaluate" and not workdir.begun():
     # Before hours of conversion; where a run goes on, the files may be gone.
-    tokenizer_folder(config)
-    load_encoders(config.model)
+    pretrained.check(config)
   folder = _claim(config, workdir, new=mode != "evaluate")
   if mode == "evaluate":
     _evaluate(load(workdir, config), config, workdir, _make_sets(config, workdir, folder))

@@ -1,6 +1,5 @@
-"""WordPiece vocabulary, and reports as arrays in which each token knows its word."""
+"""Vocabulary of a run, and reports as arrays in which each token knows its word."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -10,15 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
-from input_pipeline.text import reports
+from input_pipeline.text import reports, vocabulary
+from input_pipeline.text.vocabulary import TokenizerError
 
-PAD, UNKNOWN, CLASS, SEPARATOR, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-class TokenizerError(UserError):
-  """A tokenizer folder lacks something; the message names folder and remedy."""
+# Read whenever a vocabulary is loaded; the last character is in none.
+_PROBE = "Heart size is normal; a small left-sided effusion of 1.5 cm is seen \u2603."
 
 
 class Encoded(NamedTuple):
@@ -52,32 +47,40 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Tokenizer:
-  """WordPiece tokens with their words; picklable, so that loader workers can hold one."""
+  """Tokens with their words; picklable, so that loader workers can hold one.
+
+  The folder holds tokenizer.json, or vocab.txt for BERT's WordPiece; nothing in it is executed.
+
+  Raises TokenizerError, naming the folder, where it holds neither, or a vocabulary without [CLS],
+  [SEP] and [PAD], or one whose tokens do not tell their words.
+  """
 
   folder: Path
 
   def __post_init__(self):
-    from transformers import AutoTokenizer
-
-    config = Path(self.folder) / "tokenizer_config.json"
-    if not config.is_file():
-      raise TokenizerError(
-        f"{self.folder} holds no tokenizer_config.json: it is no tokenizer folder"
-      )
-    tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-    if not tokenizer.is_fast:
-      raise TokenizerError(f"{self.folder}: only fast tokenizers tell which word a token is from")
-    self._backend = tokenizer.backend_tokenizer
-    self._backend.no_padding()
-    self._backend.no_truncation()
-    ids = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
-    if None in ids or len(tokenizer) < 10:
-      raise TokenizerError(
-        f"{self.folder}: a BERT-style vocabulary with [CLS], [SEP] and [PAD] is needed;"
-        f" this one has {len(tokenizer)} entries"
-      )
+    self._backend, names = vocabulary.read(Path(self.folder))
+    self._check_words(names.get("unk_token"))
+    tokens = self._backend.get_vocab()
+    ids = (tokens[names[name]] for name in ("cls_token", "sep_token", "pad_token"))
     self.class_id, self.separator_id, self.pad_id = ids
-    self.vocabulary_size = len(tokenizer)
+    self.vocabulary_size = 1 + max(tokens.values())
+
+  def _check_words(self, unknown: str | None) -> None:
+    """Raises TokenizerError unless each word of a sentence has a token, and one is known."""
+    spans = reports.words(_PROBE)
+    try:
+      encoding = self._backend.encode(_PROBE, add_special_tokens=False)
+    except Exception as error:  # tokenizers has no class of its own
+      raise TokenizerError(f"{self.folder}: {_PROBE!r} cannot be encoded: {error}") from error
+    owners = _owners(encoding.offsets, spans)
+    without = [_PROBE[slice(*span)] for i, span in enumerate(spans) if i not in owners]
+    if without:
+      raise TokenizerError(
+        f"{self.folder}: in {_PROBE!r} the words {', '.join(without)} have no token; a tokenizer is"
+        " needed whose tokens end where words end"
+      )
+    if not any(i >= 0 for i, t in zip(owners, encoding.tokens, strict=True) if t != unknown):
+      raise TokenizerError(f"{self.folder}: the vocabulary knows no word of {_PROBE!r}")
 
   def __reduce__(self):
     return Tokenizer, (self.folder,)
@@ -141,54 +144,35 @@ def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokeni
     texts,
     vocab_size=vocabulary_size,
     min_frequency=2,
-    special_tokens=[*SPECIAL, *inner],
+    special_tokens=[*vocabulary.SPECIAL, *inner],
     show_progress=False,
   )
   tokenizer = BertWordPieceTokenizer(vocab=trainer.get_vocab(), lowercase=True)
-  folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  tokenizer.save(str(folder / "tokenizer.json"))
-  names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-  config = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}
-  config |= dict(zip(names, SPECIAL, strict=True))
-  # Written last: its presence says that the folder is whole.
-  replace_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-  return Tokenizer(folder)
+  names = dict(zip(vocabulary.NAMES, vocabulary.SPECIAL, strict=True))
+  vocabulary.save(tokenizer, {"do_lower_case": True} | names, folder)
+  return Tokenizer(Path(folder))
 
 
 def copy(source: Path, folder: Path) -> Tokenizer:
   """Copies a local Hugging Face tokenizer into `folder`, so that a run keeps its own.
 
-  Raises TokenizerError, naming the folder, where it holds no such tokenizer.
+  Raises TokenizerError as `Tokenizer` does.
   """
-  from transformers import AutoTokenizer
-
-  source = Path(source)
-  if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-    raise TokenizerError(
-      f"{source} holds neither tokenizer.json nor vocab.txt: name a local Hugging Face folder, or"
-      " none to train a tokenizer on the training reports"
-    )
-  if (source / "tokenizer_config.json").is_file() or (source / "config.json").is_file():
-    tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-  else:
-    from transformers import BertTokenizerFast
-
-    tokenizer = BertTokenizerFast.from_pretrained(str(source), local_files_only=True)
+  Tokenizer(source)
   folder = Path(folder)
   temporary = folder.with_name(folder.name + ".tmp")
   shutil.rmtree(temporary, ignore_errors=True)
-  tokenizer.save_pretrained(str(temporary))
+  vocabulary.save(*vocabulary.read(Path(source)), temporary)
   shutil.rmtree(folder, ignore_errors=True)
   os.replace(temporary, folder)
   return Tokenizer(folder)
 
 
 def _owners(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-  """Finds, for each token, the word in whose span it starts; -1 for none."""
+  """Finds the first word that each token reaches into, -1 for none; tokens may hold blanks."""
   owners, word = [], 0
-  for start, _ in offsets:
+  for start, end in offsets:
     while word < len(spans) and spans[word][1] <= start:
       word += 1
-    owners.append(word if word < len(spans) and spans[word][0] <= start else -1)
+    owners.append(word if word < len(spans) and spans[word][0] < end else -1)
   return owners

@@ -15,6 +15,7 @@ from plan_jax.models.weights import files
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import pretrained
 from plan_jax.training.assembly import assemble
 from plan_jax.training.pretrained import load_encoders, tokenizer_folder
 from tiny_runs import tiny
@@ -50,10 +51,74 @@ def test_the_vocabulary_comes_with_the_weights(tmp_path):
   small_bert(tmp_path / "bert")
   with pytest.raises(WeightsError, match=r"without a vocabulary.*config\.text\.tokenizer"):
     tokenizer_folder(config)
+  config.model.text.weights = "sentence-transformers/all-MiniLM-L6-v2"
+  with pytest.raises(WeightsError, match=r"text\.weights: there is no sent.*nothing is downloaded"):
+    tokenizer_folder(config)
+  config.model.text.weights = str(tmp_path / "bert")
   (tmp_path / "bert" / "vocab.txt").write_text("[PAD]")
   assert tokenizer_folder(config) == str(tmp_path / "bert")
   config.text.tokenizer = "other"
   assert tokenizer_folder(config) == "other"
+
+
+HUGGING_FACE = {
+  "hidden_size": 16,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 2,
+  "intermediate_size": 16,
+  "max_position_embeddings": 128,
+}
+SIZES = {"embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16, "max_position": 128}
+
+
+@pytest.mark.parametrize("settings", [HUGGING_FACE, {"run": {"model": {"text": SIZES}}}])
+def test_sizes_are_those_of_the_folder(tmp_path, caplog, settings):
+  """Of a Hugging Face folder, and of plan_jax.export; the config need not repeat them."""
+  folder, run = tmp_path / "bert", Workdir(tmp_path / "run")
+  small_bert(folder)
+  (folder / "config.json").write_text(json.dumps(settings))
+  given = tiny(**{"model.text.weights": str(folder), "model.text.depth": 9})
+  given.model.text.update(embed_dim=24, num_heads=3, mlp_dim=40)
+  with caplog.at_level("INFO", "plan_jax"):
+    config = pretrained.with_sizes(given, run)
+  assert {name: config.model.text[name] for name in SIZES} == SIZES and given.model.text.depth == 9
+  assert "embed_dim=16 (was 24), depth=1 (was 9)" in caplog.text
+  assert load_encoders(config.model).keys() == {"text_encoder"}
+  # A run that goes on keeps them without the folder; another folder is another run.
+  run.claim(config)
+  (run.checkpoints / "1").mkdir(parents=True)
+  shutil.rmtree(folder)
+  assert pretrained.with_sizes(given, run).to_dict() == config.to_dict()
+  given.model.text.weights = str(tmp_path / "other")
+  assert pretrained.with_sizes(given, run) is given
+  assert pretrained.with_sizes(tiny(), run) == tiny()
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_a_broken_config_of_weights(tmp_path, content):
+  small_bert(tmp_path / "bert")
+  (tmp_path / "bert" / "config.json").write_text(content, "latin1")
+  config = tiny(**{"model.text.weights": str(tmp_path / "bert")})
+  message = r"bert/config\.json (is no JSON|holds a list)"
+  with pytest.raises(WeightsError, match=message):
+    pretrained.with_sizes(config, Workdir(tmp_path / "run"))
+  with pytest.raises(WeightsError, match=rf"config\.model\.text\.weights: .*{message}"):
+    load_encoders(config.model)
+
+
+@pytest.mark.parametrize(
+  ("key", "message"),
+  [
+    ("text.tokenizer", r"config\.text\.tokenizer: .*tokenizer\.json is no whole tokenizer"),
+    ("model.text.weights", r"config\.model\.text\.weights: .*tokenizer\.json is no whole"),
+  ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_refused_before_any_work(tmp_path, key, message):
+  (tmp_path / "tokenizer.json").write_text("{}")
+  run = Workdir(tmp_path / "run")
+  with pytest.raises(tokenizer.TokenizerError, match=message):
+    experiment.run(tiny(**{key: str(tmp_path)}), run, "train")
+  assert not run.path.exists()
 
 
 def test_a_run_starts_from_weights_and_needs_them_only_then(tmp_path):
@@ -73,7 +138,9 @@ def test_a_run_starts_from_weights_and_needs_them_only_then(tmp_path):
   )
   run = Workdir(tmp_path / "run")
   with pytest.raises(WeightsError, match=r"config\.model\.text\.depth=1"):
-    other = tiny(**{"model.text.weights": str(folder), "model.text.depth": 2})
+    file = folder / "model.safetensors"
+    other = {"text.tokenizer": str(folder), "model.text.depth": 2}
+    other = tiny(**{"model.text.weights": str(file)} | other)
     experiment.run(other, run, "train")
   assert not run.records.exists()  # refused before any work
   experiment.run(config, run, "train")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +41,11 @@ def read(path: str | Path) -> Weights:
   """
   path = Path(path)
   if not path.exists():
-    raise WeightsError(f"{path} is not there: name a checkpoint file or a Hugging Face folder")
-  files, settings = (_files(path), _json(path / "config.json")) if path.is_dir() else ([path], {})
+    raise WeightsError(
+      f"there is no {path}, and nothing is downloaded: name a checkpoint file or a Hugging Face"
+      " folder on this machine"
+    )
+  files, settings = (_files(path), read_settings(path)) if path.is_dir() else ([path], {})
   tensors, digest = {}, hashlib.sha256()
   for file in files:
     with open(file, "rb") as opened:
@@ -53,10 +55,16 @@ def read(path: str | Path) -> Weights:
   return Weights(tensors, settings, digest.hexdigest())
 
 
+def read_settings(folder: str | Path) -> dict:
+  """Reads a folder's config.json, empty without. Raises WeightsError where it is broken."""
+  return _json(Path(folder) / "config.json")
+
+
 def _files(folder: Path) -> list[Path]:
   index = folder / "model.safetensors.index.json"
   if index.is_file():
-    names = sorted(set(_json(index).get("weight_map", {}).values()))
+    shards = _json(index).get("weight_map")
+    names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
     if not names or any(not (folder / name).is_file() for name in names):
       raise WeightsError(f"{index} names shards that are not beside it: fetch the folder again")
     return [folder / name for name in names]
@@ -72,9 +80,12 @@ def _json(path: Path) -> dict:
   if not path.is_file():
     return {}
   try:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
   except ValueError as error:
-    raise WeightsError(f"{path} is no JSON: {error}") from error
+    raise WeightsError(f"{path} is no JSON: {error}; fetch it again") from error
+  if not isinstance(content, dict):
+    raise WeightsError(f"{path} holds a {type(content).__name__}, no entries by name")
+  return content
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -97,7 +108,7 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
     ) from error
   try:
     content = torch.load(path, map_location="cpu", weights_only=True)
-  except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+  except Exception as error:  # broken files fail in every way
     if "global" in str(error).lower():
       raise WeightsError(
         f"{path} holds code besides tensors, and is not loaded. Where you trust it, keep the"

@@ -107,10 +107,7 @@ def load_baseline(
     WeightsError: the file cannot be read, or is another model's; names are missing or unexpected,
       or shapes differ.
   """
-  try:
-    weights = files.read(path)
-  except WeightsError as error:
-    raise WeightsError(f"{key}: {error}") from error
+  weights = _read(path, key)
   wanted = BASELINE_LAYOUTS[name]
   layout = layouts.find(BASELINE_LAYOUTS.values(), weights.tensors)
   if layout is not wanted:
@@ -126,7 +123,7 @@ def load_baseline(
 
 
 def _load(path, encoder: nn.Module, known: Sequence[Layout], key: str) -> LoadedEncoder:
-  weights = files.read(path)
+  weights = _read(path, f"{key}.weights")
   layout = layouts.find(known, weights.tensors)
   if layout is None:
     raise WeightsError(
@@ -145,6 +142,13 @@ def _load(path, encoder: nn.Module, known: Sequence[Layout], key: str) -> Loaded
     encoder = encoder.clone(vocabulary_size=shapes["token_embedding/embedding"][0])
   _settle(path, key, layout, placement, _shapes(encoder, _inputs(encoder)))
   return _loaded(path, layout, weights.sha256, placement)
+
+
+def _read(path, key: str) -> files.Weights:
+  try:
+    return files.read(path)
+  except WeightsError as error:
+    raise WeightsError(f"{key}: {error}") from error
 
 
 def _first_names(weights: files.Weights) -> str:

@@ -1,12 +1,17 @@
+import json
 import pickle
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, trainers
 
 from input_pipeline.text import reports
-from input_pipeline.text.tokenizer import Tokenizer, TokenizerError, copy, train
+from input_pipeline.text.tokenizer import Tokenizer, copy, train
+from input_pipeline.text.vocabulary import TokenizerError
 from paths import ROOT
 
 TEXTS = ["There is a small left pleural effusion.", "No pneumothorax is seen.", "Heart size."] * 20
@@ -87,11 +92,130 @@ def test_copy_of_a_bare_vocabulary(tmp_path):
   assert got.word_index.tolist() == [-1, 0, 1, 1, -1, -1, -1, -1]
 
 
-def test_a_folder_without_a_tokenizer(tmp_path):
-  with pytest.raises(TokenizerError, match="neither tokenizer.json nor vocab.txt"):
-    copy(tmp_path, tmp_path / "copy")
-  with pytest.raises(TokenizerError, match="no tokenizer_config.json"):
-    Tokenizer(tmp_path)
+BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ROBERTA = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
+
+
+def byte_pairs(folder, pre_tokenizer, **settings):
+  """Writes a vocabulary as others than BERT have it, trained on TEXTS."""
+  backend = Backend(models.BPE(unk_token="<unk>"))
+  backend.pre_tokenizer = pre_tokenizer
+  trainer = trainers.BpeTrainer(
+    vocab_size=300,
+    special_tokens=ROBERTA,
+    show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )
+  backend.train_from_iterator(TEXTS, trainer)
+  folder.mkdir()
+  backend.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+  return folder
+
+
+@pytest.mark.parametrize(
+  "pre_tokenizer",
+  [
+    pre_tokenizers.Metaspace(),
+    pre_tokenizers.ByteLevel(trim_offsets=False),
+    pre_tokenizers.ByteLevel(trim_offsets=False, add_prefix_space=False),
+    pre_tokenizers.ByteLevel(trim_offsets=True),
+  ],
+)
+@pytest.mark.parametrize("settings", [{}, {"cls_token": {"content": "<s>"}, "sep_token": "</s>"}])
+def test_tokens_that_begin_with_a_blank_know_their_words(tmp_path, pre_tokenizer, settings):
+  folder = byte_pairs(tmp_path / "bpe", pre_tokenizer, **settings)
+  for tokenizer in (Tokenizer(folder), copy(folder, tmp_path / "copy")):
+    got = tokenizer.encode([TEXTS[0].rstrip(".")], max_tokens=64, max_words=16)
+    assert got.words == ("There", "is", "a", "small", "left", "pleural", "effusion")
+    assert got.word_mask.sum() == 7
+    assert (tokenizer.pad_id, tokenizer.class_id, tokenizer.separator_id) == (0, 2, 3)
+    for number, word in enumerate(got.words):
+      tokens = tokenizer._backend.decode(got.tokens[got.word_index == number].tolist())
+      assert re.sub("[ \u2581\u0120]", "", tokens) == word
+    assert (got.tokens[got.word_index == -1] < 4).all()  # special ones alone have none
+
+
+def test_a_folder_that_names_code_is_read_as_data(tmp_path):
+  """As CXR-BERT is published."""
+  (tmp_path / "vocab.txt").write_text("\n".join([*BERT, "small", "eff", "##usion", "is"]) + "\n")
+  for name, entry in (
+    ("tokenizer_config", {"tokenizer_class": "CXRBertTokenizer", "do_lower_case": True}),
+    ("config", {"model_type": "cxr-bert"}),
+  ):
+    code = {"AutoTokenizer": ["code.CXRBertTokenizer", None], "AutoConfig": "code.CXRBertConfig"}
+    (tmp_path / f"{name}.json").write_text(json.dumps(entry | {"auto_map": code}))
+  (tmp_path / "code.py").write_text("raise AssertionError('executed')")
+  for tokenizer in (Tokenizer(tmp_path), copy(tmp_path, tmp_path / "copy")):
+    got = tokenizer.encode(["Small effusion"], max_tokens=8, max_words=4)
+    assert got.tokens.tolist() == [2, 5, 6, 7, 3, 0, 0, 0]
+    assert got.word_index.tolist() == [-1, 0, 1, 1, -1, -1, -1, -1]
+  assert "code" not in (tmp_path / "copy" / "tokenizer_config.json").read_text()
+
+
+def test_case_of_a_bare_vocabulary(tmp_path):
+  (tmp_path / "vocab.txt").write_text("\n".join([*BERT, "small", "Small", "is"]))
+  for lower, token in ((True, 5), (False, 6)):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower}))
+    got = Tokenizer(tmp_path).encode(["Small"], max_tokens=3, max_words=1)
+    assert got.tokens.tolist() == [2, token, 3]
+
+
+def put(folder, **contents):
+  folder.mkdir(exist_ok=True)
+  for name, content in contents.items():
+    (folder / name.replace("_json", ".json").replace("_txt", ".txt")).write_text(content)
+
+
+WRONG = {
+  "absent": (lambda folder: None, "there is no folder .*, and nothing is downloaded"),
+  "empty": (put, "holds neither tokenizer.json nor vocab.txt"),
+  "no_json": (lambda folder: put(folder, tokenizer_json="{"), "tokenizer.json is no whole tok"),
+  "list": (lambda folder: put(folder, tokenizer_json="[]"), "tokenizer.json is no whole tokenizer"),
+  "no_special": (lambda folder: put(folder, vocab_txt="heart\nsize\n"), "vocab.txt is no whole"),
+  "no_pad": (
+    lambda folder: put(folder, vocab_txt="\n".join([*BERT[1:], "is"])),
+    r"has no \[PAD\]; one as of BERT",
+  ),
+  "settings": (
+    lambda folder: put(folder, vocab_txt="\n".join(BERT), tokenizer_config_json="\xff{"),
+    "tokenizer_config.json is no JSON",
+  ),
+  "settings_list": (
+    lambda folder: put(folder, vocab_txt="\n".join(BERT), tokenizer_config_json="[]"),
+    "tokenizer_config.json holds a list",
+  ),
+  "no_words": (lambda folder: put(folder, vocab_txt="\n".join(BERT)), "knows no word of"),
+  "no_unknown": (
+    lambda folder: put(folder, vocab_txt="\n".join([*(set(BERT) - {"[UNK]"}), "is"])),
+    "cannot be encoded: WordPiece error: Missing",
+  ),
+  "across_words": (
+    lambda folder: byte_pairs(folder, pre_tokenizers.Metaspace(split=False)),
+    "the words .*is.* have no token",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_folder_without_a_tokenizer(tmp_path, name):
+  """One line that names the folder, before a word is lost."""
+  write, message = WRONG[name]
+  folder = tmp_path / "folder"
+  write(folder)
+  for read in (Tokenizer, lambda folder: copy(folder, tmp_path / "copy")):
+    with pytest.raises(TokenizerError, match=message) as error:
+      read(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+  assert not (tmp_path / "copy").exists()
+
+
+def test_two_files_that_disagree_on_case(tokenizer, tmp_path):
+  copy(tokenizer.folder, tmp_path / "copy")
+  settings = tmp_path / "copy" / "tokenizer_config.json"
+  settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_lower_case": False}))
+  with pytest.raises(TokenizerError, match="has lowercase True, tokenizer_config.json do_lower"):
+    Tokenizer(tmp_path / "copy")
 
 
 def test_the_same_texts_give_the_same_vocabulary(tmp_path):

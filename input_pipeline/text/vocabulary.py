@@ -1,0 +1,110 @@
+"""Vocabularies of local Hugging Face folders, read as data: nothing in them is executed."""
+
+import json
+from pathlib import Path
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
+
+NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_OTHERS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # of RoBERTa and its kin
+
+
+class TokenizerError(UserError):
+  """A tokenizer folder lacks something; the message names folder and remedy."""
+
+
+def read(folder: Path) -> tuple:
+  """Reads tokenizer.json, or vocab.txt as BERT's WordPiece with the case of its settings.
+
+  Returns the Tokenizer of the library tokenizers, without padding and truncation, and the special
+  tokens by the names of transformers. The class that tokenizer_config.json names is not used.
+
+  Raises TokenizerError, naming the folder, where there is neither file, one is broken, both
+  disagree, or the vocabulary has no [CLS], [SEP] or [PAD].
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise TokenizerError(
+      f"there is no folder {folder}, and nothing is downloaded: name one on this machine"
+    )
+  settings = _settings(folder / "tokenizer_config.json")
+  path = next((folder / x for x in ("tokenizer.json", "vocab.txt") if (folder / x).is_file()), None)
+  if path is None:
+    raise TokenizerError(
+      f"{folder} holds neither tokenizer.json nor vocab.txt: name a local Hugging Face folder"
+    )
+  try:
+    backend = (_whole if path.suffix == ".json" else _word_piece)(path, settings)
+  except TokenizerError:
+    raise
+  except Exception as error:  # the library has no class of its own
+    raise TokenizerError(f"{path} is no whole tokenizer: {error}; fetch it again") from error
+  backend.no_padding()
+  backend.no_truncation()
+  return backend, _special_names(folder, settings, backend.get_vocab())
+
+
+def save(backend, settings: dict, folder: Path) -> None:
+  """Saves a tokenizer as transformers reads it."""
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  backend.save(str(folder / "tokenizer.json"))
+  settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
+  # Written last: its presence says that the folder is whole.
+  replace_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+
+
+def _whole(path: Path, settings: dict):
+  from tokenizers import Tokenizer
+
+  normalizer = json.loads(path.read_text("utf-8")).get("normalizer") or {}
+  lower, wanted = normalizer.get("lowercase"), settings.get("do_lower_case")
+  if None not in (lower, wanted) and lower != wanted:
+    raise TokenizerError(
+      f"{path} has lowercase {lower}, tokenizer_config.json do_lower_case {wanted}: set both as the"
+      " weights were trained"
+    )
+  return Tokenizer.from_file(str(path))
+
+
+def _word_piece(path: Path, settings: dict):
+  from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+  tokenizer = BertWordPieceTokenizer.from_file(
+    str(path),
+    lowercase=settings.get("do_lower_case", True),
+    handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    strip_accents=settings.get("strip_accents"),
+  )
+  return Tokenizer.from_str(tokenizer.to_str())
+
+
+def _special_names(folder: Path, settings: dict, tokens: dict[str, int]) -> dict[str, str]:
+  """Finds the special tokens: those that the settings name, else the usual."""
+  names = {}
+  for name, *usual in zip(NAMES, SPECIAL, _OTHERS, strict=True):
+    given = settings.get(name)
+    given = given.get("content") if isinstance(given, dict) else given
+    known = [token for token in ([given] if given else usual) if token in tokens]
+    if known:
+      names[name] = known[0]
+    elif name in ("pad_token", "cls_token", "sep_token"):
+      raise TokenizerError(
+        f"{folder}: the vocabulary of {len(tokens)} tokens has no {given or usual[0]}; one as of"
+        " BERT, with [CLS], [SEP] and [PAD], is needed"
+      )
+  return names
+
+
+def _settings(path: Path) -> dict:
+  if not path.is_file():
+    return {}
+  try:
+    settings = json.loads(path.read_text("utf-8"))
+  except (ValueError, OSError) as error:
+    raise TokenizerError(f"{path} is no JSON: {error}") from error
+  if not isinstance(settings, dict):
+    raise TokenizerError(f"{path} holds a {type(settings).__name__}, no settings by name")
+  return settings
