@@ -208,7 +208,7 @@ class ViT(nn.Module):
     if variant.class_token:
       token = self.param("class_token", _INIT, (self.embed_dim,))
       if not variant.rotary:
-        token += self.param("class_position", _INIT, (self.embed_dim,))
+        token = token + self.param("class_position", _INIT, (self.embed_dim,))  # may be numpy
       tokens.append(token[None])
     if self.registers:
       tokens.append(self.param("registers", _INIT, (self.registers, self.embed_dim)))

@@ -220,6 +220,7 @@ def _dino(name: str, variant: str, rows: tuple[Row, ...], *aside: str, **more) -
 _HUB_HEAD = r"classifier\..+"
 # The first that a file's names fit: the special ones come before the plain.
 _SELF_SUPERVISED = (
+  _dino("Hugging Face DINOv3", "dinov3", HF_DINOV3, zeros=(r"block\d+/key/bias",)),
   _dino("DINOv2 with registers", "dinov2_registers", DINOV2_REGISTERS, r"head\..+"),
   _dino("DINOv2", "dinov2", DINOV2, r"head\..+"),
   _dino(
@@ -229,7 +230,6 @@ _SELF_SUPERVISED = (
     _HUB_HEAD,
   ),
   _dino("Hugging Face DINOv2", "dinov2", under(r"(?:dinov2\.)?", HF_DINOV2), _HUB_HEAD),
-  _dino("Hugging Face DINOv3", "dinov3", HF_DINOV3, zeros=(r"block\d+/key/bias",)),
 )
 _CLIP_NORMALISATION = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _LANGUAGE_SUPERVISED = (

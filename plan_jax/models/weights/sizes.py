@@ -90,6 +90,9 @@ def _vit_sizes(shapes: Shapes) -> dict:
     attributes["grid"] = position[0]
   if "block1/mlp_in/bias" in shapes:
     attributes["mlp_dim"] = shapes["block1/mlp_in/bias"][0]
+  if attributes:
+    attributes["registers"] = shapes.get("registers", (0,))[0]
+    attributes["gated"] = "block1/mlp_gate/bias" in shapes
   return attributes
 
 
