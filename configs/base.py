@@ -28,6 +28,7 @@ def _data() -> dict:
     source="",  # the raw folder
     records="",  # where the shards are or go; empty: WORKDIR/records
     stored_px=512,  # bound on the short side of a stored image
+    max_decoded_px=64_000_000,  # larger images are left out; decoding takes 10 bytes a pixel
     limit=0,  # images of each split; 0: all
     max_skipped_fraction=0.01,  # more unreadable images than this stop the conversion
     options={},  # the reader's own
@@ -180,13 +181,19 @@ def _evaluators() -> dict:
 
   Those of others (compat-...) need `evaluation.compatibility`.
   """
-  grounding = ("compat-vios-s", "compat-aep", "compat-mgvla", "compat-g2g", "compat-radzero")
-  zero_shot = ("zero-shot-v1", "zero-shot-classes-v1", "compat-test-threshold", "compat-gloria")
+  grounding = (
+    "compat-vios-s-v2",
+    "compat-aep-v2",
+    "compat-mgvla-v2",
+    "compat-g2g-v2",
+    "compat-radzero-v2",
+  )
+  zero_shot = ("zero-shot-v1", "zero-shot-classes-v1", "compat-test-threshold-v2", "compat-gloria")
   return dict(
     grounding=dict(protocols=("grounding-v1",)),
     grounding_compat=dict(protocols=grounding),
     retrieval=dict(protocols=("retrieval-v1",)),
-    retrieval_compat=dict(protocols=("compat-instance", "compat-limitr")),
+    retrieval_compat=dict(protocols=("compat-instance", "compat-limitr-v2")),
     class_retrieval=dict(protocols=("class-retrieval-v1",)),
     reranking=dict(protocols=("reranked-retrieval-v1", "reranked-class-retrieval-v1")),
     presence=dict(protocols=("presence-v1",)),

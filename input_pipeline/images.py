@@ -15,7 +15,10 @@ cv2.setNumThreads(1)
 
 def decode(image: bytes) -> np.ndarray:
   """Decodes a JPEG or PNG to grey uint8 [H, W]. Raises ValueError where it is no image."""
-  pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  try:
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE)
+  except cv2.error:  # no bytes at all, or more pixels than OpenCV takes
+    pixels = None
   if pixels is None:
     raise ValueError("the bytes are no readable JPEG or PNG")
   return pixels

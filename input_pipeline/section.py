@@ -14,6 +14,7 @@ An example:
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from types import UnionType
 from typing import Annotated, Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 
@@ -53,9 +54,15 @@ class Section:
   """A section; subclasses add fields, and rules across them in `__post_init__`."""
 
   def __post_init__(self):
-    """Checks every field by the rules of its annotation. Raises SectionError at the first."""
-    for name, hint in get_type_hints(type(self), include_extras=True).items():
-      for rule in getattr(hint, "__metadata__", ()):
+    """Checks every field by the type and the rules of its annotation.
+
+    Raises SectionError at the first that breaks one.
+    """
+    kinds, hints = (get_type_hints(type(self), include_extras=extras) for extras in (False, True))
+    for name in (field.name for field in fields(self)):
+      fits = _fits(kinds[name], getattr(self, name))
+      self.require(name, fits, f"must be of type {_name(kinds[name])}")
+      for rule in getattr(hints[name], "__metadata__", ()):
         self.require(name, rule.test(getattr(self, name)), rule.text)
 
   def require(self, name: str, holds: bool, rule: str) -> None:
@@ -90,7 +97,25 @@ def _read(kind, value, name: str):
       raise SectionError(f"{name}.{error}") from None
   if len(get_args(kind)) == 2 and _is_section(get_args(kind)[1]):
     return {key: _read(get_args(kind)[1], entry, f"{name}.{key}") for key, entry in value.items()}
-  return tuple(value) if get_origin(kind) is tuple else value
+  return tuple(value) if get_origin(kind) is tuple and isinstance(value, list) else value
+
+
+def _fits(kind, value) -> bool:
+  """Tells whether a value is of a type, elements aside; an int is a float too."""
+  if kind is Any:
+    return True
+  if kind in (int, float) and isinstance(value, bool):
+    return False
+  return isinstance(value, (int, float) if kind is float else _plain(kind))
+
+
+def _plain(kind):
+  """Returns the type that isinstance takes: of tuple[float, ...] tuple, unions as they are."""
+  return kind if get_origin(kind) is UnionType else get_origin(kind) or kind
+
+
+def _name(kind) -> str:
+  return getattr(_plain(kind), "__name__", str(kind))
 
 
 def _is_section(kind) -> bool:

@@ -3,28 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.readers.config import DataConfig
-from input_pipeline.section import (
-  Count,
-  FiniteFloat,
-  PositiveInt,
-  Section,
-  Share,
-  Weight,
-  one_of,
-)
+from input_pipeline.section import Count, Section
 from input_pipeline.text import diagnostic_terms
-from plan_jax.alignment import curriculum, pairwise
+from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods.base import Alignment
 from plan_jax.alignment.methods.by_name import METHODS, pair_tile
-from plan_jax.alignment.regions import SPARSIFIERS
-from plan_jax.alignment.similarity import EVIDENCE
 from plan_jax.evaluators import datasets
 from plan_jax.evaluators.by_name import configured
 from plan_jax.evaluators.config import EvaluationConfig, RunEvaluationConfig
@@ -42,24 +32,6 @@ class ConfigError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignmentConfig(Alignment, Section):
-  """The alignment, with the rules of its fields."""
-
-  method: Annotated[str, one_of(*METHODS)]
-  sparsifier: Annotated[str, one_of(*SPARSIFIERS)]
-  evidence: Annotated[str, one_of(*EVIDENCE)]
-  eta: Share
-  beta: FiniteFloat
-  word_weight: Weight
-  term_weight: Weight
-  dtype: Annotated[str, one_of("float32", "bfloat16")]
-  implementation: Annotated[str, one_of(*pairwise.IMPLEMENTATIONS)]
-  tile_images: Count
-  tile_reports: Count
-  tile_mib: PositiveInt
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
   """The config of a run, as configs/base.py has it."""
 
@@ -68,7 +40,7 @@ class RunConfig(Section):
   data: DataConfig
   text: TextConfig
   model: ModelConfig
-  alignment: AlignmentConfig
+  alignment: Alignment
   curriculum: dict[str, Any]
   train: TrainConfig
   checkpoint: CheckpointConfig
@@ -138,7 +110,7 @@ def check_devices(config: ConfigDict) -> None:
   words = (train.batch_size, config.text.max_words, model.embed_dim)
   with jax.set_mesh(mesh):
     for stage in curriculum.stages(config.curriculum):
-      _with_key(pair_tile, alignment, stage, pixels, words)
+      _with_key(pair_tile, alignment, stage, pixels, words, key="alignment.")
 
 
 def _check_data(config: ConfigDict) -> None:
@@ -209,9 +181,12 @@ def _check_positions(run: RunConfig) -> None:
 
 
 def _check_curriculum(run: RunConfig) -> None:
-  """Checks the stages, and that the method can learn by each."""
+  """Checks the method, the stages, and that the method can learn by each."""
   method = run.alignment.method
-  for stage in _with_key(curriculum.stages, run.curriculum):
+  _require(
+    "alignment.method", method in METHODS, f"is {method!r}; must be one of {', '.join(METHODS)}"
+  )
+  for stage in _with_key(curriculum.stages, run.curriculum, key="curriculum."):
     key = f"curriculum.{stage.name}"
     _require(
       f"{key}.global_weight",

@@ -150,7 +150,7 @@ def test_unknown_keys_of_a_config_file_are_named():
     ("alignment.eta", 1.5, r"config\.alignment\.eta.*\[0, 1\]"),
     ("evaluation.max_tokens", 4000, r"max_position.*4000"),
     ("checkpoint.evaluate", "best", r"checkpoint\.evaluate: is 'best'; needs a best_metric"),
-    ("curriculum.words.tau", (0.1, 0.2), r"config\.curriculum\.words: local_weight, tau and gamma"),
+    ("curriculum.words.tau", (0.1, 0.2), r"curriculum\.words\.local_weight: .* one value a round"),
     ("text.tokenizer", "/nowhere", r"config\.text\.tokenizer: there is no folder /nowhere"),
   ],
 )

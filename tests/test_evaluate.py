@@ -93,17 +93,17 @@ def test_protocols_that_need_more_images_or_are_published(tmp_path):
     ("reranked-class-retrieval", "reranked-class-retrieval-v1"),
     ("retrieval", "compat-instance"),
     ("zero-shot-ours", "zero-shot-v1"),
-    ("zero-shot-ours", "compat-test-threshold"),
+    ("zero-shot-ours", "compat-test-threshold-v2"),
     ("zero-shot-classes-ours", "zero-shot-classes-v1"),
     ("zero-shot-classes-gloria", "compat-gloria"),
   }
   assert {protocol for task, protocol in scores if task == "grounding"} == {
     "grounding-v1",
-    "compat-vios-s",
-    "compat-aep",
-    "compat-mgvla",
-    "compat-g2g",
-    "compat-radzero",
+    "compat-vios-s-v2",
+    "compat-aep-v2",
+    "compat-mgvla-v2",
+    "compat-g2g-v2",
+    "compat-radzero-v2",
   }
   files = {file.stem for file in workdir.example_scores.glob("*.csv")}
   assert files >= {"class-retrieval", "reranked-class-retrieval", "zero-shot-classes-ours"}

@@ -6,7 +6,6 @@ without a false alarm. The lowest polarity of the others is 0.66, so they are al
 are inverted. The same holds of 967 real images it was not chosen on, lowest 0.37.
 """
 
-import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
@@ -15,11 +14,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image as PillowImage
 
 from input_pipeline import example as example_lib
+from input_pipeline import images as images_lib
 from input_pipeline.checks.duplicates import thumbnail
 from input_pipeline.example import Example, Region
+from input_pipeline.readers.raw.stored_images import open_image
 from input_pipeline.text import reports
 
 PLACEHOLDERS = {  # that de-identification leaves in reports
@@ -60,6 +60,7 @@ class ImageFacts(NamedTuple):
     pixel_hash: of size and pixels.
     thumbnail: uint8 [SIDE_PX, SIDE_PX] as bytes.
     deviation: standard deviation of the pixels, in grey levels.
+    levels: the least, the 1st and the 99th percentile, and the greatest of the pixels.
     polarity: see `polarity`.
     problems: (one of PROBLEMS, details) each.
   """
@@ -79,6 +80,7 @@ class ImageFacts(NamedTuple):
   pixel_hash: bytes
   thumbnail: bytes
   deviation: float
+  levels: tuple[int, int, int, int]
   polarity: float
   problems: tuple[tuple[str, str], ...] = ()
 
@@ -113,10 +115,10 @@ def examine(place: Place, example: Example) -> ImageFacts:
     example_lib.check(example)
   except ValueError as error:
     problems.append((_CONTRADICTION, str(error)))
-  short_px, pixel_hash, thumb, deviation, upright = 0, b"", b"", 0.0, 0.0
+  short_px, pixel_hash, thumb, deviation, levels, upright = 0, b"", b"", 0.0, (0, 0, 0, 0), 0.0
   try:
     # Not OpenCV: it fills what a truncated file lacks with grey, silently.
-    with PillowImage.open(io.BytesIO(example.image)) as image:
+    with open_image(example.image) as image:
       kind, decoded = f"{image.mode} {image.format}", np.asarray(image)
   except MemoryError:
     raise
@@ -131,6 +133,7 @@ def examine(place: Place, example: Example) -> ImageFacts:
       short_px, thumb, upright = min(size), small.tobytes(), polarity(small)
       pixel_hash = blake2b(decoded, digest_size=16, key=repr(size).encode()).digest()
       deviation = float(cv2.meanStdDev(decoded)[1][0, 0])
+      levels = _levels(decoded)
     if size != (example.width, example.height):
       recorded = f"recorded as {example.width} x {example.height}"
       problems.append((_IMAGE_KIND, f"{size[0]} x {size[1]}, {recorded}"))
@@ -153,6 +156,7 @@ def examine(place: Place, example: Example) -> ImageFacts:
     pixel_hash=pixel_hash,
     thumbnail=thumb,
     deviation=deviation,
+    levels=levels,
     polarity=upright,
     problems=tuple(problems),
   )
@@ -161,14 +165,23 @@ def examine(place: Place, example: Example) -> ImageFacts:
 def _mask_problems(region: Region, shape: tuple[int, int]) -> Iterable[tuple[str, str]]:
   if not region.mask:
     return
-  pixels = cv2.imdecode(np.frombuffer(region.mask, np.uint8), cv2.IMREAD_GRAYSCALE)
-  if pixels is None:
+  try:
+    pixels = images_lib.decode(region.mask)
+  except ValueError:
     yield _MASK, f"{region.label!r}: no readable image"
-  elif pixels.shape != shape:
+    return
+  if pixels.shape != shape:
     size, recorded = (f"{width} x {height}" for height, width in (pixels.shape, shape))
     yield _MASK, f"{region.label!r}: {size}, its image is recorded as {recorded}"
   elif not pixels.any():
     yield _EMPTY_MASK, f"{region.label!r}"
+
+
+def _levels(pixels: np.ndarray) -> tuple[int, int, int, int]:
+  """Finds the least, the 1st and the 99th percentile, and the greatest of uint8 [H, W]."""
+  shares = np.cumsum(cv2.calcHist([pixels], [0], None, [256], [0, 256])) / pixels.size
+  dark, bright = np.searchsorted(shares, (0.01, 0.99)).tolist()
+  return int(pixels.min()), dark, bright, int(pixels.max())
 
 
 def polarity(thumb: np.ndarray) -> float:

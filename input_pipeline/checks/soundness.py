@@ -3,7 +3,9 @@
 Errors make metrics wrong: leaks between splits, records that cannot be read or contradict
 themselves. Warnings may be meant: repeated reports, odd images.
 
-Constant images count as that alone: they are neither compared nor judged further.
+An image uses less than a tenth of its range where 98 % of its pixels do: a hot pixel, a marker or a
+wrong number of bits has squeezed the rest. Images that deviate by less than CONSTANT are neither
+compared nor judged further.
 """
 
 import itertools
@@ -19,6 +21,7 @@ from input_pipeline.checks.facts import ImageFacts, UnreadableRecord, group_by, 
 
 CONSTANT = 4.0  # standard deviation in grey levels; the flattest of 1,338 real images has 14.8
 SHORT_PX = 128
+NARROW = 25.5  # grey levels, a tenth of their range
 EXAMPLES = 10  # that a finding keeps
 
 
@@ -179,7 +182,8 @@ def _text_findings(images: Sequence[ImageFacts]) -> list[Finding]:
 
 
 def _image_findings(images: Sequence[ImageFacts]) -> list[Finding]:
-  flat = [image for image in images if image.deviation < CONSTANT]
+  narrow = [image for image in images if _is_narrow(image)]
+  flat = [image for image in images if image.deviation < CONSTANT and not _is_narrow(image)]
   # Lateral images ("LATERAL", "LL") are not judged: there were none to measure the rule on.
   frontal = [image for image in images if not image.view.upper().startswith("L")]
   judged = [image for image in frontal if image.deviation >= CONSTANT]
@@ -187,6 +191,12 @@ def _image_findings(images: Sequence[ImageFacts]) -> list[Finding]:
   short = [image for image in images if image.short_px < SHORT_PX]
   cases = (
     ("are constant or nearly so", images, flat, "grey levels deviate by {0.deviation:.1f}"),
+    (
+      "use less than a tenth of their range",
+      images,
+      narrow,
+      "98 % of the pixels lie within grey levels {0.levels[1]} to {0.levels[2]}",
+    ),
     ("seem inverted", judged, inverted, "polarity {0.polarity:.2f}"),
     (f"have a side below {SHORT_PX} px", images, short, "{0.short_px} px"),
   )
@@ -213,6 +223,13 @@ def _flagged(
   lines = [_name(image) + (f": {describe(image)}" if describe else "") for image in flagged]
   groups = [[image] for image in flagged] if show else ()
   return _finding("warning", name, len(images), lines, groups)
+
+
+def _is_narrow(image: ImageFacts) -> bool:
+  """Tells whether most pixels use less than a tenth of the range, and the image is not constant."""
+  low, dark, bright, high = image.levels
+  has_range = image.deviation >= CONSTANT or high - low >= NARROW
+  return bright - dark < NARROW and has_range
 
 
 def _finding(

@@ -6,7 +6,7 @@ from typing import Any
 from input_pipeline.conversion.convert import convert, describe
 from input_pipeline.errors import UserError
 from input_pipeline.readers import by_name as readers
-from input_pipeline.readers.raw.stored_images import FORMATS
+from input_pipeline.readers.raw.stored_images import FORMATS, MAX_DECODED_PX
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -25,6 +25,8 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
   add("--limit", type=int, help="only the first so many images of every split")
   add("--selection", default="", help="images chosen by name, or by a .json file of a selection")
   add("--selection_seed", type=int, default=0, help="of a selection by name (default 0)")
+  bound = "images of more pixels are left out (default %(default)s)"
+  add("--max_decoded_px", type=int, default=MAX_DECODED_PX, help=bound)
   bound = "share of images that may be unreadable (default %(default)s)"
   add("--max_skipped_fraction", type=float, default=0.01, help=bound)
   add("--retry_skipped", action="store_true", help="read again what was skipped, after repairs")

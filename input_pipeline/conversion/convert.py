@@ -23,6 +23,7 @@ from input_pipeline.conversion.settings import ConvertError, Settings
 from input_pipeline.conversion.workers import in_processes, progress_bar
 from input_pipeline.files import replace_text
 from input_pipeline.readers import by_name as readers
+from input_pipeline.readers.raw.stored_images import MAX_DECODED_PX
 from input_pipeline.readers.source import Source, check_patients
 from input_pipeline.shards import index_path, read_index
 
@@ -34,6 +35,7 @@ def convert(
   out: str | os.PathLike,
   *,
   workers: int | None = None,
+  max_decoded_px: int = MAX_DECODED_PX,
   max_skipped_fraction: float = 0.01,
   retry_skipped: bool = False,
   progress: bool = True,
@@ -48,8 +50,10 @@ def convert(
     dataset: a key of READERS.
     out: folder to write: new, empty, or begun by this function with the same arguments.
     workers: processes; 0 and 1 stay in this one, None is one a core. Changes no byte.
+    max_decoded_px: images of more pixels are left out, before they are decoded.
     max_skipped_fraction: share of images that may be unreadable.
-    retry_skipped: writes shards again that left images out, after the files were repaired.
+    retry_skipped: writes shards again that left images out, after the files were repaired, or a
+      bound was raised.
     progress: shows a bar on stderr.
     runner: calls the job, in place of `workers` processes of this host; wherever that is, it sees
       `out` and `source` under the same paths. Changes no byte.
@@ -68,6 +72,8 @@ def convert(
   """
   start, out = time.monotonic(), Path(out)
   settings = Settings.from_options(dataset, **options)
+  if max_decoded_px < 1:
+    raise ConvertError(f"max_decoded_px is {max_decoded_px}; it must be 1 or more")
   if not 0 <= max_skipped_fraction <= 1:
     raise ConvertError(f"max_skipped_fraction is {max_skipped_fraction}; it must be 0 to 1")
   settings.compare(out)
@@ -89,7 +95,7 @@ def convert(
     total = _images(shards)
     skips = _Skips(out, len(left_out) + total, max_skipped_fraction, list(left_out))
     pending = _pending(shards, skips, retry_skipped)
-    job = Job(source.read, settings.image_px, settings.image_format)
+    job = Job(source.read, settings.image_px, settings.image_format, max_decoded_px)
     bar = progress_bar("convert", total, initial=total - _images(pending), show=progress)
     with bar, contextlib.closing(runner(job, pending)) as results:
       for shard, unreadable in results:

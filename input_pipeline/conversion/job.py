@@ -9,7 +9,7 @@ from typing import Any
 from input_pipeline.conversion.settings import ConvertError
 from input_pipeline.example import SPLITS, Example, UnreadableError
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import store_image
+from input_pipeline.readers.raw.stored_images import bounded, store_image
 from input_pipeline.readers.source import Item, Source
 from input_pipeline.shards import ShardWriter, read_index, shard_name
 
@@ -41,6 +41,7 @@ class Job:
   read: Callable[[Item], Example]
   image_px: int
   image_format: str
+  max_decoded_px: int
 
   def __call__(self, shard: Shard) -> tuple[Shard, Skipped]:
     """Writes a shard, unless it is finished. Returns it and what it lacks, as in its index.
@@ -54,7 +55,8 @@ class Job:
     with ShardWriter(shard.path, shard.source) as writer:
       for item in shard.items:
         try:
-          writer.write(store_image(self.read(item), self.image_px, self.image_format))
+          with bounded(self.max_decoded_px):
+            writer.write(store_image(self.read(item), self.image_px, self.image_format))
         except UnreadableError as error:
           writer.skip(item.key, str(error))
           skipped.append({"path": item.key, "reason": str(error)})

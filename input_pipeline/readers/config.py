@@ -25,6 +25,7 @@ class DataConfig(DataSourceConfig):
   """The data of a run, and how they are converted and loaded."""
 
   stored_px: PositiveInt
+  max_decoded_px: PositiveInt
   limit: int
   max_skipped_fraction: Share
   augment: bool

@@ -12,10 +12,12 @@ Columns (UTF-8, first row names them; further columns are left aside):
   view         "PA", "AP", ...
   labels       names with "|" between: "effusion" is present, "effusion=0" absent, "effusion=-1"
                uncertain
-  boxes        JSON list of {"label", "x", "y", "w", "h"} in pixels of the image, and optionally
-               "phrase" (default: the label); boxes of one phrase are one region
+  boxes        JSON list of {"label", "x", "y", "w", "h"} in pixels of the file, before an EXIF
+               orientation turns image and boxes, and optionally "phrase" (default: the label);
+               boxes of one phrase are one region
   mask         path of a lung-field mask, or a JSON list of {"label", "file"}, optionally with
-               "phrase"; a mask has its image's size and is non-zero inside
+               "phrase"; a mask has the size of its image's file, is turned with it, and is black
+               (or transparent) outside
 """
 
 import functools
@@ -29,7 +31,7 @@ from input_pipeline.example import SPLITS, Example, Region, UnreadableError
 from input_pipeline.readers.raw import folders, tables
 from input_pipeline.readers.raw.boxes import Corners, is_box
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.raw.stored_images import encode_mask, open_image
+from input_pipeline.readers.raw.stored_images import decode_mask, encode_mask
 from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_split
 from input_pipeline.text import reports
 
@@ -256,15 +258,11 @@ def _read_mask(file: str, root: Path, width: int, height: int) -> np.ndarray:
   """Reads a mask file as bool [height, width]."""
   encoded = _read_bytes(root, file)
   try:
-    with open_image(encoded) as image:
-      lossy, pixels = image.format == "JPEG", np.asarray(image)
-      has_alpha = image.mode in ("LA", "RGBA")
-  except Exception as error:  # Pillow raises many kinds
-    raise UnreadableError(f"{root / file}: not a readable mask ({error})") from error
-  if lossy:
-    raise _CellError("mask", f"{file} is a JPEG, which blurs outlines; save it as PNG")
-  if pixels.ndim == 3:
-    pixels = (pixels[:, :, :-1] if has_alpha else pixels).any(axis=2)
+    pixels = decode_mask(encoded)
+  except UnreadableError as error:
+    raise UnreadableError(f"{root / file}: {error}") from error
+  except ValueError as error:
+    raise _CellError("mask", f"{file} {error}") from None
   if pixels.shape != (height, width):
     raise _CellError(
       "mask",
@@ -273,4 +271,4 @@ def _read_mask(file: str, root: Path, width: int, height: int) -> np.ndarray:
     )
   if not pixels.any():
     raise _CellError("mask", f"{file} is empty; leave out a region that is not there")
-  return pixels != 0
+  return pixels

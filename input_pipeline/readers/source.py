@@ -122,7 +122,7 @@ def build_example(
   Args:
     item: gives ids, view and labels; the image is a study of its own if `fields` hold no study_id.
     image: encoded as `Source.read` allows.
-    regions: makes the regions, given the image's width and height in pixels.
+    regions: makes the regions, given the width and height of the file in pixels.
     fields: further fields of the example, and those that replace the item's. Sentences are those of
       the sections, unless they are given.
 

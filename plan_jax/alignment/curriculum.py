@@ -1,16 +1,19 @@
 """Curriculum: which losses, refinement rounds and term filter hold from which step on."""
 
-import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-_PER_ROUND = ("local_weight", "tau", "gamma")
+from input_pipeline.section import Rule, Section, SectionError, ShareBelowOne, Weight
+
+_POSITIVE = Rule(lambda values: all(value > 0 for value in values), "must be positive")
+_NOT_NEGATIVE = Rule(lambda values: all(value >= 0 for value in values), "must not be negative")
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Section):
   """Settings that hold from a point of training on.
 
   Attributes:
@@ -25,57 +28,42 @@ class Stage:
   """
 
   name: str
-  start_fraction: float
-  global_weight: float = 1.0
-  local_weight: tuple[float, ...] = ()
-  tau: tuple[float, ...] = ()
-  gamma: tuple[float, ...] = ()
+  start_fraction: ShareBelowOne
+  global_weight: Weight = 1.0
+  local_weight: Annotated[tuple[float, ...], _NOT_NEGATIVE] = ()
+  tau: Annotated[tuple[float, ...], _POSITIVE] = ()
+  gamma: Annotated[tuple[float, ...], _NOT_NEGATIVE] = ()
   term_filter: bool = False
-  cut_below: float = 0.0
+  cut_below: ShareBelowOne = 0.0
 
-  def check(self) -> None:
-    """Raises ValueError, naming stage and field, where the settings contradict themselves."""
-    where = f"curriculum.{self.name}"
-    if not len(self.local_weight) == len(self.tau) == len(self.gamma):
-      raise ValueError(f"{where}: local_weight, tau and gamma need one value a round each")
-    if any(tau <= 0 for tau in self.tau):
-      raise ValueError(f"{where}.tau: must be positive, is {self.tau}")
-    if any(gamma < 0 for gamma in self.gamma):
-      raise ValueError(f"{where}.gamma: must not be negative, is {self.gamma}")
-    if min(self.global_weight, *self.local_weight, 0) < 0:
-      raise ValueError(f"{where}: loss weights must not be negative")
-    if not 0 <= self.start_fraction < 1:
-      raise ValueError(f"{where}.start_fraction: must lie in [0, 1), is {self.start_fraction}")
-    if not 0 <= self.cut_below < 1:
-      raise ValueError(f"{where}.cut_below: must lie in [0, 1), is {self.cut_below}")
-    if self.global_weight == 0 and not any(self.local_weight):
-      raise ValueError(f"{where}: every loss weight is zero, nothing would be learned")
+  def __post_init__(self):
+    """Checks that every round has its values, and that something is learned."""
+    super().__post_init__()
+    holds = len(self.local_weight) == len(self.tau) == len(self.gamma)
+    self.require("local_weight", holds, "local_weight, tau and gamma need one value a round each")
+    learns = self.global_weight > 0 or any(self.local_weight)
+    self.require("global_weight", learns, "every loss weight is zero, nothing would be learned")
 
 
 def stages(config) -> tuple[Stage, ...]:
   """Reads a mapping of names to fields, and orders the stages by their start.
 
-  Raises ValueError, naming stage and field, where they contradict themselves or one another.
+  Raises SectionError, naming stage and field, where they contradict themselves or one another.
   """
-  known = [field.name for field in dataclasses.fields(Stage)][1:]
   ordered = []
   for name, fields in config.items():
-    values = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
-    for key, value in values.items():
-      if key not in known:
-        raise ValueError(f"curriculum.{name}.{key}: is unknown; a stage has {', '.join(known)}")
-      if key in _PER_ROUND and not isinstance(value, tuple):
-        raise ValueError(
-          f"curriculum.{name}.{key}: is {value!r}; must be one value a round, in a tuple"
-        )
-    ordered.append(Stage(name=name, **values))
-    ordered[-1].check()
+    try:
+      if "name" in fields:
+        raise SectionError("name: is the key of the stage itself")
+      ordered.append(Stage.read({**fields, "name": name}))
+    except SectionError as error:
+      raise SectionError(f"{name}.{error}") from None
   ordered.sort(key=lambda stage: stage.start_fraction)
   starts = [stage.start_fraction for stage in ordered]
   if not ordered or starts[0] != 0:
-    raise ValueError("curriculum: one stage must have start_fraction 0")
+    raise SectionError("one stage must have start_fraction 0")
   if len(set(starts)) < len(starts):
-    raise ValueError(f"curriculum: two stages begin at the same start_fraction {starts}")
+    raise SectionError(f"two stages begin at the same start_fraction {starts}")
   return tuple(ordered)
 
 

@@ -147,7 +147,7 @@ def tile(
   least = images or 1, reports or 1
   need = math.ceil(score.tile_bytes(*least, count, length, channels) / 2**20)
   raise ValueError(
-    f"alignment.tile_mib: is {mib}; a tile of {least[0]} images x {least[1]} reports (each of"
+    f"tile_mib: is {mib}; a tile of {least[0]} images x {least[1]} reports (each of"
     f" {count} pixels and {length} words) needs {need}: raise it, or lower tile_images and"
     " tile_reports (0: as many as fit)"
   )

@@ -23,6 +23,7 @@ from plan_jax.runtime.logging import log
 
 RANKED = ("AUC", "average precision")
 VIEW_IMAGES = 50  # that a view needs
+_ACCURACY = THRESHOLDED.index("accuracy")
 # Metric -> chance baseline -> its value, of the share of positives.
 _BASELINES = {
   "AUC": {"chance": lambda share: 0.5},
@@ -39,7 +40,7 @@ def finding_rows(
   thresholds: dict[str, float],
   draws: dict[str, int],
   *,
-  ranked: bool = True,
+  published: bool = False,
   suffix: str = "",
 ) -> list[Row]:
   """Makes rows of the findings and their macro mean, beside the chance baselines.
@@ -49,22 +50,25 @@ def finding_rows(
     scores: with `example_scores.SCORED` as metrics, grouped by finding.
     thresholds: finding -> threshold, a score from which on an image is positive.
     draws: resamples and seed.
-    ranked: adds the metrics of `RANKED`.
+    published: counts as "compat-test-threshold-v2" (see `zero_shot`), without those of `RANKED`.
     suffix: of the names of `THRESHOLDED`.
   """
-  metrics = [*(RANKED if ranked else ()), *(f"{m}{suffix}" for m in THRESHOLDED if thresholds)]
+  metrics = [*(() if published else RANKED), *(f"{m}{suffix}" for m in THRESHOLDED if thresholds)]
   score, present = scores.values[:, 0], scores.values[:, 1] == 1
 
   def measure(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
     values, kinds = score[places], present[places]
     parts = [np.zeros((len(weights), 0))]
-    if ranked:
+    if not published:
       parts.append(auc.auc(values, kinds, weights)[:, None])
       parts.append(classification.average_precision(values, kinds, weights)[:, None])
     if thresholds:
       # Nothing reaches the threshold of a finding that has none.
       threshold = thresholds.get(scores.groups[places[0]], np.nan)
       binary = classification.thresholded(values >= threshold, kinds, weights)
+      if published:
+        above = classification.thresholded(values > threshold, kinds, weights)
+        binary[:, _ACCURACY] = above[:, _ACCURACY]
       parts.append(np.full_like(binary, np.nan) if np.isnan(threshold) else binary)
     return np.concatenate(parts, axis=1)
 

@@ -116,6 +116,7 @@ def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
     folder,
     source=chosen.source,
     image_px=limits.stored_px,
+    max_decoded_px=limits.max_decoded_px,
     selection=chosen.selection,
     selection_seed=chosen.selection_seed,
     limit=limits.limit or None,

@@ -23,9 +23,11 @@ Protocol "detection-v1":
   split which overlaps the others most (in shares of width and height), scored by the share of the
   training images that have the finding.
 
-Protocol "compat-mgca-detection": the mAP .4-.75 of MGCA's evaluation (Wang et al., NeurIPS 2022).
-Predictions of at most .5 are dropped; then images without predictions, and images without true
+Protocol "compat-mgca-detection-v2": the mAP .4-.75 of MGCA's evaluation (Wang et al., NeurIPS
+2022). Predictions below .5 are dropped; then images without predictions, and images without true
 boxes, are left out: what is missed on the former and falsely found on the latter does not count.
+Ours is the score, objectness times the finding's probability, which is 1 where there is one finding
+and the head is sure of it: MGCA's is objectness alone.
 
 The examples (for `plan_jax.compare`) are true boxes; a metric is 1 where it is hit, else 0.
 """
@@ -54,7 +56,7 @@ from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime.logging import log
 
-TASK, PROTOCOL, COMPAT = "detection", "detection-v1", "compat-mgca-detection"
+TASK, PROTOCOL, COMPAT = "detection", "detection-v1", "compat-mgca-detection-v2"
 TYPICAL = "typical box"
 _COMPAT_SCORE = 0.5
 _TYPICAL_OF = 1000  # boxes
@@ -92,16 +94,16 @@ def compat_rows(
   data: str,
   **draws: int,
 ) -> list[Row]:
-  """Makes rows of "compat-mgca-detection"; none, and that is logged, where no image is left."""
+  """Makes rows of "compat-mgca-detection-v2"; none, and that is logged, where no image is left."""
   kept = []
   for image in images:
-    sure = image.scores > _COMPAT_SCORE
+    sure = image.scores >= _COMPAT_SCORE
     if sure.any() and len(image.truth):
       sides = {name: getattr(image, name)[sure] for name in ("boxes", "scores", "labels")}
       kept.append(replace(image, **sides))
   log.info(
     f"{COMPAT}: {len(images) - len(kept)} of {len(images)} images have no box, or no prediction"
-    f" above {_COMPAT_SCORE:g}, and are left out"
+    f" of {_COMPAT_SCORE:g} or more, and are left out"
   )
   if not kept:
     return []

@@ -4,9 +4,11 @@ Both differ from "retrieval-v1" (see `retrieval`) in what a hit is: the query's 
 that a report which says the same, or another image of the study, is a wrong answer.
 
 - "compat-instance": the whole gallery, as most papers have it.
-- "compat-limitr" (LIMITR's code): the pairs are cut into galleries of 1,000 in their order, a last
-  one that is not full is left out, and metrics are the mean over the galleries; MedR is the floor
-  of the median of the ranks counted from 0, plus 1. Left out below 1,000 pairs.
+- "compat-limitr-v2" (LIMITR's code): the pairs are cut into galleries of 1,000 in their order; a
+  last one that is not full counts too, and fewer pairs are one gallery. R@K is the mean over the
+  queries (the logger of its test weights galleries by their pairs); MedR, the floor of the median
+  of the ranks counted from 0, plus 1, is averaged alike. Rows name the size of the first gallery;
+  `chance` takes each at its own.
 
 Ties are shared as in "retrieval-v1", where those codes leave them to the sort. The baseline
 `chance` is exact for R@K. Intervals: 1,000 bootstrap draws of patients; LIMITR's MedR has none.
@@ -24,9 +26,8 @@ from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.ranking import rank_embeddings
 from plan_jax.results.rows import RUN, Row
-from plan_jax.runtime.logging import log
 
-INSTANCE, LIMITR = "compat-instance", "compat-limitr"
+INSTANCE, LIMITR = "compat-instance", "compat-limitr-v2"
 CHUNK = 1000
 
 
@@ -61,10 +62,8 @@ def compat_rows(
   galleries = {}
   if INSTANCE in protocols:
     galleries[INSTANCE] = [np.arange(n)]
-  if LIMITR in protocols and n >= chunk:
-    galleries[LIMITR] = [np.arange(i, i + chunk) for i in range(0, n - chunk + 1, chunk)]
-    if n % chunk:
-      log.info(f"{LIMITR}: the last {n % chunk} of {n} pairs fill no gallery and are left out")
+  if LIMITR in protocols:
+    galleries[LIMITR] = [np.arange(i, min(i + chunk, n)) for i in range(0, n, chunk)]
   return [
     row
     for protocol, parts in galleries.items()
@@ -82,21 +81,22 @@ def _rows(
 ) -> list[Row]:
   """Makes the rows of one protocol and direction over its galleries."""
   queries = np.concatenate(parts)
-  patients, size = [pairs.patients[i] for i in queries], len(parts[0])
+  patients, sizes = [pairs.patients[i] for i in queries], [len(part) for part in parts]
   ranks = [rank_embeddings(*pairs.sides(direction, part), np.arange(len(part))) for part in parts]
-  # Galleries are of one size, so the mean over queries is the mean over galleries.
   recall = np.stack([np.concatenate([r.recall(k) for r in ranks]) for k in AT], axis=1)
   means = bootstrap.grouped_means(recall, ["all"] * len(queries), patients, **draws)["all"]
   rows = []
   for k, s in zip(AT, means, strict=True):
-    metric, chance = f"R@{k} {direction}", min(1.0, k / size)
-    rows.append(Row(*head, metric, RUN, s.value, s.low, s.high, s.n, gallery=size))
-    rows.append(Row(*head, metric, "chance", chance, np.nan, np.nan, s.n, gallery=size))
+    metric = f"R@{k} {direction}"
+    chance = float(np.average([min(1, k / size) for size in sizes], weights=sizes))
+    rows.append(Row(*head, metric, RUN, s.value, s.low, s.high, s.n, gallery=sizes[0]))
+    rows.append(Row(*head, metric, "chance", chance, np.nan, np.nan, s.n, gallery=sizes[0]))
   if head[1] == INSTANCE:
     s = bootstrap.median(ranks[0].expected(), patients, **draws)
   else:
     medians = [np.floor(np.median(r.expected() - 1)) + 1 for r in ranks]
-    s = bootstrap.Summary(float(np.mean(medians)), np.nan, np.nan, len(queries))
+    median = float(np.average(medians, weights=sizes))
+    s = bootstrap.Summary(median, np.nan, np.nan, len(queries))
   metric = f"median rank {direction}"
-  rows.append(Row(*head, metric, RUN, s.value, s.low, s.high, s.n, gallery=size))
+  rows.append(Row(*head, metric, RUN, s.value, s.low, s.high, s.n, gallery=sizes[0]))
   return rows

@@ -56,15 +56,21 @@ def best_threshold(scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N
 
   Raises ValueError where a score is NaN, or all examples are positive, or all negative.
   """
-  if positive.all() or not positive.any():
-    raise ValueError("examples of one kind have no threshold")
-  tp, fp = (counts[0] for counts in _cumulated(scores, positive, np.ones((1, len(scores)))))
-  best = int(np.argmax(2 * tp / (tp + fp + tp[-1])))
-  distinct = np.unique(np.asarray(scores, np.float64))[::-1]
+  distinct, f1 = _f1_by_threshold(scores, positive)
+  best = int(np.argmax(f1))
   if best + 1 == len(distinct):
     return float(distinct[best])
   middle = (distinct[best] + distinct[best + 1]) / 2
   return float(middle if middle > distinct[best + 1] else distinct[best])
+
+
+def least_best_threshold(scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N"]) -> float:
+  """Finds the least score that is a threshold of the highest F1 of `scores >= threshold`.
+
+  Raises ValueError as `best_threshold`.
+  """
+  distinct, f1 = _f1_by_threshold(scores, positive)
+  return float(distinct[::-1][np.argmax(f1[::-1])])
 
 
 def top(scores: Float[np.ndarray, "N k"]) -> Float64[np.ndarray, "N k"]:
@@ -93,6 +99,14 @@ def class_metrics(
   f1 = np.where(size > 0, ratio(2 * hits, guesses + size), np.nan)
   accuracy = ratio(hits.sum(1), weights.sum(1))
   return np.concatenate([accuracy[:, None], nanmean(f1)[:, None], f1], axis=1)
+
+
+def _f1_by_threshold(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Distinct scores [S], from the highest, and the F1 of each as threshold."""
+  if positive.all() or not positive.any():
+    raise ValueError("examples of one kind have no threshold")
+  tp, fp = (counts[0] for counts in _cumulated(scores, positive, np.ones((1, len(scores)))))
+  return np.unique(np.asarray(scores, np.float64))[::-1], 2 * tp / (tp + fp + tp[-1])
 
 
 def _cumulated(

@@ -19,6 +19,7 @@ FREE = (
   "data.threads",
   "data.records",
   "data.source",
+  "data.max_decoded_px",
   "data.max_skipped_fraction",
   "train.log_every_steps",
 )

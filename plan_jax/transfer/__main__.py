@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 from input_pipeline.errors import UserError
 from plan_jax.runtime import preemption
@@ -58,12 +59,14 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     allow_abbrev=False,
     parents=[common],
   )
+  kinds = get_type_hints(SETTINGS[task])
   for field in dataclasses.fields(SETTINGS[task]):
     required = field.default is dataclasses.MISSING
     text = field.metadata["help"]
     if not required and field.default not in (None, ()):
       text += f" (default: {field.default})"
-    parser.add_argument(f"--{field.name}", type=_PARSERS[field.type], required=required, help=text)
+    kind = _PARSERS[kinds[field.name]]
+    parser.add_argument(f"--{field.name}", type=kind, required=required, help=text)
   flags = vars(parser.parse_args(arguments))
   del flags["task"]
   return SETTINGS[task](**flags)

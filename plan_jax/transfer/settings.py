@@ -5,25 +5,32 @@ A field is a flag of the command (`__main__`), and what a config may set for a t
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from input_pipeline.errors import UserError
+from input_pipeline.section import (
+  Count,
+  FiniteFloat,
+  PositiveInt,
+  Section,
+  ShareAboveZero,
+  Weight,
+  one_of,
+)
 from plan_jax.metrics import bootstrap
 
 LATEST = -1  # the step of the checkpoint that the run's evaluation uses
 
 
-def flag(text: str, default=dataclasses.MISSING, *, least=None, choices=()):
-  """Returns a dataclass field: its help, its default, its least value and its allowed values."""
-  rules = {"help": text, "least": least, "choices": choices}
-  return dataclasses.field(default=default, metadata=rules)
+def flag(text: str, default=dataclasses.MISSING):
+  """Returns a dataclass field with its help and its default."""
+  return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Section):
   """Settings of every task. Raises UserError, naming the flag, for an impossible value."""
 
   TASK: ClassVar[str]
@@ -37,49 +44,32 @@ class Settings:
     "run: the run's; random: fresh and frozen; supervised: fresh, and learns with the head", "run"
   )
   findings: tuple = flag("names with commas between; none: all there are", ())
-  fraction: float = flag("share of the training patients, above 0 and 1 at most", 1.0)
-  image_px: int = flag("side of the square image; 0: the run's", 0, least=0)
-  resamples: int = flag("bootstrap draws", bootstrap.RESAMPLES, least=0)
-  seed: int = flag("seed of the share, fresh weights, order and bootstrap draws", 0, least=0)
+  fraction: ShareAboveZero = flag("share of the training patients, above 0 and 1 at most", 1.0)
+  image_px: Count = flag("side of the square image; 0: the run's", 0)
+  resamples: Count = flag("bootstrap draws", bootstrap.RESAMPLES)
+  seed: Count = flag("seed of the share, fresh weights, order and bootstrap draws", 0)
 
   def __post_init__(self):
     """Raises UserError at the first flag that has a wrong type or an impossible value."""
-    for field in dataclasses.fields(self):
-      self._check(field, getattr(self, field.name))
-    if self.encoder not in self.ENCODERS:
-      raise UserError(f"--encoder={self.encoder}: must be one of {', '.join(self.ENCODERS)}")
-    if not 0 < self.fraction <= 1:
-      raise UserError(f"--fraction={self.fraction:g} must be above 0, and 1 at most")
+    super().__post_init__()
+    self.require("encoder", self.encoder in self.ENCODERS, one_of(*self.ENCODERS).text)
 
-  def _check(self, field: dataclasses.Field, value) -> None:
-    kind = int | float if field.type is float else field.type
-    is_number = field.type in (int, float)
-    if not isinstance(value, kind) or (is_number and isinstance(value, bool)):
-      name = getattr(field.type, "__name__", field.type)
-      raise UserError(f"--{field.name}={value!r} must be of type {name}")
-    least, choices = field.metadata["least"], field.metadata["choices"]
-    if least is not None and not value >= least:
-      raise UserError(f"--{field.name}={value} must be {least} or more")
-    if choices and value not in choices:
-      raise UserError(f"--{field.name}={value} must be one of {', '.join(choices)}")
+  def require(self, name: str, holds: bool, rule: str) -> None:
+    """Raises UserError, naming the flag, its value and the rule, unless the rule holds."""
+    if not holds:
+      raise UserError(f"--{name}={getattr(self, name)}: {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings(Settings):
   """Settings of the tasks that train a head by gradient descent."""
 
-  steps: int = flag("updates", 5000, least=1)
-  batch_size: int = flag("images of an update", 16, least=1)
-  learning_rate: float = flag("peak rate of AdamW", 5e-4)
-  weight_decay: float = flag("decay of AdamW", 1e-6, least=0)
-  validate_every_steps: int = flag("when it validates and saves", 500, least=1)
-  patience: int = flag("validations without a better one before it stops", 10, least=1)
-
-  def __post_init__(self):
-    """Raises UserError as `Settings` does."""
-    super().__post_init__()
-    if not 0 < self.learning_rate < math.inf:
-      raise UserError(f"--learning_rate={self.learning_rate} must be above 0")
+  steps: PositiveInt = flag("updates", 5000)
+  batch_size: PositiveInt = flag("images of an update", 16)
+  learning_rate: FiniteFloat = flag("peak rate of AdamW", 5e-4)
+  weight_decay: Weight = flag("decay of AdamW", 1e-6)
+  validate_every_steps: PositiveInt = flag("when it validates and saves", 500)
+  patience: PositiveInt = flag("validations without a better one before it stops", 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +96,12 @@ class DetectionSettings(MapSettings):
 
   TASK: ClassVar[str] = "detection"
 
-  image_px: int = flag("side of the square image (the field has 224 and 512)", 224, least=0)
-  steps: int = flag("updates", 10_000, least=1)
-  anchors: str = flag(
-    "boxes: k-means of the training boxes; coco: those of YOLOv3, scaled",
-    "boxes",
-    choices=("boxes", "coco"),
+  image_px: Count = flag("side of the square image (the field has 224 and 512)", 224)
+  steps: PositiveInt = flag("updates", 10_000)
+  anchors: Annotated[str, one_of("boxes", "coco")] = flag(
+    "boxes: k-means of the training boxes; coco: those of YOLOv3, scaled", "boxes"
   )
-  channels: int = flag("width of the head on its fine grid", 128, least=1)
+  channels: PositiveInt = flag("width of the head on its fine grid", 128)
   compatibility: bool = flag("also measure as published evaluators do", False)
 
 
@@ -123,9 +111,9 @@ class SegmentationSettings(MapSettings):
 
   TASK: ClassVar[str] = "segmentation"
 
-  channels: int = flag("width of the decoder", 64, least=1)
-  empty_images: str = flag(
-    "whether images without a region of a finding count for it", "keep", choices=("keep", "drop")
+  channels: PositiveInt = flag("width of the decoder", 64)
+  empty_images: Annotated[str, one_of("keep", "drop")] = flag(
+    "whether images without a region of a finding count for it", "keep"
   )
 
 
@@ -137,10 +125,10 @@ class ClassificationSettings(HeadSettings):
   ENCODERS: ClassVar[tuple[str, ...]] = ("run", "supervised")
   frozen: ClassVar[bool] = False
 
-  steps: int = flag("updates", 2000, least=1)
-  learning_rate: float = flag("peak rate of AdamW", 1e-4)
-  weight_decay: float = flag("decay of AdamW", 0.05, least=0)
-  validate_every_steps: int = flag("when it validates and saves", 200, least=1)
+  steps: PositiveInt = flag("updates", 2000)
+  learning_rate: FiniteFloat = flag("peak rate of AdamW", 1e-4)
+  weight_decay: Weight = flag("decay of AdamW", 0.05)
+  validate_every_steps: PositiveInt = flag("when it validates and saves", 200)
   augment: bool = flag("whether training images are augmented", True)
 
 

@@ -206,15 +206,15 @@ def test_stages_follow_training():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"tau": (0.3,)}, "late: local_weight, tau and gamma"),
-    ({"tau": (0.3, 0.0)}, r"late\.tau: must be positive"),
-    ({"gamma": (-1.0, 0.0)}, r"late\.gamma: must not be negative"),
+    ({"tau": (0.3,)}, r"late\.local_weight: .*; local_weight, tau and gamma"),
+    ({"tau": (0.3, 0.0)}, r"late\.tau: is \(0\.3, 0\.0\); must be positive"),
+    ({"gamma": (-1.0, 0.0)}, r"late\.gamma: .* must not be negative"),
     ({"start_fraction": 1.0}, r"late\.start_fraction"),
     ({"start_fraction": 0.0}, "begin at the same"),
     ({"cut_below": 1.0}, r"late\.cut_below"),
-    ({"local_weigth": (1.0,)}, r"late\.local_weigth: is unknown; a stage has start_fraction"),
-    ({"tau": 0.2}, r"late\.tau: is 0\.2; must be one value a round"),
-    ({"global_weight": -1.0}, r"late: loss weights must not be negative"),
+    ({"local_weigth": (1.0,)}, r"late\.local_weigth: is no key; there are name, start_fraction"),
+    ({"global_weight": -1.0}, r"late\.global_weight: is -1.0; must not be negative"),
+    ({"name": "later"}, r"late\.name: is the key"),
     ({"global_weight": 0.0, "local_weight": (0.0, 0.0)}, "every loss weight is zero"),
   ],
 )

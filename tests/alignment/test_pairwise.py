@@ -258,7 +258,7 @@ def test_tiles_fit_the_memory_and_fill_alike():
   assert tile(10_000).images == 96 and tile(10_000, batch=3) == (3, 3)
   assert tile(10_000, images=5, reports=7) == (5, 7)
   assert tile(16, images=8).images == 8
-  with pytest.raises(ValueError, match=r"alignment\.tile_mib: is 1; a tile of 64 images x 64"):
+  with pytest.raises(ValueError, match=r"tile_mib: is 1; a tile of 64 images x 64"):
     tile(1, images=64, reports=64)
   with pytest.raises(ValueError, match="1 images x 1 reports .* needs"):
     pairwise.tile(score, (8, 10_000, 64), (8, 300, 64), images=0, reports=0, mib=1)

@@ -69,7 +69,7 @@ def test_a_baseline_is_evaluated_and_compared_with_a_run(
     "zero-shot-gloria",
   }
   protocols = {row.protocol.split(",")[0] for row in evaluation.rows}
-  assert {"compat-vios-s", "compat-aep", "compat-g2g", "compat-instance"} < protocols
+  assert {"compat-vios-s-v2", "compat-aep-v2", "compat-g2g-v2", "compat-instance"} < protocols
   grounded = example_scores.read(workdir.example_scores_of("grounding"))
   assert grounded.ids == example_scores.read(run.example_scores_of("grounding")).ids
   note = json.loads(workdir.weights.read_text())

@@ -197,14 +197,14 @@ def test_rows(capsys):
 def test_published_rules_leave_images_out(capsys):
   box, far = [0, 0, 10, 10], [40, 40, 50, 50]
   images = [
-    image(0, [box], [box, far], [0.9, 0.5]),
+    image(0, [box], [box, far], [0.9, np.nextafter(0.5, 0)]),
     image(1, [], [far], [0.95]),  # false, but without truth
     image(2, [box], [box], [0.4]),  # actual, but not surely
     image(3, [box]),
   ]
   (macro, one) = evaluator.compat_rows(images, ["mass"], data="toy/test", resamples=10)
   assert (macro.protocol, macro.metric, macro.value, macro.n) == (
-    "compat-mgca-detection",
+    "compat-mgca-detection-v2",
     "mAP .4-.75",
     pytest.approx(1),
     1,
@@ -213,10 +213,14 @@ def test_published_rules_leave_images_out(capsys):
   full = detection.detection_metrics(images, 1, np.ones((1, 4)))[0, 0, 0]
   assert full < 0.5
   assert capsys.readouterr().out == (
-    "compat-mgca-detection: 3 of 4 images have no box, or no prediction above 0.5, and are left"
-    " out\n"
+    "compat-mgca-detection-v2: 3 of 4 images have no box, or no prediction of 0.5 or more, and are"
+    " left out\n"
   )
   assert evaluator.compat_rows(images[1:], ["mass"], data="toy/test") == []
+  # A prediction of .5 counts.
+  at = [image(0, [box], [far, box], [0.5, 0.5]), image(1, [box], [box], [0.5])]
+  macro, _ = evaluator.compat_rows(at, ["mass"], data="toy/test", resamples=0)
+  assert macro.n == 2 and 0 < macro.value < 1
 
 
 def test_typical_box():

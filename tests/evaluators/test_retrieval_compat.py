@@ -38,19 +38,26 @@ def test_by_hand(direction):
     row = got["compat-instance", f"R@{k} {direction}", "run"]
     assert row.value == pytest.approx(np.mean([r < k for r in whole])) and row.gallery == 47
   assert got["compat-instance", f"median rank {direction}", "run"].value == np.median(whole) + 1
-  # The last seven pairs fill no gallery.
-  parts = [own_ranks(*(side[i : i + 20] for side in sides)) for i in (0, 20)]
+  # The last gallery has seven pairs; each counts by its pairs.
+  parts = [own_ranks(*(side[i : i + 20] for side in sides)) for i in (0, 20, 40)]
   for k in (1, 5, 10):
-    row = got["compat-limitr", f"R@{k} {direction}", "run"]
-    assert row.value == pytest.approx(np.mean([[r < k for r in p] for p in parts]))
-    assert (row.gallery, row.n) == (20, 40)
-    assert got["compat-limitr", f"R@{k} {direction}", "chance"].value == k / 20
-  median = np.mean([np.floor(np.median(p)) + 1 for p in parts])
-  assert got["compat-limitr", f"median rank {direction}", "run"].value == median
+    row = got["compat-limitr-v2", f"R@{k} {direction}", "run"]
+    assert row.value == pytest.approx(np.mean([r < k for p in parts for r in p]))
+    assert (row.gallery, row.n) == (20, 47)
+    chance = (40 * k / 20 + 7 * min(1, k / 7)) / 47
+    assert got["compat-limitr-v2", f"R@{k} {direction}", "chance"].value == pytest.approx(chance)
+  medians = [np.floor(np.median(p)) + 1 for p in parts]
+  median = got["compat-limitr-v2", f"median rank {direction}", "run"]
+  assert median.value == pytest.approx(np.average(medians, weights=[20, 20, 7]))
 
 
 def test_small_and_empty_galleries():
-  assert {protocol for protocol, _, _ in cells(embedded(5))} == {"compat-instance"}
+  few = cells(embedded(5))
+  for (protocol, metric, model), row in few.items():  # one gallery
+    assert row.gallery == 5
+    if protocol == "compat-instance" and "R@" in metric:
+      assert few["compat-limitr-v2", metric, model].value == row.value
+  assert len(few) == 2 * 14
   assert compat_rows(None, data="x") == []
   same = embedded(8)
   images = np.repeat(same.images[:1], 8, axis=0)

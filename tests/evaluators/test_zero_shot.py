@@ -259,16 +259,38 @@ def test_a_threshold_of_the_scored_images_is_never_worse():
   )
   assert {key: repr(rows[key]) for key in plain} == {key: repr(plain[key]) for key in plain}
   assert {key[1] for key in rows.keys() - plain.keys()} == {
-    "compat-test-threshold",
+    "compat-test-threshold-v2",
     "compat-gloria-global",
   }
   for name in ("mass", "edema", "macro"):
     own, chosen = (
       rows["zero-shot-mine", protocol, name, "F1", "run"].value
-      for protocol in ("zero-shot-v1", "compat-test-threshold")
+      for protocol in ("zero-shot-v1", "compat-test-threshold-v2")
     )
     assert chosen >= own
-  assert ("zero-shot-mine", "compat-test-threshold", "macro", "AUC", "run") not in rows
+  assert ("zero-shot-mine", "compat-test-threshold-v2", "macro", "AUC", "run") not in rows
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_the_threshold_of_the_scored_images_as_medklip_takes_it(repeats):
+  """The steps of its code: F1 from the threshold on, accuracy above it."""
+  library = pytest.importorskip("sklearn.metrics")
+  images = labelled_images.embed(Model(3), many(30, 3), what="zero-shot")
+  images.embeddings[:] = images.embeddings[np.arange(30) // repeats * repeats]
+  scores = zero_shot.score_zero_shot(Model(4), images, prompt_set(BOTH))
+  protocols = ("compat-test-threshold-v2",)
+  rows = cells(zero_shot.zero_shot_rows(scores, protocols, data="toy", resamples=0))
+  groups = np.array(scores.example_scores.groups)
+  for name in ("mass", "edema"):
+    score, present = scores.example_scores.values[groups == name].T
+    precision, recall, thresholds = library.precision_recall_curve(present, score)
+    sums = precision + recall
+    f1 = np.divide(2 * precision * recall, sums, out=np.zeros_like(sums), where=sums != 0)
+    accuracy = library.accuracy_score(present, score > thresholds[np.argmax(f1)])
+    for metric, value in (("F1", f1.max()), ("accuracy", accuracy)):
+      row = rows["zero-shot-mine", protocols[0], name, metric, "run"]
+      assert row.value == pytest.approx(value), (name, metric)
+    assert accuracy != library.accuracy_score(present, score >= thresholds[np.argmax(f1)])
 
 
 def test_views_are_compared_on_the_findings_that_all_have():

@@ -86,6 +86,8 @@ def test_no_threshold_is_better_than_the_best(seed):
   highest = max(s for s, value in every.items() if value == max(every.values()))
   assert f1(found) == max(every.values())
   assert (scores >= found).sum() == (scores >= highest).sum()
+  least = min(s for s, value in every.items() if value == max(every.values()))
+  assert classification.least_best_threshold(scores, positive) == least
   lower = scores[scores < highest]
   assert found == pytest.approx((highest + lower.max()) / 2 if len(lower) else highest)
 

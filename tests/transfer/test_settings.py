@@ -32,13 +32,13 @@ def test_a_command_line_and_a_config_give_the_same_settings():
 @pytest.mark.parametrize(
   ("task", "flags", "message"),
   [
-    ("classification", ["--fraction=0"], "--fraction=0 must be above 0"),
-    ("linear_probe", ["--fraction=2"], "--fraction=2 must be above 0, and 1 at most"),
-    ("segmentation", ["--steps=0"], "--steps=0 must be 1 or more"),
-    ("linear_probe", ["--seed=-1"], "--seed=-1 must be 0 or more"),
-    ("detection", ["--learning_rate=inf"], "--learning_rate=inf must be above 0"),
+    ("classification", ["--fraction=0"], r"--fraction=0\.0: must lie in \(0, 1\]"),
+    ("linear_probe", ["--fraction=2"], r"--fraction=2\.0: must lie in \(0, 1\]"),
+    ("segmentation", ["--steps=0"], "--steps=0: must be positive"),
+    ("linear_probe", ["--seed=-1"], "--seed=-1: must not be negative"),
+    ("detection", ["--learning_rate=inf"], "--learning_rate=inf: must be positive and finite"),
     ("linear_probe", ["--encoder=supervised"], "must be one of run, random"),
-    ("detection", ["--anchors=mean"], "--anchors=mean must be one of boxes, coco"),
+    ("detection", ["--anchors=mean"], "--anchors=mean: must be one of boxes, coco"),
     ("detection", ["--encoder=random", "--frozen=False"], "a random encoder is frozen"),
     ("segmentation", ["--encoder=supervised", "--frozen=True"], "a supervised one is not"),
   ],
@@ -59,7 +59,7 @@ def test_the_command_ends_with_one_line():
   call = [sys.executable, "-m", "plan_jax.transfer", "--task=linear_probe", *PLACES, "--fraction=2"]
   ended = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
   assert ended.returncode == 1
-  assert ended.stderr.strip() == "error: --fraction=2 must be above 0, and 1 at most"
+  assert ended.stderr.strip() == "error: --fraction=2.0: must lie in (0, 1]"
 
 
 def test_help_without_a_task_names_the_tasks(capsys):
@@ -86,12 +86,12 @@ def test_help_names_the_flags_and_their_defaults(task, capsys):
     (dict(task="linear_probe", fractions=(2.0,)), "transfer.x.fractions"),
     (dict(task="linear_probe", encoders=("run", "supervised")), "must begin with 'run'; there are"),
     (dict(task="detection", encoders=("random",)), "must begin with 'run'"),
-    (dict(task="segmentation", empty_images="droop"), "x.flags: --empty_images=droop must be one"),
-    (dict(task="segmentation", steps=0), "x.flags: --steps=0 must be 1 or more"),
-    (dict(task="segmentation", steps="many"), "x.flags: --steps='many' must be of type int"),
+    (dict(task="segmentation", empty_images="droop"), "x.flags: --empty_images=droop: must be one"),
+    (dict(task="segmentation", steps=0), "x.flags: --steps=0: must be positive"),
+    (dict(task="segmentation", steps="many"), "x.flags: --steps=many: must be of type int"),
     (dict(task="detection", frozen=False, encoders=("run", "random")), "random encoder is frozen"),
-    (dict(task="classification", learning_rate=0), "x.flags: --learning_rate=0 must be above 0"),
-    (dict(task="linear_probe", image_px=-64), "x.flags: --image_px=-64 must be 0 or more"),
+    (dict(task="classification", learning_rate=0), "x.flags: --learning_rate=0: must be positive"),
+    (dict(task="linear_probe", image_px=-64), "x.flags: --image_px=-64: must not be negative"),
   ],
 )
 def test_an_impossible_entry_is_refused(entry, message):

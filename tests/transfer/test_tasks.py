@@ -153,7 +153,7 @@ def test_no_finding_may_be_called_macro(make_records):
   ("task", "flags"),
   [
     ("detection", ("--channels=16", "--findings=cardiomegaly,edema,effusion", "--steps=400")),
-    ("segmentation", ("--channels=64", "--findings=cardiomegaly,edema", "--steps=300")),
+    ("segmentation", ("--channels=64", "--findings=effusion,pneumothorax", "--steps=300")),
     ("classification", ("--findings=cardiomegaly,edema", "--steps=300")),
   ],
 )

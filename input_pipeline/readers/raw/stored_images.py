@@ -1,12 +1,16 @@
 """Stored form of images: 8-bit grey JPEG or PNG, short side bounded."""
 
+import contextlib
 import io
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from input_pipeline import images
 from input_pipeline.example import Example, UnreadableError
 
 FORMATS = ("keep", "jpeg", "png")
@@ -14,36 +18,71 @@ _JPEG_QUALITY = 95
 # Decoded pixels a stored one, each way, at the least. Averages over fewer are so uneven that they
 # differ from those over all pixels by more than the stored JPEG from its own (docs/benchmarks.md).
 _MARGIN = 2
-_MOST_PIXELS = 2**28
-_ORIENTATION = 0x0112  # EXIF; 5 to 8 swap the axes
+MAX_DECODED_PX = 64_000_000  # by default; decoding takes 10 bytes a pixel and more
+_ORIENTATION = 0x0112  # EXIF
+# By orientation: are the axes swapped, then the columns and the rows turned round?
+_TURNS = {
+  2: (False, True, False),
+  3: (False, True, True),
+  4: (False, False, True),
+  5: (True, False, False),
+  6: (True, True, False),
+  7: (True, True, True),
+  8: (True, False, True),
+}
+_BITS, _PHOTOMETRIC = 258, 262  # tags of a TIFF
+_DEEP = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION  # grey of up to 16 bits
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
-# Pillow warns above 89 million pixels, and refuses twice as many: `open_image` has a bound instead.
+# Pillow warns above 89 million pixels, and refuses twice as many: `check_size` has a bound instead.
 Image.MAX_IMAGE_PIXELS = None
+_most_px = ContextVar("max_decoded_px", default=MAX_DECODED_PX)
+
+
+@contextlib.contextmanager
+def bounded(max_decoded_px: int) -> Iterator[None]:
+  """Bounds the pixels of every image that is decoded within, files and DICOM alike."""
+  token = _most_px.set(max_decoded_px)
+  try:
+    yield
+  finally:
+    _most_px.reset(token)
+
+
+def check_size(width: int, height: int) -> None:
+  """Raises UnreadableError for a size that no image has, or of more pixels than the bound."""
+  if min(width, height) < 2:
+    raise UnreadableError(f"the image is {width} x {height}; an image has 2 pixels a side or more")
+  if width * height > _most_px.get():
+    raise UnreadableError(
+      f"the image is {width} x {height}, {width * height} pixels;"
+      f" max_decoded_px={_most_px.get()} bounds them"
+    )
 
 
 def open_image(encoded: bytes) -> Image.Image:
   """Opens an image without decoding it.
 
-  Raises UnreadableError for a size that no image has, and Pillow's errors for bytes of no image.
+  Raises UnreadableError as `check_size` does and for several images in one file, and Pillow's
+  errors for bytes of no image.
   """
   image = Image.open(io.BytesIO(encoded))
-  width, height = image.size
-  if min(width, height) < 2 or width * height > _MOST_PIXELS:
-    raise UnreadableError(
-      f"the image is {width} x {height}; an image has 2 pixels a side or more,"
-      f" and no more than {_MOST_PIXELS} in all"
-    )
+  check_size(*image.size)
+  frames = getattr(image, "n_frames", 1)
+  if frames > 1 and image.format != "MPO":  # a JPEG with its preview
+    raise UnreadableError(f"it has {frames} frames, not one image")
   return image
 
 
 def image_size(image: bytes) -> tuple[int, int]:
-  """Reads width and height of an encoded image as a viewer shows it (EXIF rotation applied).
+  """Reads width and height of an encoded image in pixels of the file, as boxes and masks are.
 
-  Decodes no pixels. Raises UnreadableError where there is no image, or none of a sensible size.
+  Decodes no pixels, and applies no EXIF rotation: `store_image` does. Raises UnreadableError where
+  there is no image, or none of a sensible size.
   """
   try:
     with open_image(image) as header:
-      return _shown_size(header.size, _orientation(header, image))
+      return header.size
   except UnreadableError:
     raise
   except Exception as error:  # Pillow raises many kinds
@@ -56,7 +95,7 @@ def store_image(example: Example, image_px: int, image_format: str = "keep") -> 
   Bytes that have this form already stay as they are. Otherwise: EXIF rotation is applied, colour
   becomes luma, more than 8 bits are stretched from their least to their greatest value, and a
   reduction averages areas; a JPEG that is far too large is reduced by 2, 4 or 8 as it is decoded,
-  which averages too. Boxes and masks follow.
+  which averages too. Boxes and masks, which come in pixels of the file, follow.
 
   Args:
     example: as a reader made it; its image may be anything that Pillow reads. Pixels that come in
@@ -69,6 +108,7 @@ def store_image(example: Example, image_px: int, image_format: str = "keep") -> 
   ValueError where it has another size than the example says.
   """
   decoded = _decode(example.image, image_px)
+  example = _turn_regions(example, decoded.orientation)
   width, height = decoded.size
   if (width, height) != (example.width, example.height):
     raise ValueError(
@@ -102,8 +142,30 @@ def _orientation(image: Image.Image, encoded: bytes) -> int:
   return image.getexif().get(_ORIENTATION, 1)
 
 
-def _shown_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-  return size[::-1] if orientation in (5, 6, 7, 8) else size
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+  """Turns pixels [H, W] upright."""
+  swapped, columns, rows = _TURNS.get(orientation, (False, False, False))
+  pixels = pixels.T if swapped else pixels
+  return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def _turn_regions(example: Example, orientation: int) -> Example:
+  """Turns the size, the boxes and the masks of an example as `_turn` does its pixels."""
+  if orientation not in _TURNS:
+    return example
+  swapped, columns, rows = _TURNS[orientation]
+  size = (example.height, example.width) if swapped else (example.width, example.height)
+  regions = []
+  for region in example.regions:
+    x0, y0, x1, y1 = (region.boxes[:, [1, 0, 3, 2]] if swapped else region.boxes).T
+    if columns:
+      x0, x1 = size[0] - x1, size[0] - x0
+    if rows:
+      y0, y1 = size[1] - y1, size[1] - y0
+    boxes = np.stack([x0, y0, x1, y1], 1).astype(np.float32)
+    mask = region.mask and encode_mask(_turn(images.decode(region.mask), orientation))
+    regions.append(replace(region, boxes=boxes, mask=mask))
+  return replace(example, width=size[0], height=size[1], regions=tuple(regions))
 
 
 @dataclass(frozen=True)
@@ -116,6 +178,7 @@ class _Decoded:
     extent: how many of the pixels the whole image covers, across and down; the last of a reduced
       one lie partly outside of it.
     container: "jpeg", "png", ...
+    orientation: by which the file's pixels were turned.
     is_plain: the encoded image is 8-bit grey and stands upright.
   """
 
@@ -123,6 +186,7 @@ class _Decoded:
   size: tuple[int, int]
   extent: tuple[float, float]
   container: str
+  orientation: int
   is_plain: bool
 
 
@@ -134,8 +198,8 @@ def _decode(encoded: bytes, image_px: int) -> _Decoded:
   try:
     with open_image(encoded) as image:
       container, mode, orientation = image.format or "", image.mode, _orientation(image, encoded)
-      size = _shown_size(image.size, orientation)
-      extent: tuple[float, float] = size
+      bits = _sample_bits(image, encoded)
+      size = extent = image.size
       if container == "JPEG" and orientation == 1:
         least = [-(-side * image_px * _MARGIN // min(size)) for side in size]
         drafted = image.draft("L", (least[0], least[1]))
@@ -143,9 +207,13 @@ def _decode(encoded: bytes, image_px: int) -> _Decoded:
       image.load()
       if not _has_end(encoded, container):
         raise ValueError("image file is truncated: its end marker is missing")
-      image = ImageOps.exif_transpose(image) if orientation != 1 else image
       deep = mode.startswith("I") or mode == "F"
+      is_inverted = deep and container == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0
       pixels = np.asarray(image if deep or image.mode == "L" else image.convert("L"))
+    if bits > 8 and not deep:  # colours, of which Pillow keeps the upper 8 bits
+      deep, pixels = True, cv2.imdecode(np.frombuffer(encoded, np.uint8), _DEEP)
+      if pixels is None:
+        raise ValueError(f"{mode} of {bits} bits")
   except (MemoryError, UnreadableError):
     raise
   except Exception as error:  # Pillow raises many kinds
@@ -157,9 +225,20 @@ def _decode(encoded: bytes, image_px: int) -> _Decoded:
     pixels = pixels.astype(np.float32)
     pixels -= low
     pixels *= 255 / (high - low) if high > low else 0
-  # A PNG says its bits a pixel in byte 24; Pillow shows 2 and 4 bits as "L" too.
-  is_plain = mode == "L" and orientation == 1 and (container == "JPEG" or encoded[24] == 8)
-  return _Decoded(pixels, size, extent, container.lower(), is_plain)
+    pixels = 255 - pixels if is_inverted else pixels
+  if orientation in _TURNS:
+    pixels = _turn(pixels, orientation)
+    size = extent = pixels.shape[::-1]
+  # Pillow shows the 2 and 4 bits of a PNG as "L" too.
+  is_plain = mode == "L" and orientation == 1 and bits == 8
+  return _Decoded(pixels, size, extent, container.lower(), orientation, is_plain)
+
+
+def _sample_bits(image: Image.Image, encoded: bytes) -> int:
+  """Reads the bits of a sample of a PNG or TIFF; 8 for all else."""
+  if image.format == "PNG":
+    return encoded[24]
+  return max(image.tag_v2.get(_BITS, (1,))) if image.format == "TIFF" else 8
 
 
 def _has_end(encoded: bytes, container: str) -> bool:
@@ -187,6 +266,36 @@ def encode_pgm(grey: np.ndarray) -> bytes:
   return b"P5\n%d %d\n255\n" % (width, height) + grey.tobytes()
 
 
+def decode_mask(encoded: bytes) -> np.ndarray:
+  """Decodes a mask file of any mode: bool [H, W], inside where a viewer shows something.
+
+  That is a colour that is not black, or, where its colours say nothing, what is not transparent.
+  Raises UnreadableError where it cannot be decoded, ValueError where it may mean another shape.
+  """
+  try:
+    with open_image(encoded) as image:
+      kind, orientation = image.format, _orientation(image, encoded)
+      has_alpha = image.has_transparency_data
+      is_grey = not has_alpha and image.mode in ("1", "L", "F", "I", "I;16", "I;16B", "I;16L")
+      pixels = np.asarray(image if is_grey else image.convert("RGBA" if has_alpha else "RGB"))
+  except UnreadableError:
+    raise
+  except Exception as error:  # Pillow raises many kinds
+    raise UnreadableError(f"not a readable mask ({error})") from error
+  if kind in _LOSSY:
+    raise ValueError(f"is a {kind}, which blurs outlines; save it as PNG")
+  if orientation in _TURNS:
+    raise ValueError("is turned by its EXIF orientation; save it as it lies on its image")
+  inside = pixels != 0 if is_grey else pixels[..., :3].any(axis=2)
+  if has_alpha and not (opaque := pixels[..., 3] != 0).all():
+    if inside.any() and not inside.all() and (inside != opaque).any():
+      raise ValueError("shows one shape by its colours, another by its transparency; keep one")
+    return opaque
+  if inside.all() and (pixels != pixels[0, 0]).any():
+    raise ValueError("is black nowhere, so that nothing is outside; save what is outside as 0")
+  return inside
+
+
 def encode_mask(inside: np.ndarray) -> bytes:
   """Encodes a mask [H, W], not 0 inside, as the PNG of a region."""
   return cv2.imencode(".png", (inside != 0).astype(np.uint8) * 255)[1].tobytes()
@@ -194,6 +303,6 @@ def encode_mask(inside: np.ndarray) -> bytes:
 
 def resize_mask(mask: bytes, size: tuple[int, int]) -> bytes:
   """Reduces a mask; what covers less than half a pixel anywhere keeps every pixel it touches."""
-  inside = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE) > 0
+  inside = images.decode(mask) > 0
   share = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_AREA)
   return encode_mask(share >= 0.5 if (share >= 0.5).any() else share > 0)

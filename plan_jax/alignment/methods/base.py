@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
+from input_pipeline.section import Count, FiniteFloat, PositiveInt, Section, Share, Weight, one_of
 from plan_jax.alignment import blockwise, pairwise
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.similarity import narrow
+from plan_jax.alignment.regions import SPARSIFIERS
+from plan_jax.alignment.similarity import EVIDENCE, narrow
 
 
 class EmbeddedBatch(NamedTuple):
@@ -43,8 +45,8 @@ class EmbeddedBatch(NamedTuple):
   local_scale: ScalarLike
 
 
-@dataclass(frozen=True)
-class Alignment:
+@dataclass(frozen=True, kw_only=True)
+class Alignment(Section):
   """Settings that hold through all of training.
 
   Attributes:
@@ -63,17 +65,17 @@ class Alignment:
 
   method: str
   mask_positives: bool
-  sparsifier: str
-  evidence: str
-  eta: float
-  beta: float
-  word_weight: float
-  term_weight: float
-  dtype: str
-  implementation: str
-  tile_images: int
-  tile_reports: int
-  tile_mib: int
+  sparsifier: Annotated[str, one_of(*SPARSIFIERS)]
+  evidence: Annotated[str, one_of(*EVIDENCE)]
+  eta: Share
+  beta: FiniteFloat
+  word_weight: Weight
+  term_weight: Weight
+  dtype: Annotated[str, one_of("float32", "bfloat16")]
+  implementation: Annotated[str, one_of(*pairwise.IMPLEMENTATIONS)]
+  tile_images: Count
+  tile_reports: Count
+  tile_mib: PositiveInt
 
 
 class WordAttention(NamedTuple):

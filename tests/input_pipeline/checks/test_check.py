@@ -80,6 +80,13 @@ def recoded(example):
   return cv2.imencode(".jpg", pixels(example), [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes()
 
 
+def squeezed(example, divisor):
+  """The image's 256 grey levels in a few, and one hot pixel."""
+  dark = pixels(example) // divisor
+  dark[5, 5] = 255
+  return png(dark)
+
+
 def boxed(*corners):
   return (Region("a nodule", "nodule", np.array([corners], np.float32)),)
 
@@ -178,6 +185,22 @@ FINDINGS = {
     {},
     {"images that are constant or nearly so": "warning"},
   ),
+  "squeezed": (
+    {"image": squeezed(example(0), 16)},
+    {},
+    {"images that use less than a tenth of their range": "warning"},
+  ),
+  "squeezed to almost nothing": (
+    {"image": squeezed(example(0), 64)},
+    {},
+    {"images that use less than a tenth of their range": "warning"},
+  ),
+  "dark": (
+    {"image": png(pixels(example(0)) // 11)},
+    {},
+    {"images that use less than a tenth of their range": "warning"},
+  ),
+  "a quarter of the range": ({"image": png(pixels(example(0)) // 4)}, {}, {}),
   "inverted": (
     {"image": png(255 - pixels(example(0)))},
     {},

@@ -196,6 +196,7 @@ def test_a_foreign_folder_and_a_second_conversion_are_refused(tmp_path):
     ({"image_px": 0}, "image_px is 0"),
     ({"shard_size": 0}, "shard_size is 0"),
     ({"max_skipped_fraction": 2}, "max_skipped_fraction is 2"),
+    ({"max_decoded_px": 0}, "max_decoded_px is 0"),
     ({"images": 3}, "images: no option of reader 'phantom'; it has train_images"),
     ({"train_images": 0, "validation_images": 0, "test_images": 0}, "no image to convert"),
   ],
@@ -246,6 +247,21 @@ def test_too_many_unreadable_images_are_an_error_and_repairs_go_in(tmp_path, raw
   whole = tmp_path / "whole"
   convert("folder", whole, **options)
   assert content(out) == content(whole)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_images_above_the_bound_are_listed_and_a_higher_bound_reads_them(tmp_path, raw, workers):
+  source, out = image_folder(raw), tmp_path / "out"
+  image(raw / "3.jpg", 128, 48, seed=3)
+  options = {"source": source, "shard_size": 5, "max_skipped_fraction": 0.1, "progress": False}
+  summary = convert("folder", out, workers=workers, max_decoded_px=64 * 48, **options)
+  assert (summary["skipped"], summary["images"]) == (1, {"train": 11})
+  (line,) = (out / "skipped.jsonl").read_text().splitlines()
+  assert "128 x 48, 6144 pixels; max_decoded_px=3072" in json.loads(line)["reason"]
+  summary = convert("folder", out, workers=workers, retry_skipped=True, **options)
+  assert (summary["skipped"], summary["images"]) == (0, {"train": 12})
+  convert("folder", tmp_path / "whole", workers=1, **options)
+  assert content(out) == content(tmp_path / "whole")
 
 
 def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path, raw):

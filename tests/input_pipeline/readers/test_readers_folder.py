@@ -3,7 +3,6 @@ import json
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from fakes.images import image, manifest
 from input_pipeline.example import UnreadableError, check
@@ -124,26 +123,6 @@ def test_a_box_outside_its_image(tmp_path, where):
 def mask_of(example):
   (region,) = example.regions
   return region, cv2.imdecode(np.frombuffer(region.mask, np.uint8), cv2.IMREAD_UNCHANGED)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA"])
-def test_mask_files(tmp_path, mode):
-  inside = np.zeros((30, 40), bool)
-  inside[5:9, 7:20] = True
-  if mode == "RGBA":  # opaque everywhere: what is transparent says nothing
-    pixels = np.zeros((30, 40, 4), np.uint8)
-    pixels[..., 2], pixels[..., 3] = inside, 255
-    image = Image.fromarray(pixels)
-  elif mode == "P":
-    image = Image.fromarray(inside.astype(np.uint8))
-    image.putpalette([200, 200, 200, 0, 0, 0])
-  else:
-    image = Image.fromarray(inside if mode == "1" else inside.astype(np.uint8))
-  image.save(tmp_path / "m.png")
-  region, pixels = mask_of(single(tmp_path, mask="m.png"))
-  assert (region.phrase, region.label, region.boxes.shape) == ("lungs", "lungs", (0, 4))
-  assert pixels.dtype == np.uint8
-  np.testing.assert_array_equal(pixels > 0, inside)
 
 
 def test_masks_of_one_phrase_unite_with_each_other_and_with_boxes(tmp_path):

@@ -22,6 +22,15 @@ def grey(data):
     return np.asarray(image).astype(int)
 
 
+def lookup(data, first=0, bits=16, vr="OW", entries=None):
+  """An item of a look-up table sequence."""
+  item = pydicom.Dataset()
+  count = len(data) if entries is None else entries
+  item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [count % 65536, first, bits])
+  item.add_new("LUTData", vr, data.tobytes() if vr == "OW" else data.tolist())
+  return item
+
+
 RAMP = np.arange(0, 4096, 16, np.uint16).reshape(8, 32)
 
 
@@ -29,9 +38,193 @@ def test_without_a_window_least_is_black_and_greatest_white():
   np.testing.assert_array_equal(grey(image(RAMP + 100, bits=13)), np.rint(RAMP * (255 / 4080)))
 
 
-def test_monochrome1_is_inverted():
-  plain = grey(image(RAMP, bits=12))
-  np.testing.assert_array_equal(grey(image(RAMP, bits=12, photometric="MONOCHROME1")), 255 - plain)
+PLAIN = {  # transfer syntaxes: is the VR implicit, the first byte the little one?
+  "ImplicitVRLittleEndian": (True, True),
+  "ExplicitVRLittleEndian": (False, True),
+  "DeflatedExplicitVRLittleEndian": (False, True),
+  "ExplicitVRBigEndian": (False, False),
+}
+
+
+def rewritten(data, *elements, syntax="ExplicitVRLittleEndian"):
+  """The file with elements (keyword, VR, value) as given, in another plain syntax."""
+  parsed = pydicom.dcmread(io.BytesIO(data))
+  for keyword, vr, value in elements:
+    parsed.add_new(keyword, vr, value)
+  implicit, little = PLAIN[syntax]
+  if not little:
+    parsed.PixelData = parsed.pixel_array.byteswap().tobytes()
+    for item in parsed.get("VOILUTSequence", []):
+      item.LUTData = np.frombuffer(item.LUTData, np.uint16).byteswap().tobytes()
+  if not parsed.file_meta.TransferSyntaxUID.is_compressed:
+    parsed.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+  encoding = {"implicit_vr": implicit, "little_endian": little, "force_encoding": True}
+  out = io.BytesIO()
+  pydicom.dcmwrite(out, parsed, **encoding)
+  return out.getvalue()
+
+
+def by_gdcm(data, kind, folder):
+  """The file in a transfer syntax that gdcm alone writes."""
+  (folder / "a.dcm").write_bytes(data)
+  reader = gdcm.ImageReader()
+  reader.SetFileName(str(folder / "a.dcm"))
+  assert reader.Read()
+  change = gdcm.ImageChangeTransferSyntax()
+  change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
+  change.SetInput(reader.GetImage())
+  assert change.Change()
+  writer = gdcm.ImageWriter()
+  writer.SetFileName(str(folder / "b.dcm"))
+  writer.SetFile(reader.GetFile())
+  writer.SetImage(change.GetOutput())
+  assert writer.Write()
+  return (folder / "b.dcm").read_bytes()
+
+
+@pytest.mark.parametrize(
+  "syntax",
+  [
+    *PLAIN,
+    "RLELossless",
+    "JPEG2000Lossless",
+    "JPEGLosslessProcess14_1",
+    "JPEGLSLossless",
+  ],
+)
+def test_monochrome1_is_inverted_in_every_transfer_syntax(tmp_path, syntax):
+  def encode(photometric):
+    data = image(WIDE, bits=12, photometric=photometric)
+    if syntax in PLAIN:
+      return rewritten(data, syntax=syntax)
+    if syntax in ("RLELossless", "JPEG2000Lossless"):
+      return image(WIDE, bits=12, photometric=photometric, syntax=getattr(pydicom.uid, syntax))
+    return by_gdcm(data, syntax, tmp_path)
+
+  plain = encode("MONOCHROME2")
+  np.testing.assert_array_equal(probe(plain), READ)
+  np.testing.assert_array_equal(probe(encode("MONOCHROME1")), [255, 194, 130, 65, 0])
+
+
+# A ramp of 12 bits; columns PLACES read as READ.
+WIDE = np.tile(np.linspace(0, 4095, 64).round().astype(np.uint16), (32, 1))
+PLACES, READ = [0, 15, 31, 47, 63], [0, 61, 125, 190, 255]
+
+
+def probe(data):
+  return grey(data)[0, PLACES]
+
+
+def header(**values):
+  """Elements of a header that the pixels do not follow."""
+  return [(keyword, "US", value) for keyword, value in values.items()]
+
+
+def marked(pixels, value):
+  """The pixels with a bar of another value, in rows that `probe` does not read."""
+  pixels = pixels.copy()
+  pixels[8:12, 20:40] = value
+  return pixels
+
+
+LINE = np.arange(4096).astype(np.uint16)
+SIGNED, HIGH = WIDE.astype(np.int16) - 2048, WIDE + np.uint16(40000)
+OVERLAY, SIGNED_OVERLAY = marked(WIDE, 0x8000 + 2000), marked(SIGNED, -32768 + 2000)
+CASES = {
+  "VOI table of 12 bits, 16 stated": lambda: image(WIDE, VOILUTSequence=[lookup(LINE)]),
+  "VOI table of 12 bits, 8 stated": lambda: image(WIDE, VOILUTSequence=[lookup(LINE, bits=8)]),
+  "signed pixels, table from a US": lambda: image(
+    SIGNED, VOILUTSequence=[lookup(LINE, 65536 - 2048)]
+  ),
+  "unsigned pixels, table from an SS": lambda: image(
+    HIGH, VOILUTSequence=[lookup(LINE, 40000 - 65536)]
+  ),
+  "signed pixels, modality table from a US": lambda: image(
+    SIGNED, ModalityLUTSequence=[lookup(LINE, 65536 - 2048)]
+  ),
+  "unsigned pixels, modality table from an SS": lambda: image(
+    HIGH, ModalityLUTSequence=[lookup(LINE, 40000 - 65536)]
+  ),
+  "table of signed entries": lambda: image(
+    WIDE, VOILUTSequence=[lookup((LINE * 16).astype(np.int16), vr="SS")]
+  ),
+  "signed pixels, padding in US": lambda: rewritten(
+    image(marked(WIDE.astype(np.int16), -2000)), ("PixelPaddingValue", "US", 63536)
+  ),
+  "unsigned pixels, padding in SS": lambda: rewritten(
+    image(marked(WIDE, 63536)), ("PixelPaddingValue", "SS", -2000)
+  ),
+  "signed pixels, a range of padding in US": lambda: rewritten(
+    image(marked(WIDE.astype(np.int16), -1990)),
+    *header(PixelPaddingValue=63536, PixelPaddingRangeLimit=63556),
+  ),
+  "padding above the bits stored": lambda: rewritten(
+    image(marked(WIDE + np.uint16(1), 0x8000)),
+    *header(PixelPaddingValue=0x8000, BitsStored=13, HighBit=12),
+  ),
+  "JPEG 2000 with an overlay": lambda: rewritten(
+    image(OVERLAY, syntax=JPEG2000Lossless), *header(BitsStored=12, HighBit=11)
+  ),
+  "JPEG 2000 with an overlay in the next bit": lambda: rewritten(
+    image(marked(WIDE, 0x1000 + 2000), syntax=JPEG2000Lossless), *header(BitsStored=12, HighBit=11)
+  ),
+  "JPEG 2000, signed, with an overlay": lambda: rewritten(
+    image(SIGNED_OVERLAY, syntax=JPEG2000Lossless), *header(BitsStored=12, HighBit=11)
+  ),
+  "JPEG 2000 of 16 bits, 12 stated": lambda: rewritten(
+    image(WIDE * np.uint16(16), syntax=JPEG2000Lossless), *header(BitsStored=12, HighBit=11)
+  ),
+  "JPEG 2000 of 12 bits, 10 stated": lambda: rewritten(
+    image(WIDE, bits=12, syntax=JPEG2000Lossless), *header(BitsStored=10, HighBit=9)
+  ),
+  "JPEG 2000 of 12 bits, 16 stated": lambda: rewritten(
+    image(WIDE, bits=12, syntax=JPEG2000Lossless), *header(BitsStored=16, HighBit=15)
+  ),
+  "overlay, uncompressed": lambda: image(OVERLAY, bits=12),
+  "left-aligned": lambda: image(WIDE * np.uint16(16), bits=12, HighBit=15),
+  "left-aligned, signed": lambda: image(SIGNED * np.int16(16), bits=12, HighBit=15),
+  "left-aligned over an overlay": lambda: image(
+    WIDE * np.uint16(16) + np.uint16(3), bits=12, HighBit=15
+  ),
+  "left-aligned, JPEG 2000": lambda: rewritten(
+    image(WIDE * np.uint16(16), syntax=JPEG2000Lossless), *header(BitsStored=12, HighBit=15)
+  ),
+  "right-aligned, high bit wrong": lambda: image(WIDE, bits=12, HighBit=15),
+  "slope 0": lambda: image(WIDE, RescaleSlope=0, RescaleIntercept=-9),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_ramp_is_read_by_its_pixels_where_the_header_contradicts_them(case):
+  np.testing.assert_array_equal(probe(CASES[case]()), READ)
+
+
+@pytest.mark.parametrize("kind", ["JPEGLosslessProcess14_1", "JPEGLSLossless"])
+@pytest.mark.parametrize("pixels", [OVERLAY, SIGNED_OVERLAY])
+def test_an_overlay_in_lossless_jpeg(tmp_path, kind, pixels):
+  data = rewritten(by_gdcm(image(pixels), kind, tmp_path), *header(BitsStored=12, HighBit=11))
+  np.testing.assert_array_equal(probe(data), READ)
+
+
+@pytest.mark.parametrize("syntax", PLAIN)
+def test_tables_and_padding_in_every_plain_syntax(syntax):
+  data = image(marked(SIGNED, -3000), VOILUTSequence=[lookup(LINE, -2048)], PixelPaddingValue=-3000)
+  got = grey(rewritten(data, syntax=syntax))
+  np.testing.assert_array_equal(got[0, PLACES], READ)
+  assert not got[8:12, 20:40].any()
+
+
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept", "WindowCenter"])
+def test_values_that_are_not_finite_are_refused(name):
+  data = image(WIDE, **{"WindowCenter": 2048, "WindowWidth": 4096, name: 7777})
+  with pytest.raises(UnreadableError, match="its rescale or window values are not finite"):
+    dicom.to_image(data.replace(b"7777.0", b"nan   "))
+
+
+def test_the_bound_on_decoded_pixels_is_that_of_the_header():
+  data = rewritten(image(WIDE), *header(Rows=60000, Columns=60000))
+  with pytest.raises(UnreadableError, match="60000 x 60000, 3600000000 pixels; max_decoded_px="):
+    dicom.to_image(data)
 
 
 def test_a_window_cuts_and_stretches_what_lies_in_it():
@@ -87,15 +280,6 @@ def test_a_voi_table():
   pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
   got = grey(image(pixels, VOILUTSequence=[table]))
   np.testing.assert_array_equal(got, 255 - pixels.astype(int))
-
-
-def lookup(data, first=0, bits=16, vr="OW", entries=None):
-  """An item of a look-up table sequence."""
-  item = pydicom.Dataset()
-  count = len(data) if entries is None else entries
-  item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [count % 65536, first, bits])
-  item.add_new("LUTData", vr, data.tobytes() if vr == "OW" else data.tolist())
-  return item
 
 
 @pytest.mark.parametrize("vr", ["OW", "US"])
@@ -181,6 +365,7 @@ def test_window_functions(function, centre, width, dtype):
     {"VOILUTSequence": []},
     {"ModalityLUTSequence": [], "RescaleSlope": None, "RescaleIntercept": None},
     {"PixelPaddingValue": None},
+    {"HighBit": None},
   ],
 )
 def test_elements_that_say_nothing_change_nothing(blank):
@@ -226,17 +411,19 @@ def test_compressed_pixels(syntax, low):
   np.testing.assert_array_equal(grey(data), grey(image(pixels, bits=12)))
 
 
-def test_jpeg_baseline():
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_jpeg_baseline(photometric):
   y, x = np.mgrid[:64, :48]
   pixels = (100 + 50 * np.sin(y / 9) + 40 * np.cos(x / 7)).astype(np.uint8)
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "JPEG", quality=95)
-  data = pydicom.dcmread(io.BytesIO(image(pixels)))
+  plain = image(pixels, photometric=photometric)
+  data = pydicom.dcmread(io.BytesIO(plain))
   data.PixelData = pydicom.encaps.encapsulate([file.getvalue()])
   data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
   out = io.BytesIO()
   data.save_as(out, enforce_file_format=True)
-  difference = grey(out.getvalue()) - grey(image(pixels))
+  difference = grey(out.getvalue()) - grey(plain)
   assert np.abs(difference).max() < 12
 
 
@@ -245,20 +432,7 @@ def test_jpeg_baseline():
 def test_jpeg_lossless(tmp_path, kind, low):
   pixels = np.random.default_rng(1).integers(low, low + 4096, (64, 48))
   pixels = pixels.astype(np.int16 if low else np.uint16)
-  (tmp_path / "a.dcm").write_bytes(image(pixels, bits=12))
-  reader = gdcm.ImageReader()
-  reader.SetFileName(str(tmp_path / "a.dcm"))
-  assert reader.Read()
-  change = gdcm.ImageChangeTransferSyntax()
-  change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
-  change.SetInput(reader.GetImage())
-  assert change.Change()
-  writer = gdcm.ImageWriter()
-  writer.SetFileName(str(tmp_path / "b.dcm"))
-  writer.SetFile(reader.GetFile())
-  writer.SetImage(change.GetOutput())
-  assert writer.Write()
-  data = (tmp_path / "b.dcm").read_bytes()
+  data = by_gdcm(image(pixels, bits=12), kind, tmp_path)
   syntax = pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID
   assert syntax.endswith(("4.70", "4.80"))
   np.testing.assert_array_equal(grey(data), grey(image(pixels, bits=12)))

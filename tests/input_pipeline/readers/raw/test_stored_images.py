@@ -1,12 +1,13 @@
 import io
+import struct
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from input_pipeline.example import Example, Region, UnreadableError
-from input_pipeline.readers.raw.stored_images import image_size, store_image
+from input_pipeline.readers.raw.stored_images import bounded, image_size, store_image
 
 
 def encoded(pixels, form="PNG", **options):
@@ -93,13 +94,31 @@ def test_colour_palette_bilevel_and_low_depth_become_grey():
   assert stored(example_of(tiff, 6, 4))[2] == "PNG"
 
 
-def test_exif_rotation_is_applied():
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_and_masks_follow_the_exif_orientation(form, orientation):
   exif = Image.Exif()
-  exif[0x0112] = 6
-  pixels = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None], 40, 0)  # brighter to the right
-  out, got, _ = stored(example_of(encoded(pixels, "JPEG", exif=exif, quality=100), 40, 60))
-  assert (out.width, out.height) == (40, 60)
-  assert (np.diff(got[:, 20].astype(int)) > 0).mean() > 0.9  # now to the bottom
+  exif[0x0112] = orientation
+  pixels, inside = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.uint8)
+  pixels[8:16, 32:56], inside[8:16, 32:40] = 255, 1
+  image = encoded(pixels, form, exif=exif)
+  assert image_size(image) == (60, 40)  # of the file, in whose pixels boxes and masks are
+  boxes = np.array([[32, 8, 56, 16], [0, 0, 60, 40]], np.float32)
+  regions = (Region("a", "a", boxes), Region("b", "b", boxes[:0], encoded(inside)))
+  for image_px, scale in ((40, 1), (20, 2)):
+    out, got, _ = stored(example_of(image, 60, 40, regions), image_px)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(image)))
+    assert (out.width * scale, out.height * scale) == upright.size
+    if scale == 1:
+      np.testing.assert_array_equal(got, upright)
+    boxed, masked = out.regions
+    x, y, width, height = cv2.boundingRect(np.uint8(got > 128))
+    ends = [[x, y, x + width, y + height], [0, 0, out.width, out.height]]
+    np.testing.assert_array_equal(boxed.boxes, ends)
+    assert masked.boxes.shape == (0, 4)
+    mask = np.asarray(Image.open(io.BytesIO(masked.mask))) > 0
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(inside, exif=exif))))
+    np.testing.assert_array_equal(mask, np.asarray(turned)[::scale, ::scale] > 0)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
@@ -114,13 +133,6 @@ def test_a_truncated_image_is_unreadable(form):
 def test_an_image_of_another_size_than_its_example_is_an_error():
   with pytest.raises(ValueError, match="the image is 60 x 40, the example says 61 x 40"):
     store_image(example_of(encoded(grey(60, 40)), 61, 40), 512)
-
-
-def test_image_size_follows_exif_rotation():
-  image, exif, out = Image.new("L", (40, 30)), Image.Exif(), io.BytesIO()
-  exif[0x0112] = 6
-  image.save(out, "JPEG", exif=exif)
-  assert image_size(out.getvalue()) == (30, 40)
 
 
 def smooth(width, height, seed=0):
@@ -198,7 +210,7 @@ def test_exif_rotation_of_a_large_jpeg():
   exif, pixels = Image.Exif(), smooth(643, 517)
   exif[0x0112] = 6
   turned = np.rot90(pixels, -1)
-  out, got, _ = stored(example_of(encoded(pixels, "JPEG", exif=exif, quality=95), 517, 643), 64)
+  out, got, _ = stored(example_of(encoded(pixels, "JPEG", exif=exif, quality=95), 643, 517), 64)
   assert psnr(got, averaged(turned, out.width, out.height)) > 40
   exif[0x0112] = 9  # there is no such orientation
   image = encoded(pixels, "JPEG", exif=exif)
@@ -255,13 +267,20 @@ def test_exif_that_follows_the_pixels_of_a_png_counts():
   end = at + 12 + int.from_bytes(before[at : at + 4], "big")
   after = before[:at] + before[end:-12] + before[at:end] + before[-12:]  # IEND has 12 bytes
   for image in (before, after):
-    assert image_size(image) == (40, 60)
-    np.testing.assert_array_equal(stored(example_of(image, 40, 60))[1], np.rot90(grey(60, 40), -1))
+    np.testing.assert_array_equal(stored(example_of(image, 60, 40))[1], np.rot90(grey(60, 40), -1))
 
 
-@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1), (16385, 16384), (1 << 20, 1 << 20)])
-def test_a_size_that_no_image_has_is_unreadable(size):
-  message = f"the image is {size[0]} x {size[1]}; an image has 2 pixels a side or more"
+@pytest.mark.parametrize(
+  ("size", "reason"),
+  [
+    ((1, 40), "; an image has 2 pixels a side or more"),
+    ((40, 1), "; an image has 2 pixels a side or more"),
+    ((16000, 16000), ", 256000000 pixels; max_decoded_px=64000000 bounds them"),
+    ((1 << 20, 1 << 20), ", 1099511627776 pixels; max_decoded_px=64000000 bounds them"),
+  ],
+)
+def test_a_size_that_no_image_may_have_is_unreadable(size, reason):
+  message = f"the image is {size[0]} x {size[1]}{reason}"
   image = b"P5 %d %d 255\n" % size + bytes(40)
   with pytest.raises(UnreadableError, match=message):
     image_size(image)
@@ -269,7 +288,48 @@ def test_a_size_that_no_image_has_is_unreadable(size):
     store_image(example_of(image, *size), 512)
 
 
-def test_a_image_that_pillow_would_warn_of_is_read():
-  image = b"P5 10000 9000 255\n" + bytes(90_000_000)
-  assert image_size(image) == (10000, 9000)
-  assert store_image(example_of(image, 10000, 9000), 64).width == 71
+def test_the_bound_on_decoded_pixels():
+  image = b"P5 10000 9000 255\n" + bytes(90_000_000)  # Pillow would warn
+  with bounded(90_000_000):
+    assert image_size(image) == (10000, 9000)
+    assert store_image(example_of(image, 10000, 9000), 64).width == 71
+  small = example_of(encoded(grey(60, 40)), 60, 40)
+  with bounded(60 * 40 - 1), pytest.raises(UnreadableError, match="60 x 40, 2400 pixels"):
+    store_image(small, 512)
+  store_image(small, 512)
+
+
+@pytest.mark.parametrize("form", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_all_bits_of_colours_count(form, channels):
+  ramp = np.tile(np.array([0, 980, 2007, 3051, 4095], np.uint16), (4, 1))
+  pixels = ramp if channels == 1 else np.stack([ramp] * channels, -1)
+  if channels == 4:
+    pixels[..., 3] = 65535
+  got = stored(example_of(cv2.imencode(form, pixels)[1].tobytes(), 5, 4))[1]
+  np.testing.assert_array_equal(got[0], [0, 61, 125, 190, 255])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_white_is_zero(dtype):
+  ramp = np.tile(np.array([0, 61, 125, 190, 255], dtype), (4, 1))
+  image = encoded(ramp, "TIFF")
+  tag = struct.pack("<HHI", 262, 3, 1)
+  image = image.replace(tag + struct.pack("<H", 1), tag + struct.pack("<H", 0))
+  got = stored(example_of(image, 5, 4))[1]
+  np.testing.assert_array_equal(got[0], [255, 194, 130, 65, 0])
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "PNG", "WEBP"])
+def test_several_frames_are_refused(form):
+  frames, out = [Image.fromarray(grey(60, 40)), Image.fromarray(255 - grey(60, 40))], io.BytesIO()
+  frames[0].save(out, form, save_all=True, append_images=frames[1:])
+  with pytest.raises(UnreadableError, match="it has 2 frames, not one image"):
+    image_size(out.getvalue())
+
+
+def test_a_hot_pixel_takes_the_range_as_documented():
+  pixels = np.tile(np.array([0, 980, 2007, 3051, 4095], np.uint16), (4, 1))
+  pixels[3, 0] = 65535
+  got = stored(example_of(encoded(pixels), 5, 4))[1]
+  np.testing.assert_array_equal(got[0], [0, 4, 8, 12, 16])
