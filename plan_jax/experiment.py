@@ -1,6 +1,7 @@
 """A whole experiment: records, training, evaluation. What is done already is not done again."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -24,17 +25,18 @@ from plan_jax.train import Validate, train
 from plan_jax.training import pretrained
 
 
-def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
+def run(config: ConfigDict, workdir: Workdir, mode: str, given: Collection[str] = ()) -> None:
   """Runs what `mode` names: "train", "evaluate", or "all" for both in turn.
 
-  A config of configs/baselines.py is evaluated, for nothing of it is trained.
+  A config of configs/baselines.py is evaluated, for nothing of it is trained. `given` are the keys
+  that the command line sets: weights do not replace them.
 
   Raises UserError where config, data or workdir are not fit, before any work if it can be known.
   """
   if "baseline" in config:
     _run_baseline(config, workdir, mode)
     return
-  config = pretrained.with_sizes(config, workdir)
+  config = pretrained.with_settings(config, workdir, given)
   config_lib.check(config)
   config_lib.check_devices(config)
   if mode != "evaluate" and not workdir.begun():

@@ -5,13 +5,6 @@ from collections.abc import Mapping
 
 from plan_jax.models.resnet import BLOCKS
 
-TEXT_SETTINGS = {  # of config.model.text, and their names in a BERT's config.json
-  "embed_dim": "hidden_size",
-  "depth": "num_hidden_layers",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_position": "max_position_embeddings",
-}
 HEAD_DIM = 64  # of all BERT and ViT of the base size; no array tells it
 
 Shapes = Mapping[str, tuple[int, ...]]  # by path of ours
@@ -25,19 +18,6 @@ def sizes(shapes: Shapes, encoder: str, module: str) -> dict:
   if "embed_dim" in attributes:
     attributes["num_heads"] = usual_heads(attributes["embed_dim"])
   return {key: x for key, x in attributes.items() if key not in ("channels", "projector")}
-
-
-def text_sizes(settings: Mapping) -> dict[str, int]:
-  """Returns the sizes of config.model.text that a folder's config.json tells.
-
-  Its entries are a BERT's, or the run's as `plan_jax.export` writes them.
-  """
-  match settings:
-    case {"run": {"model": {"text": {**own}}}}:
-      pass
-    case _:
-      own = {ours: settings.get(theirs) for ours, theirs in TEXT_SETTINGS.items()}
-  return {name: own[name] for name in TEXT_SETTINGS if isinstance(own.get(name), int)}
 
 
 def usual_heads(embed_dim: int) -> int:
