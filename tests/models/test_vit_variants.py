@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from foreign_weights import COLOUR, image, torch_image
+from foreign_weights import COLOUR, assert_same_images, image, saved, torch_image
 from plan_jax.models.vit import ViT
 from plan_jax.models.weights.load import load_image
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from torch_reference import randomise  # noqa: E402
+from torch_reference import DinoV2, randomise  # noqa: E402
 
 SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=32)
 SIZES |= dict(patch_size=8, attn_implementation="eager")
@@ -67,3 +67,17 @@ def test_the_encoder_is_that_of_transformers(tmp_path, case, shape):
     np.testing.assert_allclose(pooled, out.pooler_output.numpy(), atol=1e-4 * np.abs(want).max())
   assert not [n for n in loaded.provenance["left_aside"] if "layer" in n and "head" not in n]
   assert json.loads((tmp_path / "config.json").read_text())["patch_size"] == 8
+
+
+@pytest.mark.parametrize("timm", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_under_the_names_of_its_authors_and_of_timm(tmp_path, registers, gated, timm):
+  model = randomise(DinoV2(*VIT.values(), registers=registers, gated=gated, timm=timm))
+  path = saved(tmp_path / "dinov2.pth", model.state_dict())
+  variant = "dinov2_registers" if registers else "dinov2"
+  encoder = ViT(**VIT, **COLOUR, variant=variant, registers=registers, gated=gated)
+  loaded = assert_same_images(path, encoder, model, image(32, 32))
+  assert loaded.provenance["left_aside"] == ([] if timm else ["mask_token"])
+  if registers:  # without them there are several ways to resample positions
+    assert_same_images(path, encoder, model, image(48, 40))

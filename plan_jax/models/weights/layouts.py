@@ -165,6 +165,25 @@ def targets(layout: Layout, key: str) -> list[Target] | None:
   return None
 
 
+def with_named_gates(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Gives timm's gated perceptrons the names of DINOv2's authors; to timm all are fc1 and fc2.
+
+  They are known by a first layer that gives twice what the second takes.
+  """
+
+  def is_gated(block):
+    first, last = (tensors.get(f"{block}.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    return first is not None and last is not None and len(first) == 2 * last.shape[-1]
+
+  named = {}
+  for name, tensor in tensors.items():
+    block, _, rest = name.partition(".mlp.fc")
+    if rest and is_gated(block):
+      name = f"{block}.mlp.{'w12' if rest[0] == '1' else 'w3'}{rest[1:]}"
+    named[name] = tensor
+  return named
+
+
 def is_left_aside(layout: Layout, key: str) -> bool:
   """Tells whether the layout knows the name as none of ours."""
   return any(re.fullmatch(pattern, key) for pattern in layout.left_aside)

@@ -129,6 +129,7 @@ def load_baseline(
 
 def _load(path, encoder: nn.Module, known: Sequence[Layout], key: str) -> LoadedEncoder:
   weights = _read(path, f"{key}.weights")
+  weights = weights._replace(tensors=layouts.with_named_gates(weights.tensors))
   layout = layouts.find(known, weights.tensors)
   if layout is None:
     raise WeightsError(
