@@ -83,6 +83,7 @@ def _model() -> dict:
       ),
     ),
     text=dict(
+      name="bert",  # or "mpnet"
       weights="",  # as above
       embed_dim=768,
       depth=12,

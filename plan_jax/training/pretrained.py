@@ -36,13 +36,13 @@ def with_settings(config: ConfigDict, workdir: Workdir, given: Collection[str] =
     if not weights:
       continue
     before = _settings_before(workdir, encoder, weights)
-    told = {key: x for key, x in (before or read(weights)).items() if x != now.get(key)}
+    theirs = {key: x for key, x in (before or read(weights)).items() if x != now.get(key)}
     if config.get("runlocal"):
-      told.pop("image_px", None)
-    settings |= {key: x for key, x in told.items() if f"model.{key}" not in given}
+      theirs.pop("image_px", None)
+    settings |= {key: x for key, x in theirs.items() if f"model.{key}" not in given}
     contradictions += [
       f"config.model.{key}={now[key]}, {x} in {weights}"
-      for key, x in told.items()
+      for key, x in theirs.items()
       if key not in settings and key not in CHOSEN and not before
     ]
   if contradictions:

@@ -146,7 +146,7 @@ def test_pixels_in_the_file_of_both_encoders(tmp_path):
     (DINO | {"mlp_ratio": "4"}, None, r"config\.json: mlp_ratio is '4'"),
     (DINO, {"image_mean": [0.5, "x", 0.5]}, r"preprocessor_config\.json: mean is \[0\.5, 'x'"),
     (DINO, {"image_std": 0.5}, r"preprocessor_config\.json: std is 0\.5"),
-    (DINO, {"size": {"height": "a"}}, r"preprocessor_config\.json: side is 'a'"),
+    (DINO, {"size": {"height": "a"}}, r"preprocessor_config\.json: size is 'a'"),
     (DINO, {"rescale_factor": 1 / 127.5}, r"preprocessor_config\.json: rescale_factor is 0\.007"),
     (DINO, [1], r"preprocessor_config\.json holds a list"),
   ],

@@ -26,7 +26,7 @@ class Layout(NamedTuple):
 
   Attributes:
     name: of the project and the encoder.
-    encoder: "resnet", "vit" or "bert"; of a whole model, its name in projects.BASELINE_LAYOUTS.
+    encoder: "resnet", "vit", "bert" or "mpnet"; of a whole model, its name in BASELINE_LAYOUTS.
     rows: every tensor that is ours; the first row tells that a file has this layout.
     left_aside: patterns of the names that are not ours: heads, and the other encoder.
     normalisation: (mean, std) of pixels in the project; None: it depends on the weights.
@@ -137,6 +137,7 @@ KINDS: Mapping[str, Mapping[str, tuple[Target, ...]]] = {
     "num_batches_tracked": (),  # a counter of torch's
   },
   "embedding": {"weight": _param("embedding")},
+  "from_third": {"weight": _param("embedding", lambda x: x[2:])},  # the first belong to no token
   "first_row": {"weight": _param("", lambda x: x[0])},  # ours has one type of token
   "class_token": {"": _param("", np.ravel)},
   "array": {"": _param("")},

@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plan_jax.models.bert import Bert
+from plan_jax.models.mpnet import BUCKETS, MPNet
 from plan_jax.models.resnet import ResNet, first_channels
 from plan_jax.models.vit import VARIANTS, ViT
 from plan_jax.models.weights import files, layouts
@@ -21,7 +22,7 @@ from plan_jax.models.weights.layouts import Layout
 from plan_jax.models.weights.projects import BASELINE_LAYOUTS, IMAGE_LAYOUTS, TEXT_LAYOUTS
 from plan_jax.models.weights.sizes import HEAD_DIM, read_sizes, usual_heads
 
-_ENCODERS = {"resnet": ResNet, "vit": ViT, "bert": Bert}
+_ENCODERS = {"resnet": ResNet, "vit": ViT, "bert": Bert, "mpnet": MPNet}
 # Entries of a config.json that change the computation and no tensor, and ours; of ViTs by variant.
 _VARIANT = {
   "resnet": {"hidden_act": "relu", "downsample_in_bottleneck": False},
@@ -32,6 +33,7 @@ _VARIANT = {
   "clip": {"hidden_act": "quick_gelu"},
   "siglip": {"hidden_act": "gelu_pytorch_tanh"},
   "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
+  "mpnet": {"hidden_act": "gelu", "relative_attention_num_buckets": BUCKETS},
 }
 _MOST_EPSILON = 1e-6  # of a layer norm, above which features would change
 
@@ -136,7 +138,7 @@ def _load(path, encoder: nn.Module, known: Sequence[Layout], key: str) -> Loaded
       f"{path} has none of the layouts {', '.join(layout.name for layout in known)} (it begins with"
       f" {_first_names(weights)}); see docs/weights.md"
     )
-  if not isinstance(encoder, _ENCODERS[layout.encoder]):
+  if type(encoder) is not _ENCODERS[layout.encoder]:
     raise WeightsError(f"{path} holds a {layout.name}: set {key}.name={layout.encoder}")
   placement = _place(weights.tensors, layout, partial(_is_unused, encoder))
   shapes = placement.shapes()

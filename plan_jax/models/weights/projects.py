@@ -158,6 +158,21 @@ BERT = (
   Row(rf"{_HF_LAYER}\.output\.dense", r"layer\1+1/mlp_out", "dense"),
   Row(rf"{_HF_LAYER}\.output\.LayerNorm", r"layer\1+1/mlp_norm", "layer_norm"),
 )
+_MP_ATTENTION = rf"{_HF_LAYER}\.attention\.attn"
+MPNET = (
+  Row(r"encoder\.relative_attention_bias", "position_bias", "embedding"),
+  Row(r"embeddings\.word_embeddings", "token_embedding", "embedding"),
+  Row(r"embeddings\.position_embeddings", "position_embedding", "from_third"),
+  Row(r"embeddings\.LayerNorm", "embedding_norm", "layer_norm"),
+  Row(rf"{_MP_ATTENTION}\.q", r"layer\1+1/query", "dense"),
+  Row(rf"{_MP_ATTENTION}\.k", r"layer\1+1/key", "dense"),
+  Row(rf"{_MP_ATTENTION}\.v", r"layer\1+1/value", "dense"),
+  Row(rf"{_MP_ATTENTION}\.o", r"layer\1+1/attention_out", "dense"),
+  Row(rf"{_HF_LAYER}\.attention\.LayerNorm", r"layer\1+1/attention_norm", "layer_norm"),
+  Row(rf"{_HF_LAYER}\.intermediate\.dense", r"layer\1+1/mlp_in", "dense"),
+  Row(rf"{_HF_LAYER}\.output\.dense", r"layer\1+1/mlp_out", "dense"),
+  Row(rf"{_HF_LAYER}\.output\.LayerNorm", r"layer\1+1/mlp_norm", "layer_norm"),
+)
 CXR_BERT_PROJECTOR = (
   Row(r"cls_projection_head\.dense_to_hidden", "projector_in", "dense"),
   Row(r"cls_projection_head\.LayerNorm", "projector_norm", "layer_norm"),
@@ -281,10 +296,16 @@ def _bert_of(
   return Layout(name, "bert", under(rf"{prefix}\.", BERT), aside, zeros=zeros)
 
 
-_OUR_BERT = _ours("text_encoder", "token_embedding")
 _BLIP_ZEROS = ("type_embedding",)  # BLIP's BERT, which MGCA took over, has no types
 
+_NOT_OUR_TEXT = (r"image_encoder\..+", *_OUR_HEADS)
 TEXT_LAYOUTS = (
+  Layout(
+    "MPNet",
+    "mpnet",
+    under(r"(?:mpnet\.)?", MPNET),
+    (*_not_bert(r"(mpnet\.)?"), r"lm_head\..+"),
+  ),
   Layout(
     "BERT",
     "bert",
@@ -295,7 +316,8 @@ TEXT_LAYOUTS = (
   _bert_of("MGCA", r"text_encoder_q\.model", "img_encoder_q", _MGCA_HEADS, zeros=_BLIP_ZEROS),
   _bert_of("ConVIRT", r"text_encoder\.model", "img_encoder", _CONVIRT_HEADS, zeros=_BLIP_ZEROS),
   _bert_of("ConVIRT-pytorch", "bert_model", "res_features", _NUMBERED_HEADS),
-  Layout("plan_jax", "bert", _OUR_BERT, (r"image_encoder\..+", *_OUR_HEADS)),
+  Layout("plan_jax MPNet", "mpnet", _ours("text_encoder", "position_bias"), _NOT_OUR_TEXT),
+  Layout("plan_jax", "bert", _ours("text_encoder", "token_embedding"), _NOT_OUR_TEXT),
 )
 
 

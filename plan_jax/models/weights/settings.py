@@ -11,6 +11,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from plan_jax.models.resnet import BLOCKS
+from plan_jax.models.two_towers import TEXT_ENCODERS
 from plan_jax.models.weights.files import WeightsError, read_settings
 
 _TEXT = {  # and their names in a config.json
@@ -33,7 +34,7 @@ _RESNET = ("image.depth", "image.width", "image.stages")
 _PIXELS = ("image_px", "image.mean", "image.std")
 KEYS = {  # all that a folder may tell of an encoder
   "image": ("image.name", *_RESNET, *_VIT, *_VIT_OTHERS, *_PIXELS),
-  "text": tuple(_TEXT),
+  "text": ("text.name", *_TEXT),
 }
 CHOSEN = ("image_px", "image.stages")  # an encoder with others than these is another one
 
@@ -67,24 +68,31 @@ def image_settings(folder: str | Path) -> dict[str, Any]:
   settings = read_settings(file)
   if "run" in settings:
     return _of_run(settings, KEYS["image"])
-  kind = settings.get("model_type")
-  found = {}
+  kind, values = str(settings.get("model_type")), {}
   if kind in _VARIANTS:
     own = _JOINT.get(kind, {}) | _section(settings, "vision_config", settings)
-    found = _vit(own, _VARIANTS[kind], file)
+    values = _vit(own, _VARIANTS[kind], file)
   elif kind == "resnet":
-    found = _resnet(settings, file)
-  found |= _pixels(Path(folder), settings)
-  if "image_px" in found:  # a convolution leaves what is no whole patch
-    found["image_px"] -= found["image_px"] % found.get("image.vit.patch_px", 1)
-  return found
+    values = _resnet(settings, file)
+  values |= _pixels(Path(folder), settings)
+  if "image_px" in values:  # a convolution leaves what is no whole patch
+    values["image_px"] -= values["image_px"] % values.get("image.vit.patch_px", 1)
+  return values
 
 
 def text_settings(folder: str | Path) -> dict[str, Any]:
   """Reads what a folder tells of its text encoder, as `image_settings` does."""
   file = Path(folder) / "config.json"
   settings = read_settings(file)
-  return _of_run(settings, KEYS["text"]) if "run" in settings else _whole(settings, _TEXT, file)
+  if "run" in settings:
+    return _of_run(settings, KEYS["text"])
+  values = _whole(settings, _TEXT, file)
+  kind = str(settings.get("model_type"))
+  if kind in TEXT_ENCODERS:
+    values["text.name"] = kind
+  if kind == "mpnet" and "text.max_position" in values:
+    values["text.max_position"] -= 2  # the first belong to no token
+  return values
 
 
 def _of_run(settings: Mapping, keys: Collection[str]) -> dict:
@@ -96,30 +104,29 @@ def _of_run(settings: Mapping, keys: Collection[str]) -> dict:
 
 
 def _vit(settings: Mapping, variant: str, file: Path) -> dict:
-  found = {"image.name": "vit", "image.vit.variant": variant, "image.vit.registers": 0}
-  found |= _whole(settings, _VIT, file)
+  values = {"image.name": "vit", "image.vit.variant": variant, "image.vit.registers": 0}
+  values |= _whole(settings, _VIT, file)
   gated = bool(settings.get("use_swiglu_ffn") or settings.get("use_gated_mlp"))
-  ratio, width = settings.get("mlp_ratio"), found.get("image.vit.embed_dim")
+  ratio, width = settings.get("mlp_ratio"), values.get("image.vit.embed_dim")
   if ratio is not None and width:  # DINOv2
     _require(_is_number(ratio), file, "mlp_ratio", ratio)
     hidden = int(width * ratio)
-    found["image.vit.mlp_dim"] = (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
-  side = _whole(settings, {"": "image_size"}, file).get("")
+    values["image.vit.mlp_dim"] = (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
+  side = _whole(settings, {"side": "image_size"}, file).get("side")
   if side and variant != "dinov3":  # whose positions are not learned
-    found["image.vit.grid"] = side // found.get("image.vit.patch_px", side)
-  return found | {"image.vit.gated": gated}
+    values["image.vit.grid"] = side // values.get("image.vit.patch_px", side)
+  return values | {"image.vit.gated": gated}
 
 
 def _resnet(settings: Mapping, file: Path) -> dict:
-  found = {"image.name": "resnet"}
-  width = _whole(settings, {"": "embedding_size"}, file).get("")
-  if width:
-    found["image.width"] = width / 64
+  values = {"image.name": "resnet"}
+  if width := _whole(settings, {"width": "embedding_size"}, file).get("width"):
+    values["image.width"] = width / 64
   is_deep = settings.get("layer_type") == "bottleneck"
   for depth, blocks in BLOCKS.items():
     if settings.get("depths") == list(blocks) and is_deep == (depth == 50):
-      found["image.depth"] = depth
-  return found
+      values["image.depth"] = depth
+  return values
 
 
 def _pixels(folder: Path, settings: Mapping) -> dict:
@@ -145,24 +152,22 @@ def _pixels(folder: Path, settings: Mapping) -> dict:
 
 
 def _checked_pixels(side, mean, std, file: Path) -> dict:
-  found = {}
-  if side is not None:
-    found["image_px"] = _whole({"side": side}, {"image_px": "side"}, file)["image_px"]
-  for name, values in (("mean", mean), ("std", std)):
-    if values is not None:
-      is_listed = isinstance(values, list | tuple) and len(values) in (1, 3)
-      _require(is_listed and all(map(_is_number, values)), file, name, values)
-      found[f"image.{name}"] = tuple(values)
-  return found
+  values = {} if side is None else _whole({"size": side}, {"image_px": "size"}, file)
+  for name, numbers in (("mean", mean), ("std", std)):
+    if numbers is not None:
+      is_listed = isinstance(numbers, list | tuple) and len(numbers) in (1, 3)
+      _require(is_listed and all(map(_is_number, numbers)), file, name, numbers)
+      values[f"image.{name}"] = tuple(numbers)
+  return values
 
 
 def _whole(settings: Mapping, names: Mapping[str, str], file: Path) -> dict[str, int]:
   """Returns the entries that are there, by our names: whole numbers, positive but of registers."""
-  found = {ours: settings[theirs] for ours, theirs in names.items() if theirs in settings}
-  for ours, value in found.items():
+  values = {ours: settings[theirs] for ours, theirs in names.items() if theirs in settings}
+  for ours, value in values.items():
     holds = type(value) is int and (value > 0 or (value == 0 and "register" in ours))
     _require(holds, file, names[ours], value)
-  return found
+  return values
 
 
 def _section(settings: Mapping, name: str, default: Mapping | None = None) -> Mapping:

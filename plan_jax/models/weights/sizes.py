@@ -27,7 +27,7 @@ def usual_heads(embed_dim: int) -> int:
 
 def read_sizes(shapes: Shapes, encoder: str) -> dict:
   """Returns attributes without the heads, with the channels of an image, and the projector."""
-  return {"resnet": _resnet_sizes, "vit": _vit_sizes, "bert": _bert_sizes}[encoder](shapes)
+  return {"resnet": _resnet_sizes, "vit": _vit_sizes}.get(encoder, _text_sizes)(shapes)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -76,7 +76,7 @@ def _vit_sizes(shapes: Shapes) -> dict:
   return attributes
 
 
-def _bert_sizes(shapes: Shapes) -> dict:
+def _text_sizes(shapes: Shapes) -> dict:
   attributes = _depth(shapes, r"layer\d+/")
   if len(token := shapes.get("token_embedding/embedding", ())) == 2:
     attributes |= {"vocabulary_size": token[0], "embed_dim": token[1]}
