@@ -22,9 +22,8 @@ def learn(settings: Settings) -> list[Row]:
 
   Raises UserError where run, records or --out are not fit.
   """
-  kind = TASKS[settings.TASK]
-  job = start(settings, kind.STRIDE)
-  task = kind(job)
+  job = start(settings)
+  task = TASKS[settings.TASK](job)
   validate = task.has_validation()
   outcome = task.evaluate(task.fit(validate), validate)
   job.finish(*outcome)
