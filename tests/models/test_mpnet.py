@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from configs import base
 from foreign_weights import BERT, assert_same_texts
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.models.bert import Bert
+from plan_jax.models.layers.attention import attend
 from plan_jax.models.mpnet import MPNet, buckets
 from plan_jax.models.two_towers import build, text_encoder
 from plan_jax.models.weights.files import WeightsError
@@ -103,6 +105,26 @@ def test_the_attention_of_the_first_token_has_the_bias():
   _, kept = net.apply({"params": params}, *arrays, mutable=["attention"])
   (first,) = kept["attention"]["layer1"]["first"]
   np.testing.assert_allclose(first[0], np.eye(6)[2], atol=1e-6)  # two tokens on
+
+
+def test_the_bias_is_added_by_the_kernels_of_other_devices_too(monkeypatch):
+  parts = jax.random.normal(jax.random.key(0), (3, 2, 6, 3, 8))
+  mask = jnp.tri(6, dtype=bool)[None, None].repeat(2, 0)
+  bias = jax.random.normal(jax.random.key(1), (1, 3, 6, 6))
+  here = attend(*parts, mask, bias)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  np.testing.assert_allclose(here, attend(*parts, mask, bias), atol=1e-5)
+  assert np.abs(here - attend(*parts, mask)).max() > 0.1
+
+
+def test_our_export_of_it_is_weights_too(tmp_path):
+  net = MPNet(**BERT)
+  params = net.init(jax.random.key(0), *(jnp.zeros((1, 2), int),) * 3)["params"]
+  named = {f"text_encoder.{name}": x for name, x in flatten_dict(params, sep=".").items()}
+  save_file(jax.device_get(named), tmp_path / "model.safetensors")
+  loaded = load_text(tmp_path, net)
+  assert loaded.provenance["source"].startswith("plan_jax MPNet")
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
 def test_the_config_names_the_text_encoder():

@@ -2,8 +2,11 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
 from foreign_weights import COLOUR, assert_same_images, image, saved, torch_image
 from plan_jax.models.vit import ViT
@@ -67,6 +70,17 @@ def test_the_encoder_is_that_of_transformers(tmp_path, case, shape):
     np.testing.assert_allclose(pooled, out.pooler_output.numpy(), atol=1e-4 * np.abs(want).max())
   assert not [n for n in loaded.provenance["left_aside"] if "layer" in n and "head" not in n]
   assert json.loads((tmp_path / "config.json").read_text())["patch_size"] == 8
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_our_export_of_it_is_weights_too(tmp_path, case):
+  encoder = ViT(**VIT | CASES[case][2], **COLOUR, variant=case.split()[0])
+  params = encoder.init(jax.random.key(0), image(16, 16))["params"]
+  named = {f"image_encoder.{name}": x for name, x in flatten_dict(params, sep=".").items()}
+  save_file(jax.device_get(named), tmp_path / "model.safetensors")
+  loaded = load_image(tmp_path, encoder)
+  assert loaded.provenance["source"].startswith("plan_jax ViT")
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
 @pytest.mark.parametrize("timm", [False, True])
