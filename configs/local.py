@@ -47,7 +47,8 @@ _TASKS = {
 def localised(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict:
   """The config itself, or its small likeness where `config.runlocal` is set.
 
-  An encoder whose weights are given keeps its size. Selections are dropped: few images hold none.
+  An encoder whose weights are given keeps its size; images are then as small as any patch divides.
+  Selections are dropped: few images hold none.
 
   Args:
     config: as its file and the command line have it.
@@ -65,6 +66,8 @@ def localised(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict
     key = f"evaluation.transfer.{name}"
     changes |= {f"{key}.flags.{flag}": value for flag, value in _TASKS.get(entry.task, {}).items()}
     changes[f"{key}.fractions"] = entry.fractions[-1:]
+  if config.model.image.weights:
+    changes |= {key: 224 for key in changes if key.endswith("image_px")}
   config = ConfigDict(config.to_dict())
   kept = {key: value for key, value in changes.items() if key not in overrides}
   config.update_from_flattened_dict(kept)

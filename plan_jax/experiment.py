@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -26,10 +27,11 @@ from plan_jax.training import pretrained
 
 
 @disk_errors()
-def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
+def run(config: ConfigDict, workdir: Workdir, mode: str, given: Collection[str] = ()) -> None:
   """Runs what `mode` names: "train", "evaluate", or "all" for both in turn.
 
-  A config of configs/baselines.py is evaluated, for nothing of it is trained.
+  A config of configs/baselines.py is evaluated, for nothing of it is trained. `given` are the keys
+  that the command line sets: weights do not replace them.
 
   Raises UserError where config, data or workdir are not fit, before any work if it can be known,
   and where another start has the workdir.
@@ -39,7 +41,7 @@ def run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     if "baseline" in config:
       _run_baseline(config, workdir, mode)
     else:
-      _run(pretrained.with_sizes(config, workdir), workdir, mode)
+      _run(pretrained.with_settings(config, workdir, given), workdir, mode)
 
 
 def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:

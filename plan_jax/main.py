@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     elif wrong := [flag.name for flag in _PROCESS if flag.value is not None]:
       raise UserError(f"--{wrong[0]} is for several processes: give --distributed too")
     overrides = config_flags.get_override_values(flags.FLAGS[_CONFIG.name])
-    run(localised(_CONFIG.value, overrides), Workdir(_WORKDIR.value), _MODE.value)
+    run(localised(_CONFIG.value, overrides), Workdir(_WORKDIR.value), _MODE.value, overrides)
   except UserError as error:
     processes.exit(1, f"error: {error}")
   except preemption.Preempted:

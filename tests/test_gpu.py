@@ -15,6 +15,7 @@ from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
 from plan_jax.alignment.objective import objective
 from plan_jax.models.bert import Bert
 from plan_jax.models.layers.attention import attend, flash_fits
+from plan_jax.models.mpnet import MPNet
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
 
@@ -93,13 +94,16 @@ def test_losses_and_their_gradients(method, implementation):
 
 
 IMAGES = np.random.default_rng(0).random((4, 64, 64, 1), np.float32)
+SMALL_TEXT = dict(embed_dim=32, depth=2, num_heads=4, mlp_dim=64, dropout=0.0)
 TOKENS = np.random.default_rng(0).integers(0, 50, (4, 24), np.int32)
 PLACES = np.zeros((4, 24), np.int32), np.tile(np.arange(24, dtype=np.int32), (4, 1))
 ENCODERS = {
   "resnet-18": (ResNet(18, 0.25), IMAGES),
   "resnet-50, dilated": (ResNet(50, 0.25, output_stride=16), IMAGES),
   "vit": (ViT(32, 2, 4, 64, 16, 4), IMAGES),
-  "bert": (Bert(50, embed_dim=32, depth=2, num_heads=4, mlp_dim=64, dropout=0.0), TOKENS, *PLACES),
+  "dinov2": (ViT(32, 2, 4, 64, 16, 4, variant="dinov2_registers", registers=2), IMAGES),
+  "mpnet": (MPNet(50, **SMALL_TEXT), TOKENS, *PLACES),
+  "bert": (Bert(50, **SMALL_TEXT), TOKENS, *PLACES),
 }
 
 

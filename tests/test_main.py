@@ -160,6 +160,17 @@ def test_no_checkpoint_to_evaluate(tmp_path):
     experiment.run(config, run, "evaluate")
 
 
+def test_flags_that_the_weights_contradict_are_one_line(tmp_path):
+  (tmp_path / "config.json").write_text('{"model_type": "dinov2", "num_hidden_layers": 2}')
+  given = flags(**{"model.image.weights": tmp_path, "model.image.vit.depth": 5})
+  done = command("--config=configs/phantom.py", f"--workdir={tmp_path / 'run'}", *given)
+  assert done.returncode == 1 and not (tmp_path / "run").exists()
+  assert done.stderr.strip() == (
+    f"error: the command line contradicts the weights: config.model.image.vit.depth=5, 2 in"
+    f" {tmp_path}: leave these keys out, or name other weights"
+  )
+
+
 def folder_config(source, **more):
   config = tiny(**more)
   config.unlock()

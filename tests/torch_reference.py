@@ -109,15 +109,40 @@ class Mlp(nn.Module):
     return self.fc2(functional.gelu(self.fc1(x)))
 
 
+class SwiGlu(nn.Module):
+  """Gated perceptron; its first layer gives the gates, and then what they multiply."""
+
+  def __init__(self, size, inside, names):
+    super().__init__()
+    self.names = names
+    self.add_module(names[0], nn.Linear(size, 2 * inside))
+    self.add_module(names[1], nn.Linear(inside, size))
+
+  def forward(self, x):
+    first, last = (getattr(self, name) for name in self.names)
+    gate, x = first(x).chunk(2, -1)
+    return last(functional.silu(gate) * x)
+
+
+class LayerScale(nn.Module):
+  def __init__(self, size):
+    super().__init__()
+    self.gamma = nn.Parameter(torch.ones(size))
+
+  def forward(self, x):
+    return x * self.gamma
+
+
 class VitBlock(nn.Module):
   def __init__(self, size, heads, inside):
     super().__init__()
     self.norm1, self.norm2 = (nn.LayerNorm(size, eps=1e-6) for _ in range(2))
     self.attn, self.mlp = Attention(size, heads), Mlp(size, inside)
+    self.ls1, self.ls2 = nn.Identity(), nn.Identity()
 
   def forward(self, x):
-    x = x + self.attn(self.norm1(x))
-    return x + self.mlp(self.norm2(x))
+    x = x + self.ls1(self.attn(self.norm1(x)))
+    return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class ViT(nn.Module):
@@ -137,21 +162,51 @@ class ViT(nn.Module):
 
   def forward(self, x):
     rows, columns = (length // self.patch_embed.proj.stride[0] for length in x.shape[2:])
-    return self.tokens(x)[:, 1:].transpose(1, 2).reshape(len(x), -1, rows, columns)
+    patches = self.tokens(x)[:, -rows * columns :]
+    return patches.transpose(1, 2).reshape(len(x), -1, rows, columns)
+
+  def first(self):
+    """The tokens before the patches, and the positions of these."""
+    return self.cls_token + self.pos_embed[:, :1], self.pos_embed[:, 1:]
 
   def tokens(self, x):
-    """Encodes the class token and the patches."""
+    """Encodes the tokens before the patches, and the patches."""
     x = self.patch_embed.proj(x)
     rows, columns = x.shape[2:]
-    position = self.pos_embed[:, 1:].reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+    first, position = self.first()
+    position = position.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
     if (rows, columns) != (self.grid, self.grid):
       position = functional.interpolate(position, (rows, columns), mode="bicubic", antialias=True)
     x = (x + position).flatten(2).transpose(1, 2)
-    first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-    x = torch.cat([first, x], 1)
+    x = torch.cat([first.expand(len(x), -1, -1), x], 1)
     for block in self.blocks:
       x = block(x)
     return self.norm(x)
+
+
+class DinoV2(ViT):
+  """DINOv2 under its authors' names; or timm's, where the class token contains its position."""
+
+  def __init__(self, size, layers, heads, mlp_dim, *places, registers=0, gated=False, timm=False):
+    super().__init__(size, layers, heads, mlp_dim, *places)
+    for block in self.blocks:
+      block.ls1, block.ls2 = LayerScale(size), LayerScale(size)
+      if gated:
+        block.mlp = SwiGlu(size, mlp_dim, ("fc1", "fc2") if timm else ("w12", "w3"))
+    self.registers = "reg_token" if timm else "register_tokens"
+    if registers:
+      self.register_parameter(self.registers, nn.Parameter(torch.randn(1, registers, size)))
+      if timm:
+        self.pos_embed = nn.Parameter(self.pos_embed[:, 1:].detach())
+    if not timm:
+      self.mask_token = nn.Parameter(torch.zeros(1, size))
+
+  def first(self):
+    registers = getattr(self, self.registers, self.cls_token[:, :0])
+    if self.registers == "reg_token" and registers.shape[1]:
+      return torch.cat([self.cls_token, registers], 1), self.pos_embed
+    token, position = super().first()
+    return torch.cat([token, registers], 1), position
 
 
 def randomise(model, seed=0):

@@ -28,9 +28,12 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L C"], allowed: Bool[Array, "B 1 L L"]
+    self,
+    x: Float[Array, "B L C"],
+    allowed: Bool[Array, "B 1 L L"],
+    bias: Float[Array, "1 H L L"] | None = None,
   ) -> Float[Array, "B L C"]:
-    """Applies the layer; `allowed` tells which tokens a token attends to."""
+    """Applies the layer; `allowed` tells which tokens a token attends to; the logits get `bias`."""
     embed_dim = x.shape[-1]
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
     dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general)
@@ -39,8 +42,8 @@ class Layer(nn.Module):
     names = ("query", "key", "value")
     query, key, value = (dense(embed_dim, name=name)(x).reshape(shape) for name in names)
     if self.is_mutable_collection("attention") and not self.is_initializing():
-      self.sow("attention", "first", first_attention(query, key, allowed))
-    y = attend(query, key, value, allowed)
+      self.sow("attention", "first", first_attention(query, key, allowed, bias))
+    y = attend(query, key, value, allowed, bias)
     y = drop(dense(embed_dim, name="attention_out")(y.reshape(x.shape)))
     x = norm(name="attention_norm")(x + y)
     y = gelu(dense(self.mlp_dim, name="mlp_in")(x))
@@ -82,6 +85,8 @@ class Bert(nn.Module):
   remat: str = "none"
   dtype: Any = jnp.float32
 
+  has_types = True  # of tokens
+
   @nn.compact
   def __call__(
     self,
@@ -107,18 +112,25 @@ class Bert(nn.Module):
       allowed = sentence_index[:, :, None] == sentence_index[:, None, :]
     x = embed(self.vocabulary_size, name="token_embedding")(tokens)
     x += embed(self.max_position, name="position_embedding")(position)
-    x += self.param("type_embedding", _INIT, (self.embed_dim,)).astype(dtype)
+    if self.has_types:
+      x += self.param("type_embedding", _INIT, (self.embed_dim,)).astype(dtype)
     x = norm(name="embedding_norm")(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     allowed = jnp.broadcast_to(allowed, (*tokens.shape, tokens.shape[1]))[:, None]
+    bias = self.attention_bias(tokens.shape[1])
     layer = remat(Layer, self.remat)
     after = [x]
     for i in range(self.depth):
       block = layer(self.num_heads, self.mlp_dim, self.dropout, dtype, train, name=f"layer{i + 1}")
-      after.append(block(after[-1], allowed))
+      after.append(block(after[-1], allowed, bias))
     x = sum(after[-self.last_layers :])
     if self.projector:
       x = gelu(dense(name="projector_in")(x))
       x = norm(name="projector_norm")(x)
       x = dense(name="projector_out")(x)
     return x
+
+  def attention_bias(self, length: int) -> Float[Array, "1 H L L"] | None:
+    """Computes what is added to the logits of all layers, for texts of `length` tokens: nothing."""
+    del length
+    return None

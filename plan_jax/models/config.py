@@ -14,7 +14,8 @@ from input_pipeline.section import (
 )
 from plan_jax.models.layers.remat import REMAT
 from plan_jax.models.resnet import BLOCKS, NORMS
-from plan_jax.models.two_towers import IMAGE_ENCODERS
+from plan_jax.models.two_towers import IMAGE_ENCODERS, TEXT_ENCODERS
+from plan_jax.models.vit import VARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class ViTConfig(Section):
   mlp_dim: PositiveInt
   patch_px: PositiveInt
   grid: PositiveInt
+  variant: Annotated[str, one_of(*VARIANTS)]
+  registers: Count
+  gated: bool
 
   def __post_init__(self):
     """Checks that the heads divide the width."""
@@ -76,8 +80,9 @@ class ImageEncoderConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig(Section):
-  """The text encoder, a BERT."""
+  """The text encoder."""
 
+  name: Annotated[str, one_of(*TEXT_ENCODERS)]
   weights: str
   embed_dim: PositiveInt
   depth: PositiveInt

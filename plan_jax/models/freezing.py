@@ -7,7 +7,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 # Modules before an encoder's first layer; others without a number come after the last.
-_FIRST = re.compile(r"(stem|patch|token|type|position|embedding|class)(_|$)")
+_FIRST = re.compile(r"(stem|patch|token|type|position|embedding|class|registers|first)(_|$)")
 _LAYER = re.compile(r"(?:stage|block|layer)(\d+)")
 _RATES = {"image_encoder": "image_rate", "text_encoder": "text_rate"}
 

@@ -14,10 +14,12 @@ from jaxtyping import Array, Bool, Float
 
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.models.bert import Bert
+from plan_jax.models.mpnet import MPNet
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
 
 IMAGE_ENCODERS = {"resnet": ResNet, "vit": ViT}
+TEXT_ENCODERS = {"bert": Bert, "mpnet": MPNet}
 
 
 class ImageFeatures(NamedTuple):
@@ -57,8 +59,9 @@ class TwoTowers(nn.Module):
 
   Attributes:
     image: keyword arguments of the image encoder.
-    text: keyword arguments of Bert.
+    text: keyword arguments of the text encoder.
     image_name: a name of IMAGE_ENCODERS.
+    text_name: a name of TEXT_ENCODERS.
     embed_dim: D, width of the shared space.
     scale_init, scale_max: inverse temperatures at the start, and their upper bound.
     remat: a name of remat.REMAT.
@@ -68,6 +71,7 @@ class TwoTowers(nn.Module):
   image: Mapping[str, Any]
   text: Mapping[str, Any]
   image_name: str = "resnet"
+  text_name: str = "bert"
   embed_dim: int = 128
   scale_init: float = 10.0
   scale_max: float = 100.0
@@ -75,9 +79,9 @@ class TwoTowers(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):  # noqa: D102
-    encoder = IMAGE_ENCODERS[self.image_name]
-    self.image_encoder = encoder(**self.image, remat=self.remat, dtype=self.dtype)
-    self.text_encoder = Bert(**self.text, remat=self.remat, dtype=self.dtype)
+    image, text = IMAGE_ENCODERS[self.image_name], TEXT_ENCODERS[self.text_name]
+    self.image_encoder = image(**self.image, remat=self.remat, dtype=self.dtype)
+    self.text_encoder = text(**self.text, remat=self.remat, dtype=self.dtype)
     self.pixel_norm = nn.LayerNorm()
     self.pixel_head = nn.Dense(self.embed_dim)
     self.word_head = nn.Dense(self.embed_dim)
@@ -157,8 +161,8 @@ def image_encoder(image) -> ResNet | ViT:
 
 
 def text_encoder(text, vocabulary_size: int) -> Bert:
-  """Builds the text encoder from its settings, in float32."""
-  return Bert(**_text_arguments(text, vocabulary_size))
+  """Builds the text encoder from its settings (name, weights, the rest), in float32."""
+  return TEXT_ENCODERS[_text_name(text)](**_text_arguments(text, vocabulary_size))
 
 
 def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowers:
@@ -170,6 +174,7 @@ def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowe
     image=image,
     text=_text_arguments(model.text, vocabulary_size),
     image_name=model.image.name,
+    text_name=_text_name(model.text),
     embed_dim=model.embed_dim,
     scale_init=model.scale_init,
     scale_max=model.scale_max,
@@ -188,5 +193,10 @@ def _image_arguments(image) -> dict:
 
 def _text_arguments(text, vocabulary_size: int) -> dict:
   arguments = dict(text, vocabulary_size=vocabulary_size)
+  arguments.pop("name", None)
   del arguments["weights"]
   return arguments
+
+
+def _text_name(text) -> str:
+  return text.get("name", "bert")  # a run may be older than the key

@@ -1,43 +1,72 @@
 """Foreign weights, and the tokenizer that comes with them, as a config names them."""
 
+from collections.abc import Collection
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline.text.tokenizer import Tokenizer
 from input_pipeline.text.vocabulary import TokenizerError
 from plan_jax.models.two_towers import image_encoder, text_encoder
-from plan_jax.models.weights.files import WeightsError, read_settings
+from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import LoadedEncoder, load_image, load_text
-from plan_jax.models.weights.sizes import TEXT_SETTINGS, text_sizes
+from plan_jax.models.weights.settings import CHOSEN, KEYS, image_settings, text_settings
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 
 
-def with_sizes(config: ConfigDict, workdir: Workdir) -> ConfigDict:
-  """Gives the text encoder the sizes of its weights, where they lie in a folder with a config.json.
+def with_settings(config: ConfigDict, workdir: Workdir, given: Collection[str] = ()) -> ConfigDict:
+  """Gives the encoders the settings that the folders of their weights tell, and logs the changes.
 
-  What that changes is logged. A run that goes on keeps its sizes, for the folder may be gone.
+  A run that goes on keeps its settings, for a folder may be gone.
 
-  Raises WeightsError where config.json is broken.
+  Args:
+    config: of the run; not checked yet, for these settings are to be in it first.
+    workdir: of the run.
+    given: keys that the command line sets, e.g. "model.image_px", which stay as they are.
+
+  Raises WeightsError where a folder's files are broken, or contradict what is given. The side of an
+  image and the number of stages are a choice, which no folder contradicts.
   """
-  text = config.get("model", {}).get("text", {})  # not checked yet: the sizes are to be first
-  weights = text.get("weights")
-  if not weights:
-    return config
-  before = workdir.load_config().model.text if workdir.begun() else {}
-  if before.get("weights") == weights:
-    sizes = {name: before[name] for name in TEXT_SETTINGS}
-  else:
-    sizes = text_sizes(read_settings(weights))
-  changed = {name: size for name, size in sizes.items() if size != text.get(name)}
-  if not changed:
+  model = config.get("model", ConfigDict()).to_dict()
+  now, settings, contradictions = flatten_dict(model, sep="."), {}, []
+  for encoder, read in (("image", image_settings), ("text", text_settings)):
+    weights = now.get(f"{encoder}.weights")
+    if not weights:
+      continue
+    before = _settings_before(workdir, encoder, weights)
+    theirs = {key: x for key, x in (before or read(weights)).items() if x != now.get(key)}
+    if config.get("runlocal"):
+      theirs.pop("image_px", None)
+    settings |= {key: x for key, x in theirs.items() if f"model.{key}" not in given}
+    contradictions += [
+      f"config.model.{key}={now[key]}, {x} in {weights}"
+      for key, x in theirs.items()
+      if key not in settings and key not in CHOSEN and not before
+    ]
+  if contradictions:
+    raise WeightsError(
+      f"the command line contradicts the weights: {'; '.join(contradictions)}: leave these keys"
+      " out, or name other weights"
+    )
+  if not settings:
     return config
   config = ConfigDict(config.to_dict())
-  config.model.text.update(changed)
-  listed = ", ".join(f"{name}={size} (was {text.get(name)})" for name, size in changed.items())
-  log.info(f"config.model.text as {weights} has it: {listed}")
+  config.model.update_from_flattened_dict(settings)
+  listed = ", ".join(f"{key}={x} (was {now.get(key)})" for key, x in settings.items())
+  log.info(f"config.model as its weights have it: {listed}")
   return config
+
+
+def _settings_before(workdir: Workdir, encoder: str, weights: str) -> dict:
+  """Returns the settings that a run here began with, empty if it has begun without the weights."""
+  if not workdir.begun():
+    return {}
+  before = flatten_dict(workdir.load_config().model.to_dict(), sep=".")
+  if before.get(f"{encoder}.weights") != weights:
+    return {}
+  return {key: before[key] for key in KEYS[encoder] if key in before}
 
 
 def check(config: ConfigDict) -> None:

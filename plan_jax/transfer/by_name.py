@@ -25,10 +25,9 @@ def learn(settings: Settings) -> list[Row]:
 
   Raises UserError where run, records or --out are not fit, or another process learns into --out.
   """
-  kind = TASKS[settings.TASK]
   with lock(Workdir(settings.out).path):
-    job = start(settings, kind.STRIDE)
-    task = kind(job)
+    job = start(settings)
+    task = TASKS[settings.TASK](job)
     validate = task.has_validation()
     outcome = task.evaluate(task.fit(validate), validate)
     job.finish(*outcome)

@@ -1,6 +1,7 @@
 """Entries of `config.evaluation.transfer`, checked without loading the tasks themselves."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from plan_jax.models.config import ModelConfig
 from plan_jax.transfer.settings import SETTINGS, Settings
 
 # Fields that are no flags of an entry: they follow from the run, or from the entry itself.
@@ -79,9 +81,13 @@ def _check(config: ConfigDict, key: str, entry: Entry) -> None:
   nowhere = Path()
   for encoder in entry.encoders:
     try:
-      entry.settings(encoder, 1.0, records=nowhere, out=nowhere, workdir=nowhere)
+      settings = entry.settings(encoder, 1.0, records=nowhere, out=nowhere, workdir=nowhere)
     except UserError as error:
       raise UserError(f"{key}.flags: {error}") from error
+    model = ModelConfig.read(config.model.to_dict())
+    stride = math.lcm(settings.STRIDE, model.image.stride)
+    side = settings.image_px or model.image_px
+    _require(side % stride == 0, f"{key}.flags.image_px", side, f"must be a multiple of {stride}")
 
 
 def _choice(names: Iterable[str]) -> str:

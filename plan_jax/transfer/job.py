@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +62,11 @@ class Job:
     results.write(self.out.evaluation, results.Evaluation(step, rows, data))
 
 
-def start(settings: Settings, stride: int | None) -> Job:
+def start(settings: Settings) -> Job:
   """Loads the encoder, or makes a fresh one, and claims the folder --out.
 
-  The image's side must be a multiple of `stride`, or of the encoder's without one. Raises UserError
-  where run, records or --out are not fit.
+  Raises UserError where run, records or --out are not fit, or the image's side is no multiple of
+  the encoder's stride and of the head's.
   """
   splits = records.splits(settings.records)
   if not splits.get("train") or not splits.get("test"):
@@ -75,7 +76,7 @@ def start(settings: Settings, stride: int | None) -> Job:
     raise UserError(f"{settings.out} holds an evaluation already: name another --out")
   config = Workdir(settings.workdir).load_config()
   settings = dataclasses.replace(settings, image_px=settings.image_px or config.model.image_px)
-  stride = stride or image_encoder(config.model.image).output_stride
+  stride = math.lcm(settings.STRIDE, image_encoder(config.model.image).output_stride)
   if settings.image_px % stride:
     raise UserError(f"--image_px={settings.image_px} is no multiple of {stride}")
   if settings.encoder == "run":

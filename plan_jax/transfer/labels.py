@@ -25,7 +25,6 @@ class LabelTask(Task, Protocol):
     findings: K names.
   """
 
-  STRIDE = None
   REQUIRED = "finding both present and absent"
   HEAD: ClassVar[tuple[str, str]]
   findings: Sequence[str]

@@ -35,6 +35,7 @@ class Settings(Section):
 
   TASK: ClassVar[str]
   ENCODERS: ClassVar[tuple[str, ...]] = ("run", "random", "supervised")
+  STRIDE: ClassVar[int] = 1  # that the image's side is a multiple of, beside the encoder's
 
   workdir: Path = flag("folder of the run whose encoder is used")
   records: Path = flag("folder of records to learn from and to score on")
@@ -75,6 +76,8 @@ class HeadSettings(Settings):
 @dataclass(frozen=True, kw_only=True)
 class MapSettings(HeadSettings):
   """Settings of the tasks whose head reads a pyramid of an encoder that may stay frozen."""
+
+  STRIDE: ClassVar[int] = 32
 
   frozen: bool | None = flag("whether the encoder is frozen (default: unless supervised)", None)
 

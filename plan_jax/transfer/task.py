@@ -33,13 +33,11 @@ class Task(Protocol):
   """A task, made of a `Job`; `by_name.learn` calls its methods in this order.
 
   Attributes:
-    STRIDE: that the image's side must be a multiple of; None: the encoder's.
     REQUIRED: what images need to be scored.
     OTHERWISE: what is done without validation images.
     job: of the task.
   """
 
-  STRIDE: ClassVar[int | None]
   REQUIRED: ClassVar[str]
   OTHERWISE: ClassVar[str]
   job: Job

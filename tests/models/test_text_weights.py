@@ -192,7 +192,7 @@ MINILM = dict(
 
 def test_sizes_of_a_real_bert(tmp_path):
   given = tiny(**{"model.text.weights": str(minilm())})
-  sizes = pretrained.with_sizes(given, Workdir(tmp_path / "run")).model.text.to_dict()
+  sizes = pretrained.with_settings(given, Workdir(tmp_path / "run")).model.text.to_dict()
   assert sizes == given.model.text.to_dict() | {
     name: size for name, size in MINILM.items() if name != "vocabulary_size"
   }

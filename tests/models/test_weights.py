@@ -54,7 +54,7 @@ LAYER = "encoder.layer.0"
       lambda t: t.update({"bert.embeddings.LayerNorm.beta": np.ones(16, np.float32)}),
       ["embeddings.LayerNorm.beta are both our embedding_norm/bias"],
     ),
-    (lambda t: [t.pop(key) for key in list(t)[1:]], ["none of the layouts BERT, GLoRIA"]),
+    (lambda t: [t.pop(key) for key in list(t)[1:]], ["none of the layouts MPNet, BERT, GLoRIA"]),
   ],
 )
 def test_every_name_is_accounted_for(tmp_path, change, messages):

@@ -164,18 +164,25 @@ def test_rates_of_encoders_and_layers():
   }
 
 
-def test_every_parameter_of_both_encoders_has_its_place():
+@pytest.mark.parametrize(
+  ("image", "variant", "text"),
+  [
+    ("resnet", "vit", "bert"),
+    ("vit", "vit", "bert"),
+    ("vit", "clip", "mpnet"),
+    ("vit", "dinov2_registers", "mpnet"),
+  ],
+)
+def test_every_parameter_of_both_encoders_has_its_place(image, variant, text):
   """What comes first has the lowest rate of its encoder, what comes last the encoder's own."""
-  config = tiny()
-  config.train.layer_decay = 0.5
-  for name in ("resnet", "vit"):
-    config.model.image.name = name
-    params = jax.eval_shape(assemble(config, VOCABULARY).initial_state).params
-    found = freezing.rates(params, config.train)
-    for encoder, last in (("image_encoder", ("norm",)), ("text_encoder", ())):
-      rates = {name: max(jax.tree.leaves(tree)) for name, tree in found[encoder].items()}
-      lowest = {name for name, rate in rates.items() if rate == min(rates.values())}
-      assert lowest == {name for name in rates if not any(c.isdigit() for c in name)} - set(last)
+  config = tiny(**{"model.image.name": image, "model.text.name": text, "train.layer_decay": 0.5})
+  config.model.image.vit.update(variant=variant, registers=2 * (variant == "dinov2_registers"))
+  params = jax.eval_shape(assemble(config, VOCABULARY).initial_state).params
+  found = freezing.rates(params, config.train)
+  for encoder, last in (("image_encoder", ("norm",)), ("text_encoder", ())):
+    rates = {name: max(jax.tree.leaves(tree)) for name, tree in found[encoder].items()}
+    lowest = {name for name, rate in rates.items() if rate == min(rates.values())}
+    assert lowest == {name for name in rates if not any(c.isdigit() for c in name)} - set(last)
 
 
 def test_rates_scale_the_updates():

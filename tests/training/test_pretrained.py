@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from configs.local import localised
 from foreign_weights import changed, small_bert
 from input_pipeline.text import tokenizer
+from plan_jax import config as config_lib
 from plan_jax import experiment
 from plan_jax.inference.load import load
 from plan_jax.models.weights import files
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.runtime.checkpoints import Checkpoints
-from plan_jax.runtime.workdir import Workdir
+from plan_jax.runtime.workdir import Workdir, WorkdirError
 from plan_jax.training import pretrained
 from plan_jax.training.assembly import assemble
 from plan_jax.training.pretrained import load_encoders, tokenizer_folder
@@ -80,18 +82,77 @@ def test_sizes_are_those_of_the_folder(tmp_path, caplog, settings):
   given = tiny(**{"model.text.weights": str(folder), "model.text.depth": 9})
   given.model.text.update(embed_dim=24, num_heads=3, mlp_dim=40)
   with caplog.at_level("INFO", "plan_jax"):
-    config = pretrained.with_sizes(given, run)
+    config = pretrained.with_settings(given, run)
   assert {name: config.model.text[name] for name in SIZES} == SIZES and given.model.text.depth == 9
-  assert "embed_dim=16 (was 24), depth=1 (was 9)" in caplog.text
+  assert "text.embed_dim=16 (was 24), text.depth=1 (was 9)" in caplog.text
   assert load_encoders(config.model).keys() == {"text_encoder"}
   # A run that goes on keeps them without the folder; another folder is another run.
   run.claim(config)
   (run.checkpoints / "1").mkdir(parents=True)
   shutil.rmtree(folder)
-  assert pretrained.with_sizes(given, run).to_dict() == config.to_dict()
+  assert pretrained.with_settings(given, run).to_dict() == config.to_dict()
   given.model.text.weights = str(tmp_path / "other")
-  assert pretrained.with_sizes(given, run) is given
-  assert pretrained.with_sizes(tiny(), run) == tiny()
+  assert pretrained.with_settings(given, run) is given
+  assert pretrained.with_settings(tiny(), run) == tiny()
+
+
+DINOV2 = {"model_type": "dinov2", "hidden_size": 24, "num_hidden_layers": 2, "patch_size": 14}
+DINOV2 |= {"num_attention_heads": 3, "mlp_ratio": 2, "image_size": 56}
+PIXELS = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.3, 0.2, 0.1], "size": {"height": 56}}
+
+
+@pytest.fixture
+def dinov2(tmp_path):
+  """A run that starts from a folder of a DINOv2, and its workdir."""
+  folder = tmp_path / "dinov2"
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(DINOV2))
+  (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+  return tiny(**{"model.image.weights": str(folder)}), Workdir(tmp_path / "run")
+
+
+def test_the_folder_is_enough_for_an_image_encoder(dinov2):
+  given, run = dinov2
+  config = pretrained.with_settings(given, run)
+  image = config.model.image
+  assert (image.name, image.mean, image.std) == ("vit", (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
+  sizes = dict(embed_dim=24, depth=2, num_heads=3, mlp_dim=48, patch_px=14, grid=4)
+  more = dict(variant="dinov2", registers=0, gated=False)
+  assert image.vit.to_dict() == sizes | more and config.model.image_px == 56
+  config_lib.check(config)
+  # The same in JSON, without the folder; keys that the command line changes are not kept.
+  run.claim(config)
+  (run.checkpoints / "1").mkdir(parents=True)
+  shutil.rmtree(given.model.image.weights)
+  assert pretrained.with_settings(given, run).to_dict() == config.to_dict()
+  given.model.image.vit.depth = 5
+  changed = pretrained.with_settings(given, run, ["model.image.vit.depth"])
+  with pytest.raises(WorkdirError, match=r"model\.image\.vit\.depth: 2 there, 5 now"):
+    run.claim(changed)
+
+
+def test_the_command_line_may_choose_the_side_and_nothing_else(dinov2):
+  config, run = dinov2
+  config.model.image_px = 112
+  config.model.image.mean = (0.5,)
+  config.model.image.vit.update(depth=12, embed_dim=24)
+  given = ["model.image_px", "model.image.vit.embed_dim", "train.steps"]
+  assert pretrained.with_settings(config, run, given).model.image_px == 112
+  given += ["model.image.mean", "model.image.vit.depth"]
+  folder = config.model.image.weights
+  with pytest.raises(WeightsError) as error:
+    pretrained.with_settings(config, run, given)
+  for part in (f"image.mean=(0.5,), (0.1, 0.2, 0.3) in {folder}", f"depth=12, 2 in {folder}"):
+    assert part in str(error.value)
+  assert "image_px" not in str(error.value) and "embed_dim" not in str(error.value)
+
+
+def test_runlocal_keeps_its_images_small(dinov2):
+  config, run = dinov2
+  config.runlocal = True
+  local = pretrained.with_settings(localised(config), run)
+  assert local.model.image_px == 224 and local.model.image.vit.depth == 2
+  config_lib.check(local)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
@@ -101,7 +162,7 @@ def test_a_broken_config_of_weights(tmp_path, content):
   config = tiny(**{"model.text.weights": str(tmp_path / "bert")})
   message = r"bert/config\.json (is no JSON|holds a list)"
   with pytest.raises(WeightsError, match=message):
-    pretrained.with_sizes(config, Workdir(tmp_path / "run"))
+    pretrained.with_settings(config, Workdir(tmp_path / "run"))
   with pytest.raises(WeightsError, match=rf"config\.model\.text\.weights: .*{message}"):
     load_encoders(config.model)
 

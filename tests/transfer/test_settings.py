@@ -10,8 +10,10 @@ from input_pipeline.errors import UserError
 from paths import ROOT
 from plan_jax import config as config_lib
 from plan_jax.transfer.__main__ import parse
+from plan_jax.transfer.detection import yolo
 from plan_jax.transfer.entries import entries, flags_of
-from plan_jax.transfer.settings import SETTINGS, DetectionSettings
+from plan_jax.transfer.segmentation import decoder
+from plan_jax.transfer.settings import SETTINGS, DetectionSettings, MapSettings
 from tiny_runs import tiny
 
 PLACES = ("--workdir=a", "--records=b", "--out=c")
@@ -92,6 +94,8 @@ def test_help_names_the_flags_and_their_defaults(task, capsys):
     (dict(task="detection", frozen=False, encoders=("run", "random")), "random encoder is frozen"),
     (dict(task="classification", learning_rate=0), "x.flags: --learning_rate=0: must be positive"),
     (dict(task="linear_probe", image_px=-64), "x.flags: --image_px=-64: must not be negative"),
+    (dict(task="linear_probe", image_px=60), "x.flags.image_px: is 60; must be a multiple of 8"),
+    (dict(task="segmentation", image_px=72), "x.flags.image_px: is 72; must be a multiple of 32"),
   ],
 )
 def test_an_impossible_entry_is_refused(entry, message):
@@ -99,6 +103,18 @@ def test_an_impossible_entry_is_refused(entry, message):
   config.evaluation.transfer.x = base.transfer_task(**entry)
   with pytest.raises(UserError, match=message):
     entries(config)
+
+
+def test_the_image_of_a_task_has_whole_patches_of_the_run_s_encoder():
+  """Found before training: a task that takes the run's side, with patches of 14 pixels."""
+  config = tiny(**{"model.image.name": "vit", "model.image_px": 56}).unlock()
+  config.model.image.vit.patch_px = 14
+  config.evaluation.transfer.x = base.transfer_task("linear_probe")
+  assert entries(config).keys() == {"x"}
+  config.evaluation.transfer.y = base.transfer_task("segmentation")
+  with pytest.raises(UserError, match=r"y\.flags\.image_px: is 56; must be a multiple of 224"):
+    entries(config)
+  assert MapSettings.STRIDE == yolo.STRIDES[-1] == decoder.STRIDES[-1]
 
 
 def test_the_config_layer_names_the_key():

@@ -14,12 +14,14 @@ def attend(
   key: Float[Array, "B L H C"],
   value: Float[Array, "B L H C"],
   mask: Bool[Array, "B h L L"] | None = None,
+  bias: Float[Array, "b H L L"] | None = None,
 ) -> Float[Array, "B L H C"]:
-  """Computes softmax(query key' / sqrt(C)) value.
+  """Computes softmax(query key' / sqrt(C) + bias) value.
 
   Args:
     query, key, value: of one dtype.
     mask: True where a query may attend, for all heads (h = 1) or each; None: everywhere.
+    bias: for all examples (b = 1) or each; only with a mask.
   """
   flash = mask is None and flash_fits(query.dtype, query.shape[-1], jax.devices()[0])
   # Lengths of a batch that several devices share were never tried.
@@ -27,15 +29,17 @@ def attend(
     return attend_even_length(query, key, value, implementation="cudnn")
   # Not by platform_dependent, which would keep what both ways need for the gradient.
   if jax.default_backend() == "cpu":
-    return _attend_heads_first(query, key, value, mask)
-  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+    return _attend_heads_first(query, key, value, mask, bias)
+  return jax.nn.dot_product_attention(query, key, value, bias, mask, implementation="xla")
 
 
-def _attend_heads_first(query, key, value, mask):
+def _attend_heads_first(query, key, value, mask, bias):
   """Computes `attend` with heads before positions, in half the time on XLA's CPU backend."""
   q, k, v = (x.swapaxes(1, 2) for x in (query, key, value))
   logits = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
   logits *= q.shape[-1] ** -0.5
+  if bias is not None:
+    logits += bias
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weight = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
@@ -66,10 +70,15 @@ def attend_even_length(
 
 
 def first_attention(
-  query: Float[Array, "B L H C"], key: Float[Array, "B L H C"], mask: Bool[Array, "B h L L"]
+  query: Float[Array, "B L H C"],
+  key: Float[Array, "B L H C"],
+  mask: Bool[Array, "B h L L"],
+  bias: Float[Array, "b H L L"] | None = None,
 ) -> Float[Array, "B L"]:
   """Computes the first query's attention weights in float32, averaged over the heads."""
   score = jnp.einsum("bhc,blhc->bhl", query[:, 0], key) / query.shape[-1] ** 0.5
+  if bias is not None:
+    score += bias[:, :, 0]
   score = jnp.where(mask[:, :, 0], score.astype(jnp.float32), -jnp.inf)
   return jax.nn.softmax(score, axis=-1).mean(1)
 

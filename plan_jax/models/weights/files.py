@@ -47,27 +47,22 @@ def read(path: str | Path) -> Weights:
       f"{path} is not there, and nothing is downloaded: name a checkpoint file or a Hugging Face"
       " folder on this machine"
     )
-  files, settings = (_files(path), read_settings(path)) if path.is_dir() else ([path], {})
   tensors, digest = {}, hashlib.sha256()
-  for file in files:
+  for file in _files(path) if path.is_dir() else [path]:
     with open(file, "rb") as opened:
       while block := opened.read(2**24):
         digest.update(block)
     tensors |= _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
+  settings = read_settings(path / "config.json")
   if settings.get("library") == "plan_jax":  # a folder of plan_jax.export
     digests.check_sums(path, "fetch or export it again (python -m plan_jax.export)")
   return Weights(tensors, settings, digest.hexdigest())
 
 
-def read_settings(folder: str | Path) -> dict:
-  """Reads a folder's config.json, empty without. Raises WeightsError where it is broken."""
-  return _json(Path(folder) / "config.json")
-
-
 def _files(folder: Path) -> list[Path]:
   index = folder / "model.safetensors.index.json"
   if index.is_file():
-    shards = _json(index).get("weight_map")
+    shards = read_settings(index).get("weight_map")
     names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
     if not names or any(not (folder / name).is_file() for name in names):
       raise WeightsError(f"{index} names shards that are not beside it: fetch the folder again")
@@ -80,7 +75,8 @@ def _files(folder: Path) -> list[Path]:
   )
 
 
-def _json(path: Path) -> dict:
+def read_settings(path: Path) -> dict:
+  """Reads a JSON file, empty without. Raises WeightsError where it holds no entries by name."""
   if not path.is_file():
     return {}
   try:

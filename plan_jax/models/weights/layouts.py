@@ -26,11 +26,13 @@ class Layout(NamedTuple):
 
   Attributes:
     name: of the project and the encoder.
-    encoder: "resnet", "vit" or "bert"; of a whole model, its name in projects.BASELINE_LAYOUTS.
+    encoder: "resnet", "vit", "bert" or "mpnet"; of a whole model, its name in BASELINE_LAYOUTS.
     rows: every tensor that is ours; the first row tells that a file has this layout.
     left_aside: patterns of the names that are not ours: heads, and the other encoder.
     normalisation: (mean, std) of pixels in the project; None: it depends on the weights.
-    zeros: paths of ours that the project does without; where they are missing, they are zero.
+    zeros: patterns of paths of ours that the project does without; where they are missing, they are
+      zero.
+    variant: of a ViT, a name of vit.VARIANTS; empty: the names do not tell it.
   """
 
   name: str
@@ -39,6 +41,7 @@ class Layout(NamedTuple):
   left_aside: tuple[str, ...] = ()
   normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
   zeros: tuple[str, ...] = ()
+  variant: str = "vit"
 
 
 class Target(NamedTuple):
@@ -67,9 +70,17 @@ def patch_kernel(x: np.ndarray) -> np.ndarray:
 
 
 def positions(x: np.ndarray) -> np.ndarray:
-  """Turns [1, 1 + n * n, C] to [n, n, C] without the class token's; flat where no square."""
-  side = round((x.shape[1] - 1) ** 0.5)
-  return x[0, 1:].reshape(side, side, -1) if side**2 == x.shape[1] - 1 else x[0, 1:]
+  """Turns [1 + n * n, C], or [n * n, C], to [n, n, C] of the patches; flat where no square."""
+  x = x.reshape(-1, x.shape[-1])
+  x = x[len(x) - round(len(x) ** 0.5) ** 2 == 1 :]
+  side = round(len(x) ** 0.5)
+  return x.reshape(side, side, -1) if side**2 == len(x) else x
+
+
+def class_position(x: np.ndarray) -> np.ndarray:
+  """Turns [1 + n * n, C] to the class token's [C]; of [n * n, C] zeros, for it has none."""
+  x = x.reshape(-1, x.shape[-1])
+  return np.zeros_like(x[0]) if round(len(x) ** 0.5) ** 2 == len(x) else x[0]
 
 
 def convolution_1d(x: np.ndarray) -> np.ndarray:
@@ -89,16 +100,20 @@ def _statistic(leaf: str) -> tuple[Target, ...]:
   return (Target("batch_stats", leaf, _identity),)
 
 
+def _fused(leaf: str, *names: str) -> tuple[Target, ...]:
+  """Splits a tensor of several projections."""
+
+  def part(number):
+    return lambda x: np.split(x, len(names))[number].T
+
+  return tuple(Target("params", f"{name}/{leaf}", part(i)) for i, name in enumerate(names))
+
+
 def _qkv(leaf: str) -> tuple[Target, ...]:
-  """Splits a tensor of all three projections."""
-
-  def third(number):
-    return lambda x: np.split(x, 3)[number].T
-
-  names = enumerate(("query", "key", "value"))
-  return tuple(Target("params", f"{name}/{leaf}", third(i)) for i, name in names)
+  return _fused(leaf, "query", "key", "value")
 
 
+_POSITIONS = _param("position_embedding", positions)
 _NORM = {"weight": _param("scale"), "bias": _param("bias")}
 
 # Tensors of each kind of module, and where they go; "" is a tensor without a module.
@@ -108,6 +123,11 @@ KINDS: Mapping[str, Mapping[str, tuple[Target, ...]]] = {
   "patches": {"weight": _param("kernel", patch_kernel), "bias": _param("bias")},
   "dense": {"weight": _param("kernel", np.transpose), "bias": _param("bias")},
   "qkv": {"weight": _qkv("kernel"), "bias": _qkv("bias")},
+  "in_proj": {"in_proj_weight": _qkv("kernel"), "in_proj_bias": _qkv("bias")},
+  "gate_and_in": {
+    "weight": _fused("kernel", "mlp_gate", "mlp_in"),
+    "bias": _fused("bias", "mlp_gate", "mlp_in"),
+  },
   # Checkpoints converted from TensorFlow call them gamma and beta.
   "layer_norm": _NORM | {"gamma": _param("scale"), "beta": _param("bias")},
   "batch_norm": _NORM
@@ -117,17 +137,19 @@ KINDS: Mapping[str, Mapping[str, tuple[Target, ...]]] = {
     "num_batches_tracked": (),  # a counter of torch's
   },
   "embedding": {"weight": _param("embedding")},
+  "from_third": {"weight": _param("embedding", lambda x: x[2:])},  # the first belong to no token
   "first_row": {"weight": _param("", lambda x: x[0])},  # ours has one type of token
   # All places read the first row, as where a project gives every token the position 0.
   "first_row_only": {"weight": _param("embedding", lambda x: np.broadcast_to(x[:1], x.shape))},
   "class_token": {"": _param("", np.ravel)},
-  "positions": {
-    "": _param("position_embedding", positions) + _param("class_position", lambda x: x[0, 0])
-  },
+  "array": {"": _param("")},
+  "registers": {"": _param("", lambda x: x[0])},
+  "positions": {"": _POSITIONS + _param("class_position", class_position)},
+  "position_table": {"weight": _POSITIONS + _param("class_position", class_position)},
+  "patch_positions": {"weight": _POSITIONS},
   # As plan_jax.export writes them.
   "ours": {name: _param(name) for name in ("kernel", "bias", "scale", "embedding")}
   | {name: _statistic(name) for name in ("mean", "var")},
-  "our_array": {"": _param("")},
 }
 
 
@@ -144,6 +166,25 @@ def targets(layout: Layout, key: str) -> list[Target] | None:
         for target in tensors[name]
       ]
   return None
+
+
+def with_named_gates(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Gives timm's gated perceptrons the names of DINOv2's authors; to timm all are fc1 and fc2.
+
+  They are known by a first layer that gives twice what the second takes.
+  """
+
+  def is_gated(block):
+    first, last = (tensors.get(f"{block}.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    return first is not None and last is not None and len(first) == 2 * last.shape[-1]
+
+  named = {}
+  for name, tensor in tensors.items():
+    block, _, rest = name.partition(".mlp.fc")
+    if rest and is_gated(block):
+      name = f"{block}.mlp.{'w12' if rest[0] == '1' else 'w3'}{rest[1:]}"
+    named[name] = tensor
+  return named
 
 
 def is_left_aside(layout: Layout, key: str) -> bool:

@@ -13,21 +13,28 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plan_jax.models.bert import Bert
+from plan_jax.models.mpnet import BUCKETS, MPNet
 from plan_jax.models.resnet import ResNet, first_channels
-from plan_jax.models.vit import ViT
+from plan_jax.models.vit import VARIANTS, ViT
 from plan_jax.models.weights import files, layouts
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.layouts import Layout
 from plan_jax.models.weights.projects import BASELINE_LAYOUTS, IMAGE_LAYOUTS, TEXT_LAYOUTS
 from plan_jax.models.weights.sizes import HEAD_DIM, read_sizes, usual_heads
 
-_ENCODERS = {"resnet": ResNet, "vit": ViT, "bert": Bert}
-# Entries of a config.json that change the computation and no tensor, and ours.
+_ENCODERS = {"resnet": ResNet, "vit": ViT, "bert": Bert, "mpnet": MPNet}
+# Entries of a config.json that change the computation and no tensor, and ours; of ViTs by variant.
 _VARIANT = {
   "resnet": {"hidden_act": "relu", "downsample_in_bottleneck": False},
   "vit": {"hidden_act": "gelu"},
+  "dinov2": {"hidden_act": "gelu"},
+  "dinov2_registers": {"hidden_act": "gelu"},
+  "dinov3": {"hidden_act": "gelu", "rope_theta": 100.0, "query_bias": True, "value_bias": True},
+  "clip": {"hidden_act": "quick_gelu"},
+  "siglip": {"hidden_act": "gelu_pytorch_tanh"},
   "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
   "cxr_bert": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
+  "mpnet": {"hidden_act": "gelu", "relative_attention_num_buckets": BUCKETS},
 }
 _MOST_EPSILON = 1e-6  # of a layer norm, above which features would change
 
@@ -131,13 +138,14 @@ def load_baseline(
 
 def _load(path, encoder: nn.Module, known: Sequence[Layout], key: str) -> LoadedEncoder:
   weights = _read(path, f"{key}.weights")
+  weights = weights._replace(tensors=layouts.with_named_gates(weights.tensors))
   layout = layouts.find(known, weights.tensors)
   if layout is None:
     raise WeightsError(
       f"{path} has none of the layouts {', '.join(layout.name for layout in known)} (it begins with"
       f" {_first_names(weights)}); see docs/weights.md"
     )
-  if not isinstance(encoder, _ENCODERS[layout.encoder]):
+  if type(encoder) is not _ENCODERS[layout.encoder]:
     raise WeightsError(f"{path} holds a {layout.name}: set {key}.name={layout.encoder}")
   placement = _place(weights.tensors, layout, partial(_is_unused, encoder))
   shapes = placement.shapes()
@@ -199,9 +207,9 @@ def _place(tensors: dict, layout: Layout, is_unused: Callable[[str], bool]) -> _
 def _settle(path, key: str, layout: Layout, placement: _Placement, wanted: dict) -> None:
   """Adds the layout's zeros; raises WeightsError where names or shapes are not as wanted."""
   arrays = placement.arrays
-  for target in (("params", ours) for ours in layout.zeros):
-    if target in wanted:
-      arrays.setdefault(target, ("", np.zeros(wanted[target], np.float32)))
+  for target, shape in wanted.items():
+    if any(re.fullmatch(pattern, target[1]) for pattern in layout.zeros):
+      arrays.setdefault(target, ("", np.zeros(shape, np.float32)))
   problems = list(placement.problems)
   problems += [f"missing {target[1]}" for target in wanted if target not in arrays]
   for target, (name, array) in arrays.items():
@@ -220,6 +228,8 @@ def _is_unused(encoder: nn.Module, path: str) -> bool:
   """Tells whether our encoder could have this, but does without as it is set."""
   if path.startswith("projector_"):
     return not encoder.projector
+  if isinstance(encoder, ViT):
+    return path.startswith("pooling/")  # behind the grid
   stage = re.match(r"stage(\d)_", path)
   return bool(stage) and int(stage[1]) > encoder.stages
 
@@ -246,6 +256,7 @@ def _inputs(encoder: nn.Module) -> tuple:
 def _size_problems(key, encoder, layout: Layout, shapes: dict, settings: dict) -> list[str]:
   """Lists sizes of the file that are not the encoder's, with the settings that fit."""
   sizes = read_sizes(shapes, layout.encoder)
+  settings = settings.get("vision_config", settings)  # of CLIP, beside its text encoder's
   problems = []
   channels = sizes.pop("channels", None)
   if channels and channels != len(encoder.mean):
@@ -262,7 +273,10 @@ def _size_problems(key, encoder, layout: Layout, shapes: dict, settings: dict) -
       del sizes["width"]
   else:
     sizes["num_heads"] = settings.get("num_attention_heads", encoder.num_heads)
-  keys = f"{key}.vit" if isinstance(encoder, ViT) else key
+  keys = key
+  if isinstance(encoder, ViT):
+    keys = f"{key}.vit"
+    sizes["variant"] = layout.variant or encoder.variant
   other_width = "embed_dim" in sizes and sizes["embed_dim"] != encoder.embed_dim
   if other_width and "num_attention_heads" not in settings:
     problems.append(
@@ -274,21 +288,25 @@ def _size_problems(key, encoder, layout: Layout, shapes: dict, settings: dict) -
     for name, size in sizes.items()
     if size != getattr(encoder, name)
   ]
-  return problems + _variant_problems(layout, settings)
+  return problems + _variant_problems(layout, settings, shapes)
 
 
-def _variant_problems(layout: Layout, settings: dict) -> list[str]:
+def _variant_problems(layout: Layout, settings: dict, shapes: dict) -> list[str]:
   """Lists settings of a config.json that change the computation and no tensor."""
+  is_vit = layout.encoder == "vit"
+  variant = layout.variant or "vit" if is_vit else layout.encoder
+  ours = dict(_VARIANT.get(variant, {}))
+  if variant == "dinov3" and "block1/mlp_gate/kernel" in shapes:
+    ours["hidden_act"] = "silu"
   problems = [
-    f"its config.json has {name} {settings[name]!r}, ours is {ours!r}"
-    for name, ours in _VARIANT.get(layout.encoder, {}).items()
-    if settings.get(name, ours) != ours
+    f"its config.json has {name} {settings[name]!r}, ours is {value!r}"
+    for name, value in ours.items()
+    if settings.get(name, value) != value
   ]
   epsilon = settings.get("layer_norm_eps", 0)
-  if epsilon > _MOST_EPSILON:
-    problems.append(
-      f"its config.json has layer_norm_eps {epsilon}, ours is at most {_MOST_EPSILON}"
-    )
+  most = max(_MOST_EPSILON, VARIANTS[variant].epsilon if is_vit else 0)
+  if epsilon > most:
+    problems.append(f"its config.json has layer_norm_eps {epsilon}, ours is at most {most}")
   return problems
 
 

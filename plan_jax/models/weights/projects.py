@@ -73,6 +73,79 @@ HF_VIT = (
   Row("layernorm", "norm", "layer_norm"),
 )
 
+# As timm and its authors have it; a row of its own comes first, by which the layout is known.
+DINOV2 = (
+  Row(r"blocks\.(\d+)\.ls1\.gamma", r"block\1+1/attention_scale", "array"),
+  Row(r"blocks\.(\d+)\.ls2\.gamma", r"block\1+1/mlp_scale", "array"),
+  Row(r"blocks\.(\d+)\.mlp\.w12", r"block\1+1", "gate_and_in"),
+  Row(r"blocks\.(\d+)\.mlp\.w3", r"block\1+1/mlp_out", "dense"),
+  *VIT,
+)
+DINOV2_REGISTERS = (Row(r"reg_token|register_tokens", "registers", "registers"), *DINOV2)
+HF_DINOV2 = (
+  Row(rf"{_HF_LAYER}\.layer_scale1\.lambda1", r"block\1+1/attention_scale", "array"),
+  Row(rf"{_HF_LAYER}\.layer_scale2\.lambda1", r"block\1+1/mlp_scale", "array"),
+  Row(rf"{_HF_LAYER}\.norm1", r"block\1+1/attention_norm", "layer_norm"),
+  Row(rf"{_HF_LAYER}\.norm2", r"block\1+1/mlp_norm", "layer_norm"),
+  Row(rf"{_HF_LAYER}\.mlp\.fc1", r"block\1+1/mlp_in", "dense"),
+  Row(rf"{_HF_LAYER}\.mlp\.(?:fc2|weights_out)", r"block\1+1/mlp_out", "dense"),
+  Row(rf"{_HF_LAYER}\.mlp\.weights_in", r"block\1+1", "gate_and_in"),
+  *HF_VIT,
+)
+HF_DINOV2_REGISTERS = (
+  Row(r"embeddings\.register_tokens", "registers", "registers"),
+  *HF_DINOV2,
+)
+
+_V3_LAYER = r"(?:model\.)?layer\.(\d+)"
+HF_DINOV3 = (
+  Row(rf"{_V3_LAYER}\.layer_scale1\.lambda1", r"block\1+1/attention_scale", "array"),
+  Row(rf"{_V3_LAYER}\.layer_scale2\.lambda1", r"block\1+1/mlp_scale", "array"),
+  Row(r"embeddings\.patch_embeddings", "patch_embedding", "patches"),
+  Row(r"embeddings\.cls_token", "class_token", "class_token"),
+  Row(r"embeddings\.register_tokens", "registers", "registers"),
+  Row(rf"{_V3_LAYER}\.norm1", r"block\1+1/attention_norm", "layer_norm"),
+  Row(rf"{_V3_LAYER}\.norm2", r"block\1+1/mlp_norm", "layer_norm"),
+  Row(rf"{_V3_LAYER}\.attention\.q_proj", r"block\1+1/query", "dense"),
+  Row(rf"{_V3_LAYER}\.attention\.k_proj", r"block\1+1/key", "dense"),
+  Row(rf"{_V3_LAYER}\.attention\.v_proj", r"block\1+1/value", "dense"),
+  Row(rf"{_V3_LAYER}\.attention\.o_proj", r"block\1+1/attention_out", "dense"),
+  Row(rf"{_V3_LAYER}\.mlp\.up_proj", r"block\1+1/mlp_in", "dense"),
+  Row(rf"{_V3_LAYER}\.mlp\.gate_proj", r"block\1+1/mlp_gate", "dense"),
+  Row(rf"{_V3_LAYER}\.mlp\.down_proj", r"block\1+1/mlp_out", "dense"),
+  Row("norm", "norm", "layer_norm"),
+)
+
+_CLIP_LAYER = r"encoder\.layers\.(\d+)"
+_CLIP_BLOCKS = (
+  Row(r"embeddings\.patch_embedding", "patch_embedding", "patches"),
+  Row(rf"{_CLIP_LAYER}\.layer_norm1", r"block\1+1/attention_norm", "layer_norm"),
+  Row(rf"{_CLIP_LAYER}\.layer_norm2", r"block\1+1/mlp_norm", "layer_norm"),
+  Row(rf"{_CLIP_LAYER}\.self_attn\.q_proj", r"block\1+1/query", "dense"),
+  Row(rf"{_CLIP_LAYER}\.self_attn\.k_proj", r"block\1+1/key", "dense"),
+  Row(rf"{_CLIP_LAYER}\.self_attn\.v_proj", r"block\1+1/value", "dense"),
+  Row(rf"{_CLIP_LAYER}\.self_attn\.out_proj", r"block\1+1/attention_out", "dense"),
+  Row(rf"{_CLIP_LAYER}\.mlp\.fc1", r"block\1+1/mlp_in", "dense"),
+  Row(rf"{_CLIP_LAYER}\.mlp\.fc2", r"block\1+1/mlp_out", "dense"),
+  Row("post_layernorm", "norm", "layer_norm"),
+)
+CLIP_VISION = (
+  Row("pre_layrnorm", "first_norm", "layer_norm"),  # spelt so by its authors
+  Row(r"embeddings\.class_embedding", "class_token", "class_token"),
+  Row(r"embeddings\.position_embedding", "", "position_table"),
+  *_CLIP_BLOCKS,
+)
+SIGLIP_VISION = (
+  Row(r"head\.probe", "pooling/probe", "class_token"),
+  Row(r"head\.attention", "pooling", "in_proj"),
+  Row(r"head\.attention\.out_proj", "pooling/attention_out", "dense"),
+  Row(r"head\.layernorm", "pooling/mlp_norm", "layer_norm"),
+  Row(r"head\.mlp\.fc1", "pooling/mlp_in", "dense"),
+  Row(r"head\.mlp\.fc2", "pooling/mlp_out", "dense"),
+  Row(r"embeddings\.position_embedding", "", "patch_positions"),
+  *_CLIP_BLOCKS,
+)
+
 BERT = (
   Row(r"embeddings\.word_embeddings", "token_embedding", "embedding"),
   Row(r"embeddings\.position_embeddings", "position_embedding", "embedding"),
@@ -93,6 +166,21 @@ BLIP_BERT = (
   Row(r"embeddings\.position_embeddings", "position_embedding", "first_row_only"),
   *BERT[3:],
 )
+_MP_ATTENTION = rf"{_HF_LAYER}\.attention\.attn"
+MPNET = (
+  Row(r"encoder\.relative_attention_bias", "position_bias", "embedding"),
+  Row(r"embeddings\.word_embeddings", "token_embedding", "embedding"),
+  Row(r"embeddings\.position_embeddings", "position_embedding", "from_third"),
+  Row(r"embeddings\.LayerNorm", "embedding_norm", "layer_norm"),
+  Row(rf"{_MP_ATTENTION}\.q", r"layer\1+1/query", "dense"),
+  Row(rf"{_MP_ATTENTION}\.k", r"layer\1+1/key", "dense"),
+  Row(rf"{_MP_ATTENTION}\.v", r"layer\1+1/value", "dense"),
+  Row(rf"{_MP_ATTENTION}\.o", r"layer\1+1/attention_out", "dense"),
+  Row(rf"{_HF_LAYER}\.attention\.LayerNorm", r"layer\1+1/attention_norm", "layer_norm"),
+  Row(rf"{_HF_LAYER}\.intermediate\.dense", r"layer\1+1/mlp_in", "dense"),
+  Row(rf"{_HF_LAYER}\.output\.dense", r"layer\1+1/mlp_out", "dense"),
+  Row(rf"{_HF_LAYER}\.output\.LayerNorm", r"layer\1+1/mlp_norm", "layer_norm"),
+)
 CXR_BERT_PROJECTOR = (
   Row(r"cls_projection_head\.dense_to_hidden", "projector_in", "dense"),
   Row(r"cls_projection_head\.LayerNorm", "projector_norm", "layer_norm"),
@@ -111,7 +199,8 @@ def _ours(encoder: str, first: str) -> tuple[Row, ...]:
     Row(rf"{encoder}\.({first})", r"\1", "ours"),
     Row(rf"{encoder}\.(\w+)\.(\w+)", r"\1/\2", "ours"),
     Row(rf"{encoder}\.(\w+)", r"\1", "ours"),
-    Row(rf"{encoder}\.(\w+_(?:token|position|embedding))", r"\1", "our_array"),
+    Row(rf"{encoder}\.(\w+_(?:token|position|embedding)|registers)", r"\1", "array"),
+    Row(rf"{encoder}\.(\w+)\.(\w+_scale)", r"\1/\2", "array"),
   )
 
 
@@ -138,8 +227,57 @@ _HUB_VIT = under(r"(?:vit\.)?", HF_VIT)
 # With BioViL-T's second image; its projector is behind both.
 _SECOND_IMAGE = (r"encoder\.(backbone_to_vit|vit_pooler)\..+", r"encoder\.missing_previous_emb")
 _BIOVIL_ASIDE = (*_BIOVIL_HEADS, *_SECOND_IMAGE)
+_MASK_TOKEN = r"(?:.+\.)?mask_token"
+_CLIP_ASIDE = (
+  r"text_model\..+",
+  r"(text|visual)_projection\..+",
+  r"logit_(scale|bias)",
+  r".+\.position_ids",
+)
+
+
+def _dino(name: str, variant: str, rows: tuple[Row, ...], *aside: str, **more) -> Layout:
+  return Layout(name, "vit", rows, (_MASK_TOKEN, *aside), _IMAGENET, variant=variant, **more)
+
+
+_HUB_HEAD = r"classifier\..+"
+# The first that a file's names fit: the special ones come before the plain.
+_SELF_SUPERVISED = (
+  _dino("Hugging Face DINOv3", "dinov3", HF_DINOV3, zeros=(r"block\d+/key/bias",)),
+  _dino("DINOv2 with registers", "dinov2_registers", DINOV2_REGISTERS, r"head\..+"),
+  _dino("DINOv2", "dinov2", DINOV2, r"head\..+"),
+  _dino(
+    "Hugging Face DINOv2 with registers",
+    "dinov2_registers",
+    under(r"(?:dinov2_with_registers\.)?", HF_DINOV2_REGISTERS),
+    _HUB_HEAD,
+  ),
+  _dino("Hugging Face DINOv2", "dinov2", under(r"(?:dinov2\.)?", HF_DINOV2), _HUB_HEAD),
+)
+_CLIP_NORMALISATION = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_LANGUAGE_SUPERVISED = (
+  Layout(
+    "Hugging Face CLIP",
+    "vit",
+    under(r"(?:vision_model\.)?", CLIP_VISION),
+    _CLIP_ASIDE,
+    _CLIP_NORMALISATION,
+    zeros=("patch_embedding/bias",),
+    variant="clip",
+  ),
+  Layout(
+    "Hugging Face SigLIP",
+    "vit",
+    under(r"(?:vision_model\.)?", SIGLIP_VISION),
+    _CLIP_ASIDE,
+    _HALF,
+    variant="siglip",
+  ),
+)
 _NOT_OUR_IMAGE = (r"text_encoder\..+", *_OUR_HEADS)
 IMAGE_LAYOUTS = (
+  *_SELF_SUPERVISED,
+  *_LANGUAGE_SUPERVISED,
   Layout("torchvision ResNet", "resnet", RESNET, (r"fc\..+",), _IMAGENET),
   Layout("timm ViT", "vit", VIT, (r"(head|pre_logits)\..+",)),
   Layout("Hugging Face ResNet", "resnet", _HUB_RESNET, (r"classifier\..+",), _IMAGENET),
@@ -152,7 +290,9 @@ IMAGE_LAYOUTS = (
   _of_mgca("ConVIRT ViT", VIT, "", _CONVIRT_HEADS),
   Layout("ConVIRT-pytorch", "resnet", NUMBERED_RESNET, (r"bert_model\..+", *_NUMBERED_HEADS)),
   Layout("plan_jax ResNet", "resnet", _ours("image_encoder", "stem"), _NOT_OUR_IMAGE),
-  Layout("plan_jax ViT", "vit", _ours("image_encoder", "patch_embedding"), _NOT_OUR_IMAGE),
+  Layout(
+    "plan_jax ViT", "vit", _ours("image_encoder", "patch_embedding"), _NOT_OUR_IMAGE, variant=""
+  ),
 )
 
 
@@ -165,9 +305,14 @@ def _bert_of(
   return Layout(name, "bert", under(rf"{prefix}\.", rows), aside, zeros=zeros)
 
 
-_OUR_BERT = _ours("text_encoder", "token_embedding")
-
+_NOT_OUR_TEXT = (r"image_encoder\..+", *_OUR_HEADS)
 TEXT_LAYOUTS = (
+  Layout(
+    "MPNet",
+    "mpnet",
+    under(r"(?:mpnet\.)?", MPNET),
+    (*_not_bert(r"(mpnet\.)?"), r"lm_head\..+"),
+  ),
   Layout(
     "BERT",
     "bert",
@@ -178,7 +323,8 @@ TEXT_LAYOUTS = (
   _bert_of("MGCA", r"text_encoder_q\.model", "img_encoder_q", _MGCA_HEADS, BLIP_BERT),
   _bert_of("ConVIRT", r"text_encoder\.model", "img_encoder", _CONVIRT_HEADS, BLIP_BERT),
   _bert_of("ConVIRT-pytorch", "bert_model", "res_features", _NUMBERED_HEADS),
-  Layout("plan_jax", "bert", _OUR_BERT, (r"image_encoder\..+", *_OUR_HEADS)),
+  Layout("plan_jax MPNet", "mpnet", _ours("text_encoder", "position_bias"), _NOT_OUR_TEXT),
+  Layout("plan_jax", "bert", _ours("text_encoder", "token_embedding"), _NOT_OUR_TEXT),
 )
 
 

@@ -5,13 +5,6 @@ from collections.abc import Mapping
 
 from plan_jax.models.resnet import BLOCKS
 
-TEXT_SETTINGS = {  # of config.model.text, and their names in a BERT's config.json
-  "embed_dim": "hidden_size",
-  "depth": "num_hidden_layers",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_position": "max_position_embeddings",
-}
 HEAD_DIM = 64  # of all BERT and ViT of the base size; no array tells it
 
 Shapes = Mapping[str, tuple[int, ...]]  # by path of ours
@@ -27,19 +20,6 @@ def sizes(shapes: Shapes, encoder: str, module: str) -> dict:
   return {key: x for key, x in attributes.items() if key not in ("channels", "projector")}
 
 
-def text_sizes(settings: Mapping) -> dict[str, int]:
-  """Returns the sizes of config.model.text that a folder's config.json tells.
-
-  Its entries are a BERT's, or the run's as `plan_jax.export` writes them.
-  """
-  match settings:
-    case {"run": {"model": {"text": {**own}}}}:
-      pass
-    case _:
-      own = {ours: settings.get(theirs) for ours, theirs in TEXT_SETTINGS.items()}
-  return {name: own[name] for name in TEXT_SETTINGS if isinstance(own.get(name), int)}
-
-
 def usual_heads(embed_dim: int) -> int:
   """Returns the number of heads where each has 64 channels."""
   return max(1, embed_dim // HEAD_DIM)
@@ -47,7 +27,7 @@ def usual_heads(embed_dim: int) -> int:
 
 def read_sizes(shapes: Shapes, encoder: str) -> dict:
   """Returns attributes without the heads, with the channels of an image, and the projector."""
-  return {"resnet": _resnet_sizes, "vit": _vit_sizes, "bert": _bert_sizes}[encoder](shapes)
+  return {"resnet": _resnet_sizes, "vit": _vit_sizes}.get(encoder, _text_sizes)(shapes)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -90,10 +70,13 @@ def _vit_sizes(shapes: Shapes) -> dict:
     attributes["grid"] = position[0]
   if "block1/mlp_in/bias" in shapes:
     attributes["mlp_dim"] = shapes["block1/mlp_in/bias"][0]
+  if attributes:
+    attributes["registers"] = shapes.get("registers", (0,))[0]
+    attributes["gated"] = "block1/mlp_gate/bias" in shapes
   return attributes
 
 
-def _bert_sizes(shapes: Shapes) -> dict:
+def _text_sizes(shapes: Shapes) -> dict:
   attributes = _depth(shapes, r"layer\d+/")
   if len(token := shapes.get("token_embedding/embedding", ())) == 2:
     attributes |= {"vocabulary_size": token[0], "embed_dim": token[1]}

@@ -48,7 +48,6 @@ _OVERLAP = 0.5  # IoU above which a prediction suppresses another
 class Detection(HeadTask):
   """A learner of boxes."""
 
-  STRIDE = yolo.STRIDES[-1]
   REQUIRED = "box of what is learned"
   OTHERWISE = "the last step is evaluated, and nothing stops it early"
   FOLLOWED = scalar_name(detection.TASK, _METRIC)

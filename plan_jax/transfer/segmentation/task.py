@@ -38,7 +38,6 @@ from plan_jax.transfer.task import HeadTask, Outcome
 class Segmentation(HeadTask):
   """A learner of masks."""
 
-  STRIDE = decoder.STRIDES[-1]
   REQUIRED = "region of what is learned"
   OTHERWISE = "the last step is evaluated, nothing stops it early, and the threshold is .5"
   FOLLOWED = scalar_name(TASK, "Dice")
