@@ -127,7 +127,7 @@ def load_baseline(
   placement = _place(weights.tensors, wanted, lambda _: False)
   try:
     model = build(placement.shapes(), weights.settings)
-    problems = _variant_problems(wanted, weights.settings)
+    problems = _variant_problems(wanted, weights.settings, placement.shapes())
   except WeightsError as error:
     problems = [str(error)]
   if problems:
