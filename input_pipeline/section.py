@@ -14,7 +14,6 @@ An example:
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from types import UnionType
 from typing import Annotated, Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 
@@ -87,35 +86,49 @@ class Section:
         raise SectionError(f"{field.name}: is missing")
     return cls(**given)
 
+  @classmethod
+  def read_at(cls, name: str, value: Any) -> Self:
+    """Reads the section that is the value of a key, which comes first in errors, as `read` does."""
+    require_keys(name, value)
+    try:
+      return cls.read(value)
+    except SectionError as error:
+      raise SectionError(f"{name}.{error}") from None
+
+
+def require_keys(name: str, value) -> None:
+  """Raises SectionError, naming the key, unless its value is a mapping."""
+  if not hasattr(value, "keys"):
+    raise SectionError(f"{name}: is {value!r}; must hold keys")
+
 
 def _read(kind, value, name: str):
   """Reads a value of the type `kind`, with `name` before the keys in errors; JSON has no tuples."""
   if _is_section(kind):
-    try:
-      return kind.read(value)
-    except SectionError as error:
-      raise SectionError(f"{name}.{error}") from None
-  if len(get_args(kind)) == 2 and _is_section(get_args(kind)[1]):
+    return kind.read_at(name, value)
+  if get_origin(kind) is dict and _is_section(get_args(kind)[1]):
+    require_keys(name, value)
     return {key: _read(get_args(kind)[1], entry, f"{name}.{key}") for key, entry in value.items()}
   return tuple(value) if get_origin(kind) is tuple and isinstance(value, list) else value
 
 
 def _fits(kind, value) -> bool:
-  """Tells whether a value is of a type, elements aside; an int is a float too."""
+  """Tells whether a value is of a type, with all elements; an int is a float too."""
   if kind is Any:
     return True
   if kind in (int, float) and isinstance(value, bool):
     return False
-  return isinstance(value, (int, float) if kind is float else _plain(kind))
-
-
-def _plain(kind):
-  """Returns the type that isinstance takes: of tuple[float, ...] tuple, unions as they are."""
-  return kind if get_origin(kind) is UnionType else get_origin(kind) or kind
+  if kind is float:
+    return isinstance(value, (int, float))
+  if get_origin(kind) is tuple:  # of any length
+    return isinstance(value, tuple) and all(_fits(get_args(kind)[0], x) for x in value)
+  if get_origin(kind) is dict:
+    return isinstance(value, dict) and all(_fits(get_args(kind)[1], x) for x in value.values())
+  return isinstance(value, kind)
 
 
 def _name(kind) -> str:
-  return getattr(_plain(kind), "__name__", str(kind))
+  return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def _is_section(kind) -> bool:

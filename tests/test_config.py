@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import baselines, chexpert, mimic, openi, phantom, variants
 from configs.local import localised
@@ -164,6 +165,36 @@ def test_impossible_configs_are_named(key, value, message):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message):
     config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("curriculum", {"a": 3}, r"curriculum\.a: is 3; must hold keys"),
+    ("model", 3, r"model: is 3; must hold keys"),
+    ("model.image.vit", None, r"model\.image\.vit: is None; must hold keys"),
+    ("train.freeze", (3,), r"train\.freeze: is \(3,\); must be of type tuple\[str, "),
+    ("mesh.data", "all", r"mesh: is \{'data': 'all', .*; must be of type dict\[str, int\]"),
+    ("evaluation.prompts", (3,), r"evaluation\.prompts: is \(3,\); must be of type tuple\[str, "),
+    ("evaluation.sets", "x", r"evaluation\.sets: is 'x'; must hold keys"),
+    ("evaluation.sets", {"x": 3}, r"evaluation\.sets\.x: is 3; must hold keys"),
+    (
+      "evaluation.evaluators.terms.protocols",
+      True,
+      r"evaluation\.evaluators\.terms\.protocols: is True; must be of type tuple\[str, ",
+    ),
+    ("evaluation.transfer", {"x": 3}, r"evaluation\.transfer\.x: is 3; must hold keys"),
+    ("evaluation.transfer", {"x": {}}, r"evaluation\.transfer\.x\.task: is missing"),
+  ],
+)
+def test_values_of_other_types_are_named(key, value, message):
+  config = section = tiny().to_dict()
+  *path, last = key.split(".")
+  for part in path:
+    section = section[part]
+  section[last] = value
+  with pytest.raises(config_lib.ConfigError, match=f"^config\\.{message}"):
+    config_lib.check(ConfigDict(config))
 
 
 def test_batch_that_does_not_divide_over_the_devices():

@@ -6,7 +6,7 @@ from typing import Annotated
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from input_pipeline.section import Rule, Section, SectionError, ShareBelowOne, Weight
+from input_pipeline.section import Rule, Section, SectionError, ShareBelowOne, Weight, require_keys
 
 _POSITIVE = Rule(lambda values: all(value > 0 for value in values), "must be positive")
 _NOT_NEGATIVE = Rule(lambda values: all(value >= 0 for value in values), "must not be negative")
@@ -52,6 +52,7 @@ def stages(config) -> tuple[Stage, ...]:
   """
   ordered = []
   for name, fields in config.items():
+    require_keys(name, fields)
     try:
       if "name" in fields:
         raise SectionError("name: is the key of the stage itself")

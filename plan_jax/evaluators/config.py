@@ -10,6 +10,13 @@ from plan_jax.training.config import TokenCount
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluatorConfig(Section):
+  """An evaluator, which measures by each of the protocols."""
+
+  protocols: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
   """The evaluation of any model."""
 
@@ -18,7 +25,7 @@ class EvaluationConfig(Section):
   rerank_top: Count
   prompts: tuple[str, ...]
   compatibility: bool
-  evaluators: dict[str, Any]
+  evaluators: dict[str, EvaluatorConfig]
   resamples: Count
   report_images: Count
   sets: dict[str, EvaluationSetConfig]

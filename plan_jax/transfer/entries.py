@@ -5,10 +5,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.section import Rule, Section, SectionError, one_of
 from plan_jax.models.config import ModelConfig
 from plan_jax.transfer.settings import SETTINGS, Settings
 
@@ -16,8 +18,13 @@ from plan_jax.transfer.settings import SETTINGS, Settings
 _RESERVED = {"workdir", "records", "out", "encoder", "step", "fraction"}
 
 
-@dataclass(frozen=True)
-class Entry:
+_SHARES = Rule(
+  lambda shares: all(0 < share <= 1 for share in shares), "must be shares above 0, and 1 at most"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Section):
   """A task to be learned on the run's encoder, and on others to compare it with.
 
   Attributes:
@@ -28,11 +35,11 @@ class Entry:
     flags: further settings of the task.
   """
 
-  task: str
+  task: Annotated[str, one_of(*SETTINGS)]
   of: str
-  fractions: tuple[float, ...]
+  fractions: Annotated[tuple[float, ...], _SHARES]
   encoders: tuple[str, ...]
-  flags: dict
+  flags: dict[str, Any]
 
   def settings(self, encoder: str, fraction: float, **places) -> Settings:
     """Returns the settings for one encoder and one share. Raises UserError, naming the flag."""
@@ -52,24 +59,23 @@ def entries(config: ConfigDict) -> dict[str, Entry]:
   """
   common = {"resamples": config.evaluation.resamples, "seed": config.seed}
   out = {}
-  for name, raw in config.evaluation.get("transfer", {}).items():
+  for name, raw in config.evaluation.to_dict().get("transfer", {}).items():
     key = f"evaluation.transfer.{name}"
-    _require(raw.task in SETTINGS, f"{key}.task", raw.task, _choice(SETTINGS))
+    try:
+      entry = Entry.read_at(key, raw)
+    except SectionError as error:
+      raise UserError(str(error)) from None
     sets = ("", *config.evaluation.sets)
-    _require(raw.of in sets, f"{key}.of", raw.of, _choice(sets))
-    flags, allowed = raw.flags.to_dict(), flags_of(raw.task)
-    rule = f"its keys must be flags of --task={raw.task}: {', '.join(sorted(allowed))}"
-    _require(set(flags) <= allowed, f"{key}.flags", flags, rule)
-    entry = Entry(raw.task, raw.of, tuple(raw.fractions), tuple(raw.encoders), common | flags)
-    _check(config, key, entry)
-    out[name] = entry
+    _require(entry.of in sets, f"{key}.of", entry.of, _choice(sets))
+    allowed = flags_of(entry.task)
+    rule = f"its keys must be flags of --task={entry.task}: {', '.join(sorted(allowed))}"
+    _require(set(entry.flags) <= allowed, f"{key}.flags", entry.flags, rule)
+    out[name] = dataclasses.replace(entry, flags=common | entry.flags)
+    _check(config, key, out[name])
   return out
 
 
 def _check(config: ConfigDict, key: str, entry: Entry) -> None:
-  rule = "must be shares above 0, and 1 at most"
-  fits = all(0 < share <= 1 for share in entry.fractions)
-  _require(fits, f"{key}.fractions", entry.fractions, rule)
   known = SETTINGS[entry.task].ENCODERS
   fits = entry.encoders[:1] == ("run",) and set(entry.encoders) <= set(known)
   rule = f"must begin with 'run'; there are {', '.join(known)}"

@@ -86,6 +86,10 @@ def test_help_names_the_flags_and_their_defaults(task, capsys):
     (dict(task="linear_probe", of="b"), "transfer.x.of: is 'b'"),
     (dict(task="linear_probe", steps=3), "transfer.x.flags.*must be flags of --task=linear_probe"),
     (dict(task="linear_probe", fractions=(2.0,)), "transfer.x.fractions"),
+    (
+      dict(task="linear_probe", fractions=("x",)),
+      "x.fractions: is .*must be of type tuple",
+    ),
     (dict(task="linear_probe", encoders=("run", "supervised")), "must begin with 'run'; there are"),
     (dict(task="detection", encoders=("random",)), "must begin with 'run'"),
     (dict(task="segmentation", empty_images="droop"), "x.flags: --empty_images=droop: must be one"),
