@@ -72,6 +72,12 @@ def write_sums(folder: Path, *, without: Collection[str] = ()) -> None:
   replace_text(folder / SUMS, "".join([f"# {len(lines)} files\n", *lines]))
 
 
+def has_sums(folder: Path) -> bool:
+  """Tells whether a folder has SHA256SUMS of `write_sums`; those of others have no head."""
+  path = Path(folder) / SUMS
+  return path.is_file() and path.read_bytes()[:2] == b"# "
+
+
 def check_sums(folder: Path, remedy: str, *, below: str = "") -> None:
   """Compares the files of a folder with its SHA256SUMS; files that it does not list are left.
 

@@ -40,7 +40,7 @@ from plan_jax.inference.load import load_tokenizer, of_state
 from plan_jax.inference.predictor import Predictor, ground_pair
 from plan_jax.inference.run_spec import run_spec
 from plan_jax.models.two_towers import build
-from plan_jax.models.weights.files import WeightsError, read
+from plan_jax.models.weights.files import WeightsError, read_safetensors
 from plan_jax.results import model_card
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
@@ -102,7 +102,7 @@ def load(folder: str | Path) -> Predictor:
   parts = assemble(config, tokenizer)
   wanted = parts.abstract_state
   names = _flat({"params": wanted.params, "batch_stats": wanted.batch_stats})
-  tensors = read(folder / _TENSORS).tensors
+  tensors = read_safetensors(folder / _TENSORS)
   wrong = [f"missing {name}" for name in names if name not in tensors]
   wrong += [f"unexpected {name}" for name in tensors if name not in names]
   wrong += [
@@ -136,7 +136,7 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
   """
   folder = Path(folder)
   digests.check_sums(folder, _REMEDY)
-  weights = jax.device_put(read(folder / _TENSORS).tensors)
+  weights = jax.device_put(read_safetensors(folder / _TENSORS))
   function = jax_export.deserialize(bytearray((folder / _FUNCTION).read_bytes()))
   return lambda batch: function.call(weights, {name: jnp.asarray(x) for name, x in batch.items()})
 

@@ -194,9 +194,17 @@ NAMES = ("model.safetensors", "grounding.jax", "config.json", "tokenizer.json", 
 @pytest.mark.parametrize("read", [export.load, export.serving, files.read])
 def test_a_damaged_export_is_one_line(run, name, read):
   assert set(NAMES) <= {path.name for path in run[1].iterdir()}
-  if read is files.read and name == "config.json":
-    pytest.skip("without it the folder is one of any weights")
   for_each_damage(run[1] / name, lambda: read(run[1]))
+
+
+def test_damaged_weights_are_one_line_without_the_config_and_by_themselves(run, tmp_path):
+  out = shutil.copytree(run[1], tmp_path / "out")
+  weights = out / "model.safetensors"
+  for_each_damage(weights, lambda: files.read(weights))
+  (out / "config.json").unlink()
+  for path in (out, weights):
+    with pytest.raises(DamagedError, match=r"config\.json is missing"):
+      files.read(path)
 
 
 def test_the_card_may_be_edited(run, tmp_path):

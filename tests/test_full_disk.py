@@ -9,6 +9,7 @@ from fakes.disk import full_disk
 from input_pipeline import shards
 from input_pipeline.files import DiskError
 from input_pipeline.phantom import radiograph
+from input_pipeline.text import tokenizer
 from paths import ROOT
 from plan_jax.metrics.detection import Image
 from plan_jax.results import boxes, example_scores, report, rows
@@ -62,11 +63,23 @@ def test_one_line_and_nothing_is_left(tmp_path, name):
   assert not list(tmp_path.glob("*tmp*"))
 
 
+@pytest.mark.parametrize("how", ["train", "copy"])
+def test_a_vocabulary_leaves_nothing(tmp_path, how):
+  texts, (source, folder) = ["Heart size is normal."] * 3, (tmp_path / name for name in "ab")
+  tokenizer.train(texts, source, vocabulary_size=60)
+  before = set(tmp_path.rglob("*"))
+  with full_disk(), pytest.raises(DiskError, match=f"^{folder}.*: File too large; raise the limit"):
+    if how == "train":
+      tokenizer.train(texts, folder, vocabulary_size=60)
+    else:
+      tokenizer.copy(source, folder)
+  assert not [path for path in set(tmp_path.rglob("*")) - before if path != folder]
+
+
 # Writes that have no name of their own yet: in a temporary folder, or of one that no one else sees.
 PAST = {
   "input_pipeline/files.py",
   "input_pipeline/records.py",  # TFDS writes beside
-  "input_pipeline/text/tokenizer.py",
   "launch/convert_beam.py",
   "launch/sweep.py",  # logs
   "plan_jax/export.py",

@@ -18,6 +18,7 @@ PACKAGES = ("plan_jax", "input_pipeline", "configs", "launch", "benchmarks")
 FLOORS = (
   "input_pipeline.terminal",
   "input_pipeline.errors",
+  "input_pipeline.json_object",
   "input_pipeline.files",
   "input_pipeline.pages",
   "input_pipeline.text",

@@ -1,6 +1,5 @@
 """Vocabulary of a run, and reports as arrays in which each token knows its word."""
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline.files import replacing
 from input_pipeline.text import reports, vocabulary
 from input_pipeline.text.vocabulary import TokenizerError
 
@@ -129,7 +129,7 @@ class Tokenizer:
 def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokenizer:
   """Trains a lower-case WordPiece vocabulary on the texts and saves it as a Hugging Face folder.
 
-  Equal texts give an equal vocabulary, bit by bit.
+  Equal texts give an equal vocabulary, bit by bit. Raises DiskError.
   """
   from tokenizers import BertWordPieceTokenizer
 
@@ -156,16 +156,13 @@ def train(texts: Iterable[str], folder: Path, *, vocabulary_size: int) -> Tokeni
 def copy(source: Path, folder: Path) -> Tokenizer:
   """Copies a local Hugging Face tokenizer into `folder`, so that a run keeps its own.
 
-  Raises TokenizerError as `Tokenizer` does.
+  Raises TokenizerError as `Tokenizer` does, and DiskError.
   """
   Tokenizer(source)
-  folder = Path(folder)
-  temporary = folder.with_name(folder.name + ".tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  vocabulary.save(*vocabulary.read(Path(source)), temporary)
-  shutil.rmtree(folder, ignore_errors=True)
-  os.replace(temporary, folder)
-  return Tokenizer(folder)
+  with replacing(folder) as temporary:
+    vocabulary.save(*vocabulary.read(Path(source)), temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+  return Tokenizer(Path(folder))
 
 
 def _owners(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+from input_pipeline import json_object
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 
 NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_SWITCHES = ("do_lower_case", "tokenize_chinese_chars", "strip_accents")
 _OTHERS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # of RoBERTa and its kin
 
 
@@ -48,10 +50,9 @@ def read(folder: Path) -> tuple:
 
 
 def save(backend, settings: dict, folder: Path) -> None:
-  """Saves a tokenizer as transformers reads it."""
+  """Saves a tokenizer as transformers reads it. Raises DiskError."""
   folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  backend.save(str(folder / "tokenizer.json"))
+  replace_text(folder / "tokenizer.json", backend.to_str(pretty=True))
   settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
   # Written last: its presence says that the folder is whole.
   replace_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
@@ -60,14 +61,23 @@ def save(backend, settings: dict, folder: Path) -> None:
 def _whole(path: Path, settings: dict):
   from tokenizers import Tokenizer
 
-  normalizer = json.loads(path.read_text("utf-8")).get("normalizer") or {}
-  lower, wanted = normalizer.get("lowercase"), settings.get("do_lower_case")
+  lower = _lowers(json_object.read(path, TokenizerError).get("normalizer") or {})
+  wanted = settings.get("do_lower_case")
   if None not in (lower, wanted) and lower != wanted:
     raise TokenizerError(
       f"{path} has lowercase {lower}, tokenizer_config.json do_lower_case {wanted}: set both as the"
       " weights were trained"
     )
   return Tokenizer.from_file(str(path))
+
+
+def _lowers(normalizer: dict) -> bool | None:
+  """Tells whether a normalizer makes all letters small, None where no part of it says."""
+  if normalizer.get("type") == "Lowercase":
+    return True
+  parts = [_lowers(part) for part in normalizer.get("normalizers", ())]
+  parts.append(normalizer.get("lowercase"))
+  return True in parts or (False if False in parts else None)
 
 
 def _bare(path: Path, settings: dict):
@@ -87,7 +97,6 @@ def _special_names(folder: Path, settings: dict, tokens: dict[str, int]) -> dict
   names = {}
   for name, *usual in zip(NAMES, SPECIAL, _OTHERS, strict=True):
     given = settings.get(name)
-    given = given.get("content") if isinstance(given, dict) else given
     known = [token for token in ([given] if given else usual) if token in tokens]
     if known:
       names[name] = known[0]
@@ -100,12 +109,17 @@ def _special_names(folder: Path, settings: dict, tokens: dict[str, int]) -> dict
 
 
 def _settings(path: Path) -> dict:
-  if not path.is_file():
-    return {}
-  try:
-    settings = json.loads(path.read_text("utf-8"))
-  except (ValueError, RecursionError, OSError) as error:
-    raise TokenizerError(f"{path} is no JSON: {error}") from error
-  if not isinstance(settings, dict):
-    raise TokenizerError(f"{path} holds a {type(settings).__name__}, no settings by name")
+  """Reads the settings, empty without; the name of a token may stand under "content"."""
+  settings = json_object.read(path, TokenizerError) if path.is_file() else {}
+  settings = {name: value for name, value in settings.items() if value is not None}
+  for name in NAMES:
+    if isinstance(settings.get(name), dict):
+      settings[name] = settings[name].get("content")
+  for kind, names in ((str, NAMES), (bool, _SWITCHES)):
+    for name in names:
+      if not isinstance(settings.get(name, kind()), kind):
+        raise TokenizerError(
+          f"{path}: {name} is {settings[name]!r}, of type {type(settings[name]).__name__}, not"
+          f" {kind.__name__}; fetch it again"
+        )
   return settings

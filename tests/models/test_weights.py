@@ -98,6 +98,8 @@ def test_tensors_without_the_axes_of_their_kind(tmp_path):
     ({"hidden_act": "relu"}, "hidden_act 'relu', ours is 'gelu'"),
     ({"position_embedding_type": "relative_key"}, "'relative_key', ours is 'absolute'"),
     ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05, ours is at most 1e-06"),
+    ({"layer_norm_eps": "x"}, "layer_norm_eps 'x', ours is at most 1e-06"),
+    ({"vision_config": 3, "layer_norm_eps": None}, "layer_norm_eps None, ours is at most 1e-06"),
   ],
 )
 def test_another_computation_is_refused(tmp_path, settings, message):
@@ -182,15 +184,25 @@ def test_flipped_torch_files_are_one_line(tmp_path):
       files.read(path)
     except WeightsError as error:
       refused += 1
-      assert str(path) in str(error) and "\n" not in str(error)
+      assert str(path) in str(error) and "\\n" not in str(error)
   assert refused > 20
 
 
-@pytest.mark.parametrize("index", ["[1]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "{}"])
+@pytest.mark.parametrize(
+  "index", ["[1]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "{}", "[" * 100_000]
+)
 def test_broken_index_of_shards(tmp_path, index):
   (tmp_path / "model.safetensors.index.json").write_text(index)
-  with pytest.raises(WeightsError, match=r"index\.json (holds a list|names shards that are not)"):
+  with pytest.raises(WeightsError, match=r"index\.json (holds a list|names shards|is no JSON)"):
     files.read(tmp_path)
+
+
+def test_sums_of_others_are_theirs(tmp_path):
+  """As `sha256sum * > SHA256SUMS` writes them; of a file that has another name by now."""
+  save_file({"a": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+  (tmp_path / "SHA256SUMS").write_text(f"{64 * '0'}  weights.bin\n")
+  for path in (tmp_path, tmp_path / "model.safetensors"):
+    assert files.read(path).tensors["a"].tolist() == [1, 1, 1]
 
 
 def test_a_torch_file_without_torch(tmp_path, monkeypatch):

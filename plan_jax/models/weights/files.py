@@ -1,13 +1,12 @@
 """Tensors of other projects' checkpoints, read from disk; nothing in them is executed."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline import digests
+from input_pipeline import digests, json_object
 from input_pipeline.errors import UserError
 
 # Entries of a torch file under which training scripts put the tensors.
@@ -39,7 +38,7 @@ def read(path: str | Path) -> Weights:
   torch is imported for torch files alone, and these are read as tensors only.
 
   Raises WeightsError, naming the file, where there is none, it is broken, or holds code, and
-  DamagedError where an exported folder is not as it was written.
+  DamagedError where the folder is an exported one, and not as it was written.
   """
   path = Path(path)
   if not path.exists():
@@ -47,15 +46,16 @@ def read(path: str | Path) -> Weights:
       f"{path} is not there, and nothing is downloaded: name a checkpoint file or a Hugging Face"
       " folder on this machine"
     )
+  folder = path if path.is_dir() else path.parent
+  settings = read_settings(path / "config.json")
+  if settings.get("library") == "plan_jax" or digests.has_sums(folder):
+    digests.check_sums(folder, "fetch or export it again (python -m plan_jax.export)")
   tensors, digest = {}, hashlib.sha256()
   for file in _files(path) if path.is_dir() else [path]:
     with open(file, "rb") as opened:
       while block := opened.read(2**24):
         digest.update(block)
-    tensors |= _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
-  settings = read_settings(path / "config.json")
-  if settings.get("library") == "plan_jax":  # a folder of plan_jax.export
-    digests.check_sums(path, "fetch or export it again (python -m plan_jax.export)")
+    tensors |= read_safetensors(file) if file.suffix == ".safetensors" else _torch(file)
   return Weights(tensors, settings, digest.hexdigest())
 
 
@@ -77,18 +77,11 @@ def _files(folder: Path) -> list[Path]:
 
 def read_settings(path: Path) -> dict:
   """Reads a JSON file, empty without. Raises WeightsError where it holds no entries by name."""
-  if not path.is_file():
-    return {}
-  try:
-    content = json.loads(path.read_text("utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise WeightsError(f"{path} is no JSON: {error}; fetch it again") from error
-  if not isinstance(content, dict):
-    raise WeightsError(f"{path} holds a {type(content).__name__}, no entries by name")
-  return content
+  return json_object.read(path, WeightsError) if path.is_file() else {}
 
 
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+  """Reads the tensors of a file, and compares no digest. Raises WeightsError where it is broken."""
   from safetensors import SafetensorError, safe_open
 
   try:

@@ -20,6 +20,7 @@ from plan_jax.models.weights import files, layouts
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.layouts import Layout
 from plan_jax.models.weights.projects import BASELINE_LAYOUTS, IMAGE_LAYOUTS, TEXT_LAYOUTS
+from plan_jax.models.weights.settings import section
 from plan_jax.models.weights.sizes import HEAD_DIM, read_sizes, usual_heads
 
 _ENCODERS = {"resnet": ResNet, "vit": ViT, "bert": Bert, "mpnet": MPNet}
@@ -256,7 +257,7 @@ def _inputs(encoder: nn.Module) -> tuple:
 def _size_problems(key, encoder, layout: Layout, shapes: dict, settings: dict) -> list[str]:
   """Lists sizes of the file that are not the encoder's, with the settings that fit."""
   sizes = read_sizes(shapes, layout.encoder)
-  settings = settings.get("vision_config", settings)  # of CLIP, beside its text encoder's
+  settings = section(settings, "vision_config", settings)  # of CLIP, beside its text encoder's
   problems = []
   channels = sizes.pop("channels", None)
   if channels and channels != len(encoder.mean):
@@ -305,15 +306,17 @@ def _variant_problems(layout: Layout, settings: dict, shapes: dict) -> list[str]
   ]
   epsilon = settings.get("layer_norm_eps", 0)
   most = max(_MOST_EPSILON, VARIANTS[variant].epsilon if is_vit else 0)
-  if epsilon > most:
-    problems.append(f"its config.json has layer_norm_eps {epsilon}, ours is at most {most}")
+  if not (isinstance(epsilon, int | float) and epsilon <= most):
+    problems.append(f"its config.json has layer_norm_eps {epsilon!r}, ours is at most {most}")
   return problems
 
 
 def _normalisation_problem(key: str, channels: int, layout: Layout, settings: dict) -> str:
   advice = f"set {key}.mean and {key}.std to {channels} values each, for so many channels it takes"
-  timm = settings.get("pretrained_cfg", {})
-  mean, std = (timm["mean"], timm["std"]) if "mean" in timm else layout.normalisation or (None,) * 2
+  timm = section(settings, "pretrained_cfg")
+  mean, std = timm.get("mean"), timm.get("std")
+  if not (mean and std):
+    mean, std = layout.normalisation or (None,) * 2
   if mean and len(mean) == channels:
     advice += f" (as a rule mean={tuple(mean)}, std={tuple(std)})"
   return advice

@@ -70,7 +70,7 @@ def image_settings(folder: str | Path) -> dict[str, Any]:
     return _of_run(settings, KEYS["image"])
   kind, values = str(settings.get("model_type")), {}
   if kind in _VARIANTS:
-    own = _JOINT.get(kind, {}) | _section(settings, "vision_config", settings)
+    own = _JOINT.get(kind, {}) | section(settings, "vision_config", settings)
     values = _vit(own, _VARIANTS[kind], file)
   elif kind == "resnet":
     values = _resnet(settings, file)
@@ -131,7 +131,7 @@ def _resnet(settings: Mapping, file: Path) -> dict:
 
 def _pixels(folder: Path, settings: Mapping) -> dict:
   """Reads the side, mean and standard deviation of the images that an encoder was trained on."""
-  if timm := _section(settings, "pretrained_cfg"):
+  if timm := section(settings, "pretrained_cfg"):
     side = timm.get("input_size")
     side = side[-1] if isinstance(side, list) and side else side
     return _checked_pixels(side, timm.get("mean"), timm.get("std"), folder / "config.json")
@@ -139,7 +139,7 @@ def _pixels(folder: Path, settings: Mapping) -> dict:
   if not file.is_file():
     file = folder / "processor_config.json"  # of both encoders
   images = read_settings(file)
-  images = _section(images, "image_processor", images)
+  images = section(images, "image_processor", images)
   side = (images.get("do_center_crop") and images.get("crop_size")) or images.get("size")
   if isinstance(side, Mapping):
     side = side.get("height", side.get("shortest_edge"))
@@ -170,9 +170,10 @@ def _whole(settings: Mapping, names: Mapping[str, str], file: Path) -> dict[str,
   return values
 
 
-def _section(settings: Mapping, name: str, default: Mapping | None = None) -> Mapping:
-  section = settings.get(name)
-  return section if isinstance(section, Mapping) else default or {}
+def section(settings: Mapping, name: str, default: Mapping | None = None) -> Mapping:
+  """Returns the entries below a name of a folder's settings, else the default, which is empty."""
+  entries = settings.get(name)
+  return entries if isinstance(entries, Mapping) else default or {}
 
 
 def _is_number(value) -> bool:

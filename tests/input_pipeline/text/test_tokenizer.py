@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from input_pipeline.text import reports
 from input_pipeline.text.tokenizer import Tokenizer, copy, train
@@ -177,8 +177,14 @@ def put(folder, **contents):
 WRONG = {
   "absent": (lambda folder: None, "there is no folder .*, and nothing is downloaded"),
   "empty": (put, "holds neither tokenizer.json nor vocab.txt"),
-  "no_json": (lambda folder: put(folder, tokenizer_json="{"), "tokenizer.json is no whole tok"),
-  "list": (lambda folder: put(folder, tokenizer_json="[]"), "tokenizer.json is no whole tokenizer"),
+  "no_json": (lambda folder: put(folder, tokenizer_json="{"), "tokenizer.json is no JSON"),
+  "list": (lambda folder: put(folder, tokenizer_json="[]"), "tokenizer.json holds a list"),
+  "deep": (lambda folder: put(folder, tokenizer_json="[" * 100_000), "tokenizer.json is no JSON"),
+  "no_model": (lambda folder: put(folder, tokenizer_json="{}"), "tokenizer.json is no whole tok"),
+  "no_normalizer": (
+    lambda folder: put(folder, tokenizer_json='{"normalizer": [1]}'),
+    "tokenizer.json is no whole tokenizer",
+  ),
   "no_special": (lambda folder: put(folder, vocab_txt="heart\nsize\n"), "vocab.txt is no whole"),
   "no_pad": (
     lambda folder: put(folder, vocab_txt="\n".join([*BERT[1:], "is"])),
@@ -191,6 +197,22 @@ WRONG = {
   "settings_list": (
     lambda folder: put(folder, vocab_txt="\n".join(BERT), tokenizer_config_json="[]"),
     "tokenizer_config.json holds a list",
+  ),
+  "settings_deep": (
+    lambda folder: put(folder, vocab_txt="", tokenizer_config_json="[" * 100_000),
+    "tokenizer_config.json is no JSON",
+  ),
+  "settings_name": (
+    lambda folder: put(folder, vocab_txt="", tokenizer_config_json='{"pad_token": ["x"]}'),
+    r"tokenizer_config.json: pad_token is \['x'\], of type list, not str",
+  ),
+  "settings_content": (
+    lambda folder: put(folder, vocab_txt="", tokenizer_config_json='{"sep_token": {"content": 3}}'),
+    "tokenizer_config.json: sep_token is 3, of type int, not str",
+  ),
+  "settings_switch": (
+    lambda folder: put(folder, vocab_txt="", tokenizer_config_json='{"do_lower_case": "no"}'),
+    "tokenizer_config.json: do_lower_case is 'no', of type str, not bool",
   ),
   "no_words": (lambda folder: put(folder, vocab_txt="\n".join(BERT)), "knows no word of"),
   "no_unknown": (
@@ -213,16 +235,39 @@ def test_a_folder_without_a_tokenizer(tmp_path, name):
   for read in (Tokenizer, lambda folder: copy(folder, tmp_path / "copy")):
     with pytest.raises(TokenizerError, match=message) as error:
       read(folder)
-    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    assert str(folder) in str(error.value) and "\\n" not in str(error.value)
   assert not (tmp_path / "copy").exists()
 
 
-def test_two_files_that_disagree_on_case(tokenizer, tmp_path):
-  copy(tokenizer.folder, tmp_path / "copy")
-  settings = tmp_path / "copy" / "tokenizer_config.json"
-  settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_lower_case": False}))
-  with pytest.raises(TokenizerError, match="has lowercase True, tokenizer_config.json do_lower"):
-    Tokenizer(tmp_path / "copy")
+BERT_NORMALIZER = normalizers.BertNormalizer
+CASES = {  # of a normalizer -> whether it makes letters small, None where no part says
+  "bert": (BERT_NORMALIZER(lowercase=True), True),
+  "bert_cased": (BERT_NORMALIZER(lowercase=False), False),
+  "alone": (normalizers.Lowercase(), True),
+  "sequence": (normalizers.Sequence([normalizers.NFC(), BERT_NORMALIZER(lowercase=True)]), True),
+  "sequence_cased": (
+    normalizers.Sequence([BERT_NORMALIZER(lowercase=False), normalizers.NFC()]),
+    False,
+  ),
+  "within": (normalizers.Sequence([normalizers.Sequence([normalizers.Lowercase()])]), True),
+  "both": (normalizers.Sequence([BERT_NORMALIZER(lowercase=False), normalizers.Lowercase()]), True),
+  "neither": (normalizers.Sequence([normalizers.NFC()]), None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_files_that_disagree_on_case(tokenizer, tmp_path, name):
+  folder = copy(tokenizer.folder, tmp_path / "copy").folder
+  backend = Backend.from_file(str(folder / "tokenizer.json"))
+  backend.normalizer, lowers = CASES[name]
+  backend.save(str(folder / "tokenizer.json"))
+  for wanted in (True, False, None):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": wanted}))
+    if None in (lowers, wanted) or lowers == wanted:
+      Tokenizer(folder)
+      continue
+    with pytest.raises(TokenizerError, match=f"has lowercase {lowers}, tokenizer_config.json do_"):
+      Tokenizer(folder)
 
 
 def test_the_same_texts_give_the_same_vocabulary(tmp_path):
