@@ -1,18 +1,21 @@
 """A study: the runs that the `sweep()` of a config file names, and which of them are complete."""
 
+import contextlib
 import json
+import logging
 import re
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, one_line
 from plan_jax.results import rows
+from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import FREE, Workdir, flatten
 
 BASE = "base"
@@ -177,16 +180,23 @@ def _read(file: str) -> tuple[Callable[[], ConfigDict], list]:
 
 def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str, ...]) -> Run:
   # Here: workers of a conversion import this file without need of it.
+  from configs.local import localised
   from plan_jax import config as config_lib
+  from plan_jax.training import pretrained
 
+  workdir = Workdir(Path(out, name(overrides)))
   arguments = tuple(f"--config.{key}={value}" for key, value in overrides.items()) + extra
   config = get_config()
   try:
     config = _parse(config, arguments)
+    # As its command makes it, and says itself; here it would stand between printed commands.
+    given = {flag[9:].partition("=")[0] for flag in arguments}
+    config = localised(config, given)
+    with _quiet():
+      config = pretrained.with_settings(config, workdir, given)
     config_lib.check(config)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, UserError) as error:
-    message = error.args[0] if isinstance(error, KeyError) else error
-    raise StudyError(f"{file}, run {name(overrides)}: {' '.join(str(message).split())}") from error
+    raise StudyError(f"{file}, run {name(overrides)}: {one_line(error)}") from error
   for key, value in overrides.items():
     parsed = config
     for part in key.split("."):
@@ -200,9 +210,19 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
   if not config.data.records:
     config.data.records = _records(out, overrides)
     arguments += (f"--config.data.records={config.data.records}",)
-  workdir = Workdir(Path(out, name(overrides)))
   every = (f"--config={file}", *arguments, f"--workdir={workdir.path}")
   return Run(dict(overrides), config, workdir, every)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Leaves out what the library says inside, but for warnings."""
+  before = log.level
+  log.setLevel(logging.WARNING)
+  try:
+    yield
+  finally:
+    log.setLevel(before)
 
 
 def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:

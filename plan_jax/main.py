@@ -8,6 +8,8 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from input_pipeline.errors import one_line
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment, e.g. configs/phantom.py; --config.a.b=c overrides a key."
 )
@@ -34,8 +36,7 @@ def parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    text = str(error.args[0] if isinstance(error, KeyError) else error)
-    sys.exit(f"error: in the flags: {' '.join(text.split())} (configs/base.py has all keys)")
+    sys.exit(f"error: in the flags: {one_line(error)} (configs/base.py has all keys)")
 
 
 def main(argv: list[str]) -> None:

@@ -148,6 +148,7 @@ def test_unknown_key(tmp_path):
   done = command("--config=configs/phantom.py", f"--workdir={tmp_path}", "--config.train.stepz=3")
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert "error:" in done.stderr and "stepz" in done.stderr and "steps" in done.stderr
+  assert "\\n" not in done.stderr
   assert not list(tmp_path.iterdir())
 
 

@@ -34,7 +34,7 @@ def error_of(capsys, *argv):
   with pytest.raises(SystemExit) as stopped:
     sweep.main(list(map(str, argv)))
   error = str(stopped.value)
-  assert error.startswith("error: ") and "\n" not in error
+  assert error.startswith("error: ") and "\\n" not in error
   return error
 
 

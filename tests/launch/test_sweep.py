@@ -22,6 +22,7 @@ from launch import study, sweep
 from paths import ROOT
 from plan_jax.results import rows
 from plan_jax.runtime.logging import configure
+from plan_jax.training import pretrained
 from tiny_runs import tiny
 
 STEPS = 6  # of tiny
@@ -129,6 +130,36 @@ def test_complete_is_an_evaluation_of_the_last_step(tmp_path):
   run.workdir.evaluation.write_text("{")
   with pytest.raises(UserError, match=r"evaluation\.json is no JSON.*delete it, and evaluate"):
     run.complete()
+
+
+SIZES = {"hidden_size": 24, "max_position_embeddings": 160}
+
+
+def test_a_run_has_the_sizes_of_its_weights(tmp_path, capsys):
+  """As its command gives it them: it need not repeat them to be complete."""
+  folder = tmp_path / "bert"
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(SIZES))
+  weights = {"model.text.weights": str(folder)}
+  (run,) = load(tmp_path, [weights], ["--config.text.max_tokens=150"])
+  assert (run.config.model.text.embed_dim, run.config.model.text.max_position) == (24, 160)
+  own = {"data.records": run.config.data.records, "text.max_tokens": 150}
+  run.workdir.claim(pretrained.with_settings(tiny(**weights, **own), run.workdir))
+  write_run(run, [row(IOU, 0.5)])
+  assert run.complete()
+  argv = [f"--config={write_study(tmp_path, [weights])}", f"--out={tmp_path / 'out'}"]
+  capsys.readouterr()
+  sweep.main([*argv, "--", "--config.text.max_tokens=150"])
+  assert re.fullmatch("python .*# complete\n# 1 of 1 runs are complete\n", capsys.readouterr().out)
+  with pytest.raises(UserError, match=r"run .*: the command .*\.embed_dim=16, 24 in"):
+    load(tmp_path, [weights | {"model.text.embed_dim": 16}])
+
+
+def test_a_small_likeness_is_complete_when_it_is(tmp_path):
+  (run,) = load(tmp_path, [{"train.batch_size": 4}], ["--config.runlocal=True"])
+  assert (run.config.train.steps, run.config.train.batch_size) == (4, 4)
+  write_run(run, [row(IOU, 0.5)], step=4)
+  assert run.complete()
 
 
 def test_the_best_checkpoint_may_be_an_earlier_one(tmp_path):
