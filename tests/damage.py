@@ -29,7 +29,7 @@ def _assert_named(file: Path, read: Callable[[], object], damage: object) -> Non
   with pytest.raises(UserError) as error:
     read()
   text = str(error.value)
-  assert "\n" not in text, (damage, text)
+  assert "\\n" not in text, (damage, text)  # as an error writes a newline in its message
   name = file.name
   if name == "SHA256SUMS":  # a name or a digest in it that changed is another file's
     name = f"{name}|{file.parent.name}.* (is missing|is not as it was written)"

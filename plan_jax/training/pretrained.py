@@ -102,7 +102,7 @@ def load_encoders(model, vocabulary_size: int | None = None) -> dict[str, Loaded
     except WeightsError as error:
       problems.append(str(error))
   if problems:
-    raise WeightsError("\n".join(problems))
+    raise WeightsError("; ".join(problems))
   return loaded
 
 

@@ -130,6 +130,6 @@ def test_files_that_are_damaged_are_one_line(tmp_path, vocabulary, tokenizer, da
       load.load(given)
     # A library reads a vocabulary, and its folder is named.
     assert str(path) in str(error.value) or str(path.parent) in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\\n" not in str(error.value)
     path.write_bytes(whole)
   load.load(given)

@@ -44,6 +44,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
     "set config.model.text.num_heads as well, which the file does not tell (is 2; 1 where",
   ):
     assert part in str(error.value)
+  assert "\n" not in error.value.args[0]
 
 
 def test_the_vocabulary_comes_with_the_weights(tmp_path):
@@ -155,7 +156,7 @@ def test_runlocal_keeps_its_images_small(dinov2):
   config_lib.check(local)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff", "[" * 100_000])
 def test_a_broken_config_of_weights(tmp_path, content):
   small_bert(tmp_path / "bert")
   (tmp_path / "bert" / "config.json").write_text(content, "latin1")
