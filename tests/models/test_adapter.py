@@ -52,7 +52,7 @@ def test_an_adapter_lets_pixels_know_of_each_other():
       adapted = model.apply(variables, jnp.asarray(grid), method=lambda m, x: m.image_adapter(x))
       return np.asarray(adapted)
 
-    grid = np.random.default_rng(0).normal(size=(1, 16, 16)).astype(np.float32)
+    grid = np.random.default_rng(0).normal(size=(1, 16, 192)).astype(np.float32)
     other = grid.copy()
     other[0, 3] += 1
     changed[depth] = np.abs(features(grid) - features(other)).max(-1)[0] > 0
