@@ -60,9 +60,10 @@ def disk_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    number, name = getattr(error, "errno", None), path
+    number = error.errno if isinstance(error, OSError) else None
     if number is not None:
-      name = error.filename2 or error.filename or path
+      names = (error.filename2, error.filename)  # numbers are open files
+      name = next((name for name in names if name and not isinstance(name, int)), path)
     else:
       number = next((n for n in _IN_TEXT if os.strerror(n) in str(error)), None)
       quoted = re.search('"(/[^"]+)"', str(error))

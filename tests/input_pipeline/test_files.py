@@ -108,9 +108,26 @@ def test_errors_of_the_disk_that_libraries_hide():
     raise Exception("No space left on device (os error 28)")  # noqa: TRY002
 
 
+def test_an_open_file_has_no_name():
+  with pytest.raises(DiskError, match="^/given: No space left"), files.disk_errors("/given"):
+    raise OSError(errno.ENOSPC, "x", 5)
+  with pytest.raises(DiskError, match="^No space left"), files.disk_errors():
+    raise OSError(errno.ENOSPC, "x", 0, None, 5)
+
+
+class NumberedError(Exception):
+  errno = errno.ENOSPC
+
+
 @pytest.mark.parametrize(
   "error",
-  [FileNotFoundError(errno.ENOENT, "x", "a"), ValueError("x"), TypeError(), UserError("mine")],
+  [
+    NumberedError(),
+    FileNotFoundError(errno.ENOENT, "x", "a"),
+    ValueError("x"),
+    TypeError(),
+    UserError("mine"),
+  ],
 )
 def test_errors_that_are_no_disk_s_stay(error):
   with pytest.raises(type(error)) as raised, files.disk_errors():
