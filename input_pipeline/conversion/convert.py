@@ -20,7 +20,9 @@ from input_pipeline.conversion.job import Job, Runner, Shard, plan
 from input_pipeline.conversion.settings import ConvertError, Settings
 from input_pipeline.conversion.skipped import Skipped, list_of, read_skipped, write_skipped
 from input_pipeline.conversion.workers import in_processes, progress_bar
-from input_pipeline.files import disk_errors, lock, replace_text
+from input_pipeline.disk import disk_errors
+from input_pipeline.files import replace_text
+from input_pipeline.locks import lock
 from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.source import Source, check_patients
 from input_pipeline.shards import index_path, read_index

@@ -8,7 +8,8 @@ from typing import Any
 from input_pipeline import digests
 from input_pipeline.conversion import selections
 from input_pipeline.errors import UserError
-from input_pipeline.files import is_vacant, replace_text
+from input_pipeline.files import replace_text
+from input_pipeline.locks import is_vacant
 from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.raw.stored_images import FORMATS, MAX_DECODED_PX
 

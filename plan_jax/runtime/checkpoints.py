@@ -18,8 +18,8 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from input_pipeline import digests
+from input_pipeline.disk import DiskError, disk_errors
 from input_pipeline.errors import UserError
-from input_pipeline.files import DiskError, disk_errors
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 

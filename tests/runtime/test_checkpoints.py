@@ -10,7 +10,7 @@ import pytest
 from fakes.disk import full_disk
 from input_pipeline import digests
 from input_pipeline.digests import DamagedError
-from input_pipeline.files import DiskError
+from input_pipeline.disk import DiskError
 from plan_jax.runtime.checkpoints import CheckpointError, Checkpoints
 
 

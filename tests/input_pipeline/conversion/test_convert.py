@@ -22,7 +22,8 @@ from input_pipeline.conversion.command import run
 from input_pipeline.conversion.convert import ConvertError, convert
 from input_pipeline.conversion.workers import WorkerError
 from input_pipeline.digests import DamagedError
-from input_pipeline.files import DiskError, LockedError, lock
+from input_pipeline.disk import DiskError
+from input_pipeline.locks import LockedError, lock
 from input_pipeline.phantom import radiograph
 from input_pipeline.readers.by_name import READERS
 from input_pipeline.readers.raw.folders import SourceError
