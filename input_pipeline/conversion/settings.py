@@ -115,7 +115,7 @@ class Settings:
       old, new = before.get(name), content.get(name)
       is_raised = name == "max_decoded_px" and old is not None and old < new
       if old != new and not (is_raised and retry_skipped):
-        hint = " (a higher bound goes on with --retry_skipped)" if is_raised else ""
+        hint = " (the converter takes a higher bound with --retry_skipped)" if is_raised else ""
         raise ConvertError(
           f"{out} was begun with {name}={old!r}, not {new!r};"
           f" give the same arguments to go on, or name a new folder{hint}"
