@@ -70,6 +70,7 @@ def _model() -> dict:
       dilated=True,
       norm="batch",
       projector=0,
+      adapter=0,  # transformer layers that learn between the encoder and its heads
       vit=dict(
         variant="vit",  # or "dinov2", "dinov2_registers", "dinov3", "clip", "siglip"
         embed_dim=768,
@@ -80,6 +81,7 @@ def _model() -> dict:
         grid=14,  # patches a side that the learned positions stand for
         registers=0,
         gated=False,  # perceptrons of DINOv2's giant
+        layers=(),  # blocks whose features are taken, from 1, e.g. (8,); none: the last
       ),
     ),
     text=dict(

@@ -124,6 +124,12 @@ def test_unknown_keys_of_a_config_file_are_named():
     ("model.image.mean", (0.5, 0.5), r"config\.model\.image\.mean.*1 or 3 values"),
     ("model.image.std", (0.2, 0.2, 0.2), r"config\.model\.image\.std.*1 positive values"),
     ("model.image.vit.num_heads", 5, r"config\.model\.image\.vit\.embed_dim.*multiple of 5 heads"),
+    (
+      "model.image.vit.layers",
+      (1, 9),
+      r"image\.vit\.layers: is \(1, 9\); must be numbers of blocks",
+    ),
+    ("model.image.vit.layers", (1, 1), r"image\.vit\.layers.*each block once"),
     ("model.text.last_layers", 2, r"config\.model\.text\.last_layers.*1 layers"),
     ("train.freeze", ("tower",), r"train\.freeze: 'tower' is in no parameter's path"),
     ("train.freeze", ("(",), r"train\.freeze: '\(' is no regular expression"),

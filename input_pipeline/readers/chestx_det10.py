@@ -101,7 +101,7 @@ def _parse_boxes(
     if name not in FINDINGS:
       raise SourceError(f"{place}: {name!r} must be one of {', '.join(FINDINGS)}")
     if not boxes.is_box(box):
-      raise SourceError(f"{place}: the box {box!r} must be four numbers, x1, y1, x2, y2")
+      raise SourceError(f"{place}: the box {box!r} must be four {boxes.NUMBERS}, x1, y1, x2, y2")
     corners = boxes.clip(tuple(box), nih14.SIZE_PX, nih14.SIZE_PX)
     if corners is None:
       broken.append(f"the box {box} of {name} is empty or outside its image")

@@ -30,7 +30,7 @@ import numpy as np
 
 from input_pipeline.example import SPLITS, Example, Region, UnreadableError
 from input_pipeline.readers.raw import folders, tables
-from input_pipeline.readers.raw.boxes import Corners, is_box
+from input_pipeline.readers.raw.boxes import NUMBERS, Corners, is_box
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import decode_mask, encode_mask
 from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_split
@@ -186,7 +186,7 @@ def _parse_boxes(cell: str) -> tuple[_Box, ...]:
   for i, entry in enumerate(_parse_list("boxes", cell, ("label",)) if cell else []):
     numbers = [entry.get(key) for key in ("x", "y", "w", "h")]
     if not is_box(numbers):
-      problem = f"x, y, w and h must be finite numbers: {json.dumps(entry)}"
+      problem = f"x, y, w and h must be {NUMBERS}: {json.dumps(entry)}"
       raise _CellError("boxes", f"box {i}: {problem}")
     x, y, w, h = numbers
     if w <= 0 or h <= 0:

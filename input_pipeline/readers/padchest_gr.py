@@ -19,7 +19,6 @@ are.
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,10 +173,8 @@ def _parse_boxes(
   """Parses a finding's boxes, clipped to the image; lists those without area as left out."""
   clipped = []
   for box in _of_type(finding, "boxes", list, place):
-    if not isinstance(box, list) or not [type(n) in (int, float) for n in box] == [True] * 4:
-      raise SourceError(f"{place}: the box {box!r} must be four numbers, x1, y1, x2, y2")
-    if not all(map(math.isfinite, box)):
-      raise SourceError(f"{place}: the box {box!r} must be of finite numbers")
+    if not boxes.is_box(box):
+      raise SourceError(f"{place}: the box {box!r} must be four {boxes.NUMBERS}, x1, y1, x2, y2")
     corners = boxes.clip(tuple(box), 1, 1)
     if corners is None:
       listing.leave_out(place, f"the box {box} is empty or outside its image")

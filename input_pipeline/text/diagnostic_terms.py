@@ -117,16 +117,16 @@ def load(path: str | Path = "") -> Terms:
 
 def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:
   """Marks the words of a statement that no denial reaches; `terms` marks the findings."""
-  stands = [True] * len(statement)
+  start, stop = 0, len(statement)
   for i, word in enumerate(statement):
     after = statement[i + 1 : i + 4]
     if word == "no" and after[:1] == ["longer"]:
       return [False] * len(statement)
     if word in _BACKWARD or (word == "not" and _SEEN & set(after[:2])):
-      stands[: i + 1] = [False] * (i + 1)
+      start = i + 1
     elif _denies(word, after, terms[i + 1 : i + 4]):
-      stands[i:] = [False] * (len(statement) - i)
-  return stands
+      stop = min(stop, i)
+  return [start <= i < stop for i in range(len(statement))]
 
 
 def _denies(word: str, after: list[str], terms: list[bool]) -> bool:

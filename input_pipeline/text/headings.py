@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 BODY = "last_paragraph"  # body of a report that no heading opens
 READ = ("findings", BODY, "impression")  # sections that training reads
+ALSO_READ = ("", *READ, "addendum")  # in reports of other form than MIMIC's
 OF_PATIENT = ("indication", "history", "patient", "signature")  # say nothing of the image
 
 # Section -> headings that are those of no rule below, or are understood in small letters too.
@@ -65,6 +66,14 @@ _KNOWN = {
   for section, headings in _HEADINGS.items()
   for heading in headings.split(";")
 }
+# Those of them that a statement may begin with too: "View: there is a large effusion".
+_ORDINARY = re.compile(
+  r"results?|body|description|narrative|observations?|cxr|chest (?:x[- ]?ray|radiograph)"
+  r"|(?:additional|other|incidental) findings|study|procedure|modality|title|views?|projections?"
+  r"|protocol|contrast|dose|exposure|prior|previous|compared to|correlation|question|background"
+  r"|advice|suggestions?|plan|follow[- ]up|critical results?|communication|date|time|patient|name"
+  r"|age|sex|gender|radiologist|physician|attending|resident"
+)
 _PARTS_OF_NAMES = ("impression", "findings", "history", "comparison", "addendum", "indication")
 _REASON = re.compile(
   r"\b(?:reason|pain|cough|fevers?|dyspnea|shortness of breath|sob|hypoxia|symptoms?|complaint"
@@ -99,7 +108,7 @@ def section(heading: str) -> str | None:
 
   In small letters only the table's headings are headings: others may be the begin of a sentence.
   """
-  name = " ".join(heading.lower().split())
+  name = _fold(heading)
   if name.startswith("reason for "):
     return "indication"
   if name in _KNOWN or not heading.isupper():
@@ -137,7 +146,7 @@ def find(text: str) -> tuple[int, str] | None:
   if name:
     return 0, name
   for match in _CAPITALS.finditer(text, max(0, len(text) - _LONGEST)):
-    if name := _KNOWN.get(" ".join(text[match.start() :].lower().split())):
+    if name := _KNOWN.get(_fold(text[match.start() :])):
       return match.start(), name
   return None
 
@@ -147,17 +156,20 @@ def split(text: str, titles: Iterable[tuple[int, int, str]], first: str) -> list
 
   A heading that names an organ ("LUNGS") stays with its text, and opens the findings where it
   stands in a section that is not read. Where nothing is headed findings, the text before the
-  impression, or else the end, is a BODY from its first blank line on.
+  impression, or else the end, is a BODY from its first blank line on. An ordinary word, such as
+  "Time", ends no section that is read, but in capitals at the start of a line.
 
   Args:
     titles: start and end (behind the colon) in the text, and words, of what may be headings.
     first: section of the text before the first heading; if "", that is read.
   """
-  opened = [(0, 0, first)]
+  opened, last = [(0, 0, first)], 0
   for start, end, title in titles:
-    if name := section(title):
+    before = text[max(0, last - 1) : start].strip(" \t*#")  # with the colon of the last title
+    last, name, within = end, section(title), opened[-1][-1]
+    if name and not (within in ALSO_READ and _is_word(title, name, before, within)):
       opened.append((start, end, name))
-    elif opened[-1][-1] not in ("", *READ) and names_organ(title):
+    elif within not in ("", *READ) and names_organ(title):
       opened.append((start, start, "findings"))
   ends = [*(start for start, _, _ in opened[1:]), len(text)]
   parts = [(name, text[i:j].strip(" \t\n*#")) for (_, i, name), j in zip(opened, ends, strict=True)]
@@ -168,6 +180,23 @@ def split(text: str, titles: Iterable[tuple[int, int, str]], first: str) -> list
     if name not in ("", *READ) and (blank := _BLANK_LINE.search(part)):
       parts[last : last + 1] = [(name, part[: blank.start()]), (BODY, part[blank.end() :])]
   return parts
+
+
+def _is_word(title: str, name: str, before: str, within: str) -> bool:
+  """Tells whether what may be a heading is an ordinary word of the section that it stands in.
+
+  Such a word is a heading in capitals at the start of a line, and where it begins the report and
+  opens what is read or speaks of the patient.
+  """
+  heading = _fold(title)
+  ordinary = _ORDINARY.fullmatch(heading) or (name not in READ and heading not in _KNOWN)
+  begins_line = title.isupper() and before[-1:] in ("", "\n")
+  begins_report = within == "" and not before.strip() and name in (*READ, *OF_PATIENT)
+  return ordinary and not begins_line and not begins_report
+
+
+def _fold(heading: str) -> str:
+  return " ".join(heading.lower().split())
 
 
 def join(parts: list[tuple[str, str]]) -> dict[str, str]:

@@ -46,7 +46,7 @@ from plan_jax.evaluators import chance
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
-from plan_jax.evaluators.phrases import CroppedCounts, Phrase, phrase_batches, phrases
+from plan_jax.evaluators.phrases import CroppedCounts, Phrase, each_phrases, phrase_batches
 from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.localization import METRICS, Heatmap, TrueMask, localization_metrics
@@ -96,8 +96,8 @@ class Grounding(Evaluator):
 def box_prior(examples: Iterable[Example], grid: int = 128) -> chance.BoxPrior:
   """Averages the regions of the training split; images are not decoded."""
   prior = chance.BoxPrior(grid)
-  for example in examples:
-    for phrase in phrases(example):
+  for _, kept in each_phrases(examples, "mean box of training"):
+    for phrase in kept:
       prior.add(phrase.label, phrase.mask)
   return prior
 

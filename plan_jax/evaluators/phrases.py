@@ -50,29 +50,39 @@ def phrases(example: Example) -> list[Phrase]:
   ]
 
 
+def each_phrases(examples: Iterable[Example], what: str) -> Iterator[tuple[Example, list[Phrase]]]:
+  """Yields every example and its phrases; logs at the end, after `what`, how many were left out.
+
+  Those are the regions that have a phrase without a word. Raises as `phrases`.
+  """
+  wordless = 0
+  for example in examples:
+    kept = phrases(example)
+    wordless += len(example.regions) - sum(len(phrase.regions) for phrase in kept)
+    yield example, kept
+  if wordless:
+    log.info(f"{what}: {wordless} regions have a phrase without a word; left out")
+
+
 def phrase_batches(
   examples: Iterable[Example], batch: int = 64
 ) -> Iterator[tuple[list[np.ndarray], list[Phrase]]]:
   """Yields at most `batch` phrases at a time, and the image of each, uint8 [H, W].
 
-  Logs how many regions have a phrase without a word, and are left out.
-
   Raises ValueError, naming it, where an image is unreadable or not as its example says.
   """
   decoded: list[np.ndarray] = []
   waiting: list[Phrase] = []
-  wordless = 0
-  for example in examples:
-    if not example.regions:
+  for example, kept in each_phrases(examples, "phrases"):
+    if not kept:
       continue
-    wordless += sum(not reports.normalise(region.phrase) for region in example.regions)
     image = decode_example(example)
     if image.shape != (example.height, example.width):
       raise ValueError(
         f"{example.image_id} is {image.shape[1]} x {image.shape[0]},"
         f" its record says {example.width} x {example.height}"
       )
-    for phrase in phrases(example):
+    for phrase in kept:
       decoded.append(image)
       waiting.append(phrase)
       if len(waiting) == batch:
@@ -80,8 +90,6 @@ def phrase_batches(
         decoded, waiting = [], []
   if waiting:
     yield decoded, waiting
-  if wordless:
-    log.info(f"phrases: {wordless} regions have a phrase without a word; left out")
 
 
 @dataclass

@@ -31,11 +31,15 @@ class ViTConfig(Section):
   variant: Annotated[str, one_of(*VARIANTS)]
   registers: Count
   gated: bool
+  layers: tuple[int, ...]
 
   def __post_init__(self):
-    """Checks that the heads divide the width."""
+    """Checks that the heads divide the width, and that there are the blocks that are read."""
     super().__post_init__()
     _require_whole_heads(self)
+    holds = all(1 <= number <= self.depth for number in self.layers)
+    self.require("layers", holds, f"must be numbers of blocks, 1 to {self.depth}")
+    self.require("layers", len(set(self.layers)) == len(self.layers), "must name each block once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class ImageEncoderConfig(Section):
   dilated: bool
   norm: Annotated[str, one_of(*NORMS)]
   projector: Count
+  adapter: Count
   vit: ViTConfig
 
   @property

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from plan_jax.alignment.similarity import l2_normalize
+from plan_jax.models.adapter import Adapter
 from plan_jax.models.bert import Bert
 from plan_jax.models.mpnet import MPNet
 from plan_jax.models.resnet import ResNet
@@ -62,6 +63,7 @@ class TwoTowers(nn.Module):
     text: keyword arguments of the text encoder.
     image_name: a name of IMAGE_ENCODERS.
     text_name: a name of TEXT_ENCODERS.
+    adapter: number of transformer layers between the image encoder and its heads.
     embed_dim: D, width of the shared space.
     scale_init, scale_max: inverse temperatures at the start, and their upper bound.
     remat: a name of remat.REMAT.
@@ -72,6 +74,7 @@ class TwoTowers(nn.Module):
   text: Mapping[str, Any]
   image_name: str = "resnet"
   text_name: str = "bert"
+  adapter: int = 0
   embed_dim: int = 128
   scale_init: float = 10.0
   scale_max: float = 100.0
@@ -82,6 +85,7 @@ class TwoTowers(nn.Module):
     image, text = IMAGE_ENCODERS[self.image_name], TEXT_ENCODERS[self.text_name]
     self.image_encoder = image(**self.image, remat=self.remat, dtype=self.dtype)
     self.text_encoder = text(**self.text, remat=self.remat, dtype=self.dtype)
+    self.image_adapter = Adapter(self.adapter, self.remat, self.dtype)
     self.pixel_norm = nn.LayerNorm()
     self.pixel_head = nn.Dense(self.embed_dim)
     self.word_head = nn.Dense(self.embed_dim)
@@ -111,9 +115,10 @@ class TwoTowers(nn.Module):
     self, image: Float[ArrayLike, "B H W 1"], *, train: bool = False
   ) -> ImageFeatures:
     """Embeds images in [0, 1]."""
-    x = self.image_encoder(image, train=train).astype(jnp.float32)
+    x = self.image_encoder(image, train=train)
+    x = self.image_adapter(x.reshape(x.shape[0], -1, x.shape[-1])).astype(jnp.float32)
     # Over a pixel's own channels: a norm over the image would tell every pixel of the others.
-    x = self.pixel_norm(x.reshape(x.shape[0], -1, x.shape[-1]))
+    x = self.pixel_norm(x)
     return ImageFeatures(
       pixels=self.pixel_head(x),
       embedding=l2_normalize(self.image_head(x.mean(1))),
@@ -162,7 +167,7 @@ def image_encoder(image) -> ResNet | ViT:
 
 def text_encoder(text, vocabulary_size: int) -> Bert:
   """Builds the text encoder from its settings (name, weights, the rest), in float32."""
-  return TEXT_ENCODERS[_text_name(text)](**_text_arguments(text, vocabulary_size))
+  return TEXT_ENCODERS[text.name](**_text_arguments(text, vocabulary_size))
 
 
 def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowers:
@@ -174,7 +179,8 @@ def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowe
     image=image,
     text=_text_arguments(model.text, vocabulary_size),
     image_name=model.image.name,
-    text_name=_text_name(model.text),
+    text_name=model.text.name,
+    adapter=model.image.adapter,
     embed_dim=model.embed_dim,
     scale_init=model.scale_init,
     scale_max=model.scale_max,
@@ -187,16 +193,13 @@ def _image_arguments(image) -> dict:
   # A config that is read back from a file has lists.
   arguments = dict(image, mean=tuple(image.mean), std=tuple(image.std))
   name, vit = arguments.pop("name"), arguments.pop("vit")
-  del arguments["weights"]
-  return dict(vit, mean=arguments["mean"], std=arguments["std"]) if name == "vit" else arguments
+  del arguments["weights"], arguments["adapter"]
+  if name == "resnet":
+    return arguments
+  return dict(vit, layers=tuple(vit.layers), mean=arguments["mean"], std=arguments["std"])
 
 
 def _text_arguments(text, vocabulary_size: int) -> dict:
   arguments = dict(text, vocabulary_size=vocabulary_size)
-  arguments.pop("name", None)
-  del arguments["weights"]
+  del arguments["name"], arguments["weights"]
   return arguments
-
-
-def _text_name(text) -> str:
-  return text.get("name", "bert")  # a run may be older than the key

@@ -143,6 +143,8 @@ class ViT(nn.Module):
     variant: a name of VARIANTS.
     registers: tokens besides the class token that belong to no patch.
     gated: whether the perceptrons are SwiGLU, as DINOv2's giant has them.
+    layers: numbers, from 1, of the blocks whose features are taken, each with the last norm, one
+      behind the other in the channels; blocks after them are not run; empty: the last block.
   """
 
   embed_dim: int = 768
@@ -158,6 +160,7 @@ class ViT(nn.Module):
   variant: str = "vit"
   registers: int = 0
   gated: bool = False
+  layers: Sequence[int] = ()
 
   first_px = None  # patches tile the image
 
@@ -190,11 +193,14 @@ class ViT(nn.Module):
     block = remat(Block, self.remat)
     head_dim = self.embed_dim // self.num_heads
     rotation = rotary_positions(rows, columns, head_dim) if variant.rotary else None
-    for i in range(self.depth):
-      sizes = (self.num_heads, self.mlp_dim, self.dtype, variant, self.gated)
-      x = block(*sizes, name=f"block{i + 1}")(x, rotation)
+    taken, sizes = self.layers or (self.depth,), (self.num_heads, self.mlp_dim, self.dtype)
+    outputs = {}
+    for number in range(1, max(taken) + 1):
+      x = block(*sizes, variant, self.gated, name=f"block{number}")(x, rotation)
+      outputs[number] = x
     norm = nn.LayerNorm(variant.epsilon, dtype=self.dtype, name="norm")
-    grid = norm(x[:, first.shape[1] :]).reshape(x.shape[0], rows, columns, self.embed_dim)
+    grid = jnp.concatenate([norm(outputs[n][:, first.shape[1] :]) for n in taken], -1)
+    grid = grid.reshape(x.shape[0], rows, columns, -1)
     if not class_too:
       return grid
     if variant.class_token:

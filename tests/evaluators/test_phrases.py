@@ -5,6 +5,7 @@ import numpy as np
 
 from input_pipeline.example import Example, Region
 from input_pipeline.text import tokenizer
+from plan_jax.evaluators import grounding
 from plan_jax.evaluators.phrases import phrase_batches
 from plan_jax.inference.run_spec import RunTexts
 
@@ -16,7 +17,10 @@ def test_phrases_without_a_word_are_left_out_and_counted(capsys):
   example = Example(png, 8, 8, "a", "a", "a", regions=regions)
   ((_, phrases),) = phrase_batches([example])
   assert [(phrase.text, len(phrase.regions)) for phrase in phrases] == [("mass", 2)]
-  assert "2 regions have a phrase without a word; left out" in capsys.readouterr().out
+  assert "phrases: 2 regions have a phrase without a word; left out" in capsys.readouterr().out
+  assert grounding.box_prior([example] * 2).counts == {"mass": 2}
+  left_out = "mean box of training: 4 regions have a phrase without a word; left out"
+  assert left_out in capsys.readouterr().out
 
 
 def test_a_phrase_that_is_cut_is_counted(tmp_path):

@@ -95,3 +95,23 @@ def test_dinov2_under_the_names_of_its_authors_and_of_timm(tmp_path, registers, 
   assert loaded.provenance["left_aside"] == ([] if timm else ["mask_token"])
   if registers:  # without them there are several ways to resample positions
     assert_same_images(path, encoder, model, image(48, 40))
+
+
+@pytest.mark.parametrize("layers", [(1,), (3, 1)])
+def test_features_of_earlier_blocks(tmp_path, layers):
+  """Hidden states of transformers behind the last norm; later blocks are neither run nor read."""
+  model = model_of("Dinov2", mlp_ratio=2, num_hidden_layers=4)
+  model.save_pretrained(tmp_path)
+  encoder = ViT(**VIT | dict(depth=4, mlp_dim=48), **COLOUR, variant="dinov2", layers=layers)
+  loaded = load_image(tmp_path, encoder)
+  x = image(48, 32)
+  with torch.no_grad():
+    states = model(torch_image(x), output_hidden_states=True).hidden_states
+    want = torch.cat([model.layernorm(states[number])[:, 1:] for number in layers], -1).numpy()
+  grid = encoder.apply({"params": loaded.params}, x)
+  assert grid.shape == (2, 6, 4, 24 * len(layers))
+  np.testing.assert_allclose(grid.reshape(2, 24, -1), want, atol=1e-4 * np.abs(want).max())
+  blocks = {name for name in loaded.params if name.startswith("block")}
+  assert blocks == {f"block{number}" for number in range(1, max(layers) + 1)}
+  left = {name.split(".")[2] for name in loaded.provenance["left_aside"] if "layer." in name}
+  assert left == {str(number) for number in range(max(layers), 4)}

@@ -7,7 +7,8 @@ import numpy as np
 
 from input_pipeline.example import Region
 
-_MOST_PX = 1e9
+NUMBERS = "numbers between -1e9 and 1e9"  # of a box
+_MOST = 1e9
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1; x1 and y1 exclusive
 Labelled = tuple[str, Corners]
 
@@ -15,7 +16,7 @@ Labelled = tuple[str, Corners]
 def is_box(value: Any) -> bool:
   """Tells whether a value of JSON is a list of four numbers that a box can have."""
   fits = isinstance(value, list) and len(value) == 4
-  return fits and all(type(n) in (int, float) and abs(n) < _MOST_PX for n in value)
+  return fits and all(type(n) in (int, float) and abs(n) < _MOST for n in value)
 
 
 def clip(corners: Corners, width: float, height: float) -> Corners | None:

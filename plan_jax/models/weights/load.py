@@ -230,7 +230,9 @@ def _is_unused(encoder: nn.Module, path: str) -> bool:
   if path.startswith("projector_"):
     return not encoder.projector
   if isinstance(encoder, ViT):
-    return path.startswith("pooling/")  # behind the grid
+    block = re.match(r"block(\d+)/", path)
+    behind = bool(block) and int(block[1]) > max(encoder.layers, default=encoder.depth)
+    return behind or path.startswith("pooling/")
   stage = re.match(r"stage(\d)_", path)
   return bool(stage) and int(stage[1]) > encoder.stages
 
@@ -278,6 +280,8 @@ def _size_problems(key, encoder, layout: Layout, shapes: dict, settings: dict) -
   if isinstance(encoder, ViT):
     keys = f"{key}.vit"
     sizes["variant"] = layout.variant or encoder.variant
+    if encoder.layers:
+      sizes.pop("depth", None)  # of the blocks that are run
   other_width = "embed_dim" in sizes and sizes["embed_dim"] != encoder.embed_dim
   if other_width and "num_attention_heads" not in settings:
     problems.append(

@@ -206,7 +206,11 @@ def _ours(encoder: str, first: str) -> tuple[Row, ...]:
 
 # --- one encoder of a checkpoint --------------------------------------------------------------
 
-_OUR_HEADS = (r"(pixel|film|word|report|significance|attention)_(norm|head)\..+", "log_scale")
+_OUR_HEADS = (
+  r"(pixel|film|word|report|significance|attention)_(norm|head)\..+",
+  r"image_adapter\..+",
+  "log_scale",
+)
 _GLORIA_HEADS = (r"gloria\.img_encoder\.(global|local)_embedder\..+",)
 _MGCA_ATTENTION = (r"prototype_layer\..+", r"(patch|word)_local_atten_layer\..+")
 _MGCA_HEADS = (r"(img|text)_encoder_q\.(global|local)_embed\..+", *_MGCA_ATTENTION)

@@ -92,6 +92,7 @@ def test_images_twice(tmp_path):
     ('[{"file_name": "a.png", "syms": ["Cough"], "boxes": [[1, 2, 3, 4]]}]', "'Cough' must be"),
     ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": [[1, 2, 3]]}]', "must be four numbers"),
     ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": [[1, 2, 3, NaN]]}]', "four numbers"),
+    ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": [[1, 2, 3, 1e9]]}]', "-1e9 and 1e9"),
     ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": [[1, 2, 3, "4"]]}]', "four numbers"),
   ],
 )

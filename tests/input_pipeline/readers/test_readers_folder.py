@@ -200,6 +200,10 @@ def test_masks_that_do_not_fit(tmp_path):
     ({"mask": '[{"label": "lungs"}]'}, "column 'mask': entry 0: 'file' is missing"),
     ({"boxes": "[" * 100_000}, "column 'boxes': not JSON (it is nested too deep)"),
     ({"mask": "[" * 100_000}, "column 'mask': not JSON (it is nested too deep)"),
+    (
+      {"boxes": json.dumps([box(1, 2, 1e9, 4)])},
+      "column 'boxes': box 0: x, y, w and h must be numbers between -1e9 and 1e9: {",
+    ),
     ({"boxes": json.dumps([box(1, 2, int("9" * 401), 4)])}, "column 'boxes': box 0: x, y, w and h"),
     (
       {"boxes": json.dumps([box(1, 2, 3, 4, "\ud800")])},

@@ -177,7 +177,8 @@ def test_reports_that_are_nsingle(tmp_path, reports, words):
   [
     ({"boxes": [[0, 0, 1]]}, r"finding 0: the box \[0, 0, 1\] must be four numbers"),
     ({"boxes": [[0, 0, 1, "1"]]}, "must be four numbers"),
-    ({"boxes": [[0, 0, 1, float("nan")]]}, "must be of finite numbers"),
+    ({"boxes": [[0, 0, 1, float("nan")]]}, "must be four numbers between -1e9 and 1e9"),
+    ({"boxes": [[0, 0, 1, 10**401]]}, "must be four numbers between"),
     ({"boxes": 3}, "finding 0: boxes is 3; it must be a list"),
     ({"sentence_en": 3}, "finding 0: sentence_en is 3; it must be a str"),
   ],

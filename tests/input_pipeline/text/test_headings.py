@@ -83,6 +83,57 @@ def test_where_headings_stand(text, want):
   assert want or list(parts) == ["indication", "impression"]
 
 
+ORDINARY = (
+  "Study; Procedure; View; Views; Projection; Protocol; Contrast; Dose; Exposure; Prior; Previous",
+  "Correlation; Question; Background; Advice; Suggestion; Plan; Communication; Date; Time; Age",
+  "Patient; Name; Attending; Result; Results; Body; Description; Observation; CXR; Chest x-ray",
+  "Follow up; Follow-up; Compared to; Critical result; Incidental findings; Reason for the shift",
+  "STUDY; TIME; PAIN; FOLLOW UP",
+)
+
+
+@pytest.mark.parametrize("words", ORDINARY)
+@pytest.mark.parametrize(
+  ("before", "after"),
+  [
+    ("FINDINGS: ", " A.\nIMPRESSION: B."),
+    ("FINDINGS: Clear. ", " A. 2. B."),
+    ("IMPRESSION: 1. Clear.  2. ", " A. 3. B."),
+    ("Clear. ", " A.\nIMPRESSION: B."),
+    ("Clear. ", " A. B."),
+  ],
+)
+def test_an_ordinary_word_ends_no_section_that_is_read(before, words, after):
+  clear = ["Clear."] if "Clear" in before else []
+  for word in words.split("; "):
+    assert read(f"{before}{word}:{after}") == [*clear, f"{word}: A.", "B."]
+
+
+@pytest.mark.parametrize("between", [" ", "\n"])
+@pytest.mark.parametrize("word", ["Views", "Date", "Question", "Procedure", "Plan", "Name"])
+def test_an_ordinary_word_is_a_heading_in_sections_that_are_not_read(word, between):
+  parts = ["Indication: Cough.", f"{word}: A.", "Findings: Clear."]
+  assert read(between.join(parts)) == ["Clear."]
+
+
+@pytest.mark.parametrize(
+  ("text", "want"),
+  [
+    (
+      "Question: Effusion?\nImpression: Clear.",
+      {"indication": "Effusion?", "impression": "Clear."},
+    ),
+    ("Results: Clear.", {"findings": "Clear."}),
+    ("Study: AP. Clear.\nImpression: B.", {"": "Study: AP. Clear.", "impression": "B."}),
+    ("Clear. Results: called.", {"": "Clear. Results: called."}),
+    ("FINDINGS: Clear.\nSTUDY: AP.", {"findings": "Clear.", "examination": "AP."}),
+    ("Findings: Clear. Comparison: None.", {"findings": "Clear.", "comparison": "None."}),
+  ],
+)
+def test_where_an_ordinary_word_is_a_heading(text, want):
+  assert reports.sections(text) == want
+
+
 def test_headings_within_a_section_that_a_table_names():
   parts = [("indication", "Cough. History: Fever."), ("impression", "Fine. FINDINGS: Clear.")]
   assert reports.named_sections(parts) == {

@@ -1,13 +1,16 @@
 import csv
 import re
 import textwrap
+import time
 
 import pytest
 
-from input_pipeline.text import reports
+from input_pipeline.text import diagnostic_terms, reports
 from paths import SHARED_DATA
 
 REAL = SHARED_DATA / "iu_reports" / "iu_reports.csv"
+
+CHEST = diagnostic_terms.load()
 
 TEXT = """EXAMINATION: Chest, PA.
 INDICATION: Cough.
@@ -145,6 +148,23 @@ def test_headings_in_a_report_folded_into_one_line():
     "findings": "Clear lungs.",
     "impression": "Normal.",
   }
+
+
+def read(text):
+  return reports.report_sentences(reports.sections(text))
+
+
+@pytest.mark.parametrize("function", [read, reports.unknown_headings, CHEST.named])
+@pytest.mark.parametrize(
+  "unit",
+  ["*", "*a", "a*", "A\n", "A.\n", "a,\n", "a\tb\n", ".", "e.g. ", "a. ", "1. ", "Time: "]
+  + ["\nCHEST PAIN: x", "FINDINGS\n", "absent ", "no "],
+)
+def test_time_is_linear_in_the_length_of_the_text(function, unit):
+  """The processor's time: a second of quadratic time at 10,000 units would be 100 here."""
+  start = time.process_time()
+  function(f"{unit * 50_000}x")
+  assert time.process_time() - start < 5
 
 
 def test_words():
