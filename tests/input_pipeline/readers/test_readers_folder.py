@@ -128,7 +128,9 @@ def test_what_leads_out_of_the_folder_is_not_read(tmp_path, name, column):
     examples(source)
 
 
-@pytest.mark.parametrize("where", [(0, 0, 41.5, 30), (-2, 0, 10, 10), (0, 25, 5, 7), (50, 5, 4, 4)])
+@pytest.mark.parametrize(
+  "where", [(0, 0, 41.5, 30), (-2, 0, 10, 10), (0, 25, 5, 7), (50, 5, 4, 4), (9, 9, 1e-9, 4)]
+)
 def test_a_box_outside_its_image(tmp_path, where):
   message = r"manifest\.csv, row 2 \(a\.png\), column 'boxes'.*'opacity'.*outside its 40 x 30 image"
   with pytest.raises(SourceError, match=message):
@@ -200,6 +202,10 @@ def test_masks_that_do_not_fit(tmp_path):
     ({"mask": '[{"label": "lungs"}]'}, "column 'mask': entry 0: 'file' is missing"),
     ({"boxes": "[" * 100_000}, "column 'boxes': not JSON (it is nested too deep)"),
     ({"mask": "[" * 100_000}, "column 'mask': not JSON (it is nested too deep)"),
+    (
+      {"boxes": '[{"label": "a", "x": 1, "y": 2, "w": 3, "w": 30, "h": 4}]'},
+      "column 'boxes': not JSON (the key 'w' stands twice)",
+    ),
     ({"boxes": json.dumps([box(1, 2, int("9" * 401), 4)])}, "column 'boxes': box 0: x, y, w and h"),
     (
       {"boxes": json.dumps([box(1, 2, 3, 4, "\ud800")])},
