@@ -60,6 +60,7 @@ class Example:
     regions: true regions, where known.
     entities: annotated words of the sentences, where known.
     text_kind: "report" for a radiologist's words, "labels" for a sentence made from labels.
+    place: shard and number of the record it was read from, for messages; "" before that.
   """
 
   image: bytes
@@ -75,6 +76,7 @@ class Example:
   regions: tuple[Region, ...] = ()
   entities: tuple[Entity, ...] = ()
   text_kind: str = "report"
+  place: str = field(default="", compare=False, repr=False)
 
 
 def check(example: Example) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 
 # The loader and the converter parallelise over images: threads inside an image are in their way.
@@ -25,11 +26,14 @@ def decode(image: bytes) -> np.ndarray:
 
 
 def decode_example(example: Example) -> np.ndarray:
-  """Decodes the image of an example. Raises ValueError, naming it, where it is unreadable."""
+  """Decodes the image of an example. Raises UserError, naming its record, if it is unreadable."""
   try:
     return decode(example.image)
   except ValueError as error:
-    raise ValueError(f"{example.image_id}: {error}") from error
+    place = f"{example.place or 'no record'}, image {example.image_id}"
+    raise UserError(
+      f"{place}: {error}; delete the shard and convert again, which leaves such an image out"
+    ) from error
 
 
 def decode_batches(
@@ -37,7 +41,7 @@ def decode_batches(
 ) -> Iterator[tuple[list[Example], list[np.ndarray]]]:
   """Yields the examples, `batch` at a time, each list with its decoded images, uint8 [H, W].
 
-  One batch is held at a time. Raises ValueError as `decode_example` does.
+  One batch is held at a time. Raises UserError as `decode_example` does.
   """
   examples = iter(examples)
   while group := list(itertools.islice(examples, batch)):

@@ -47,7 +47,7 @@ class Encode(RandomMap):
 
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns the arrays that `batches` lists, without the batch axis."""
-    pixels = images.decode(example.image)
+    pixels = images.decode_example(example)
     size = self.image_px
     image = self.augment(pixels, size, rng) if self.augment else images.fit(pixels, size)
     sentences = [example.sentences[i] for i in rng.permutation(len(example.sentences))]

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class RecordSource:
       problem = str(error)
     else:
       try:
-        return serialization.decode(payload)
+        return replace(serialization.decode(payload), place=f"{path}: record {number}")
       except Exception as error:  # protobuf and TFDS raise many kinds
         problem = f"is intact but no record of this version ({type(error).__name__}: {error})"
     raise RecordError(f"{path}: record {number} {problem}; {REMEDY}")

@@ -150,7 +150,7 @@ def image_views(model: Predictor, dataset: EvaluationSet, count: int) -> list[re
 
 
 def _view(model: Predictor, example: Example) -> report.ImageView:
-  image = images.decode(example.image)
+  image = images.decode_example(example)
   truth = phrases(example)
   # One sentence at a time, so that each knows its words.
   alone = [(sentence,) for sentence in example.sentences]

@@ -120,6 +120,7 @@ def examine(place: Place, example: Example) -> ImageFacts:
     # Not OpenCV: it fills what a truncated file lacks with grey, silently.
     with open_image(example.image) as image:
       kind, decoded = f"{image.mode} {image.format}", np.asarray(image)
+    images_lib.decode(example.image)  # but training reads by OpenCV
   except MemoryError:
     raise
   except Exception as error:  # Pillow raises many kinds

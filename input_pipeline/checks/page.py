@@ -76,7 +76,7 @@ def _shown(image: ImageFacts) -> dict[str, str]:
 
 def _drawn(example: Example) -> np.ndarray:
   """Draws the image, reduced, with its regions: uint8 [H, W, 3], blue, green, red."""
-  pixels = images.decode(example.image)
+  pixels = images.decode_example(example)
   scale = min(1.0, _SIDE_PX / max(pixels.shape))
   size = [max(1, round(side * scale)) for side in pixels.shape[::-1]]
   grey = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

@@ -30,7 +30,7 @@ import numpy as np
 
 from input_pipeline.example import SPLITS, Example, Region, UnreadableError
 from input_pipeline.readers.raw import folders, tables
-from input_pipeline.readers.raw.boxes import NUMBERS, Corners, is_box
+from input_pipeline.readers.raw.boxes import NUMBERS, Corners, clip, is_box
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import decode_mask, encode_mask
 from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_split
@@ -241,13 +241,12 @@ def _regions(row: _Row, root: Path, width: int, height: int) -> tuple[Region, ..
 
 def _clip(box: _Box, width: int, height: int) -> Corners:
   x0, y0, x1, y1 = box.corners
-  clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-  shift = max(abs(a - b) for a, b in zip(clipped, box.corners, strict=True))
-  if shift > _TOLERANCE_PX or clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
+  clipped = clip(box.corners, float(width), float(height))
+  if not clipped or np.abs(np.subtract(clipped, box.corners)).max() > _TOLERANCE_PX:
     raise _CellError(
       "boxes",
       f"the box of {box.label!r} (x {x0:g} to {x1:g}, y {y0:g} to {y1:g}) lies outside its"
-      f" {width} x {height} image",
+      f" {width} x {height} image, or is next to nothing",
     )
   return clipped
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from input_pipeline.example import Example, Region, UnreadableError
 from input_pipeline.readers.raw import folders, physionet, tables
-from input_pipeline.readers.raw.boxes import Corners
+from input_pipeline.readers.raw.boxes import Corners, clip
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, Listing, Source, build_example
 
@@ -180,10 +180,8 @@ def _corners(row: Annotation) -> Corners | str:
   (x, y, w, h), (width, height) = row.box, row.size
   if not all(map(math.isfinite, (*row.box, *row.size))) or not (w > 0 and h > 0):
     return f"the box of {row.phrase!r} is {w:g} x {h:g} pixels"
-  x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
-  if x0 >= x1 or y0 >= y1:
-    return f"the box of {row.phrase!r} lies outside its {width:g} x {height:g} image"
-  return x0, y0, x1, y1
+  clipped = clip((x, y, x + w, y + h), width, height)
+  return clipped or f"the box of {row.phrase!r} lies outside its {width:g} x {height:g} image"
 
 
 def _read(item: Item, *, images: Path) -> Example:

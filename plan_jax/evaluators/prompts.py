@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.errors import UserError
+from input_pipeline.readers.raw.tables import once
 from input_pipeline.text import reports
 
 FOLDER = Path(__file__).parent / "prompt_sets"
@@ -85,7 +86,7 @@ def read(path: Path) -> PromptSet:
   """Reads the set of a file. Raises PromptsError."""
   try:
     raw = path.read_bytes()
-    content = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+    content = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
   except (OSError, ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
     raise PromptsError(f"{path} cannot be read: {error}") from error
   try:
@@ -173,13 +174,3 @@ def _texts(place: str, item) -> list[str]:
   if not all(reports.normalise(text.replace("{}", "x")) for text in texts):
     raise ValueError(f"{place}: a prompt has no word")
   return texts
-
-
-def _once(pairs: list[tuple]) -> dict:
-  """Makes an object of JSON; two equal keys are an error, for one would be lost."""
-  content = dict(pairs)
-  if len(content) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"the key {twice!r} stands twice")
-  return content

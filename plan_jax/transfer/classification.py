@@ -102,7 +102,7 @@ class Encode(loader.RandomMap):
 
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns a row of a batch; images are augmented as in pre-training."""
-    pixels = images.decode(example.image)
+    pixels = images.decode_example(example)
     if self.augment is None:
       image = images.fit(pixels, self.image_px)
     else:

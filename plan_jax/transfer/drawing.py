@@ -63,7 +63,7 @@ def write_boxes(
   limits = limits[:, list(RATES).index(_RATE)]
   overlays = {}
   for i in spread_over(len(predicted)):
-    image, canvas = predicted[i], Canvas(images.decode(source[i].image))
+    image, canvas = predicted[i], Canvas(images.decode_example(source[i]))
     for box, label in zip(image.truth, image.truth_labels, strict=True):
       canvas.box(box, _TRUE, findings[label], below=True)
     for box, score, label in zip(image.boxes, image.scores, image.labels, strict=True):
@@ -89,7 +89,7 @@ def write_outlines(
   """
   overlays = {}
   for example, probabilities in maps:
-    canvas, masks = Canvas(images.decode(example.image)), finding_masks(example, findings)
+    canvas, masks = Canvas(images.decode_example(example)), finding_masks(example, findings)
     for k, name in enumerate(findings):
       predicted = probabilities[k] >= np.float32(thresholds.get(name, 0.5))
       for mask, color in ((masks.get(k), _TRUE), (predicted, _PREDICTED)):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import images
+from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 
 
@@ -81,5 +82,5 @@ def test_decode_batches_keeps_the_order_and_names_what_is_unreadable():
   for group, decoded in batches:
     for member, pixels in zip(group, decoded, strict=True):
       np.testing.assert_array_equal(pixels, ramp(5, 8) + int(member.image_id))
-  with pytest.raises(ValueError, match="^bad: the bytes are no readable"):
+  with pytest.raises(UserError, match="^no record, image bad: the bytes are no readable"):
     list(images.decode_batches([*examples, example("bad", b"none")], 4))

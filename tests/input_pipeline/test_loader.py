@@ -4,9 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fakes.records import write
 from input_pipeline import images, loader
 from input_pipeline.errors import UserError
 from input_pipeline.phantom import radiograph
+from input_pipeline.records import RecordSource
 from input_pipeline.text import diagnostic_terms, tokenizer
 
 IMAGES = [radiograph.example(0, i, 64) for i in range(10)]
@@ -131,6 +133,14 @@ def test_terms_stand_beside_their_words(encode):
       assert not (example["term"] & ~example["word_mask"]).any()
       count += example["term"].sum()
   assert count > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_named(encode, tmp_path, workers):
+  write(tmp_path, {"train": [[replace(IMAGES[0], image=b"no image")]]})
+  place = rf"{tmp_path}/.*-train\.tfrecord-00000-of-00001: record 0, image {IMAGES[0].image_id}: "
+  with pytest.raises(UserError, match=f"{place}the bytes are no readable JPEG or PNG; delete"):
+    take(encode, 1, RecordSource(tmp_path, "train"), workers=workers)
 
 
 def test_nothing_to_train_on(encode):

@@ -6,17 +6,24 @@ up.
 """
 
 import io
+import itertools
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pydicom
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import pixel_array
-from pydicom.uid import JPEG2000TransferSyntaxes
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, RLELossless
 
 from input_pipeline.example import UnreadableError
-from input_pipeline.readers.raw.stored_images import check_size, encode_pgm
+from input_pipeline.readers.raw.stored_images import check_size, encode_pgm, most_px
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_HEADER_BYTES = 2**24  # of a deflated file, beside its pixels
+_NOT_FINITE = "its rescale or window values are not finite"
 
 
 def to_image(data: bytes) -> tuple[bytes, str]:
@@ -34,6 +41,7 @@ def to_image(data: bytes) -> tuple[bytes, str]:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of values that break the standard but can be read
+      _check_inflated(data)
       dataset = pydicom.dcmread(io.BytesIO(data))
       grey = _grey(dataset)
       view = str(dataset.get("ViewPosition") or "").strip()
@@ -47,6 +55,65 @@ def to_image(data: bytes) -> tuple[bytes, str]:
   return encode_pgm(grey), view
 
 
+def _check_inflated(data: bytes) -> None:
+  """Raises UnreadableError where a deflated file inflates to more than an image can need."""
+  file, most = io.BytesIO(data), 2 * most_px.get() + _HEADER_BYTES
+  read_preamble(file, force=False)
+  meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+  if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+    return
+  inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+  inflater.decompress(data[file.tell() :], most)
+  if inflater.unconsumed_tail:
+    raise UnreadableError(
+      f"it inflates to more than {most} bytes; max_decoded_px={most_px.get()} bounds them"
+    )
+
+
+def _check_frame(dataset: pydicom.Dataset, width: int, height: int) -> None:
+  """Raises UnreadableError for a compressed frame of another size than the header states."""
+  syntax = dataset.file_meta.TransferSyntaxUID
+  if not syntax.is_encapsulated:
+    return
+  frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+  most = 4 * width * height  # bytes; 32 bits a pixel have a refusal of their own
+  if syntax == RLELossless and _has_more(frame, most):
+    raise UnreadableError(f"its pixels are more than the {width} x {height} of its header")
+  stated = None if syntax == RLELossless else _stream_size(frame)
+  if stated not in (None, (width, height)):
+    raise UnreadableError(
+      f"its pixels are {stated[0]} x {stated[1]}, its header says {width} x {height}"
+    )
+
+
+def _has_more(frame: bytes, most: int) -> bool:
+  """Tells whether an RLE frame (DICOM PS3.5, annex G) holds more than `most` bytes."""
+  count, *starts = struct.unpack_from("<16I", frame)
+  total = 0
+  for at, end in itertools.pairwise([*starts[:count], len(frame)]):
+    while at < end and total <= most:
+      code = frame[at]  # below 128, of that many bytes and one more as they are; 128 is of none
+      total += code + 1 if code < 128 else (257 - code) % 129
+      at += code + 2 if code < 128 else 2 - (code == 128)
+  return total > most
+
+
+def _stream_size(stream: bytes) -> tuple[int, int] | None:
+  """Reads width and height of a JPEG, JPEG-LS or JPEG 2000 stream; None where it is no such."""
+  if not stream.startswith(b"\xff\xd8"):
+    start = stream.find(b"\xff\x4f\xff\x51")  # of JPEG 2000, also within a JP2
+    if start < 0:
+      return None
+    right, bottom, left, top = struct.unpack_from(">4I", stream, start + 8)
+    return right - left, bottom - top
+  at = 2
+  while True:
+    marker, length, _, height, width = struct.unpack_from(">HHBHH", stream, at)
+    if marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)):
+      return width, height
+    at += 1 if marker == 0xFFFF else 2 + length
+
+
 def _grey(dataset: pydicom.Dataset) -> np.ndarray:
   """Returns the pixels as shown, uint8 [H, W]."""
   if "PixelData" not in dataset:
@@ -57,7 +124,9 @@ def _grey(dataset: pydicom.Dataset) -> np.ndarray:
   frames = int(dataset.get("NumberOfFrames") or 1)
   if frames != 1:  # refused before all are decoded
     raise UnreadableError(f"it has {frames} frames, not one image")
-  check_size(int(dataset.Columns), int(dataset.Rows))
+  width, height = int(dataset.Columns), int(dataset.Rows)
+  check_size(width, height)
+  _check_frame(dataset, width, height)  # before it is decoded
   raw = pixel_array(dataset, correct_unused_bits=False)
   if raw.ndim != 2 or raw.dtype.itemsize > 2:
     raise UnreadableError(f"its pixels are {raw.dtype}{raw.shape}, not one image of 8 or 16 bits")
@@ -74,7 +143,7 @@ def _grey(dataset: pydicom.Dataset) -> np.ndarray:
   if table is None:
     table = _stretch(values, shown)
   if not np.isfinite(table).all():
-    raise UnreadableError("its rescale or window values are not finite")
+    raise UnreadableError(_NOT_FINITE)
   table = np.clip(table, 0, 1)
   if kind == "MONOCHROME1":
     table = 1 - table
@@ -127,6 +196,8 @@ def _voi(values: np.ndarray, shown: np.ndarray, dataset: pydicom.Dataset) -> np.
     entries, greatest = _look_up(values, shown, dataset.VOILUTSequence[0], dataset)
     return entries / (2 ** max(greatest, 1).bit_length() - 1)
   centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+  if not np.isfinite([centre or 0, width or 0]).all():
+    raise UnreadableError(_NOT_FINITE)
   function = dataset.get("VOILUTFunction") or "LINEAR"
   if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
     raise UnreadableError(f"its VOI LUT function is {function!r}, which DICOM does not know")

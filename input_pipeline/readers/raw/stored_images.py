@@ -32,33 +32,33 @@ _TURNS = {
   7: (True, True, True),
   8: (True, False, True),
 }
-_BITS, _PHOTOMETRIC = 258, 262  # tags of a TIFF
+_SIZE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = (256, 257), 258, 262, 339  # tags of a TIFF
 _DEEP = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION  # grey of up to 16 bits
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP")
 
 # Pillow warns above 89 million pixels, and refuses twice as many: `check_size` has a bound instead.
 Image.MAX_IMAGE_PIXELS = None
-_most_px = ContextVar("max_decoded_px", default=MAX_DECODED_PX)
+most_px = ContextVar("max_decoded_px", default=MAX_DECODED_PX)
 
 
 @contextlib.contextmanager
 def bounded(max_decoded_px: int) -> Iterator[None]:
   """Bounds the pixels of every image that is decoded within, files and DICOM alike."""
-  token = _most_px.set(max_decoded_px)
+  token = most_px.set(max_decoded_px)
   try:
     yield
   finally:
-    _most_px.reset(token)
+    most_px.reset(token)
 
 
 def check_size(width: int, height: int) -> None:
   """Raises UnreadableError for a size that no image has, or of more pixels than the bound."""
   if min(width, height) < 2:
     raise UnreadableError(f"the image is {width} x {height}; an image has 2 pixels a side or more")
-  if width * height > _most_px.get():
+  if width * height > most_px.get():
     raise UnreadableError(
       f"the image is {width} x {height}, {width * height} pixels;"
-      f" max_decoded_px={_most_px.get()} bounds them"
+      f" max_decoded_px={most_px.get()} bounds them"
     )
 
 
@@ -70,9 +70,9 @@ def open_image(encoded: bytes) -> Image.Image:
   """
   try:
     image = Image.open(io.BytesIO(encoded), formats=CONTAINERS)
-  except UnidentifiedImageError as error:
+  except UnidentifiedImageError:  # its message holds an address, another in each run
     read = ", ".join(CONTAINERS)
-    raise UnreadableError(f"not a whole image of {read}; save other formats as PNG") from error
+    raise UnreadableError(f"not a whole image of {read}; save other formats as PNG") from None
   check_size(*image.size)
   frames = getattr(image, "n_frames", 1)
   if frames > 1 and image.format != "MPO":  # a JPEG with its preview
@@ -88,7 +88,7 @@ def image_size(image: bytes) -> tuple[int, int]:
   """
   try:
     with open_image(image) as header:
-      return header.size
+      return _file_size(header)
   except UnreadableError:
     raise
   except Exception as error:  # Pillow raises many kinds
@@ -124,6 +124,10 @@ def store_image(example: Example, image_px: int, image_format: str = "keep") -> 
     image_format = "jpeg" if decoded.container == "jpeg" else "png"
   scale = min(1.0, image_px / min(width, height))
   if scale == 1.0 and decoded.is_plain and decoded.container == image_format:
+    try:
+      images.decode(example.image)  # as training does: damage that Pillow passes over may stop it
+    except ValueError as error:
+      raise UnreadableError(f"not a whole image ({error})") from error
     return example
   pixels, size = decoded.pixels, (round(width * scale), round(height * scale))
   if size != (width, height):
@@ -138,6 +142,11 @@ def store_image(example: Example, image_px: int, image_format: str = "keep") -> 
   grey = pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
   quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if image_format == "jpeg" else []
   return replace(example, image=cv2.imencode(f".{image_format}", grey, quality)[1].tobytes())
+
+
+def _file_size(image: Image.Image) -> tuple[int, int]:
+  """Returns width and height as the file holds them; Pillow turns those of a TIFF."""
+  return tuple(map(image.tag_v2.get, _SIZE)) if image.format == "TIFF" else image.size
 
 
 def _orientation(image: Image.Image, encoded: bytes) -> int:
@@ -216,6 +225,12 @@ def _decode(encoded: bytes, image_px: int) -> _Decoded:
       deep = mode.startswith("I") or mode == "F"
       is_inverted = deep and container == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0
       pixels = np.asarray(image if deep or image.mode == "L" else image.convert("L"))
+      is_upright = container == "TIFF"  # Pillow has turned it
+      samples = image.tag_v2.get(_SAMPLE_FORMAT, (1,)) if container == "TIFF" else ()
+      if samples[:1] == (1,) and mode == "I":  # unsigned, which Pillow lets wrap round
+        pixels = pixels.view(np.uint32)
+      elif samples[:1] == (2,) and mode == "L":  # signed, which Pillow reads as unsigned
+        deep, pixels = True, pixels.view(np.int8)
     if bits > 8 and not deep:  # colours, of which Pillow keeps the upper 8 bits
       deep, pixels = True, cv2.imdecode(np.frombuffer(encoded, np.uint8), _DEEP)
       if pixels is None:
@@ -228,12 +243,14 @@ def _decode(encoded: bytes, image_px: int) -> _Decoded:
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite([low, high]).all():
       raise UnreadableError("the image holds values that are not finite")
-    pixels = pixels.astype(np.float32)
+    wide = np.float32 if pixels.dtype.itemsize <= 2 else np.float64  # which hold all values
+    pixels = pixels.astype(wide)
     pixels -= low
+    pixels = pixels.astype(np.float32, copy=False)
     pixels *= 255 / (high - low) if high > low else 0
     pixels = 255 - pixels if is_inverted else pixels
   if orientation in _TURNS:
-    pixels = _turn(pixels, orientation)
+    pixels = pixels if is_upright else _turn(pixels, orientation)
     size = extent = pixels.shape[::-1]
   # Pillow shows the 2 and 4 bits of a PNG as "L" too.
   is_plain = mode == "L" and orientation == 1 and bits == 8

@@ -103,10 +103,11 @@ def parse_json(text: str) -> Any:
   """Parses JSON that can be reckoned with and written as UTF-8.
 
   Whole numbers beyond all floats become infinite, as json makes others. Raises ValueError for what
-  is no JSON, is nested too deep, or holds half a character (a lone surrogate).
+  is no JSON, is nested too deep, has a key twice in an object, or holds half a character (a lone
+  surrogate).
   """
   try:
-    value = json.loads(text, parse_int=_parse_int)
+    value = json.loads(text, parse_int=_parse_int, object_pairs_hook=once)
     json.dumps(value, ensure_ascii=False).encode()
   except RecursionError:
     raise ValueError("it is nested too deep") from None
@@ -114,6 +115,16 @@ def parse_json(text: str) -> Any:
     half = error.object[error.start]
     raise ValueError(f"it holds half a character, {half!a}") from None
   return value
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Makes an object of JSON. Raises ValueError for two equal keys, of which one would be lost."""
+  content = dict(pairs)
+  if len(content) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"the key {twice!r} stands twice")
+  return content
 
 
 def _parse_int(digits: str) -> int | float:

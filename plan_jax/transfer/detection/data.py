@@ -102,7 +102,7 @@ class Encode(loader.RandomMap):
 
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns a row of a batch; nothing is random: the field's protocol does not augment."""
-    pixels = images.decode(example.image)
+    pixels = images.decode_example(example)
     truth, places = example_boxes(example, self.findings)
     corners, labels = np.zeros((self.most, 4), np.float32), np.zeros(self.most, np.int32)
     corners[: len(truth)] = boxes.to_square(truth, *pixels.shape, self.image_px)

@@ -67,5 +67,5 @@ class Encode(loader.RandomMap):
     for place, mask in finding_masks(example, self.findings).items():
       masks[..., place] = images.fit(mask.astype(np.uint8) * 255, side) >= 0.5
       known[place] = True
-    image = images.fit(images.decode(example.image), side)[..., None]
+    image = images.fit(images.decode_example(example), side)[..., None]
     return {"image": image, "masks": masks, "known": known}

@@ -113,6 +113,9 @@ def test_distinct_images_give_no_finding(folder, sets):
 
 TOO_LONG = radiograph.example(0, 0, 128).image[:9000]
 GREY = np.full((128, 128), 90, np.uint8)
+DAMAGED = bytearray(radiograph.example(0, 0, 128).image)
+assert DAMAGED[37:41] == b"IDAT"
+DAMAGED[33] ^= 1  # of the length
 # Changes of train 0, then of validation 0; the expected findings.
 FINDINGS = {
   "patient": ({}, lambda a, b: {"patient_id": a.patient_id}, {"patients in two splits": "error"}),
@@ -168,6 +171,11 @@ FINDINGS = {
     {"masks that cannot be decoded or have another size than their image": "error"},
   ),
   "image broken": ({"image": TOO_LONG}, {}, {"images that cannot be decoded": "error"}),
+  "image with a wrong length, which Pillow passes over": (
+    {"image": bytes(DAMAGED)},
+    {},
+    {"images that cannot be decoded": "error"},
+  ),
   "image no image": ({"image": b"none"}, {}, {"images that cannot be decoded": "error"}),
   "image of another size": ({"width": 130}, {}, {"images that are not as recorded": "error"}),
   "image in colour": (

@@ -128,7 +128,9 @@ def test_what_leads_out_of_the_folder_is_not_read(tmp_path, name, column):
     examples(source)
 
 
-@pytest.mark.parametrize("where", [(0, 0, 41.5, 30), (-2, 0, 10, 10), (0, 25, 5, 7), (50, 5, 4, 4)])
+@pytest.mark.parametrize(
+  "where", [(0, 0, 41.5, 30), (-2, 0, 10, 10), (0, 25, 5, 7), (50, 5, 4, 4), (9, 9, 1e-9, 4)]
+)
 def test_a_box_outside_its_image(tmp_path, where):
   message = r"manifest\.csv, row 2 \(a\.png\), column 'boxes'.*'opacity'.*outside its 40 x 30 image"
   with pytest.raises(SourceError, match=message):
@@ -203,6 +205,10 @@ def test_masks_that_do_not_fit(tmp_path):
     (
       {"boxes": json.dumps([box(1, 2, 1e9, 4)])},
       "column 'boxes': box 0: x, y, w and h must be numbers between -1e9 and 1e9: {",
+    ),
+    (
+      {"boxes": '[{"label": "a", "x": 1, "y": 2, "w": 3, "w": 30, "h": 4}]'},
+      "column 'boxes': not JSON (the key 'w' stands twice)",
     ),
     ({"boxes": json.dumps([box(1, 2, int("9" * 401), 4)])}, "column 'boxes': box 0: x, y, w and h"),
     (

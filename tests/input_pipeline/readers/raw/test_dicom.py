@@ -14,6 +14,7 @@ from pydicom.uid import (
 from fakes.dicom import image
 from input_pipeline.example import UnreadableError
 from input_pipeline.readers.raw import dicom
+from input_pipeline.readers.raw.stored_images import bounded
 
 
 def grey(data):
@@ -219,6 +220,38 @@ def test_values_that_are_not_finite_are_refused(name):
   data = image(WIDE, **{"WindowCenter": 2048, "WindowWidth": 4096, name: 7777})
   with pytest.raises(UnreadableError, match="its rescale or window values are not finite"):
     dicom.to_image(data.replace(b"7777.0", b"nan   "))
+
+
+@pytest.mark.parametrize("name", ["WindowWidth", "WindowCenter"])
+@pytest.mark.parametrize("function", ["LINEAR", "SIGMOID"])
+@pytest.mark.parametrize("value", [b"inf   ", b"-inf  ", b"nan   "])
+def test_windows_that_are_not_finite_are_refused(name, function, value):
+  window = {"WindowCenter": 2048, "WindowWidth": 4096, name: 7777}
+  data = image(WIDE, VOILUTFunction=function, **window)
+  with pytest.raises(UnreadableError, match="its rescale or window values are not finite"):
+    dicom.to_image(data.replace(b"7777.0", value))
+
+
+def test_a_deflated_file_that_inflates_beyond_any_image_is_refused():
+  data = rewritten(
+    image(WIDE), (0x00091001, "OB", bytes(2**25)), syntax="DeflatedExplicitVRLittleEndian"
+  )
+  with bounded(WIDE.size), pytest.raises(UnreadableError, match="inflates to more than 16781312"):
+    dicom.to_image(data)
+  np.testing.assert_array_equal(probe(data), READ)  # within the bound by default
+
+
+@pytest.mark.parametrize(
+  "syntax", ["JPEG2000Lossless", "JPEGLosslessProcess14_1", "JPEGLSLossless", "RLELossless"]
+)
+def test_a_stream_of_another_size_than_its_header_is_not_decoded(tmp_path, monkeypatch, syntax):
+  if syntax in ("JPEG2000Lossless", "RLELossless"):
+    data = image(WIDE, syntax=getattr(pydicom.uid, syntax))
+  else:
+    data = by_gdcm(image(WIDE), syntax, tmp_path)
+  monkeypatch.setattr(dicom, "pixel_array", lambda *_, **__: pytest.fail("it was decoded"))
+  with pytest.raises(UnreadableError, match="its pixels are (64 x 32|more than).* header"):
+    dicom.to_image(rewritten(data, *header(Columns=16)))
 
 
 def test_the_bound_on_decoded_pixels_is_that_of_the_header():

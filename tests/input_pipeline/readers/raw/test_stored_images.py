@@ -94,7 +94,7 @@ def test_colour_palette_bilevel_and_low_depth_become_grey():
   assert stored(example_of(tiff, 6, 4))[2] == "PNG"
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_boxes_and_masks_follow_the_exif_orientation(form, orientation):
   exif = Image.Exif()
@@ -308,6 +308,73 @@ def test_all_bits_of_colours_count(form, channels):
     pixels[..., 3] = 65535
   got = stored(example_of(cv2.imencode(form, pixels)[1].tobytes(), 5, 4))[1]
   np.testing.assert_array_equal(got[0], [0, 61, 125, 190, 255])
+
+
+def with_tag(tiff, tag, value):
+  """The little-endian TIFF with one tag more, a SHORT, or with another value of it."""
+  start = struct.unpack_from("<I", tiff, 4)[0]
+  count = struct.unpack_from("<H", tiff, start)[0]
+  entries = [tiff[start + 2 + 12 * i :][:12] for i in range(count)]
+  tags = {struct.unpack_from("<H", entry)[0]: entry for entry in entries}
+  tags[tag] = struct.pack("<HHIHH", tag, 3, 1, value, 0)
+  tiff += bytes(len(tiff) % 2)
+  entries = b"".join(tags[name] for name in sorted(tags))
+  end = struct.pack("<H", len(tags)) + entries + bytes(4)
+  return tiff[:4] + struct.pack("<I", len(tiff)) + tiff[8:] + end
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, "colours"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_of_any_depth_is_turned_once(dtype, orientation):
+  pixels, exif = grey(6, 4), Image.Exif()
+  pixels.flat[:2] = 0, 255
+  exif[0x0112] = orientation
+  if dtype == "colours":
+    image = cv2.imencode(".tiff", np.stack([pixels * np.uint16(257)] * 3, -1))[1].tobytes()
+  else:
+    image = encoded(pixels.astype(dtype), "TIFF")
+  image = with_tag(image, 0x0112, orientation)
+  assert image_size(image) == (6, 4)
+  upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(pixels, exif=exif))))
+  np.testing.assert_array_equal(stored(example_of(image, 6, 4))[1], upright)
+
+
+@pytest.mark.parametrize(
+  ("samples", "sample_format", "values"),
+  [
+    (np.int32, 1, np.array([0, 980, 2007, 3051, 4095]) * 1048832),  # unsigned: up to 2**32
+    (np.int32, 1, np.array([0, 980, 2007, 3051, 4095]) + 2**31),
+    (np.int32, 2, np.array([0, 980, 2007, 3051, 4095]) + 2**30),
+    (np.int32, 2, np.array([0, 980, 2007, 3051, 4095]) * 1048832 - 2**31),
+    (np.uint8, 2, np.array([0, 61, 125, 190, 255]) - 128),
+  ],
+)
+def test_samples_of_a_tiff_are_of_the_type_that_it_states(samples, sample_format, values):
+  ramp = np.tile(values.astype(np.int64).astype(samples), (4, 1))
+  got = stored(example_of(with_tag(encoded(ramp, "TIFF"), 339, sample_format), 5, 4))[1]
+  np.testing.assert_array_equal(got[0], [0, 61, 125, 190, 255])
+
+
+def test_a_png_that_training_could_not_decode_is_refused():
+  whole = encoded(grey(40, 30))
+  pixels = cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_GRAYSCALE)
+  for place in range(len(whole)):
+    damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    try:
+      kept = stored(example_of(damaged, 40, 30))[1]
+    except (UnreadableError, ValueError):  # ValueError: of another size
+      continue
+    np.testing.assert_array_equal(kept, pixels)
+  damaged = whole[:33] + bytes([whole[33] ^ 1]) + whole[34:]
+  with pytest.raises(UnreadableError, match="not a whole image"):
+    store_image(example_of(damaged, 40, 30), 512)
+
+
+def test_a_refusal_is_the_same_in_each_run():
+  with pytest.raises(UnreadableError) as error:
+    image_size(b"no image")
+  formats = "BMP, GIF, JPEG, JPEG2000, PNG, PPM, TIFF, WEBP"
+  assert str(error.value) == f"not an image (cannot identify it as one of {formats})"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
