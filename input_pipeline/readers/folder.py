@@ -81,10 +81,12 @@ def open_source(source: str) -> Source:
   manifest = folders.find(root, MANIFEST, hint=f"it needs the columns {', '.join(_REQUIRED)}")
   listing = Listing()
   columns: tuple[str, ...] = ()
-  unknown = Counter()
+  unknown, silent = Counter(), 0
   for row in tables.read(manifest, _REQUIRED):
     columns = tuple(row)
-    unknown.update(reports.unknown_headings(row["text"]))
+    sections = reports.sections(row["text"])
+    unknown.update(reports.unknown_headings(sections))
+    silent += bool(row["text"]) and not reports.report_sentences(sections)
     try:
       item = _parse(row)
       if (first := listing.items.setdefault(item.image_id, item)) is not item:
@@ -104,6 +106,7 @@ def open_source(source: str) -> Source:
     listing.note(f"no column split: drawn by patient_id ({listing.shares()})")
   without = sum(not item.row.text for item in listing.items.values())
   listing.note("rows without text: {} of {}", without, len(listing.items))
+  listing.note("rows whose text gives no sentence: {} of {}", silent, len(listing.items))
   listed = ", ".join(f"{heading}: ({count})" for heading, count in unknown.most_common(8))
   listing.note("headings that are not known, in sections that training does not read: {}", listed)
   return listing.source("folder", functools.partial(_read, root=root))

@@ -8,6 +8,7 @@ indication.
 """
 
 import difflib
+import html
 import re
 from collections.abc import Iterable
 
@@ -34,8 +35,7 @@ _HEADINGS = {
     reason for study; reason for visit; reason for test; reason for procedure; reason for order;
     reason for referral; reason for x-ray; reason for chest x-ray; reason for this examination;
     reason for this exam; clinical question; question; complaint; chief complaint;
-    presenting complaint; symptom; symptoms; signs and symptoms; clinical diagnosis;
-    admitting diagnosis; provisional diagnosis; referral; request; ordering diagnosis""",
+    presenting complaint; symptom; symptoms; signs and symptoms; referral; request""",
   "history": """history; clinical history; patient history; medical history; past medical history;
     surgical history; clinical information; clinical info; clinical data; clinical details;
     clinical notes; clinical statement; clinical background; background; history of present illness;
@@ -66,6 +66,16 @@ _KNOWN = {
   for section, headings in _HEADINGS.items()
   for heading in headings.split(";")
 }
+# Whose diagnosis it is that the request states.
+_REQUESTED = """preoperative; pre-operative; pre-op; preop; pre op; postoperative; post-operative;
+  post-op; postop; post op; preprocedure; pre-procedure; postprocedure; post-procedure; working;
+  clinical; admitting; admission; provisional; presumptive; presumed; suspected; known; ordering;
+  referring; referral; discharge"""
+_KNOWN |= {
+  f"{whose.strip()} {noun}": "indication"
+  for whose in _REQUESTED.split(";")
+  for noun in ("diagnosis", "diagnoses", "dx")
+}
 # Those of them that a statement may begin with too: "View: there is a large effusion".
 _ORDINARY = re.compile(
   r"results?|body|description|narrative|observations?|cxr|chest (?:x[- ]?ray|radiograph)"
@@ -83,6 +93,11 @@ _IMAGE = re.compile(
   r"\b(?:cxr|chest(?! (?:tubes?|wall)\b)|portable|ribs|bone window|upright"
   r"|(?:one|two|three|frontal|lateral|pa|ap) views?|(?:pa|ap|frontal) and|lateral and (?:pa|ap))\b"
 )
+_BESIDE_IMAGE = re.compile(
+  r"cxr|chest|x|rays?|x-?rays?|radiographs?|films?|images?|pa|ap|views?|projections?|portable"
+  r"|mobile|bedside|erect|upright|supine|frontal|lateral|single|one|two|three|[123]|and|of|the"
+  r"|findings?|report|exam|examination|study|results?"
+)
 _ORGANS = re.compile(
   r"chest|cxr|thorax|lungs?|airways?|trachea|pleurae?|pleural|heart|cardiac|cardiomediastin\w+"
   r"|mediastin\w+|hil[ai]r?|vasculature|aorta|diaphragms?|bones?|osseous|musculoskeletal|skeleton"
@@ -99,6 +114,19 @@ _USUAL = ("findings", "impression", "conclusion", "report", "comparison", "indic
 _ENDING = re.compile(
   rf"(?<=\s)(?:Findings|Impression|Conclusion|{'|'.join(_USUAL).upper()}|TECHNIQUE)$"
 )
+_ALONE = {*_USUAL, "technique", "examination", "final report"} | {
+  name for name, section in _KNOWN.items() if section in ("indication", "history") and " " in name
+}
+# These take a dash for a colon: "Clinical indication - cough", unless capitals and a colon follow.
+_PLAIN = "|".join(re.escape(heading) for heading in _KNOWN if not _ORDINARY.fullmatch(heading))
+_DASH = re.compile(
+  rf"^([ \t*#]*(?=[A-Z])(?i:{_PLAIN}))"
+  r"[ \t*]+[-\u2013\u2014]+(?=\s)(?![^a-z\n]*:)",
+  re.MULTILINE,
+)
+_TAGGED = re.compile(rf">\s*(?i:{_PLAIN})\s*[:<]")
+_BREAK = re.compile(r"</?(?:br|p|div|li|ul|ol|h[1-6]|tr|table)\b[^<>\n]*>", re.IGNORECASE)
+_TAG = re.compile(r"</?(?:b|i|u|strong|em|span|font|td|th|tbody)(?:\s[^<>\n]*)?>", re.IGNORECASE)
 _LONGEST = max(map(len, _KNOWN))
 _CAPITALS = re.compile(r"(?<=\s)(?=[A-Z][^a-z]+$)")
 
@@ -123,6 +151,14 @@ def section(heading: str) -> str | None:
   return "findings" if _IMAGE.search(name) else None
 
 
+def plain(text: str) -> str:
+  """Gives headings their colons: without HTML tags, for the full-width one, for a dash."""
+  text = "\n".join(text.replace("\uff1a", ":").splitlines())
+  if _TAGGED.search(text):
+    text = html.unescape(_TAG.sub("", _BREAK.sub("\n", text))).replace("\xa0", " ")
+  return _DASH.sub(r"\1:", text)
+
+
 def names_organ(heading: str) -> bool:
   """Tells whether a heading ("LUNGS", "Lines and tubes") is the subject of a finding."""
   words = re.findall(r"\w+", heading.lower())
@@ -130,9 +166,16 @@ def names_organ(heading: str) -> bool:
   return len(others) < len(words) and all(map(_BESIDE_ORGANS.fullmatch, others))
 
 
+def names_image(heading: str) -> bool:
+  """Tells whether a heading says, in any case, how the image was taken, and nothing else."""
+  name = _fold(heading)
+  words = re.findall(r"\w[\w-]*", name)
+  return bool(_IMAGE.search(name)) and all(map(_BESIDE_IMAGE.fullmatch, words))
+
+
 def stands_alone(line: str) -> bool:
-  """Tells whether a line without a colon is a heading: "FINDINGS", "Impression"."""
-  return line.lower() in (*_USUAL, "technique", "examination", "final report")
+  """Tells whether a line without a colon is a heading: "FINDINGS", "Clinical history"."""
+  return _fold(line) in _ALONE
 
 
 def find(text: str) -> tuple[int, str] | None:
@@ -141,6 +184,8 @@ def find(text: str) -> tuple[int, str] | None:
   Only the usual ones end a text without a stop before them: "Shortness of breath FINDINGS".
   """
   name = section(text)
+  if _fold(text) in _KNOWN:
+    return 0, name
   if (ending := _ENDING.search(text)) and (last := section(ending.group())) != name:
     return ending.start(), last
   if name:
@@ -155,7 +200,8 @@ def split(text: str, titles: Iterable[tuple[int, int, str]], first: str) -> list
   """Splits a report into (section, text), in its order; texts may be empty.
 
   A heading that names an organ ("LUNGS") stays with its text, and opens the findings where it
-  stands in a section that is not read. Where nothing is headed findings, the text before the
+  stands in a section that is not read. Where nothing is headed findings, so does one in small
+  letters that says how the image was taken ("Chest X-ray PA view"), and the text before the
   impression, or else the end, is a BODY from its first blank line on. An ordinary word, such as
   "Time", ends no section that is read, but in capitals at the start of a line.
 
@@ -164,13 +210,17 @@ def split(text: str, titles: Iterable[tuple[int, int, str]], first: str) -> list
     first: section of the text before the first heading; if "", that is read.
   """
   opened, last = [(0, 0, first)], 0
-  for start, end, title in titles:
+  named = [(start, end, title, section(title)) for start, end, title in titles]
+  headed = any(name == "findings" for *_, name in named)
+  for start, end, title, name in named:
     before = text[max(0, last - 1) : start].strip(" \t*#")  # with the colon of the last title
-    last, name, within = end, section(title), opened[-1][-1]
+    last, within = end, opened[-1][-1]
     if name and not (within in ALSO_READ and _is_word(title, name, before, within)):
       opened.append((start, end, name))
     elif within not in ("", *READ) and names_organ(title):
       opened.append((start, start, "findings"))
+    elif within not in ALSO_READ and not headed and before[-1:] != ":" and names_image(title):
+      opened.append((start, end, "findings"))
   ends = [*(start for start, _, _ in opened[1:]), len(text)]
   parts = [(name, text[i:j].strip(" \t\n*#")) for (_, i, name), j in zip(opened, ends, strict=True)]
   if not any(name == "findings" and part for name, part in parts):

@@ -13,7 +13,7 @@ _HEADING = re.compile(
   r"|^[ \t*#]*(?P<line>[A-Z][A-Za-z ]{,30}?)[ \t*]*$(?=\n)",
   re.MULTILINE,
 )
-_UNKNOWN = re.compile(r"^([A-Z][A-Z ()/&,-]{2,40}):", re.MULTILINE)
+_LONGEST_TITLE = 41  # characters; what is longer is a statement with a colon
 _BLANK_LINE = re.compile(r"\n\s*\n")
 # A full stop ends a sentence unless it stands in a number, a list number or an abbreviation.
 _NO_END = ("dr", "mr", "mrs", "ms", "prof", "st", "e.g", "i.e", "cf", "vs", "approx")
@@ -24,13 +24,31 @@ _STOP = re.compile(
   r"""(?<![.!?])[.!?]+["')\]]*(?=\s|$)"""
   # The blank is missing: "normal.No", "T2.No", "normal.no", "normal.2"; but "4.5", "p.m.", "U.S.".
   r"""|(?<=\w[^\W_])[.!?]+(?=[A-Z](?:[A-Za-z]|\s))|(?<=[a-z]{3})[.!?]+(?=[a-z]{3}|\d)"""
+  # "Rib 5.Rib", "5 p.m.The", "(old).No", "90%.No"
+  r"|(?<=\s\d|\.[a-z]|[a-z][)\]]|\d%)[.!?]+(?=[A-Z][a-z])"
 )
-_LIST_NUMBER = re.compile(r"^\s*(?:[-*\u2022]\s*)?(?:\d{1,2}[.)](?=\s|[A-Z]|$)\s*)?")
+_LIST_NUMBER = re.compile(
+  r"^\s*(?:[-*\u2022]\s*)?(?:\(?\d{1,2}(?:[.)](?=\s|[A-Z]|$)|\)(?=[a-z]))\s*)?"
+)
+# The next of a list within a line: "1) normal 2) clear", "1. normal 2. clear".
+_NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})(?:\)(?=\s|[A-Za-z])|\.(?=\s+[a-z]))")
 _LINE_START = re.compile(r"\d{1,2}[.)]\s*[A-Z]|[-*\u2022]\s")
 _LINE_STOP = re.compile(r"(?<!\b\d)(?<!\b\d\d)[.!?](?=\s|$)")
 _UNFINISHED = re.compile(
   r"(?:,|-|/|\b(?:an?|the|of|in|on|at|to|and|or|nor|with|without|for|from|by|is|are|was|were|be|no"
   r"|than|as|into|over|this|that|which|versus|vs\.|dr\.))$",
+  re.IGNORECASE,
+)
+# In small letters: the begin of a statement, and what no statement begins with or ends with.
+_BEGINS = re.compile(r"(?:no|there|(?:the )?(?:lungs?|heart|trachea|mediastinum|bones))\b")
+_GOES_ON = re.compile(
+  r"(?:an?|the|of|in|on|at|to|and|or|nor|but|with|without|for|from|by|is|are|was|were|be|been|has"
+  r"|have|may|can|could|than|as|into|over|that|which|since|due|seen|noted|likely|not)\b"
+)
+_LACKS_NOUN = re.compile(
+  r"\b(?:pleural|focal|lobar|acute|chronic|new|small|large|mild|moderate|severe|pulmonary|definite"
+  r"|evidence|significant|suspicious|upper|lower|middle|left|right|displaced|abnormal|but|shows?"
+  r"|demonstrates?|has|have)$",
   re.IGNORECASE,
 )
 _FIRST = re.compile(r"\s*(\S?)")
@@ -45,7 +63,7 @@ def sections(text: str, first: str = "") -> dict[str, str]:
   Returns section name -> text, empty sections left out. A heading that repeats continues its
   section. Unknown headings stay in the text of the section they stand in. See `headings.split`.
   """
-  text = "\n".join(text.splitlines())
+  text = headings.plain(text)
   titles = []
   for match in _HEADING.finditer(text):
     if (line := match["line"]) and headings.stands_alone(line):
@@ -62,11 +80,12 @@ def named_sections(parts: Iterable[tuple[str, str]]) -> dict[str, str]:
   return headings.join([part for name, text in parts for part in sections(text, name).items()])
 
 
-def unknown_headings(text: str) -> list[str]:
-  """Finds what looks like a heading in the sections of a report that training does not read."""
-  parts = sections(text).items()
-  unread = [part for name, part in parts if name not in headings.ALSO_READ]
-  return [heading for part in unread for heading in _UNKNOWN.findall(part)]
+def unknown_headings(parts: dict[str, str]) -> list[str]:
+  """Finds what looks like a heading, in any case, in sections that training does not read."""
+  unread = [part for name, part in parts.items() if name not in headings.ALSO_READ]
+  titles = [match["title"] or "" for part in unread for match in _HEADING.finditer(part)]
+  titles = [title.rstrip() for title in titles if 3 <= len(title) <= _LONGEST_TITLE]
+  return [title for title in titles if not title[-1].isdigit()]  # a time of day, 10:30
 
 
 def sentences(text: str) -> list[str]:
@@ -78,9 +97,23 @@ def sentences(text: str) -> list[str]:
   out = []
   for paragraph in _BLANK_LINE.split("\n".join(text.splitlines())):
     for passage in _passages(paragraph):
-      out += _split(passage)
+      for item in _items(passage):
+        out += _split(item)
   out = [" ".join(_LIST_NUMBER.sub("", sentence).split()) for sentence in out]
   return [sentence for sentence in out if _WORD.search(sentence)]
+
+
+def _items(text: str) -> list[str]:
+  """Splits text without line breaks before its list numbers 1, 2, ..."""
+  starts = []
+  for match in _NUMBER.finditer(text):
+    start = match.start()
+    begins = starts or text[max(0, start - 2) : start].strip()[-1:] in ("", ".", ":")
+    if begins and int(match[1]) == len(starts) + 1:
+      starts.append(start)
+  if len(starts) < 2:
+    return [text]
+  return [text[i:j] for i, j in itertools.pairwise([0, *starts, len(text)])]
 
 
 def _split(text: str) -> list[str]:
@@ -107,16 +140,23 @@ def _passages(paragraph: str) -> list[str]:
   lines = [line for line in (" ".join(line.split()) for line in paragraph.splitlines()) if line]
   pairs = list(itertools.pairwise(lines))
   lengths = [len(line) + 1 + len(following.split()[0]) for line, following in pairs]
-  width = max([_LINE_WIDTH, *map(len, lines)])
+  longest = max(map(len, lines), default=0)
+  width = max(_LINE_WIDTH, longest)
   # A first line is shorter where its heading was taken from it.
   full = all(length > width for length in lengths[len(pairs) > 1 :])
+  narrow = longest <= 0.7 * _LINE_WIDTH
+  # On purpose: there was room for the next word on the line.
+  broken = any(length <= longest for length in lengths[not narrow :])
   missing = 2 * len(_LINE_STOP.findall(paragraph)) < len(lines)
   capitals = any(line[0].isupper() for line in lines)
   upper = paragraph.isupper()
   passages = [lines[:1]]
-  for (line, following), length in zip(pairs, lengths, strict=True):
+  for i, ((line, following), length) in enumerate(zip(pairs, lengths, strict=True)):
     short = length <= 0.7 * width
     starts = following[0].isupper() if capitals and not upper else not full
+    if capitals and not upper and missing and short and not _LACKS_NOUN.search(line):
+      listed = broken and (i > 0 or narrow) and not _GOES_ON.match(following)
+      starts = starts or listed or bool(_BEGINS.match(following))
     starts = starts or bool(_LINE_START.match(following)) or (following[0].isdigit() and short)
     if starts and not _UNFINISHED.search(line) and (missing or (short and capitals)):
       passages.append([following])

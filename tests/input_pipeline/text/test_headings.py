@@ -74,6 +74,19 @@ def test_body_and_impression_are_read_and_the_indication_is_not(indication, body
     ("FINDINGS: a\nIMPRESSION: Fine\nFINDINGS: b", {"findings": "a\n\nb"}),
     ("INDICATION: Fall. Admit Comments: UTI.\nIMPRESSION: Fine", {}),
     ("INDICATION:\nFOLLOW UP\nIMPRESSION: Fine", {"indication": "FOLLOW UP"}),
+    ("INDICATION: a.\nChest X-ray PA view: Clear.\nIMPRESSION: Fine", {"findings": "Clear."}),
+    ("Indication: a. Portable AP chest: Clear. Impression: Fine", {"findings": "Clear."}),
+    ("INDICATION: a\nCXR FINDINGS - PA view: Clear.\nIMPRESSION: Fine", {"findings": "Clear."}),
+    (
+      "INDICATION: a\nOld chest x-ray: b\nIMPRESSION: Fine",
+      {"indication": "a\nOld chest x-ray: b"},
+    ),
+    (
+      "Exam: Chest, PA and lateral: b\nImpression: Fine",
+      {"examination": "Chest, PA and lateral: b"},
+    ),
+    ("Exam: a\nChest, two views: b\nFindings: c\nImpression: Fine", {"findings": "c"}),
+    ("IMPRESSION AND FINDINGS: Fine", {"impression": "Fine"}),
   ],
 )
 def test_where_headings_stand(text, want):
@@ -81,6 +94,40 @@ def test_where_headings_stand(text, want):
   assert parts["impression"].startswith("Fine")
   assert want.items() <= parts.items()
   assert want or list(parts) == ["indication", "impression"]
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "PRE-OP DIAGNOSIS: Cough.\nFINDINGS: Clear.\nIMPRESSION: Fine.",
+    "Postoperative diagnosis: Cough.\n\nClear.\nImpression: Fine.",
+    "WORKING DIAGNOSIS: Cough. REFERRING DX: Cough. FINDINGS: Clear. IMPRESSION: Fine.",
+    "Clinical Indication - Cough since 10:30\nFindings - Clear.\nImpression \u2013 Fine.",
+    "Clinical indication\nCough\nFindings\nClear.\nImpression\nFine.",
+    "<b>Indication:</b> Cough<br><b>Findings:</b> Clear.<br/>\n<b>Impression:</b> Fine.",
+    "<p>INDICATION: Cough</p><p>FINDINGS:&nbsp;Clear.</p><p>IMPRESSION: Fine.</p>",
+    "Indication: Cough<br>Findings: Clear.<br>Impression: Fine.",
+    "INDICATION\uff1aCough\nFINDINGS\uff1aClear.\nIMPRESSION\uff1aFine.",
+  ],
+)
+def test_an_indication_in_other_form_is_not_read(text):
+  parts = reports.sections(text)
+  assert reports.report_sentences(parts) == ["Clear.", "Fine."]
+  assert parts["indication"].startswith("Cough")
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "FINAL DIAGNOSIS: A.",
+    "FINDINGS: CXR - A.",
+    "FINDINGS: B.\nHeart - A.",
+    "FINDINGS: A <5 mm > B<br>C.",
+  ],
+)
+def test_what_is_no_such_form_stays(text):
+  (part,) = reports.sections(text).values()
+  assert part == text[text.index(":") + 2 :]
 
 
 ORDINARY = (
@@ -168,6 +215,28 @@ def test_the_folder_reader_reads_body_and_impression(tmp_path):
   unread = "headings that are not known, in sections that training does not read: BEFUND: (1)"
   assert unread in source.notes
   assert source.read(source.items[1]).sentences == (PNEUMONIA,)
+
+
+@pytest.mark.parametrize(
+  ("text", "notes"),
+  [
+    (
+      "Indication: cough findings: left effusion impression: effusion",
+      ["rows whose text gives no sentence: 1 of 1", "cough findings: (1), left effusion impr"],
+    ),
+    ("INDICATION: Cough.", ["rows whose text gives no sentence: 1 of 1"]),
+    ("-", ["rows whose text gives no sentence: 1 of 1"]),
+    ("Indication: 9:30. Befund: a.\nImpression: Fine.", ["does not read: Befund: (1)"]),
+    ("Indication: Cough, since 10:30.\nFindings: Clear.", []),
+    ("", ["rows without text: 1 of 1"]),
+  ],
+)
+def test_the_folder_reader_counts_what_is_not_read(tmp_path, text, notes):
+  image(tmp_path / "a.png", 64, 64)
+  table(tmp_path / "manifest.csv", [{"image": "a.png", "text": text}], ["image", "text"])
+  got = [note for note in folder.open_source(str(tmp_path)).notes if "no column" not in note]
+  assert len(got) == len(notes)
+  assert all(want in note for want, note in zip(notes, got, strict=True))
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real reports are not here")

@@ -78,6 +78,29 @@ def test_unknown_heading_stays_in_its_section():
     ("1. edema\n2. mass of\nthe left\n3. clear", ["edema", "mass of the left", "clear"]),
     ("Tip of the\nDobbhoff tube\nNo effusion", ["Tip of the Dobbhoff tube", "No effusion"]),
     ("Edema,\nPneumonia\n2 cm mass", ["Edema, Pneumonia", "2 cm mass"]),
+    # In small letters too, where a line was broken on purpose; else lines are joined.
+    (
+      "Heart size is normal\nNo effusion\nlungs are clear bilaterally\nno pneumothorax",
+      ["Heart size is normal", "No effusion", "lungs are clear bilaterally", "no pneumothorax"],
+    ),
+    (
+      "No effusion\nsmall hiatal hernia\nold rib fractures",
+      ["No effusion", "small hiatal hernia", "old rib fractures"],
+    ),
+    ("No edema\nmass in the left\nupper lobe", ["No edema", "mass in the left upper lobe"]),
+    ("No displaced\nrib fracture\nHeart ok", ["No displaced rib fracture", "Heart ok"]),
+    ("No sign\nof edema\nHeart normal", ["No sign of edema", "Heart normal"]),
+    # List numbers within a line.
+    ("1) heart normal 2) no edema 3) mass", ["heart normal", "no edema", "mass"]),
+    ("1. heart normal 2. no edema", ["heart normal", "no edema"]),
+    ("Seen: (1) old rib (2) 3 cm mass", ["Seen:", "old rib", "3 cm mass"]),
+    ("1)old rib 2)no edema", ["old rib", "no edema"]),
+    ("Mass (2) and 2) rib 1) old", ["Mass (2) and 2) rib 1) old"]),
+    # Other stops without a blank behind them.
+    ("Rib 5.Rib 6.", ["Rib 5.", "Rib 6."]),
+    ("At 5 p.m.The tube is ok.", ["At 5 p.m.", "The tube is ok."]),
+    ("Rib (old).No edema at 90%.Clear", ["Rib (old).", "No edema at 90%.", "Clear"]),
+    ("Seen, e.g.Left rib at 1.5 cm", ["Seen, e.g.Left rib at 1.5 cm"]),
     ("... . -", []),
     ("", []),
   ],
@@ -154,11 +177,16 @@ def read(text):
   return reports.report_sentences(reports.sections(text))
 
 
-@pytest.mark.parametrize("function", [read, reports.unknown_headings, CHEST.named])
+def unknown(text):
+  return reports.unknown_headings({"indication": text})
+
+
+@pytest.mark.parametrize("function", [read, unknown, CHEST.named])
 @pytest.mark.parametrize(
   "unit",
   ["*", "*a", "a*", "A\n", "A.\n", "a,\n", "a\tb\n", ".", "e.g. ", "a. ", "1. ", "Time: "]
-  + ["\nCHEST PAIN: x", "FINDINGS\n", "absent ", "no "],
+  + ["\nCHEST PAIN: x", "FINDINGS\n", "absent ", "no "]
+  + ["x 1) ", "1) a 2) b ", "<p", "<b>", "-", "Findings - ", "\nPlan - ", "CHEST-", "Chest: "],
 )
 def test_time_is_linear_in_the_length_of_the_text(function, unit):
   """The processor's time: a second of quadratic time at 10,000 units would be 100 here."""
