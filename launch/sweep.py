@@ -16,8 +16,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from input_pipeline.disk import disk_errors
 from input_pipeline.errors import UserError
-from input_pipeline.files import disk_errors, lock, replace_text
+from input_pipeline.files import replace_text
+from input_pipeline.locks import lock
 from launch import collect, study
 from launch.study import Run
 from plan_jax.runtime.logging import configure, duration, log

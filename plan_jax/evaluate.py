@@ -9,8 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import digests, images, records
+from input_pipeline.disk import disk_errors
 from input_pipeline.example import Example
-from input_pipeline.files import disk_errors, replacing
+from input_pipeline.files import replacing
 from input_pipeline.readers.by_name import FACTS
 from plan_jax.evaluators import grounding, labelled_images, prompts, retrieval, zero_shot
 from plan_jax.evaluators.base import Evaluator

@@ -9,8 +9,10 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import digests, records
+from input_pipeline.disk import disk_errors
 from input_pipeline.errors import UserError
-from input_pipeline.files import disk_errors, lock, replace_text
+from input_pipeline.files import replace_text
+from input_pipeline.locks import lock
 from plan_jax import config as config_lib
 from plan_jax.baselines import load as baselines
 from plan_jax.evaluate import evaluate, validation_scalars

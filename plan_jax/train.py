@@ -10,7 +10,8 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from input_pipeline import digests, images, loader, records
-from input_pipeline.files import disk_errors, replace_text
+from input_pipeline.disk import disk_errors
+from input_pipeline.files import replace_text
 from input_pipeline.text import diagnostic_terms, tokenizer
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference.load import load_tokenizer

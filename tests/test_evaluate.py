@@ -13,8 +13,8 @@ import pytest
 from configs import base
 from input_pipeline import records
 from input_pipeline.conversion import convert
+from input_pipeline.disk import DiskError
 from input_pipeline.errors import UserError
-from input_pipeline.files import DiskError
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer
 from plan_jax import config as config_lib

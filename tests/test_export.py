@@ -11,8 +11,8 @@ from damage import for_each_damage
 from fakes.disk import full_disk
 from input_pipeline import digests, images, records
 from input_pipeline.digests import DamagedError
+from input_pipeline.disk import DiskError
 from input_pipeline.errors import UserError
-from input_pipeline.files import DiskError
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer as tokens
 from plan_jax import export

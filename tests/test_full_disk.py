@@ -7,7 +7,7 @@ import pytest
 
 from fakes.disk import full_disk
 from input_pipeline import shards
-from input_pipeline.files import DiskError
+from input_pipeline.disk import DiskError
 from input_pipeline.phantom import radiograph
 from paths import ROOT
 from plan_jax.metrics.detection import Image

@@ -18,7 +18,9 @@ PACKAGES = ("plan_jax", "input_pipeline", "configs", "launch", "benchmarks")
 FLOORS = (
   "input_pipeline.terminal",
   "input_pipeline.errors",
+  "input_pipeline.disk",
   "input_pipeline.files",
+  "input_pipeline.locks",
   "input_pipeline.pages",
   "input_pipeline.text",
   "input_pipeline",

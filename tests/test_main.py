@@ -15,8 +15,9 @@ import pytest
 
 from input_pipeline import digests
 from input_pipeline.conversion import convert
+from input_pipeline.disk import DiskError
 from input_pipeline.errors import UserError
-from input_pipeline.files import DiskError, LockedError, lock
+from input_pipeline.locks import LockedError, lock
 from input_pipeline.phantom import radiograph
 from paths import ROOT
 from plan_jax import experiment

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import re
 import time
@@ -18,9 +17,9 @@ from input_pipeline.checks import counts, facts, soundness
 from input_pipeline.checks.counts import Table
 from input_pipeline.checks.facts import ImageFacts, Place, UnreadableRecord
 from input_pipeline.checks.soundness import Finding
+from input_pipeline.conversion.skipped import list_of, read_skipped
 from input_pipeline.conversion.workers import in_processes, progress_bar
 from input_pipeline.errors import UserError
-from input_pipeline.readers.raw.folders import regular
 from input_pipeline.records import RecordSource
 from input_pipeline.shards import RecordError
 from input_pipeline.terminal import escape
@@ -158,19 +157,14 @@ def _source(folder: str, split: str) -> RecordSource:
 
 def _skipped(folder: str) -> list[Table]:
   """Counts what the conversion left out, by reason, without its path and numbers."""
-  path = Path(folder) / "skipped.jsonl"
-  if not path.exists():
+  if not list_of(Path(folder)).exists():
     return []
-  reasons = Counter()
-  lines = regular(path).read_text(encoding="utf-8", errors="replace").splitlines()
-  for i, line in enumerate(lines):
-    try:
-      reason = re.sub(r"^/.*?: (?=\S)", "", json.loads(line)["reason"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-      raise UserError(f"{path}, line {i + 1}: not as the converter writes it ({error!r})") from None
+  skipped, reasons = read_skipped(Path(folder)), Counter()
+  for entry in skipped:
+    reason = re.sub(r"^/.*?: (?=\S)", "", entry["reason"])
     reasons[re.sub(r"\d+", "#", reason)] += 1
   rows = {reason: (str(n),) for reason, n in reasons.most_common()}
-  return [Table("skipped by the conversion", ("images",), {"all": (str(len(lines)),), **rows})]
+  return [Table("skipped by the conversion", ("images",), {"all": (str(len(skipped)),), **rows})]
 
 
 def describe(result: Check, *, strict: bool = False) -> str:

@@ -7,7 +7,6 @@ cannot be read are left out and listed in `skipped.jsonl` of the output folder.
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import shutil
 import time
@@ -17,17 +16,19 @@ from typing import Any
 
 from input_pipeline import records
 from input_pipeline.conversion import selections
-from input_pipeline.conversion.job import Job, Runner, Shard, Skipped, plan
+from input_pipeline.conversion.job import Job, Runner, Shard, plan
 from input_pipeline.conversion.settings import ConvertError, Settings
+from input_pipeline.conversion.skipped import Skipped, list_of, read_skipped, write_skipped
 from input_pipeline.conversion.workers import in_processes, progress_bar
-from input_pipeline.files import disk_errors, lock, replace_text
+from input_pipeline.disk import disk_errors
+from input_pipeline.files import replace_text
+from input_pipeline.locks import lock
 from input_pipeline.readers import by_name as readers
-from input_pipeline.readers.raw.stored_images import MAX_DECODED_PX
 from input_pipeline.readers.source import Source, check_patients
 from input_pipeline.shards import index_path, read_index
 from input_pipeline.terminal import escape
 
-_SKIPPED, _SELECTION = "skipped.jsonl", "selection.json"
+_SELECTION = "selection.json"
 
 
 @disk_errors()
@@ -36,7 +37,6 @@ def convert(
   out: str | os.PathLike,
   *,
   workers: int | None = None,
-  max_decoded_px: int = MAX_DECODED_PX,
   max_skipped_fraction: float = 0.01,
   retry_skipped: bool = False,
   progress: bool = True,
@@ -51,14 +51,14 @@ def convert(
     dataset: a key of READERS.
     out: folder to write: new, empty, or begun by this function with the same arguments.
     workers: processes; 0 and 1 stay in this one, None is one a core. Changes no byte.
-    max_decoded_px: images of more pixels are left out, before they are decoded.
     max_skipped_fraction: share of images that may be unreadable.
-    retry_skipped: writes shards again that left images out, after the files were repaired, or a
-      bound was raised.
+    retry_skipped: writes shards again that left images out, after the files were repaired, or
+      with a higher max_decoded_px, which alone may then differ.
     progress: shows a bar on stderr.
     runner: calls the job, in place of `workers` processes of this host; wherever that is, it sees
       `out` and `source` under the same paths. Changes no byte.
-    **options: fields of `Settings` (source, image_px, selection, ...), and the reader's options.
+    **options: fields of `Settings` (source, image_px, max_decoded_px, selection, ...), and the
+      reader's options.
 
   Returns:
     A summary: "out", "images" (split -> records), "skipped", "notes", "fingerprint", "seconds",
@@ -71,21 +71,20 @@ def convert(
     SelectionError: the selection cannot be read, or does not fit the source.
     WorkerError: a worker process died; finished shards are kept.
     LockedError: another conversion writes into `out`.
+    DamagedError: the settings or the list of a complete folder are not as they were written.
     DiskError: the disk is full, or `out` cannot be written; finished shards are kept.
   """
   start, out = time.monotonic(), Path(out)
   settings = Settings.from_options(dataset, **options)
-  if max_decoded_px < 1:
-    raise ConvertError(f"max_decoded_px is {max_decoded_px}; it must be 1 or more")
   if not 0 <= max_skipped_fraction <= 1:
     raise ConvertError(f"max_skipped_fraction is {max_skipped_fraction}; it must be 0 to 1")
-  settings.compare(out)
+  settings.compare(out, retry_skipped=retry_skipped)
   if records.is_complete(out) and not retry_skipped:
-    skipped = (out / _SKIPPED).read_text(encoding="utf-8").splitlines()
-    return _summary(out, start, len(skipped), already=True)
+    return _summary(out, start, len(read_skipped(out)), already=True)
 
   with lock(out):
-    settings.compare(out)  # again: another process may have begun it meanwhile
+    # Again: another process may have begun it meanwhile.
+    settings.compare(out, retry_skipped=retry_skipped)
     source, selection = _open(settings)
     shards = plan(source, out, settings.shard_size, settings.limit)
     (out / "dataset_info.json").unlink(missing_ok=True)  # incomplete from here on
@@ -98,7 +97,7 @@ def convert(
     total = _images(shards)
     skips = _Skips(out, len(left_out) + total, max_skipped_fraction, list(left_out))
     pending = _pending(shards, skips, retry_skipped)
-    job = Job(source.read, settings.image_px, settings.image_format, max_decoded_px)
+    job = Job(source.read, settings.image_px, settings.image_format, settings.max_decoded_px)
     bar = progress_bar("convert", total, initial=total - _images(pending), show=progress)
     with bar, contextlib.closing(runner(job, pending)) as results:
       for shard, unreadable in results:
@@ -147,11 +146,11 @@ class _Skips:
     count = len(self.entries)
     if count <= self.fraction * self.total:
       return
-    replace_text(self.out / _SKIPPED, _lines(self.entries))
+    write_skipped(self.out, self.entries)
     raise ConvertError(
       f"{count} of {self.total} images cannot be read so far, more than"
       f" max_skipped_fraction={self.fraction:g} allows: {_examples(self.entries)}."
-      f" All are in {self.out / _SKIPPED}."
+      f" All are in {list_of(self.out)}."
       " Repair them and run again (the converter: with --retry_skipped), or raise the bound"
     )
 
@@ -187,18 +186,13 @@ def _finish(out: Path, name: str, shards: Sequence[Shard], left_out: Skipped) ->
   for split, count in images.items():
     if not count:
       raise ConvertError(f"no image of split {split!r} can be read: {_examples(skipped)}")
-  replace_text(out / _SKIPPED, _lines(skipped))
+  write_skipped(out, skipped)
   records.write_metadata(out, name, paths)
   return len(skipped)
 
 
 def _examples(skipped: Skipped) -> str:
   return "; ".join(f"{entry['path']}: {entry['reason']}" for entry in skipped[:3])
-
-
-def _lines(skipped: Skipped) -> str:
-  entries = ({name: escape(text) for name, text in entry.items()} for entry in skipped)
-  return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def _summary(
@@ -224,7 +218,7 @@ def describe(summary: dict[str, Any]) -> str:
   lines = [
     *(f"note: {note}" for note in summary["notes"]),
     f"{summary['out']}: {images} (fingerprint {summary['fingerprint']})",
-    f"skipped {summary['skipped']} images, listed in {Path(summary['out']) / _SKIPPED}",
+    f"skipped {summary['skipped']} images, listed in {list_of(Path(summary['out']))}",
     "the folder was complete already: nothing to do" if summary["already"] else speed,
   ]
   return "\n".join(map(escape, lines))

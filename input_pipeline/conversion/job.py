@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.conversion.settings import ConvertError
+from input_pipeline.conversion.skipped import Skipped
 from input_pipeline.example import SPLITS, Example, UnreadableError
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.raw.stored_images import bounded, store_image
 from input_pipeline.readers.source import Item, Source
 from input_pipeline.shards import ShardWriter, read_index, shard_name
-
-Skipped = list[dict[str, str]]  # items left out, as {"path", "reason"}
 
 
 @dataclass(frozen=True)

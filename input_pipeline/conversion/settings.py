@@ -8,9 +8,10 @@ from typing import Any
 from input_pipeline import digests
 from input_pipeline.conversion import selections
 from input_pipeline.errors import UserError
-from input_pipeline.files import is_vacant, replace_text
+from input_pipeline.files import replace_text
+from input_pipeline.locks import is_vacant
 from input_pipeline.readers import by_name as readers
-from input_pipeline.readers.raw.stored_images import FORMATS
+from input_pipeline.readers.raw.stored_images import FORMATS, MAX_DECODED_PX
 
 _RECORDS_VERSION = 2  # raise it when serialization.features or store_image changes what is written
 _FILE = "convert.json"
@@ -30,6 +31,7 @@ class Settings:
     image_px: bound of the stored images' short side; larger ones are reduced.
     image_format: "keep" stores JPEG as JPEG and all else as PNG; "jpeg" and "png" store that alone.
       An 8-bit grey image within the bound that has its format already keeps its bytes.
+    max_decoded_px: images of more pixels are left out, before they are decoded.
     shard_size: images a shard.
     limit: takes only the first so many images of every split.
     selection: a name of selections.SELECTIONS, or a JSON file of one; "" takes all images.
@@ -41,6 +43,7 @@ class Settings:
   source: str = ""
   image_px: int = 512
   image_format: str = "keep"
+  max_decoded_px: int = MAX_DECODED_PX
   shard_size: int = 256
   limit: int | None = None
   selection: str = ""
@@ -55,7 +58,7 @@ class Settings:
     if self.image_format not in FORMATS:
       known = ", ".join(FORMATS)
       raise ConvertError(f"image_format is {self.image_format!r}, not one of {known}")
-    for name in ("image_px", "shard_size", "limit"):
+    for name in ("image_px", "max_decoded_px", "shard_size", "limit"):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ConvertError(f"{name} is {value}; it must be 1 or more")
@@ -93,8 +96,10 @@ class Settings:
     """Writes the settings into the folder of a conversion."""
     replace_text(out / _FILE, digests.seal(self.content(), indent=1))
 
-  def compare(self, out: Path) -> None:
+  def compare(self, out: Path, *, retry_skipped: bool = False) -> None:
     """Raises ConvertError unless `out` is free or was begun with the same settings.
+
+    To retry what was skipped, max_decoded_px may be higher: nothing written hangs on the lower one.
 
     Raises DamagedError where its settings are not as they were written.
     """
@@ -107,8 +112,11 @@ class Settings:
       return
     before = digests.read_sealed(out / _FILE, "give it back from a copy, or name a new folder")
     for name in sorted(before.keys() | content.keys()):
-      if before.get(name) != content.get(name):
+      old, new = before.get(name), content.get(name)
+      is_raised = name == "max_decoded_px" and old is not None and old < new
+      if old != new and not (is_raised and retry_skipped):
+        hint = " (a higher bound goes on with --retry_skipped)" if is_raised else ""
         raise ConvertError(
-          f"{out} was begun with {name}={before.get(name)!r}, not {content.get(name)!r};"
-          " give the same arguments to go on, or name a new folder"
+          f"{out} was begun with {name}={old!r}, not {new!r};"
+          f" give the same arguments to go on, or name a new folder{hint}"
         )

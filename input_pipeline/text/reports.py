@@ -9,7 +9,7 @@ from input_pipeline.text import headings
 
 _HEADING = re.compile(
   # Up to a colon: from the start of a line or, in reports that were folded into one, a sentence.
-  r"(?:^|(?<=[.:!?;*]))[^A-Za-z\n.:!?;]*(?P<title>[A-Za-z][^\n.:!?;]*):"
+  r"(?:^|(?<=[.:!?;]))[^A-Za-z\n.:!?;]*(?P<title>[A-Za-z][^\n.:!?;]*):"
   r"|^[ \t*#]*(?P<line>[A-Z][A-Za-z ]{,30}?)[ \t*]*$(?=\n)",
   re.MULTILINE,
 )
@@ -20,18 +20,19 @@ _NO_END = ("dr", "mr", "mrs", "ms", "prof", "st", "e.g", "i.e", "cf", "vs", "app
 _BEFORE_DIGIT = ("no", "fig")
 _BEFORE_LOWER = ("resp", "a.m", "p.m")
 _STOP = re.compile(
-  r"""[.!?]+["')\]]*(?=\s|$)"""
+  r"""(?<![.!?])[.!?]+["')\]]*(?=\s|$)"""
   # The blank is missing: "normal.No", "T2.No", "normal.no", "normal.2"; but "4.5", "p.m.", "U.S.".
   r"""|(?<=\w[^\W_])[.!?]+(?=[A-Z](?:[A-Za-z]|\s))|(?<=[a-z]{3})[.!?]+(?=[a-z]{3}|\d)"""
 )
 _LIST_NUMBER = re.compile(r"^\s*(?:[-*\u2022]\s*)?(?:\d{1,2}[.)](?=\s|[A-Z]|$)\s*)?")
 _LINE_START = re.compile(r"\d{1,2}[.)]\s*[A-Z]|[-*\u2022]\s")
-_LINE_STOP = re.compile(r"(?<!\b\d)(?<!\b\d\d)[.!?]+(?=\s|$)")
+_LINE_STOP = re.compile(r"(?<!\b\d)(?<!\b\d\d)[.!?](?=\s|$)")
 _UNFINISHED = re.compile(
   r"(?:,|-|/|\b(?:an?|the|of|in|on|at|to|and|or|nor|with|without|for|from|by|is|are|was|were|be|no"
   r"|than|as|into|over|this|that|which|versus|vs\.|dr\.))$",
   re.IGNORECASE,
 )
+_LONGEST_WORD = 60  # before a stop that may end no sentence, as far as it is looked at
 _LINE_WIDTH = 60  # from which a text may have been broken into lines of one width
 _WORD = re.compile(r"[^\W_]+(?:(?:[-'/]|(?<=\d)\.(?=\d)|(?<=\b[^\W\d_])\.(?=[^\W_]\b))[^\W_]+)*")
 
@@ -84,8 +85,9 @@ def _split(text: str) -> list[str]:
   """Splits text without line breaks at its stops."""
   out, start = [], 0
   for match in _STOP.finditer(text):
-    before = text[start : match.start()]
-    last, following = before.split()[-1:], text[match.end() :].lstrip()[:1]
+    # Both bounded, so that a text of nothing but stops takes no quadratic time.
+    before = text[max(start, match.start() - _LONGEST_WORD) : match.start()]
+    last, following = before.split()[-1:], text[match.end() : match.end() + 2].lstrip()[:1]
     last = last[0].lower().lstrip("([") if last else ""
     if match.group().startswith(".") and (
       last in _NO_END
@@ -109,16 +111,17 @@ def _passages(paragraph: str) -> list[str]:
   full = all(length > width for length in lengths[len(pairs) > 1 :])
   missing = 2 * len(_LINE_STOP.findall(paragraph)) < len(lines)
   capitals = any(line[0].isupper() for line in lines)
-  passages = lines[:1]
+  all_capitals = paragraph.isupper()
+  passages = [lines[:1]]
   for (line, following), length in zip(pairs, lengths, strict=True):
     short = length <= 0.7 * width
-    starts = following[0].isupper() if capitals and not paragraph.isupper() else not full
+    starts = following[0].isupper() if capitals and not all_capitals else not full
     starts = starts or bool(_LINE_START.match(following)) or (following[0].isdigit() and short)
     if starts and not _UNFINISHED.search(line) and (missing or (short and capitals)):
-      passages.append(following)
+      passages.append([following])
     else:
-      passages[-1] += f" {following}"
-  return passages
+      passages[-1].append(following)
+  return [" ".join(passage) for passage in passages]
 
 
 def report_sentences(parts: dict[str, str]) -> list[str]:

@@ -41,7 +41,11 @@ def check_images(images: Images) -> list[UInt8[np.ndarray, "_ _"]]:
   if single:
     raise InputError(f"images is one array, {_form(images)}: give a list of images, [image]")
   items = _items("images", images, "of arrays, uint8 [H, W]")
-  return [_grey(f"images[{number}]", image) for number, image in enumerate(items)]
+  grey: dict[int, np.ndarray] = {}
+  for number, image in enumerate(items):
+    if id(image) not in grey:  # what is repeated stays one object: a Predictor embeds it once
+      grey[id(image)] = _grey(f"images[{number}]", image)
+  return [grey[id(image)] for image in items]
 
 
 def check_texts(texts: Texts) -> list[tuple[str, ...]]:

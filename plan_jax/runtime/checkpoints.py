@@ -14,34 +14,37 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from input_pipeline import digests
+from input_pipeline.disk import DiskError, disk_errors
 from input_pipeline.errors import UserError
-from input_pipeline.files import DiskError, disk_errors
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 
 logging.getLogger("absl").setLevel(logging.WARNING)
-# A save that fails is raised, once. It is also told by each thread of Orbax, by asyncio of every
-# write, and by the writes that end after that.
-logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
+# Of each write that fails asyncio tells when its task is collected, at any time after that.
 logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())
+_TIMES = "_CHECKPOINT_METADATA"
+_LATE = (_TIMES, "commit_success.txt")  # Orbax changes them as it gives the checkpoint its name
 
-
-def _unraisable(error, show=sys.unraisablehook) -> None:
-  if str(error.exc_value) != "Event loop is closed":
-    show(error)
-
-
-sys.unraisablehook = _unraisable
-
-# Orbax changes them as it gives the checkpoint its name: the time of that, which nothing reads.
-_LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_failed: list[contextlib.ExitStack] = []  # of `_quiet`: their writes end, and tell, at any time
 
 
 class CheckpointError(UserError):
   """There is no checkpoint, or not the one that was asked for; the message says what to do."""
+
+
+class _Manager(ocp.CheckpointManager):
+  """Manager of Orbax that has no metrics of the steps `unscored`."""
+
+  def __init__(self, folder: Path, unscored: set[int], options: ocp.CheckpointManagerOptions):
+    self._unscored = unscored
+    super().__init__(folder, options=options)
+
+  def metrics(self, step: int):
+    return None if step in self._unscored else super().metrics(step)
 
 
 class Checkpoints:
@@ -56,7 +59,8 @@ class Checkpoints:
   ):
     """Opens `folder`; with `create` it is made, else it must be there to be read.
 
-    Raises DamagedError where the metrics of a checkpoint are not as they were written.
+    Raises DamagedError where the metrics or the times of a checkpoint cannot be read, or the
+    metrics are not as they were written.
     """
     if not create and not Path(folder).is_dir():
       raise CheckpointError(f"no checkpoint: {folder} does not exist; train first (--mode=train)")
@@ -70,14 +74,15 @@ class Checkpoints:
       policies.append(keep.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
     self._best_metric = best_metric
     self._folder = Path(folder).absolute()
-    for path in self._folder.glob("[0-9]*"):
-      if path.name.isdigit():
-        self._check_metrics(path)
+    self._quiet = contextlib.ExitStack()
+    paths = [path for path in self._folder.glob("[0-9]*") if path.name.isdigit()]
+    unscored = {int(path.name) for path in paths if not self._has_metrics(path)}
     if create and processes.is_primary():  # who only reads does not know whether they are in work
       self._remove_unfinished()
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self._folder,
-      options=ocp.CheckpointManagerOptions(
+      unscored,
+      ocp.CheckpointManagerOptions(
         preservation_policy=keep.AnyPreservationPolicy(policies),
         create=create,
         best_fn=score if best_metric else None,
@@ -119,6 +124,8 @@ class Checkpoints:
       metrics = None
     # Forced: that it saves is decided already, and to ask would disturb runtime/preemption.py.
     with self._saving():
+      self._quiet.close()
+      self._quiet.enter_context(_quiet())
       self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
   def restore(self, abstract, step: int | None = None):
@@ -150,11 +157,20 @@ class Checkpoints:
     for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
       digests.write_sums(path, without=_LATE)
 
-  def _check_metrics(self, path: Path) -> None:
+  def _has_metrics(self, path: Path) -> bool:
+    """Checks what is read of a checkpoint before it is restored."""
+    try:
+      _ = ocp.path.step.Metadata(int(path.name), epath.Path(path)).commit_timestamp
+    except Exception as error:  # Orbax raises many kinds
+      raise digests.DamagedError(
+        f"{path / _TIMES} is damaged ({error}); delete it: the checkpoint is whole without it"
+      ) from error
     try:
       self._check(path, below="metrics/")
     except digests.MissingError as error:  # a kill may have stopped its deletion
       log.warning(f"checkpoint {path.name} is not whole, its metrics do not count: {error}")
+      return False
+    return True
 
   def _check(self, path: Path, *, below: str = "") -> None:
     remedy = f"give back {path.name} of {self._folder} from a copy, or delete it: the others stay"
@@ -172,17 +188,41 @@ class Checkpoints:
         yield
     except DiskError:
       self._remove_unfinished()
+      _failed.append(self._quiet.pop_all())
       raise
 
   def wait(self) -> None:
     """Waits until every save is on disk. Raises DiskError."""
     with self._saving():
       self._manager.wait_until_finished()
+    self._quiet.close()
 
   def close(self) -> None:
     """Waits for saves and frees the folder. Raises DiskError."""
     with self._saving():
       self._manager.close()
+    self._quiet.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps back what each thread of Orbax tells of a save that fails: it is raised, once."""
+
+  def unraisable(error) -> None:
+    if str(error.exc_value) != "Event loop is closed":
+      show(error)
+
+  def is_other(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "/orbax/" in record.pathname)
+
+  show, sys.unraisablehook = sys.unraisablehook, unraisable
+  logging.getLogger("absl").addFilter(is_other)
+  try:
+    yield
+  finally:
+    logging.getLogger("absl").removeFilter(is_other)
+    if sys.unraisablehook is unraisable:
+      sys.unraisablehook = show
 
 
 def abstract_state(shapes, shardings):

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from input_pipeline import digests
-from input_pipeline.files import disk_errors, replace_bytes
+from input_pipeline.disk import disk_errors
+from input_pipeline.files import replace_bytes
 from input_pipeline.terminal import escape_lines
 
 log = logging.getLogger("plan_jax")

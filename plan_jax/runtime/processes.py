@@ -17,8 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from input_pipeline.disk import disk_errors
 from input_pipeline.errors import UserError
-from input_pipeline.files import disk_errors
 
 _LOST_SECONDS = 40  # a process that is silent for so long is lost: the others abort
 _EXIT_SECONDS = 10

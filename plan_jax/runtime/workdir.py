@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
-from input_pipeline.files import is_vacant, replace_text
+from input_pipeline.files import replace_text
+from input_pipeline.locks import is_vacant
 
 # Keys that may differ when a run goes on or is evaluated again: none of them changes what is
 # learned. The folder of the records is free too: their fingerprint tells whether they are the same.
@@ -57,7 +58,7 @@ class Workdir:
   def claim(self, config: ConfigDict, *, new: bool = True) -> None:
     """Writes the config of a new run, or checks that the run here has the same.
 
-    Without `new` there must be a run already. The caller has the `files.lock` of the folder.
+    Without `new` there must be a run already. The caller has the `locks.lock` of the folder.
 
     Raises WorkdirError if the folder belongs to a run of another config (naming the keys), or holds
     files of something else.

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline import records
 from input_pipeline.digests import SUMS
+from input_pipeline.disk import DiskError
 from input_pipeline.errors import UserError
-from input_pipeline.files import DiskError, LockedError
+from input_pipeline.locks import LockedError
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results import example_scores

@@ -1,6 +1,7 @@
 """The transfer tasks by name, and the course that each of them takes."""
 
-from input_pipeline.files import disk_errors, lock
+from input_pipeline.disk import disk_errors
+from input_pipeline.locks import lock
 from plan_jax.results.rows import Row
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.transfer.classification import Classification

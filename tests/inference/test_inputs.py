@@ -69,6 +69,13 @@ def test_images_that_may_mean_anything(image, message):
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("shape", [(5, 8), (5, 8, 1), (5, 8, 3)])
+def test_an_image_given_twice_stays_one_object(shape):
+  image, other = np.full(shape, 7, np.uint8), np.full(shape, 7, np.uint8)
+  first, again, apart, last = check_images([image, image, other, image])
+  assert first is again is last and apart is not first
+
+
 @pytest.mark.parametrize(
   ("images", "message"),
   [

@@ -17,7 +17,7 @@ from studies import IOU, error_of, load, row, seeds, write_run, write_study
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
-from input_pipeline.files import lock
+from input_pipeline.locks import lock
 from launch import study, sweep
 from paths import ROOT
 from plan_jax.results import rows

@@ -1,3 +1,7 @@
+import json
+import logging
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +10,7 @@ import pytest
 from fakes.disk import full_disk
 from input_pipeline import digests
 from input_pipeline.digests import DamagedError
-from input_pipeline.files import DiskError
+from input_pipeline.disk import DiskError
 from plan_jax.runtime.checkpoints import CheckpointError, Checkpoints
 
 
@@ -61,12 +65,12 @@ def test_damaged_metrics_choose_no_other_best(tmp_path):
 
 @pytest.mark.parametrize("rest", ["SHA256SUMS", "metrics/metrics"])
 def test_a_deletion_that_was_stopped_is_named_and_does_not_stop_the_run(tmp_path, caplog, rest):
-  abstract = saved(tmp_path)
+  abstract = saved(tmp_path, (0.9, 0.5, 0.4))
   (tmp_path / "1" / rest).unlink()
   with caplog.at_level("WARNING", "plan_jax"):
     checkpoints = Checkpoints(tmp_path, best_metric="score")
   assert f"checkpoint 1 is not whole, its metrics do not count: {tmp_path}/1/{rest} " in caplog.text
-  assert checkpoints.latest() == 2
+  assert (checkpoints.latest(), checkpoints.best(), checkpoints.to_evaluate("best")) == (3, 2, 2)
   np.testing.assert_array_equal(checkpoints.restore(abstract)["x"], [0, 1, 2])
   with pytest.raises(DamagedError, match=f"{rest} is missing"):
     checkpoints.restore(abstract, 1)
@@ -111,6 +115,58 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_before(tmp_path, cap
   assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
   output = capfd.readouterr()
   assert "Traceback" not in output.out + output.err
+
+
+def with_times(change):
+  def damage(content):
+    times = json.loads(content)
+    change(times)
+    return json.dumps(times).encode()
+
+  return damage
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    with_times(lambda times: times.update(init_timestamp_nsecs=17.95)),
+    with_times(lambda times: times.update(commit_timestamp_nsecs=10**30)),
+    lambda _: b"[]",
+    lambda _: b"1",
+    lambda _: b"[" * 100_000,
+  ],
+)
+def test_damaged_times_are_one_line_and_can_be_deleted(tmp_path, damage):
+  abstract = saved(tmp_path)
+  path = tmp_path / "1" / "_CHECKPOINT_METADATA"
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(DamagedError) as error:
+    Checkpoints(tmp_path, best_metric="score")
+  line = error.value.args[0]
+  assert line.startswith(f"{path} is damaged (") and "\n" not in line
+  path.unlink()
+  checkpoints = Checkpoints(tmp_path, best_metric="score", create=False)
+  np.testing.assert_array_equal(checkpoints.restore(abstract, 1)["x"], [0, 1, 2])
+  assert (checkpoints.latest(), checkpoints.best()) == (2, 1)
+
+
+def test_others_may_tell_their_errors(tmp_path, caplog):
+  def tells():
+    caplog.clear()
+    try:
+      raise ValueError("mine")
+    except ValueError:
+      logging.getLogger("absl").exception("x")
+    return [record.exc_info is not None for record in caplog.records if record.message == "x"]
+
+  hook = sys.unraisablehook
+  checkpoints = Checkpoints(tmp_path)
+  assert tells() == [True] and sys.unraisablehook is hook
+  checkpoints.save(1, {"x": jnp.arange(3.0)})
+  assert tells() == [True]
+  checkpoints.wait()
+  assert tells() == [True] and sys.unraisablehook is hook
+  checkpoints.close()
 
 
 def test_what_a_killed_save_left_is_removed_by_who_saves_next(tmp_path):

@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fakes.disk import full_disk
 from input_pipeline import shards
-from input_pipeline.files import DiskError
+from input_pipeline.disk import DiskError
 from plan_jax.runtime import logging as reporting
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.conversion import convert
+from input_pipeline.disk import DiskError
 from input_pipeline.errors import UserError
-from input_pipeline.files import DiskError
 from input_pipeline.text.tokenizer import Tokenizer
 from paths import ROOT
 from plan_jax.results import rows as results

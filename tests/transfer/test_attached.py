@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs import base
+from input_pipeline.disk import DiskError
 from input_pipeline.errors import UserError
-from input_pipeline.files import DiskError, LockedError
+from input_pipeline.locks import LockedError
 from input_pipeline.text import tokenizer
 from plan_jax.evaluators import datasets
 from plan_jax.inference.load import load

@@ -9,7 +9,7 @@ import pytest
 
 from input_pipeline import images, records
 from input_pipeline.example import Example
-from input_pipeline.files import LockedError, lock
+from input_pipeline.locks import LockedError, lock
 from plan_jax import compare
 from plan_jax.evaluators import labelled_images
 from plan_jax.evaluators.classification import classified_rows, scored

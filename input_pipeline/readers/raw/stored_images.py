@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from input_pipeline import images
 from input_pipeline.example import Example, UnreadableError
@@ -34,7 +34,7 @@ _TURNS = {
 }
 _BITS, _PHOTOMETRIC = 258, 262  # tags of a TIFF
 _DEEP = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION  # grey of up to 16 bits
-_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP")
 
 # Pillow warns above 89 million pixels, and refuses twice as many: `check_size` has a bound instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -65,10 +65,14 @@ def check_size(width: int, height: int) -> None:
 def open_image(encoded: bytes) -> Image.Image:
   """Opens an image without decoding it.
 
-  Raises UnreadableError as `check_size` does and for several images in one file, and Pillow's
-  errors for bytes of no image in one of CONTAINERS.
+  Raises UnreadableError as `check_size` does, for several images in one file, and for bytes of no
+  image in one of CONTAINERS; and Pillow's errors for a damaged header.
   """
-  image = Image.open(io.BytesIO(encoded), formats=CONTAINERS)
+  try:
+    image = Image.open(io.BytesIO(encoded), formats=CONTAINERS)
+  except UnidentifiedImageError as error:
+    read = ", ".join(CONTAINERS)
+    raise UnreadableError(f"not a whole image of {read}; save other formats as PNG") from error
   check_size(*image.size)
   frames = getattr(image, "n_frames", 1)
   if frames > 1 and image.format != "MPO":  # a JPEG with its preview

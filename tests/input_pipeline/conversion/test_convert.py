@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from input_pipeline.conversion import __main__ as command
 from input_pipeline.conversion.command import run
 from input_pipeline.conversion.convert import ConvertError, convert
 from input_pipeline.conversion.workers import WorkerError
-from input_pipeline.files import DiskError, LockedError, lock
+from input_pipeline.digests import DamagedError
+from input_pipeline.disk import DiskError
+from input_pipeline.locks import LockedError, lock
 from input_pipeline.phantom import radiograph
 from input_pipeline.readers.by_name import READERS
 from input_pipeline.readers.raw.folders import SourceError
@@ -312,6 +315,57 @@ def test_images_above_the_bound_are_listed_and_a_higher_bound_reads_them(tmp_pat
   assert (summary["skipped"], summary["images"]) == (0, {"train": 12})
   convert("folder", tmp_path / "whole", workers=1, **options)
   assert content(out) == content(tmp_path / "whole")
+
+
+def test_another_bound_on_pixels_is_told_and_mixes_nothing(tmp_path, raw):
+  source, out = image_folder(raw), tmp_path / "out"
+  image(raw / "3.jpg", 128, 48, seed=3)
+  options = {"source": source, "shard_size": 5, "max_skipped_fraction": 0.1, "workers": 1}
+  low, high = {"max_decoded_px": 64 * 48}, {"max_decoded_px": 200 * 48}
+
+  def go(**changes):
+    return convert("folder", out, progress=False, **options, **changes)
+
+  assert go(**low)["skipped"] == 1
+  with pytest.raises(ConvertError, match=r"with max_decoded_px=3072, not 9600.*--retry_skipped"):
+    go(**high)
+  (out / "dataset_info.json").unlink()
+  with pytest.raises(ConvertError, match="with max_decoded_px=3072, not 9600"):
+    go(**high)
+  assert go(**high, retry_skipped=True)["skipped"] == 0
+  for retry in (False, True):
+    with pytest.raises(ConvertError, match=r"with max_decoded_px=9600, not 3072.*a new folder$"):
+      go(**low, retry_skipped=retry)
+
+
+@pytest.mark.parametrize(
+  ("damage", "line"),
+  [
+    (lambda _: b"\xff\n", ", line 1: not as the converter writes it .*; give it back"),
+    (lambda whole: whole[:-2], ", line 2: not as the converter writes it"),
+    (lambda whole: whole.replace(b"\n", b"\x0b"), ", line 1: not as the converter writes it"),
+    (lambda whole: whole + b"[1]\n", ", line 3: not as the converter writes it"),
+    (lambda whole: whole + b"[" * 100_000, ", line 3: not as the converter writes it"),
+    (lambda _: None, " is missing; .*run the conversion again with --retry_skipped"),
+  ],
+)
+def test_a_damaged_list_of_the_skipped_is_one_line(tmp_path, raw, damage, line):
+  options = {"source": image_folder(raw, broken=(3, 4)), "max_skipped_fraction": 0.2, "workers": 1}
+  out, options = tmp_path / "out", options | {"progress": False}
+  convert("folder", out, **options)
+  path = out / "skipped.jsonl"
+  whole = path.read_bytes()
+  if (content := damage(whole)) is None:
+    path.unlink()
+  else:
+    path.write_bytes(content)
+  with pytest.raises(DamagedError) as error:
+    convert("folder", out, **options)
+  message = error.value.args[0]
+  assert re.match(re.escape(str(path)) + line, message) and "\n" not in message
+  assert convert("folder", out, retry_skipped=True, **options)["skipped"] == 2
+  assert path.read_bytes() == whole
+  assert convert("folder", out, **options)["skipped"] == 2
 
 
 def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path, raw):

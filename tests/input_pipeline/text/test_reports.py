@@ -1,6 +1,7 @@
 import csv
 import re
 import textwrap
+import time
 
 import pytest
 
@@ -166,3 +167,11 @@ def test_keys_tell_texts_apart_and_ignore_case_and_punctuation():
   assert reports.key(" . ") == 0
   assert 0 < reports.key("x") < 2**31
   assert reports.identity("a") != reports.identity("A")
+
+
+@pytest.mark.parametrize("unit", ["*", "a*", "A\n", ".", "dr. "], ids=repr)
+def test_a_hostile_cell_takes_no_quadratic_time(unit):
+  text = unit * (400_000 // len(unit)) + "x"
+  start = time.process_time()
+  reports.report_sentences(reports.sections(text))
+  assert time.process_time() - start < 4  # about 1 s at most; room for a busy machine

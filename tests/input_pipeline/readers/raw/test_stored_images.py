@@ -7,7 +7,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from input_pipeline.example import Example, Region, UnreadableError
-from input_pipeline.readers.raw.stored_images import bounded, image_size, store_image
+from input_pipeline.readers.raw.stored_images import bounded, decode_mask, image_size, store_image
 
 
 def encoded(pixels, form="PNG", **options):
@@ -335,9 +335,22 @@ def test_a_hot_pixel_takes_the_range_as_documented():
   np.testing.assert_array_equal(got[0], [0, 4, 8, 12, 16])
 
 
+NO_CONTAINER = "^not a whole image of BMP, .*, TIFF, WEBP; save other formats as PNG$"
+
+
 def test_no_image_is_handed_to_ghostscript(monkeypatch):
   program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n"
   monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was started"))
   for read in (image_size, lambda image: store_image(example_of(image, 40, 30), 512)):
-    with pytest.raises(UnreadableError, match="cannot identify image file"):
+    with pytest.raises(UnreadableError, match=NO_CONTAINER):
       read(program)
+
+
+@pytest.mark.parametrize("form", ["TGA", "PCX", "ICO", "AVIF"])
+def test_an_image_that_is_not_read_on_purpose_says_what_is(form):
+  out = io.BytesIO()
+  Image.fromarray(grey(60, 40)).convert("RGB").save(out, form)
+  store = lambda image: store_image(example_of(image, 60, 40), 512)  # noqa: E731
+  for read in (image_size, store, decode_mask):
+    with pytest.raises(UnreadableError, match=NO_CONTAINER):
+      read(out.getvalue())
