@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
+from input_pipeline.files import read_regular, replace_text
 
 SUMS = "SHA256SUMS"
 _KEY = "digest"
@@ -52,7 +52,7 @@ def unseal(text: str | bytes) -> dict:
 def read_sealed(path: Path, remedy: str) -> dict:
   """Reads a file of `seal`. Raises DamagedError."""
   try:
-    return unseal(path.read_bytes())
+    return unseal(read_regular(path))
   except OSError as error:
     problem = f"cannot be read ({error.strerror})"
   except ValueError as error:

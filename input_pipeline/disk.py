@@ -22,6 +22,8 @@ _REMEDIES = {
   errno.EEXIST: _IN_THE_WAY,
   errno.ENOTEMPTY: _IN_THE_WAY,
   errno.ENOTDIR: _IN_THE_WAY,
+  errno.ELOOP: _IN_THE_WAY,
+  errno.ENXIO: _IN_THE_WAY,
   errno.EISDIR: _IN_THE_WAY,
   errno.ENAMETOOLONG: "name a shorter path",
   errno.EMFILE: "raise the limit of open files (ulimit -n)",

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and are read to an end."""
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -44,6 +45,13 @@ def replace_bytes(path: str | os.PathLike, content: bytes) -> None:
 def replace_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file in UTF-8, whole or not at all; makes its folder. Raises DiskError."""
   replace_bytes(path, text.encode())
+
+
+def read_regular(path: Path) -> bytes:
+  """Reads a regular file: a pipe would not begin, a device might not end. Raises OSError."""
+  if path.exists() and not path.is_file() and not path.is_dir():
+    raise FileExistsError(errno.EEXIST, "it is no regular file", str(path))
+  return path.read_bytes()
 
 
 def remove(path: Path) -> None:

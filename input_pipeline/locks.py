@@ -1,10 +1,12 @@
 """Locks of folders: one process of all hosts writes into each."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +62,10 @@ def _locked(path: Path) -> int:
   deadline = time.monotonic() + _LEASE_SECONDS
   while True:
     # For writing, as NFS wants it. Processes that this one starts do not inherit it.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+      os.close(descriptor)
+      raise FileExistsError(errno.EEXIST, "it is no regular file", str(path))
     try:
       _flock(descriptor, path.parent)
       # Who had it before may have removed the file since it was opened here.

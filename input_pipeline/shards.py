@@ -22,7 +22,7 @@ import google_crc32c
 from input_pipeline import digests, serialization
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
-from input_pipeline.files import replace_text, replacing
+from input_pipeline.files import read_regular, replace_text, replacing
 
 REMEDY = (
   "delete this shard and run `python -m input_pipeline.conversion` again with the same arguments:"
@@ -51,7 +51,7 @@ def read_index(shard: str | os.PathLike) -> dict[str, Any]:
   """Reads the index of a shard, as described on top of this module. Raises RecordError."""
   path = index_path(shard)
   try:
-    index = digests.unseal(path.read_bytes())
+    index = digests.unseal(read_regular(path))
     if len(index["offsets"]) == len(index["text"]) + 1 == len(index["regions"]) + 1:
       return index
     problem = "its lists differ in length"

@@ -17,6 +17,7 @@ In Python:
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from safetensors import numpy as safetensors
 from input_pipeline import digests
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text, replacing
+from input_pipeline.terminal import escape_lines
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference.load import load as load_run
 from plan_jax.inference.load import load_tokenizer, of_state
@@ -42,7 +44,7 @@ from plan_jax.inference.run_spec import run_spec
 from plan_jax.models.two_towers import build
 from plan_jax.models.weights.files import WeightsError, read_safetensors
 from plan_jax.results import model_card
-from plan_jax.runtime.logging import log
+from plan_jax.runtime.logging import configure, log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training.assembly import assemble
 from plan_jax.training.state import TrainState
@@ -81,7 +83,7 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
     (temporary / _TENSORS).write_bytes(tensors)
     (temporary / _FUNCTION).write_bytes(exported.serialize())
     replace_text(temporary / _CONFIG, json.dumps(about, indent=2) + "\n")
-    replace_text(temporary / _CARD, card)
+    replace_text(temporary / _CARD, escape_lines(card))
     digests.write_sums(temporary, without=(_CARD,))
   return out
 
@@ -92,9 +94,9 @@ def load(folder: str | Path) -> Predictor:
   Raises:
     DamagedError: the folder is not whole, or not as it was written; the message names the file.
     WeightsError: it does not fit this version; the message names the tensors.
+    UserError: `folder` is no path.
   """
-  folder = Path(folder)
-  digests.check_sums(folder, _REMEDY)
+  folder = _whole(folder)
   about = json.loads((folder / _CONFIG).read_text())
   config = ConfigDict(about["run"])
   config.mesh = {"data": -1, "fsdp": 1}
@@ -133,12 +135,19 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
 
   Raises:
     DamagedError: the folder is not whole, or not as it was written; the message names the file.
+    UserError: `folder` is no path.
   """
-  folder = Path(folder)
-  digests.check_sums(folder, _REMEDY)
+  folder = _whole(folder)
   weights = jax.device_put(read_safetensors(folder / _TENSORS))
   function = jax_export.deserialize(bytearray((folder / _FUNCTION).read_bytes()))
   return lambda batch: function.call(weights, {name: jnp.asarray(x) for name, x in batch.items()})
+
+
+def _whole(folder: str | Path) -> Path:
+  if not isinstance(folder, str | os.PathLike):
+    raise UserError(f"folder is of type {type(folder).__name__}: give the path of an exported one")
+  digests.check_sums(Path(folder), _REMEDY)
+  return Path(folder)
 
 
 def _flat(variables: dict) -> dict:
@@ -199,6 +208,7 @@ def main() -> None:
   parser.add_argument("--out", required=True, help="new folder")
   parser.add_argument("--step", type=int, help="by default as config.checkpoint.evaluate")
   options = parser.parse_args()
+  configure()
   try:
     log.info(f"exported to {write(Workdir(options.workdir), options.out, step=options.step)}")
   except UserError as error:

@@ -28,7 +28,8 @@ def run(tmp_path_factory):
   config, workdir = untrained(path, **{"data.records": str(path / "records")}), Workdir(path / "a")
   shapes = assemble(config, load_tokenizer(workdir)).abstract_state
   checkpoints = Checkpoints(workdir.checkpoints, best_metric="score")
-  checkpoints.save(1, checkpoints.restore(shapes), {"score": 0.5})
+  state = checkpoints.restore(shapes)
+  checkpoints.save(1, state.replace(step=state.step + 1), {"score": 0.5})
   checkpoints.close()
   fingerprint = records.fingerprint(path / "records")
   (workdir.records_note).write_text(digests.seal({"fingerprint": fingerprint}))

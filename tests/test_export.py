@@ -1,3 +1,4 @@
+import inspect
 import json
 import shutil
 import subprocess
@@ -24,7 +25,8 @@ from plan_jax.models.weights.load import load_image, load_text
 from plan_jax.results import model_card
 from plan_jax.results import rows as results
 from plan_jax.runtime.checkpoints import Checkpoints
-from plan_jax.runtime.workdir import Workdir
+from plan_jax.runtime.logging import log
+from plan_jax.runtime.workdir import Workdir, WorkdirError
 from plan_jax.training.assembly import assemble
 from tiny_runs import tiny
 
@@ -160,6 +162,7 @@ def test_model_card(run):
 def test_the_command(run, tmp_path, monkeypatch, capsys):
   arguments = ["export", f"--workdir={run[0].path}", f"--out={tmp_path / 'out'}"]
   monkeypatch.setattr("sys.argv", arguments)
+  monkeypatch.setattr(log, "handlers", [])  # as a process begins
   export.main()
   assert "exported to" in capsys.readouterr().out
   assert (tmp_path / "out" / "grounding.jax").read_bytes()
@@ -185,6 +188,29 @@ def test_errors(run, tmp_path):
   digests.write_sums(other)
   with pytest.raises(WeightsError, match=r"pixel_head\.bias is \(8,\), not \(4,\)"):
     export.load(other)
+
+
+@pytest.mark.parametrize("folder", [None, 5])
+def test_what_is_no_path(folder):
+  for read in (export.load, export.serving, inspect.unwrap(load)):
+    name = type(folder).__name__
+    with pytest.raises(UserError, match=f"(folder|workdir) is of type {name}: give the path of"):
+      read(folder)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"step": "1"}, "step is '1': give a whole number, or leave it out"),
+    ({"step": 1.0}, "step is 1.0: give"),
+    ({"step": True}, "step is True: give"),
+    ({"config": {}}, "config is of type dict: change what .*load_config.* gives"),
+  ],
+)
+def test_arguments_of_another_type(run, arguments, message):
+  with pytest.raises(WorkdirError, match=message):
+    inspect.unwrap(load)(run[0], **arguments)
+  assert inspect.unwrap(load)(run[0], step=np.int64(1)).step == 1
 
 
 NAMES = ("model.safetensors", "grounding.jax", "config.json", "tokenizer.json", digests.SUMS)

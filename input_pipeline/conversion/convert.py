@@ -17,7 +17,7 @@ from typing import Any
 from input_pipeline import records
 from input_pipeline.conversion import selections
 from input_pipeline.conversion.job import Job, Runner, Shard, plan
-from input_pipeline.conversion.settings import ConvertError, Settings
+from input_pipeline.conversion.settings import ConvertError, Settings, require_type
 from input_pipeline.conversion.skipped import Skipped, list_of, read_skipped, write_skipped
 from input_pipeline.conversion.workers import in_processes, progress_bar
 from input_pipeline.disk import disk_errors
@@ -74,8 +74,13 @@ def convert(
     DamagedError: the settings or the list of a complete folder are not as they were written.
     DiskError: the disk is full, or `out` cannot be written; finished shards are kept.
   """
-  start, out = time.monotonic(), Path(out)
-  settings = Settings.from_options(dataset, **options)
+  start = time.monotonic()
+  require_type("out", out, str | os.PathLike)
+  require_type("workers", workers, int | None)
+  require_type("max_skipped_fraction", max_skipped_fraction, int | float)
+  out, settings = Path(out), Settings.from_options(dataset, **options)
+  if workers is not None and workers < 0:
+    raise ConvertError(f"workers is {workers}; it must be 0 or more")
   if not 0 <= max_skipped_fraction <= 1:
     raise ConvertError(f"max_skipped_fraction is {max_skipped_fraction}; it must be 0 to 1")
   settings.compare(out, retry_skipped=retry_skipped)

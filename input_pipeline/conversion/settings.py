@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ _FILE = "convert.json"
 
 class ConvertError(UserError):
   """A conversion cannot start or go on; the message says why and what to do."""
+
+
+def require_type(name: str, value: Any, kind: type | types.UnionType) -> None:
+  """Raises ConvertError, naming the argument, unless its value is of a type; a bool is no int."""
+  if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    needed = getattr(kind, "__name__", kind)
+    raise ConvertError(f"{name} is {value!r} of type {type(value).__name__}; it must be {needed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Settings:
   """
 
   dataset: str
-  source: str = ""
+  source: str | os.PathLike = ""
   image_px: int = 512
   image_format: str = "keep"
   max_decoded_px: int = MAX_DECODED_PX
@@ -51,7 +59,9 @@ class Settings:
   reader_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    """Raises ConvertError, naming the argument that is out of its range."""
+    """Raises ConvertError, naming the argument that is of another type or out of its range."""
+    for field in dataclasses.fields(self)[:-1]:
+      require_type(field.name, getattr(self, field.name), field.type)
     if self.dataset not in readers.READERS:
       known = ", ".join(readers.READERS)
       raise ConvertError(f"there is no data set {self.dataset!r}; known are {known}")
@@ -67,6 +77,9 @@ class Settings:
       listed = ", ".join(known) or "none"
       names = ", ".join(unknown)
       raise ConvertError(f"{names}: no option of reader {self.dataset!r}; it has {listed}")
+    for name, value in self.reader_options.items():
+      kind = type(known[name])
+      require_type(name, value, int | float if kind is float else kind)
 
   @classmethod
   def from_options(cls, dataset: str, **options: Any) -> "Settings":

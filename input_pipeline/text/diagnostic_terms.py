@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_regular
 from input_pipeline.text import reports
 
 CHEST = Path(__file__).with_name("diagnostic_terms.txt")
@@ -99,7 +100,7 @@ def load(path: str | Path = "") -> Terms:
   path = Path(path) if path else CHEST
   findings, anatomy = set(), set()
   try:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_regular(path).decode().splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise TermsError(f"{path}: the list of terms cannot be read ({error})") from error
   for number, line in enumerate(lines, 1):

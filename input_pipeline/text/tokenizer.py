@@ -12,8 +12,8 @@ from input_pipeline.files import replacing
 from input_pipeline.text import reports, vocabulary
 from input_pipeline.text.vocabulary import TokenizerError
 
-# Read whenever a vocabulary is loaded; the last character is in none.
-_PROBE = "Heart size is normal; a small left-sided effusion of 1.5 cm is seen \u2603."
+# Read whenever a vocabulary is loaded; the last letter, of a script long dead, is in none.
+_PROBE = "Heart size is normal; a small left-sided effusion of 1.5 cm is seen \U00010380."
 
 
 class Encoded(NamedTuple):
@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
     word_mask: [W] bool.
     words: the words' text, in the order of word_index.
     kept: numbers of the sentences that are there, whole or cut.
-    dropped: how many sentences are not there whole.
+    dropped: how many sentences are not there whole, by words without a token too.
   """
 
   tokens: np.ndarray
@@ -77,7 +77,7 @@ class Tokenizer:
     if without:
       raise TokenizerError(
         f"{self.folder}: in {_PROBE!r} the words {', '.join(without)} have no token; a tokenizer is"
-        " needed whose tokens end where words end"
+        " needed whose tokens end where words end, with one for letters that it does not know"
       )
     if not any(i >= 0 for i, t in zip(owners, encoding.tokens, strict=True) if t != unknown):
       raise TokenizerError(f"{self.folder}: the vocabulary knows no word of {_PROBE!r}")
@@ -89,7 +89,8 @@ class Tokenizer:
     """Encodes sentences in their order; a sentence that does not fit whole is left out and counted.
 
     A first sentence that is too long by itself is cut, and counted as well, so that a report with
-    words never becomes empty. `[L] = max_tokens`, `[W] = max_words`.
+    words never becomes empty. Also counted are sentences with a word that no token reaches.
+    `[L] = max_tokens`, `[W] = max_words`.
     """
     tokens = np.full(max_tokens, self.pad_id, np.int32)
     word_index = np.full(max_tokens, -1, np.int32)
@@ -103,8 +104,9 @@ class Tokenizer:
       encoding = self._backend.encode(sentence, add_special_tokens=False)
       ids = [self.class_id, *encoding.ids, self.separator_id]
       owner = [-1, *_owners(encoding.offsets, spans), -1]
-      if used + len(ids) > max_tokens or len(words) + len(spans) > max_words:
-        dropped += 1
+      fits = used + len(ids) <= max_tokens and len(words) + len(spans) <= max_words
+      dropped += not fits or len(set(owner)) <= len(spans)
+      if not fits:
         if used:
           continue
         beyond = (i for i, word in enumerate(owner) if word >= max_words)

@@ -6,6 +6,7 @@ from pathlib import Path
 from input_pipeline import json_object
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
+from input_pipeline.text import reports
 
 NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -24,7 +25,7 @@ def read(folder: Path) -> tuple:
   tokens by the names of transformers. The class that tokenizer_config.json names is not used.
 
   Raises TokenizerError, naming the folder, where there is neither file, one is broken, both
-  disagree, or the vocabulary has no [CLS], [SEP] or [PAD].
+  disagree, or the vocabulary has no [CLS], [SEP] or [PAD], or a token of several words.
   """
   folder = Path(folder)
   if not folder.is_dir():
@@ -46,6 +47,12 @@ def read(folder: Path) -> tuple:
   backend.no_padding()
   backend.no_truncation()
   backend.encode_special_tokens = True  # "[SEP]" in a report is its letters
+  for token in backend.get_added_tokens_decoder().values():
+    if not token.special and len(reports.words(token.content)) > 1:
+      raise TokenizerError(
+        f"{path}: the added token {token.content!r} holds several words, which could not be told"
+        " apart: take it out"
+      )
   return backend, _special_names(folder, settings, backend.get_vocab())
 
 

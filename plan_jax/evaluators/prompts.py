@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_regular
 from input_pipeline.readers.raw.tables import once
 from input_pipeline.text import reports
 
@@ -85,7 +86,7 @@ def load(names: Sequence[str]) -> list[PromptSet]:
 def read(path: Path) -> PromptSet:
   """Reads the set of a file. Raises PromptsError."""
   try:
-    raw = path.read_bytes()
+    raw = read_regular(path)
     content = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
   except (OSError, ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
     raise PromptsError(f"{path} cannot be read: {error}") from error

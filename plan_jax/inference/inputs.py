@@ -5,7 +5,7 @@ string. Other forms are converted where they have one meaning, else refused in o
 of 16 bits and of a DICOM's pixel array nobody knows which value is white.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 import jax
@@ -79,8 +79,16 @@ def check_phrases(phrases: Phrases) -> list[str]:
   return checked
 
 
+def check_pairs(images: list, texts: list) -> None:
+  """Raises InputError unless there are as many images as texts."""
+  if len(images) != len(texts):
+    raise InputError(f"{len(images)} images, and {len(texts)} texts for them: give one for each")
+
+
 def _items(name: str, given: Any, right: str) -> list:
-  if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
+  is_scalar = _is_array(given) and not given.ndim
+  # A set has no order.
+  if is_scalar or isinstance(given, (str, bytes, dict, Set)) or not isinstance(given, Iterable):
     raise InputError(f"{name} is of type {type(given).__name__}: give a list {right}")
   return list(given)
 
@@ -91,6 +99,10 @@ def _grey(name: str, image: Any) -> np.ndarray:
       f"{name} is of type {type(image).__name__}: give an array, uint8 [H, W], as"
       " input_pipeline.images.decode makes it of a file's bytes"
     )
+  if isinstance(image, np.ma.MaskedArray):
+    raise InputError(
+      f"{name} is a masked array, and an image has no mask: give image.filled(0), or image.data"
+    )
   if image.dtype != np.uint8:
     remedy = _REMEDIES.get(np.dtype(image.dtype).kind, _WINDOW)
     raise InputError(f"{name} is {_form(image)}; an image is uint8 [H, W]: {remedy}")
@@ -99,6 +111,11 @@ def _grey(name: str, image: Any) -> np.ndarray:
     if (pixels != pixels[..., :1]).any():
       raise InputError(f"{name} is {_form(image)} in colours: give a grey image, uint8 [H, W]")
     pixels = pixels[..., 0]
+  if pixels.ndim == 3 and pixels.shape[2] in (2, 4) and pixels.size:
+    raise InputError(
+      f"{name} is {_form(image)}, with transparency; an image is uint8 [H, W]: give it without the"
+      " last channel, image[..., :-1]"
+    )
   if pixels.ndim != 2 or not pixels.size:
     raise InputError(f"{name} is {_form(image)}; an image is uint8 [H, W], of one pixel at least")
   return pixels
@@ -115,6 +132,13 @@ def _form(array: np.ndarray | jax.Array) -> str:
 def _require_string(name: str, value: Any, right: str) -> None:
   if not isinstance(value, str):
     raise InputError(f"{name} is or holds a value of type {type(value).__name__}: give {right}")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    half = value[error.start]
+    raise InputError(
+      f"{name} holds half a character, {half!a}: decode the text anew from its bytes"
+    ) from None
 
 
 def _require_words(name: str, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import digests
@@ -9,7 +10,7 @@ from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference.predictor import Predictor, weights_of
 from plan_jax.inference.run_spec import run_spec
 from plan_jax.runtime.checkpoints import Checkpoints
-from plan_jax.runtime.workdir import Workdir
+from plan_jax.runtime.workdir import Workdir, WorkdirError
 from plan_jax.training.assembly import Assembly, assemble
 from plan_jax.training.state import TrainState
 
@@ -28,15 +29,21 @@ def load(
     step: of a checkpoint; by default as config.checkpoint.evaluate says.
 
   Raises:
-    WorkdirError: `workdir` holds no run.
+    WorkdirError: `workdir` holds no run, or an argument is of another type.
     CheckpointError: it has no such checkpoint.
     DamagedError: a file of it is not as it was written.
   """
   if not isinstance(workdir, Workdir):
     workdir = Workdir(workdir)
+  if not (step is None or isinstance(step, int | np.integer)) or isinstance(step, bool):
+    raise WorkdirError(f"step is {step!r}: give a whole number, or leave it out")
   if config is None:
     config = workdir.load_config()
     config.mesh = {"data": -1, "fsdp": 1}  # of the devices here, not those it was trained on
+  elif not isinstance(config, ConfigDict):
+    raise WorkdirError(
+      f"config is of type {type(config).__name__}: change what Workdir(...).load_config() gives"
+    )
   checkpoints = Checkpoints(
     workdir.checkpoints, best_metric=config.checkpoint.best_metric, create=False
   )

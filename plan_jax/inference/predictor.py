@@ -189,7 +189,8 @@ class Predictor:
     self, images: Images, texts: Texts
   ) -> tuple[Float[np.ndarray, "N P D"], Float[np.ndarray, "N W D"], Float[np.ndarray, "N W"]]:
     """Pixels and words in float16, and the words' significance, of N images and texts."""
-    images = inputs.check_images(images)
+    images, texts = inputs.check_images(images), inputs.check_texts(texts)
+    inputs.check_pairs(images, texts)
     pixels = self._run(lambda batch: self._image_features(batch).pixels, images)
     text = self._run(self._text_features, self._encode(texts, same_length=True))
     return pixels.astype(np.float16), text.words.astype(np.float16), text.significance
@@ -262,8 +263,7 @@ class Predictor:
   def _pairs(self, name: str, images, texts):
     """A pair function of each image and its text; what is repeated is embedded once."""
     images = inputs.check_images(images)
-    if len(images) != len(texts):
-      raise InputError(f"{len(images)} images, and {len(texts)} texts for them: give one for each")
+    inputs.check_pairs(images, texts)
     image_places, images = _distinct(images, id)
     text_places, texts = _distinct(texts, tuple)
     image = self._run(self._image_features, images)

@@ -87,7 +87,10 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
     attend=partial(_attend, alignment),
     ground_phrase=partial(_ground_phrase, alignment),
     local_bytes=2 * config.model.embed_dim * (side**2 + evaluation.max_words),
-    note="{} sentences found no room: raise config.evaluation.max_tokens and max_words",
+    note=(
+      "{} sentences found no room (raise config.evaluation.max_tokens and max_words), or have words"
+      " without a token"
+    ),
     scales=_scales,
     # A step's weights are those of the stage that made them.
     stage_at=lambda step: curriculum.stage_at(stages, max(0, step - 1), config.train.steps),

@@ -44,7 +44,7 @@ class EncodedTexts(NamedTuple):
 
   Attributes:
     arrays: of each text, by name; of one shape for all texts of a call.
-    left_out: count of what did not fit.
+    left_out: count of what did not fit, or has no token.
   """
 
   arrays: list[dict[str, np.ndarray]]

@@ -133,8 +133,8 @@ class Checkpoints:
 
     All processes call it together; the first compares the files with their digests.
 
-    Raises CheckpointError where there is none, or its arrays differ from `abstract`, and
-    DamagedError where a file is missing or not as it was written.
+    Raises CheckpointError where there is none, its arrays differ from `abstract`, or its "step" is
+    another, and DamagedError where a file is missing or not as it was written.
     """
     steps = sorted(self._manager.all_steps())
     step = self.latest() if step is None else step
@@ -145,12 +145,18 @@ class Checkpoints:
       )
     processes.on_primary(lambda: self._check(self._folder / str(step)))
     try:
-      return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+      state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
     except (ValueError, KeyError) as error:
       reason = " ".join(str(error).split())
       raise CheckpointError(
         f"checkpoint {step} in {self._folder} does not fit the model of this config: {reason}"
       ) from error
+    if (own := int(getattr(state, "step", step))) != step:
+      raise CheckpointError(
+        f"checkpoint {step} in {self._folder} holds the state of step {own}, under another name:"
+        " delete it"
+      )
+    return state
 
   def _write_sums(self) -> None:
     # Called by Orbax in the first process: the files of all are whole, under a temporary name.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from input_pipeline import digests
 from input_pipeline.disk import disk_errors
-from input_pipeline.files import replace_bytes
+from input_pipeline.files import read_regular, replace_bytes
 from input_pipeline.terminal import escape_lines
 
 log = logging.getLogger("plan_jax")
@@ -88,16 +88,17 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict | None]]:
   """
   if not Path(path).exists():
     return
-  *lines, rest = Path(path).read_bytes().split(b"\n")
-  for number, line in enumerate(lines, 1):
+  *lines, rest = read_regular(Path(path)).split(b"\n")
+  for number, line in enumerate([*lines, rest] if rest else lines, 1):
     try:
       row = digests.unseal(line)
     except ValueError as error:
+      if number > len(lines):
+        log.warning(f"{path}, line {number} is cut short and is left out of the curves")
+        return
       row = None
       log.warning(f"{path}, line {number} {error}; it is left out of the curves: delete it")
     yield line + b"\n", row
-  if rest:
-    log.warning(f"{path}, line {len(lines) + 1} is cut short and is left out of the curves")
 
 
 def read_scalars(path: Path) -> list[dict]:

@@ -1,6 +1,7 @@
 """The folder of a run: its paths, and the run that it belongs to."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -37,6 +38,8 @@ class Workdir:
 
   def __init__(self, path: str | Path):
     """Raises WorkdirError where the path is none of a folder."""
+    if not isinstance(path, str | os.PathLike):
+      raise WorkdirError(f"workdir is of type {type(path).__name__}: give the path of a folder")
     self.path = Path(path)
     if re.match(r"\w+:/", str(path)):
       raise WorkdirError(f"{path} must be a folder; a bucket is none: mount a shared disk")

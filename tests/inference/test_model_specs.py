@@ -156,8 +156,11 @@ def test_texts_of_another_form(model, name):
 
 def test_pairs_that_do_not_match(model):
   for given, phrases in ((IMAGES[:2], PHRASES[:1]), (IMAGES[:1], PHRASES)):
-    with pytest.raises(InputError, match="images, and . texts for them: give one for each"):
+    message = "images, and . texts for them: give one for each"
+    with pytest.raises(InputError, match=message):
       model.ground(given, phrases)
+    with pytest.raises(InputError, match=message):
+      model.local_features(given, [(phrase,) for phrase in phrases])
   with pytest.raises(InputError, match="query is 'word': it is 'words' or 'phrase'"):
     model.ground(IMAGES, PHRASES, "word")
 

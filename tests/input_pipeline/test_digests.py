@@ -1,7 +1,9 @@
 """Digests: what was written comes back, or a line that names the file."""
 
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +54,13 @@ def test_what_is_not_sealed_is_named(tmp_path, text, message):
   path.write_bytes(text if isinstance(text, bytes) else text.encode())
   with pytest.raises(DamagedError, match=f"x.json {message}.*; mend it"):
     digests.read_sealed(path, "mend it")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+  os.mkfifo(tmp_path / "x.json")
+  monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it would wait for ever"))
+  with pytest.raises(DamagedError, match="x.json cannot be read .it is no regular file.; mend it"):
+    digests.read_sealed(tmp_path / "x.json", "mend it")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -109,6 +109,19 @@ def test_a_disk_without_locks_is_named(tmp_path, monkeypatch, caplog):
   assert f"{tmp_path} cannot be locked" in caplog.text and "nothing else writes" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_in_the_place_of_a_lock_is_one_line(tmp_path, kind):
+  path = tmp_path / ".lock"
+  make = {"link": lambda: path.symlink_to("none"), "pipe": lambda: os.mkfifo(path)}
+  make.get(kind, path.mkdir)()
+  with (
+    pytest.raises(DiskError, match=f"^{path}: .*; name another path, or remove what is in the"),
+    locks.lock(tmp_path),
+  ):
+    pytest.fail("there is no lock")
+  assert os.path.lexists(path)
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, number):
   def refuse(path, *_):

@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import sys
 
 import jax
@@ -12,6 +13,7 @@ from input_pipeline import digests
 from input_pipeline.digests import DamagedError
 from input_pipeline.disk import DiskError
 from plan_jax.runtime.checkpoints import CheckpointError, Checkpoints
+from plan_jax.training.state import TrainState
 
 
 def test_checkpoints_keep_the_last_and_the_best(tmp_path):
@@ -44,6 +46,21 @@ def test_a_checkpoint_of_another_model(tmp_path):
   other = {"y": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=sharding)}
   with pytest.raises(CheckpointError, match=r"^[^\n]* does not fit the model[^\n]*$"):
     checkpoints.restore(other)
+  checkpoints.close()
+
+
+def test_a_checkpoint_under_another_name(tmp_path):
+  """Its digests are right; a training beyond its last step would begin."""
+  checkpoints = Checkpoints(tmp_path)
+  state = TrainState(jnp.int32(6), {"x": jnp.arange(3.0)}, {}, ())
+  checkpoints.save(6, state)
+  checkpoints.close()
+  shutil.copytree(tmp_path / "6", tmp_path / "12")
+  checkpoints = Checkpoints(tmp_path)
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+  with pytest.raises(CheckpointError, match="^checkpoint 12 in .* holds the state of step 6"):
+    checkpoints.restore(abstract)
+  assert int(checkpoints.restore(abstract, 6).step) == 6
   checkpoints.close()
 
 

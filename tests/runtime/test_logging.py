@@ -1,6 +1,8 @@
 import json
 import math
+import os
 import struct
+from pathlib import Path
 
 import pytest
 from tensorboardX import SummaryWriter
@@ -8,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fakes.disk import full_disk
 from input_pipeline import shards
-from input_pipeline.disk import DiskError
+from input_pipeline.disk import DiskError, disk_errors
 from plan_jax.runtime import logging as reporting
 
 
@@ -58,6 +60,26 @@ def test_a_bad_line_loses_nothing_and_is_named(curves):
   assert path.read_bytes().splitlines(keepends=True)[:-1] == [*lines[:4], bad, *lines[5:18]]
   steps = [row["step"] for row in reporting.read_scalars(path)]
   assert steps == [1, 2, 3, 4, *range(6, 20)]
+
+
+def test_a_line_without_its_newline_is_whole(curves):
+  path, caplog = curves
+  whole, rows = path.read_bytes(), reporting.read_scalars(path)
+  path.write_bytes(whole[:-1])
+  assert reporting.read_scalars(path) == rows
+  with reporting.Scalars(path.parent, from_step=20):
+    pass
+  assert path.read_bytes() == whole and not caplog.text
+
+
+def test_a_pipe_in_place_of_the_curves_is_one_line(tmp_path, monkeypatch):
+  os.mkfifo(tmp_path / "metrics.jsonl")
+  monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it would wait for ever"))
+  with (
+    pytest.raises(DiskError, match="metrics.jsonl: File exists; .*remove what is in the way"),
+    disk_errors(),
+  ):
+    reporting.Scalars(tmp_path, from_step=0)
 
 
 def test_a_flipped_bit_is_never_another_value(curves):

@@ -210,7 +210,7 @@ def test_a_state_with_frozen_parts_can_be_saved(tmp_path):
   parts = assemble(config, VOCABULARY)
   state = parts.initial_state()
   checkpoints = Checkpoints(tmp_path)
-  checkpoints.save(1, state)
+  checkpoints.save(0, state)
   checkpoints.wait()
   there = checkpoints.restore(parts.abstract_state)
   checkpoints.close()

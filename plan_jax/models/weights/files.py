@@ -41,7 +41,7 @@ def read(path: str | Path) -> Weights:
   DamagedError where the folder is an exported one, and not as it was written.
   """
   path = Path(path)
-  if not path.exists():
+  if not path.is_file() and not path.is_dir():
     raise WeightsError(
       f"{path} is not there, and nothing is downloaded: name a checkpoint file or a Hugging Face"
       " folder on this machine"

@@ -411,7 +411,7 @@ def test_exit_status_and_errors(folder, sets, tmp_path, monkeypatch, capsys):
     assert code == 2 and "error: " in error and message in error
 
 
-def test_names_cannot_forge_lines(folder, sets, monkeypatch, capsys):
+def test_names_cannot_forge_lines(folder, sets, tmp_path, monkeypatch, capsys):
   forged = "\x1b[2K\r\n\nerrors: none\n\nsound\n\u2028\x9b\u202e"
   first, second, *rest = sets["train"]
   sets["train"] = [
@@ -420,8 +420,11 @@ def test_names_cannot_forge_lines(folder, sets, monkeypatch, capsys):
     *(replace(each, regions=(replace(*boxed(1, 2, 30, 40), label=forged),)) for each in rest),
   ]
   sets["validation"][0] = replace(sets["validation"][0], patient_id=forged)
-  code, out, _ = run(monkeypatch, capsys, f"--records={folder(sets)}")
-  lines = out.splitlines()
+  page = tmp_path / "page.html"
+  code, out, _ = run(monkeypatch, capsys, f"--records={folder(sets)}", f"--out={page}")
+  *lines, _ = out.splitlines()
+  assert all(line.isprintable() for line in page.read_text().split("\n"))
+  assert r"\u202e" in page.read_text()
   assert code == 1 and all(line.isprintable() for line in lines)
   assert [line for line in lines if line.startswith(("sound", "not sound", "errors"))] == [
     "errors: 3",

@@ -226,6 +226,21 @@ def test_a_full_disk_at_the_end_of_a_conversion(tmp_path):
     ({"shard_size": 0}, "shard_size is 0"),
     ({"max_skipped_fraction": 2}, "max_skipped_fraction is 2"),
     ({"max_decoded_px": 0}, "max_decoded_px is 0"),
+    ({"image_px": "x"}, "image_px is 'x' of type str; it must be int"),
+    ({"image_px": True}, "image_px is True of type bool; it must be int"),
+    ({"max_decoded_px": "x"}, "max_decoded_px is 'x' of type str"),
+    ({"shard_size": "x"}, "shard_size is 'x' of type str"),
+    ({"limit": 1.5}, r"limit is 1.5 of type float; it must be int \| None"),
+    ({"workers": "x"}, "workers is 'x' of type str"),
+    ({"workers": -1}, "workers is -1; it must be 0 or more"),
+    ({"max_skipped_fraction": "x"}, "max_skipped_fraction is 'x' of type str"),
+    ({"source": None}, r"source is None of type NoneType; it must be str \| os.PathLike"),
+    ({"source": 5}, "source is 5 of type int"),
+    ({"selection": None}, "selection is None of type NoneType; it must be str"),
+    ({"dataset": []}, r"dataset is \[\] of type list; it must be str"),
+    ({"seed": "x"}, "seed is 'x' of type str; it must be int"),
+    ({"small_only": 1}, "small_only is 1 of type int; it must be bool"),
+    ({"wrong_sentence_fraction": "x"}, "wrong_sentence_fraction is 'x' of type str; it must be"),
     ({"images": 3}, "images: no option of reader 'phantom'; it has train_images"),
     ({"train_images": 0, "validation_images": 0, "test_images": 0}, "no image to convert"),
   ],
@@ -235,6 +250,15 @@ def test_wrong_arguments(tmp_path, arguments, problem):
   with pytest.raises(ConvertError, match=problem):
     convert(**arguments)
   assert not (tmp_path / "out").exists()
+
+
+def test_wrong_arguments_of_a_complete_folder(tmp_path):
+  small(tmp_path / "out")
+  for arguments in ({"workers": -1}, {"workers": "x"}, {"limit": 1.5}):
+    with pytest.raises(ConvertError, match=f"{min(arguments)} is "):
+      small(tmp_path / "out", **arguments)
+  with pytest.raises(ConvertError, match="out is None of type NoneType"):
+    small(None)
 
 
 def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, raw):

@@ -174,6 +174,22 @@ def put(folder, **contents):
     (folder / name.replace("_json", ".json").replace("_txt", ".txt")).write_text(content)
 
 
+def without_unknown(folder):
+  path = folder / "tokenizer.json"
+  content = json.loads(path.read_text())
+  content["model"]["unk_token"] = None
+  path.write_text(json.dumps(content))
+
+
+def bert(*added):
+  """BERT's kind of tokenizer, with tokens that were added to its vocabulary."""
+  backend = Backend(models.WordPiece({name: i for i, name in enumerate([*BERT, "is"])}))
+  backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  backend.model.unk_token = "[UNK]"
+  backend.add_tokens(list(added))
+  return backend
+
+
 WRONG = {
   "absent": (lambda folder: None, "there is no folder .*, and nothing is downloaded"),
   "empty": (put, "holds neither tokenizer.json nor vocab.txt"),
@@ -219,6 +235,14 @@ WRONG = {
     lambda folder: put(folder, vocab_txt="\n".join([*(set(BERT) - {"[UNK]"}), "is"])),
     "cannot be encoded: WordPiece error: Missing",
   ),
+  "no_unknown_of_pairs": (
+    lambda folder: without_unknown(byte_pairs(folder, pre_tokenizers.Whitespace())),
+    "the words \U00010380 have no token.*with one for letters that it does not know",
+  ),
+  "added_words": (
+    lambda folder: put(folder, tokenizer_json=bert("lobe opacity").to_str()),
+    "the added token 'lobe opacity' holds several words.*take it out",
+  ),
   "across_words": (
     lambda folder: byte_pairs(folder, pre_tokenizers.Metaspace(split=False)),
     "the words .*is.* have no token",
@@ -237,6 +261,22 @@ def test_a_folder_without_a_tokenizer(tmp_path, name):
       read(folder)
     assert str(folder) in str(error.value) and "\\n" not in str(error.value)
   assert not (tmp_path / "copy").exists()
+
+
+def test_words_without_a_token_are_counted(tmp_path):
+  """Such as those that the vocabulary's normalizer takes out."""
+  backend = bert()
+  backend.normalizer = normalizers.Replace("\u00b5", "")
+  put(tmp_path / "a", tokenizer_json=backend.to_str())
+  got = Tokenizer(tmp_path / "a").encode(["is \u00b5", "is", "is"], max_tokens=32, max_words=8)
+  assert got.words == ("is", "\u00b5", "is", "is") and got.word_mask[:4].tolist() == [1, 0, 1, 1]
+  assert got.dropped == 1 and got.kept == (0, 1, 2)
+
+
+def test_an_added_token_of_one_word(tmp_path):
+  put(tmp_path / "a", tokenizer_json=bert("covid-19").to_str())
+  got = Tokenizer(tmp_path / "a").encode(["is covid-19"], max_tokens=8, max_words=4)
+  assert got.tokens.tolist() == [2, 5, 6, 3, 0, 0, 0, 0] and got.dropped == 0
 
 
 BERT_NORMALIZER = normalizers.BertNormalizer

@@ -374,7 +374,7 @@ def test_a_refusal_is_the_same_in_each_run():
   with pytest.raises(UnreadableError) as error:
     image_size(b"no image")
   formats = "BMP, GIF, JPEG, JPEG2000, PNG, PPM, TIFF, WEBP"
-  assert str(error.value) == f"not an image (cannot identify it as one of {formats})"
+  assert str(error.value) == f"not a whole image of {formats}; save other formats as PNG"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
