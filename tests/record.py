@@ -178,50 +178,15 @@ LAYOUT = {
 # A whole path or whole components of it, such as {"image_encoder/stem": "film_tower/stem"}.
 RENAMED_PARAMETERS = {}  # in checkpoints and in the exported tensors, "/" between
 RENAMED_METRICS = {}  # names in metrics.jsonl, e.g. {"train/loss_term": "train/terms"}
-RENAMED_FILES = {
-  "units": "example_scores",
-  "downstream": "transfer",
-}  # below the folder of a part, e.g. {"units": "scores"}
-RENAMED_CONFIG = {
-  "train_films": "train_images",
-  "validation_films": "validation_images",
-  "test_films": "test_images",
-  "model/size": "model/embed_dim",
-  "text/size": "text/embed_dim",
-  "text/layers": "text/depth",
-  "text/heads": "text/num_heads",
-  "vit/size": "vit/embed_dim",
-  "vit/layers": "vit/depth",
-  "vit/heads": "vit/num_heads",
-  "mlp_size": "mlp_dim",
-  "alignment/evaluation": "alignment/implementation",
-  "evaluation/downstream": "evaluation/transfer",
-  "during_films": "during_images",
-  "report_films": "report_images",
-  "peer": "baseline",
-  "empty_films": "empty_images",
-}  # keys of config.json and convert.json, "/" between
+RENAMED_FILES = {}  # below the folder of a part, e.g. {"units": "scores"}
+RENAMED_CONFIG = {}  # keys of config.json and convert.json, "/" between
 RENAMED_FIELDS = {}  # of rows of evaluation.json, e.g. {"model": "predictor"}
-RENAMED_ROWS = {
-  "metric": {
-    "Dice with empty films": "Dice with empty images",
-    "threshold of Dice with empty films": "threshold of Dice with empty images",
-  }
-}  # new name of the field -> {old value: new}, e.g. {"task": {"terms": "words"}}
-RENAMED_COLUMNS = {"Dice with empty films": "Dice with empty images"}  # of the files of units
+RENAMED_ROWS = {}  # new name of the field -> {old value: new}, e.g. {"task": {"terms": "words"}}
+RENAMED_COLUMNS = {}  # of the files of per-example scores
 
 # --- what changed on purpose, and why ----------------------------------------------------------
 
-EXPECTED = {  # "part: fact", "*" matches anything
-  "*: shards *.index.json: hash": "holds a hash of the reader's options and fields, by name",
-  "*: shards *dataset_info.json: hash": "describes the records as images",
-  "*config.json: *evaluators/*": "protocols are chosen in the config",
-  "*config.json: *evaluation/transfer/*/task": "tasks are called by the field's words",
-  "*config.json: task": "settings of all tasks name theirs",
-  "classify: config.json: frozen": "fine-tuning has no frozen encoder",
-  "detect: outputs example_scores/detection.npz: hash": "a count has another name in it",
-  "segment: example_scores/segmentation.csv: hash": "a metric has another name in it",
-}
+EXPECTED = {}  # "part: fact" -> the reason, "*" matches anything
 
 # --- what is left out, and why ---------------------------------------------------------------
 
