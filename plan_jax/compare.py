@@ -107,18 +107,25 @@ def table(compared: list[Difference], left_out: list[str]) -> str:
     + [tables.with_interval(d.change), d.change.n, d.verdict]
     for d in compared
   ]
-  real = sum(bool(d.verdict) for d in compared)
+  real, few = sum(bool(d.verdict) for d in compared), [d for d in compared if d.patients < LEAST]
   note = (
-    f"\n{real} of {len(compared)} differences are real: their interval excludes zero. Of metrics"
-    f" that do not differ, one in twenty would seem to. Those of fewer than {LEAST} patients are"
-    " called nothing: the bootstrap of so few tells too little."
+    f"\n{real} of {len(compared) - len(few)} differences are real: their interval excludes zero. Of"
+    " metrics that do not differ, one in twenty would seem to."
   )
+  if few:
+    most = max(d.patients for d in few)
+    note += (
+      f" {len(few)} more are not judged: {most} patients or fewer are behind them, {LEAST} are"
+      " needed, for the bootstrap of so few tells too little."
+    )
   text = tables.aligned(lines, head, texts=len(head))
   return "\n".join([text, note, *(f"left out: {reason}" for reason in left_out)])
 
 
 def _tasks(path: Path) -> dict[str, partial[_Task]]:
   """Maps names ("grounding", "ms_cxr/grounding") to readers of the run's tasks."""
+  if not Path(path).is_dir():
+    raise UserError(f"there is no folder {path}")
   if not Workdir(path).evaluation.exists():
     raise UserError(f"{path} holds no evaluation: run it with --mode=evaluate first")
   evaluation = rows.read(Workdir(path).evaluation)

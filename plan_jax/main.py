@@ -34,9 +34,14 @@ def parse(argv: list[str]) -> list[str]:
   """Parses the flags; an error in them is one line, not a traceback."""
   flags.mark_flags_as_required(["config", "workdir"])
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    _CONFIG.value.keys()  # a file that cannot be read is told here
+    return rest
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    sys.exit(f"error: in the flags: {one_line(error)} (configs/base.py has all keys)")
+    is_file = "Traceback" in str(error) or isinstance(error, OSError)  # the error itself comes last
+    text = str(error).strip().splitlines()[-1] if is_file else one_line(error)
+    is_key = isinstance(error, (AttributeError, KeyError, TypeError))
+    sys.exit(f"error: in the flags: {text.strip()}{is_key * ' (configs/base.py has all keys)'}")
 
 
 def main(argv: list[str]) -> None:

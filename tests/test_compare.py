@@ -201,6 +201,9 @@ def test_command_line(tmp_path):
   done = subprocess.run([*call, str(tmp_path / "b")], capture_output=True, text=True, check=True)
   assert "better" in done.stdout
   done = subprocess.run([*call, str(tmp_path / "none")], capture_output=True, text=True)
+  assert done.returncode == 1 and "there is no folder" in done.stderr
+  (tmp_path / "empty").mkdir()
+  done = subprocess.run([*call, str(tmp_path / "empty")], capture_output=True, text=True)
   assert done.returncode == 1 and "holds no evaluation" in done.stderr
   (tmp_path / "b" / "example_scores" / "g.csv").write_text("damaged")
   done = subprocess.run([*call, str(tmp_path / "b")], capture_output=True, text=True)
@@ -283,4 +286,6 @@ def test_few_patients_get_no_verdict(tmp_path):
   )
   result, left_out = compare.compare(a, b, resamples=50)
   assert result[0].change.low > 0 and not any(d.verdict for d in result)
-  assert "fewer than 20 patients" in compare.table(result, left_out)
+  text = compare.table(result, left_out)
+  assert "0 of 0 differences are real" in text
+  assert f"{len(result)} more are not judged: 19 patients or fewer are behind them, 20 are" in text

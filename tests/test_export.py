@@ -64,6 +64,8 @@ def run(request, tmp_path_factory):
 def test_round_trip_keeps_the_bits(run):
   """The weights that were evaluated (the running mean) and all that is made of them."""
   before, after = load(run[0]), export.load(run[1])
+  with pytest.raises(UserError, match="is an exported folder: plan_jax.export.load loads it"):
+    load(run[1])
   assert after.step == before.step == 1
   jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
   np.testing.assert_array_equal(

@@ -35,6 +35,8 @@ def load(
   """
   if not isinstance(workdir, Workdir):
     workdir = Workdir(workdir)
+  if (workdir.path / "model.safetensors").is_file():
+    raise WorkdirError(f"{workdir.path} is an exported folder: plan_jax.export.load loads it")
   if not (step is None or isinstance(step, int | np.integer)) or isinstance(step, bool):
     raise WorkdirError(f"step is {step!r}: give a whole number, or leave it out")
   if config is None:
