@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from input_pipeline import images
+from input_pipeline.errors import UserError
 from input_pipeline.example import Example, Region
 
 
@@ -33,15 +34,15 @@ def region_mask(region: Region, example: Example) -> np.ndarray:
   """Mask of a region, bool [H, W]: its own, else its boxes, rounded outwards to whole pixels.
 
   Raises:
-    ValueError: the mask is unreadable or not of the image's size; the message names the image.
+    UserError: the mask is unreadable or not of the image's size; the message names the image.
   """
   if region.mask:
     try:
       mask = images.decode(region.mask)
     except ValueError as error:
-      raise ValueError(f"mask of {region.label!r} in {example.image_id}: {error}") from error
+      raise UserError(f"mask of {region.label!r} in {example.image_id}: {error}") from error
     if mask.shape != (example.height, example.width):
-      raise ValueError(
+      raise UserError(
         f"mask of {region.label!r} in {example.image_id} is {mask.shape[1]} x {mask.shape[0]},"
         f" its image {example.width} x {example.height}"
       )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from input_pipeline.errors import UserError
 from input_pipeline.example import Example, Region
 from input_pipeline.images import decode_example
 from input_pipeline.regions import region_mask
@@ -32,7 +33,7 @@ class Phrase:
 def phrases(example: Example) -> list[Phrase]:
   """Groups the regions of an example by phrase, in their order; phrases without a word are none.
 
-  Raises ValueError, naming the image, where a mask is unreadable or not of its size.
+  Raises UserError, naming the image, where a mask is unreadable or not of its size.
   """
   groups: dict[str, list[Region]] = {}
   for region in example.regions:
@@ -69,7 +70,7 @@ def phrase_batches(
 ) -> Iterator[tuple[list[np.ndarray], list[Phrase]]]:
   """Yields at most `batch` phrases at a time, and the image of each, uint8 [H, W].
 
-  Raises ValueError, naming it, where an image is unreadable or not as its example says.
+  Raises UserError, naming it, where an image is unreadable or not as its example says.
   """
   decoded: list[np.ndarray] = []
   waiting: list[Phrase] = []
@@ -78,7 +79,7 @@ def phrase_batches(
       continue
     image = decode_example(example)
     if image.shape != (example.height, example.width):
-      raise ValueError(
+      raise UserError(
         f"{example.image_id} is {image.shape[1]} x {image.shape[0]},"
         f" its record says {example.width} x {example.height}"
       )

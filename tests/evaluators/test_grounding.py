@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from input_pipeline.errors import UserError
 from input_pipeline.example import Example, Region
 from plan_jax.evaluators import chance, grounding
 from plan_jax.evaluators.phrases import phrases
@@ -94,9 +95,9 @@ def test_regions_of_one_phrase_are_one_example():
 
 def test_a_wrong_mask_is_named():
   small = Region("x", "nodule", _boxes(), _png(np.ones((3, 3), np.uint8)))
-  with pytest.raises(ValueError, match="nodule.*image7 is 3 x 3, its image 36 x 24"):
+  with pytest.raises(UserError, match="nodule.*image7 is 3 x 3, its image 36 x 24"):
     phrases(_example("image7", [small]))
-  with pytest.raises(ValueError, match="image8"):
+  with pytest.raises(UserError, match="image8"):
     phrases(_example("image8", [Region("x", "nodule", _boxes(), b"no png")]))
 
 
@@ -215,6 +216,6 @@ def test_wrong_maps_and_images_are_named():
     evaluate(Wrong(), _data(1))
   example = next(_data(1))
   for broken in ({"image": b"no"}, {"width": 40}):
-    with pytest.raises(ValueError, match="image0"):
+    with pytest.raises(UserError, match="image0"):
       changed = Example(**{**example.__dict__, **broken})
       evaluate(_Oracle(), [changed])

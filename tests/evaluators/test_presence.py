@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 from plan_jax.evaluators import presence
 
@@ -132,5 +133,5 @@ def test_wrong_images_and_peaks_are_named():
     evaluate(Wrong(3), both)
   with pytest.raises(ValueError, match="NaN"):
     evaluate(Wrong(2), both)
-  with pytest.raises(ValueError, match="image7"):
+  with pytest.raises(UserError, match="image7"):
     evaluate(Wrong(1), [_example(7, {"mass": 1}, image=b"no")])

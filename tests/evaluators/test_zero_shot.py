@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 from plan_jax.evaluators import labelled_images, prompts, zero_shot, zero_shot_classes
 from plan_jax.evaluators.classification import RANKED
@@ -96,7 +97,7 @@ def test_images_are_embedded_once_and_what_is_left_out_is_said(capsys):
     labelled_images.embed(model, [], what="zero-shot") is None
     and labelled_images.embed(model, EXAMPLES[4:], what="zero-shot") is None
   )
-  with pytest.raises(ValueError, match="i7"):
+  with pytest.raises(UserError, match="i7"):
     labelled_images.embed(model, [example(7, {"mass": 1}, image=b"no")], what="zero-shot")
 
 

@@ -133,5 +133,3 @@ def test_the_config_names_the_text_encoder():
   config.model.text.name = "mpnet"
   assert type(text_encoder(config.model.text, 9)) is MPNet
   assert build(config.model, 9).text_name == "mpnet"
-  del config.model.text.name  # as of runs before there was a choice
-  assert build(config.model, 9).text_name == "bert"
