@@ -50,13 +50,7 @@ def start():
     with socket.socket() as free:
       free.bind(("127.0.0.1", 0))
       address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = dict(
-      os.environ,
-      JAX_NUM_CPU_DEVICES=str(devices),
-      # Processes that meet wait half a minute for one that compiles: let both find all programs.
-      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-      PYTHONPATH=str(ROOT),
-    )
+    environment = dict(os.environ, JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=str(ROOT))
     for index in range(count):
       command = [
         sys.executable,
