@@ -68,6 +68,9 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
       processes.start(*(flag.value for flag in _PROCESS))
       preemption.take_over()
+      if jax.default_backend() == "cpu":
+        # A program of the cache may order its collectives otherwise than one that is compiled.
+        jax.config.update("jax_enable_compilation_cache", False)
     elif wrong := [flag.name for flag in _PROCESS if flag.value is not None]:
       raise UserError(f"--{wrong[0]} is for several processes: give --distributed too")
     overrides = config_flags.get_override_values(flags.FLAGS[_CONFIG.name])
