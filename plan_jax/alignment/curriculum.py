@@ -53,12 +53,9 @@ def stages(config) -> tuple[Stage, ...]:
   ordered = []
   for name, fields in config.items():
     require_keys(name, fields)
-    try:
-      if "name" in fields:
-        raise SectionError("name: is the key of the stage itself")
-      ordered.append(Stage.read({**fields, "name": name}))
-    except SectionError as error:
-      raise SectionError(f"{name}.{error}") from None
+    if "name" in fields:
+      raise SectionError(f"{name}.name: is the key of the stage itself")
+    ordered.append(Stage.read_at(name, {**fields, "name": name}))
   ordered.sort(key=lambda stage: stage.start_fraction)
   starts = [stage.start_fraction for stage in ordered]
   if not ordered or starts[0] != 0:

@@ -16,7 +16,6 @@ a set have negative prompts, or none.
 
 import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_regular
-from input_pipeline.readers.raw.tables import once
+from input_pipeline.readers.raw.tables import parse_json
 from input_pipeline.text import reports
 
 FOLDER = Path(__file__).parent / "prompt_sets"
@@ -87,8 +86,8 @@ def read(path: Path) -> PromptSet:
   """Reads the set of a file. Raises PromptsError."""
   try:
     raw = read_regular(path)
-    content = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
-  except (OSError, ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
+    content = parse_json(raw.decode("utf-8"))
+  except (OSError, ValueError) as error:  # also of bytes that are no UTF-8
     raise PromptsError(f"{path} cannot be read: {error}") from error
   try:
     return _parse(path.stem, hashlib.sha256(raw).hexdigest()[:6], content)

@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from input_pipeline import digests
 from input_pipeline.disk import DiskError, disk_errors
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, one_line
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 
@@ -147,9 +147,9 @@ class Checkpoints:
     try:
       state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
     except (ValueError, KeyError) as error:
-      reason = " ".join(str(error).split())
       raise CheckpointError(
-        f"checkpoint {step} in {self._folder} does not fit the model of this config: {reason}"
+        f"checkpoint {step} in {self._folder} does not fit the model of this config:"
+        f" {one_line(error)}"
       ) from error
     if (own := int(getattr(state, "step", step))) != step:
       raise CheckpointError(

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from input_pipeline.disk import disk_errors
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, one_line
 
 _LOST_SECONDS = 40  # a process that is silent for so long is lost: the others abort
 _EXIT_SECONDS = 10
@@ -59,9 +59,8 @@ def start(address: str | None, count: int | None, index: int | None) -> None:
       shutdown_timeout_seconds=_LOST_SECONDS,
     )
   except (ValueError, RuntimeError) as error:
-    reason = " ".join(str(error).split())
     raise UserError(
-      f"--distributed: {reason} (not on a TPU pod, in Slurm or under Open MPI, give"
+      f"--distributed: {one_line(error)} (not on a TPU pod, in Slurm or under Open MPI, give"
       " --coordinator_address, --num_processes and --process_id)"
     ) from error
   if not is_primary():

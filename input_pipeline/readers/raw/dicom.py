@@ -18,6 +18,7 @@ from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, RLELossless
 
+from input_pipeline.errors import one_line
 from input_pipeline.example import UnreadableError
 from input_pipeline.readers.raw.stored_images import check_size, encode_pgm, most_px
 
@@ -48,7 +49,7 @@ def to_image(data: bytes) -> tuple[bytes, str]:
   except (UnreadableError, MemoryError):
     raise
   except Exception as error:  # pydicom and its decoders raise many kinds
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error)[:300]
     raise UnreadableError(
       f"not a readable DICOM image ({type(error).__name__}: {reason})"
     ) from error

@@ -107,7 +107,7 @@ def parse_json(text: str) -> Any:
   surrogate).
   """
   try:
-    value = json.loads(text, parse_int=_parse_int, object_pairs_hook=once)
+    value = json.loads(text, parse_int=_parse_int, object_pairs_hook=_once)
     json.dumps(value, ensure_ascii=False).encode()
   except RecursionError:
     raise ValueError("it is nested too deep") from None
@@ -117,7 +117,7 @@ def parse_json(text: str) -> Any:
   return value
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """Makes an object of JSON. Raises ValueError for two equal keys, of which one would be lost."""
   content = dict(pairs)
   if len(content) < len(pairs):
