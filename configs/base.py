@@ -45,6 +45,7 @@ def _text() -> dict:
     tokenizer="",  # a local Hugging Face folder; empty: trained on the training reports
     vocabulary_size=8192,  # of a trained tokenizer
     terms="",  # diagnostic terms, a file; empty: input_pipeline/text/diagnostic_terms.txt
+    places=False,  # whether words of place ("left", "upper") are terms beside a finding
     max_tokens=192,
     max_words=96,
   )

@@ -111,7 +111,7 @@ def make_batches(
   """The batches of this host from step `start_step` on, without an end."""
   encode = loader.Encode(
     words,
-    diagnostic_terms.load(config.text.terms),
+    diagnostic_terms.load(config.text.terms, places=config.text.places),
     config.model.image_px,
     config.text.max_tokens,
     config.text.max_words,

@@ -15,6 +15,10 @@ from input_pipeline.files import read_regular
 from input_pipeline.text import reports
 
 CHEST = Path(__file__).with_name("diagnostic_terms.txt")
+# Words of place: they count beside a finding, where they are asked for (`load`).
+_SIDES = ("left", "right", "bilateral")
+_FIELDS = ("upper", "middle", "lower", "apical", "apex", "basal", "basilar", "base")
+PLACES = frozenset((*_SIDES, *_FIELDS, "field", "lobe", "zone"))
 _FORWARD = {"no", "not", "without", "absence", "negative", "neither", "nor", "lacks"}
 _BACKWARD = {"absent", "resolved", "removed", "excluded"}
 # After "not": the denial is the predicate, and what came before is denied.
@@ -91,11 +95,12 @@ class Terms:
     return out
 
 
-def load(path: str | Path = "") -> Terms:
+def load(path: str | Path = "", *, places: bool = False) -> Terms:
   """Reads the terms of a file, one a line, "~" before anatomy, "#" before a remark.
 
-  Without a path, the terms are those of the chest. Raises TermsError where the file cannot be read
-  or holds no finding.
+  Without a path, the terms are those of the chest. With `places`, words of place count as anatomy
+  does: a contrast that never weighs "left" never asks on which side a finding lies. Raises
+  TermsError where the file cannot be read or holds no finding.
   """
   path = Path(path) if path else CHEST
   findings, anatomy = set(), set()
@@ -113,7 +118,7 @@ def load(path: str | Path = "") -> Terms:
     chosen.add(word)
   if not findings:
     raise TermsError(f"{path}: the list of terms names no finding")
-  return Terms(frozenset(findings), frozenset(anatomy))
+  return Terms(frozenset(findings), frozenset(anatomy) | (PLACES if places else frozenset()))
 
 
 def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:

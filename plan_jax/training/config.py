@@ -28,6 +28,7 @@ class TextConfig(Section):
   tokenizer: str
   vocabulary_size: PositiveInt
   terms: str
+  places: bool
   max_tokens: TokenCount
   max_words: PositiveInt
 

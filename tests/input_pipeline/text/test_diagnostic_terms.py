@@ -45,6 +45,20 @@ def test_named(sentence, want):
   assert named(sentence) == want
 
 
+@pytest.mark.parametrize(
+  ("sentence", "want"),
+  [
+    ("Mass in the left upper zones.", ["Mass", "left", "upper", "zones"]),
+    ("The left lung is clear.", []),  # of no finding
+    ("No effusion on the right, but a left basal nodule.", ["left", "basal", "nodule"]),
+  ],
+)
+def test_words_of_place(sentence, want):
+  flags = diagnostic_terms.load(places=True).named(sentence)
+  spans = reports.words(sentence)
+  assert [sentence[a:b] for (a, b), flag in zip(spans, flags, strict=True) if flag] == want
+
+
 def test_own_list(tmp_path):
   path = tmp_path / "list.txt"
   path.write_text("# mine\nWidget  # a finding\n~ gear\n")
