@@ -35,6 +35,7 @@ def _data() -> dict:
     selection="",  # images: a name of input_pipeline/conversion/selections.py, or a .json file
     selection_seed=0,
     augment=True,
+    flip_fraction=0.0,  # of the images, mirrored with "left" and "right" exchanged in their reports
     workers=0,  # decoding processes; 0: threads only
     threads=2,
   )

@@ -17,7 +17,7 @@ import numpy as np
 from input_pipeline import images
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
-from input_pipeline.text import reports
+from input_pipeline.text import mirror, reports
 from input_pipeline.text.diagnostic_terms import Terms
 from input_pipeline.text.tokenizer import Tokenizer
 
@@ -36,6 +36,8 @@ class Encode(RandomMap):
     max_tokens, max_words: L and W.
     augment: change of the image, None for none. Sentences are put in random order either way, so
       that those left out for want of room differ from epoch to epoch.
+    flip_fraction: share of the images that are mirrored, left and right exchanged in their reports;
+      those whose sides cannot be told (see `mirror`) stay as they are.
   """
 
   tokenizer: Tokenizer
@@ -44,13 +46,17 @@ class Encode(RandomMap):
   max_tokens: int
   max_words: int
   augment: images.Augment | None
+  flip_fraction: float = 0.0
 
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns the arrays that `batches` lists, without the batch axis."""
-    pixels = images.decode_example(example)
+    pixels, sentences = images.decode_example(example), example.sentences
+    if self._flips(sentences, rng):
+      pixels, sentences = np.fliplr(pixels).copy(), tuple(map(mirror.swapped, sentences))
+    key = reports.key(" ".join(sentences))
     size = self.image_px
     image = self.augment(pixels, size, rng) if self.augment else images.fit(pixels, size)
-    sentences = [example.sentences[i] for i in rng.permutation(len(example.sentences))]
+    sentences = [sentences[i] for i in rng.permutation(len(sentences))]
     text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
     # A first sentence that was cut has fewer words than it had.
     named = [flag for i in text.kept for flag in self.terms.named(sentences[i])][: self.max_words]
@@ -60,10 +66,15 @@ class Encode(RandomMap):
       "image": image[..., None],
       **text.arrays(),
       "term": term & text.word_mask,
-      "report_key": np.int32(reports.key(" ".join(example.sentences))),
+      "report_key": np.int32(key),
       "study_key": np.int32(reports.identity(example.study_id)),
       "dropped_sentences": np.int32(text.dropped),
     }
+
+  def _flips(self, sentences, rng: np.random.Generator) -> bool:
+    # No draw where nothing is ever mirrored: what is drawn after it stays the same.
+    drawn = self.flip_fraction > 0 and rng.random() < self.flip_fraction
+    return drawn and mirror.can_be_swapped(sentences)
 
 
 def batches(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline import digests, images, loader, records
 from input_pipeline.disk import disk_errors
 from input_pipeline.files import replace_text
-from input_pipeline.text import diagnostic_terms, tokenizer
+from input_pipeline.text import diagnostic_terms, mirror, tokenizer
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference.load import load_tokenizer
 from plan_jax.runtime import processes
@@ -27,6 +27,7 @@ from plan_jax.training.step import StagedStep
 
 # Enough for a vocabulary; reading a million reports more is not worth it.
 _TOKENIZER_TEXTS = 50_000
+_FLIP_TEXTS = 2_000
 
 Validate = Callable[[Assembly, Tokenizer, TrainState], dict[str, float]]
 
@@ -57,6 +58,8 @@ def train(config: ConfigDict, workdir: Workdir, folder: Path, validate: Validate
     count = records.splits(folder)["train"]
     if len(source) < count:
       log.info(f"{count - len(source)} of {count} training images have no text and are left out")
+    if config.data.flip_fraction:
+      _tell_unflipped(source)
     words = make_tokenizer(config, workdir, source)
     parts = assemble(config, words)
     if done is None:
@@ -116,6 +119,7 @@ def make_batches(
     config.text.max_tokens,
     config.text.max_words,
     images.Augment() if config.data.augment else None,
+    config.data.flip_fraction,
   )
   return loader.batches(
     source,
@@ -126,6 +130,16 @@ def make_batches(
     workers=config.data.workers,
     threads=config.data.threads,
     process=(jax.process_index(), jax.process_count()),
+  )
+
+
+def _tell_unflipped(source) -> None:
+  """Logs how many reports are never mirrored, of a sample spread over the data."""
+  numbers = range(0, len(source), max(1, len(source) // _FLIP_TEXTS))
+  untold = sum(not mirror.can_be_swapped(source[i].sentences) for i in numbers)
+  log.info(
+    f"data.flip_fraction: the sides of {untold} of {len(numbers)} training reports looked at cannot"
+    " be told, and such are not mirrored"
   )
 
 

@@ -29,6 +29,7 @@ class DataConfig(DataSourceConfig):
   limit: int
   max_skipped_fraction: Share
   augment: bool
+  flip_fraction: Share
   workers: Count
   threads: PositiveInt
 

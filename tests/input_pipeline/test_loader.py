@@ -60,6 +60,25 @@ def test_batch_is_a_function_of_seed_and_step(encode):
     assert same(resumed, first[step])
 
 
+@pytest.mark.parametrize(
+  ("text", "flipped"),
+  [("Small left effusion.", "Small right effusion."), ("Lingular opacity on the left.", None)],
+)
+def test_flipped_rows_are_mirror_images_with_sides_exchanged(encode, text, flipped):
+  encode = replace(encode, augment=None)
+  as_is = encode.random_map(replace(IMAGES[0], sentences=(text,)), np.random.default_rng(0))
+  want = as_is
+  if flipped:
+    want = encode.random_map(replace(IMAGES[0], sentences=(flipped,)), np.random.default_rng(0))
+    want["image"] = want["image"][:, ::-1]
+    assert not same(want, as_is)
+  example = replace(IMAGES[0], sentences=(text,))
+  always, half = (replace(encode, flip_fraction=share) for share in (1.0, 0.5))
+  assert same(always.random_map(example, np.random.default_rng(0)), want)
+  drawn = [same(half.random_map(example, np.random.default_rng(seed)), want) for seed in range(20)]
+  assert all(drawn) if want is as_is else 3 < sum(drawn) < 17
+
+
 def test_threads_change_nothing(encode):
   for a, b in zip(take(encode, 3, threads=1), take(encode, 3, threads=4), strict=True):
     assert same(a, b)
