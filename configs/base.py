@@ -34,6 +34,8 @@ def _data() -> dict:
     options={},  # the reader's own
     selection="",  # images: a name of input_pipeline/conversion/selections.py, or a .json file
     selection_seed=0,
+    store_features=False,  # encodes each image once, for a frozen encoder; see docs/data.md
+    features="",  # where they are or go; empty: WORKDIR/features
     augment=True,
     flip_fraction=0.0,  # of the images, mirrored with "left" and "right" exchanged in their reports
     workers=0,  # decoding processes; 0: threads only

@@ -1,5 +1,6 @@
 """One chest image with its text and, where known, its true regions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +62,7 @@ class Example:
     entities: annotated words of the sentences, where known.
     text_kind: "report" for a radiologist's words, "labels" for a sentence made from labels.
     place: shard and number of the record it was read from, for messages; "" before that.
+    features: from the number of a view to its stored features, see `features`; None without.
   """
 
   image: bytes
@@ -77,6 +79,7 @@ class Example:
   entities: tuple[Entity, ...] = ()
   text_kind: str = "report"
   place: str = field(default="", compare=False, repr=False)
+  features: Callable[[int], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
 
 def check(example: Example) -> None:

@@ -36,6 +36,29 @@ def decode_example(example: Example) -> np.ndarray:
     ) from error
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+  """An image as its stored features.
+
+  Attributes:
+    shape: (H, W) of the image itself, in pixels.
+    features: float16 [P, C], see `features`.
+  """
+
+  shape: tuple[int, int]
+  features: np.ndarray
+
+
+def model_input(example: Example) -> np.ndarray | EncodedImage:
+  """Returns what a model takes of an example: its stored features, else its decoded image.
+
+  Raises UserError as `decode_example` does, and FeaturesError.
+  """
+  if example.features is None:
+    return decode_example(example)
+  return EncodedImage((example.height, example.width), example.features(0))
+
+
 def decode_batches(
   examples: Iterable[Example], batch: int
 ) -> Iterator[tuple[list[Example], list[np.ndarray]]]:

@@ -50,12 +50,12 @@ class Encode(RandomMap):
 
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns the arrays that `batches` lists, without the batch axis."""
-    pixels, sentences = images.decode_example(example), example.sentences
-    if self._flips(sentences, rng):
-      pixels, sentences = np.fliplr(pixels).copy(), tuple(map(mirror.swapped, sentences))
+    sentences = example.sentences
+    flips = self._flips(sentences, rng)
+    if flips:
+      sentences = tuple(map(mirror.swapped, sentences))
     key = reports.key(" ".join(sentences))
-    size = self.image_px
-    image = self.augment(pixels, size, rng) if self.augment else images.fit(pixels, size)
+    image = self._image(example, flips, rng)
     sentences = [sentences[i] for i in rng.permutation(len(sentences))]
     text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
     # A first sentence that was cut has fewer words than it had.
@@ -63,13 +63,22 @@ class Encode(RandomMap):
     term = np.zeros(self.max_words, bool)
     term[: len(named)] = named
     return {
-      "image": image[..., None],
+      "image": image,
       **text.arrays(),
       "term": term & text.word_mask,
       "report_key": np.int32(key),
       "study_key": np.int32(reports.identity(example.study_id)),
       "dropped_sentences": np.int32(text.dropped),
     }
+
+  def _image(self, example: Example, flips: bool, rng: np.random.Generator) -> np.ndarray:
+    if example.features is not None:
+      return example.features(int(flips))
+    pixels, size = images.decode_example(example), self.image_px
+    if flips:
+      pixels = np.fliplr(pixels).copy()
+    square = self.augment(pixels, size, rng) if self.augment else images.fit(pixels, size)
+    return square[..., None]
 
   def _flips(self, sentences, rng: np.random.Generator) -> bool:
     # No draw where nothing is ever mirrored: what is drawn after it stays the same.
@@ -101,9 +110,10 @@ def batches(
     process: index of this host, and the number of hosts.
 
   Yields:
-    image [B, S, S, 1] float32 in [0, 1]; tokens, word_index, sentence_index, position [B, L]
-    int32; word_mask, term [B, W] bool (term: a word that names something visible); report_key,
-    study_key, dropped_sentences [B] int32. S is image_px, L max_tokens, W max_words.
+    image [B, S, S, 1] float32 in [0, 1], or stored features [B, P, C] float16; tokens,
+    word_index, sentence_index, position [B, L] int32; word_mask, term [B, W] bool (term: a word
+    that names something visible); report_key, study_key, dropped_sentences [B] int32. S is
+    image_px, L max_tokens, W max_words.
 
   Raises:
     UserError: if the source is empty or the batch does not divide over the hosts.

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import digests, serialization
 from input_pipeline.example import Example
+from input_pipeline.features import FeatureFile
 from input_pipeline.shards import REMEDY, RecordError, index_path, read_index, shard_name, unframe
 
 _OPEN_FILES = 256  # well below the usual limit of 1024 a process
@@ -149,7 +150,14 @@ class RecordSource:
   behind). Records keep the order they were converted in.
   """
 
-  def __init__(self, directory: str | os.PathLike, split: str, *, where: str | None = None):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    split: str,
+    *,
+    where: str | None = None,
+    features: str | os.PathLike | None = None,
+  ):
     """Reads the indices of a split; no record is touched.
 
     Args:
@@ -157,8 +165,10 @@ class RecordSource:
       split: one of `splits(directory)`.
       where: None for all records, "text" for those with sentences, "regions" for those with true
         regions.
+      features: folder of stored features, which examples then have.
 
     Raises:
+      FeaturesError: the features are not those of these records, or damaged.
       RecordError: the folder is incomplete, has no such split, or an index does not fit its shard.
       ValueError: `where` is none of the above.
     """
@@ -167,10 +177,22 @@ class RecordSource:
     shards = shard_lengths(directory)
     if split not in shards:
       raise RecordError(f"{directory}: no split {split!r}; it has {', '.join(shards)}")
-    self._paths = [path for path, _ in shards[split]]
+    self._read_indices(shards[split], where)
+    self._features = [FeatureFile(features, path) for path in self._paths] if features else []
+
+  @classmethod
+  def of_shard(cls, shard: Path) -> "RecordSource":
+    """Makes the source of all records of one shard. Raises RecordError."""
+    source = cls.__new__(cls)
+    source._read_indices([(shard, len(read_index(shard)["text"]))], None)
+    source._features = []
+    return source
+
+  def _read_indices(self, shards: list[tuple[Path, int]], where: str | None) -> None:
+    self._paths = [path for path, _ in shards]
     self._files: dict[int, _File] = {}
     rows = []  # per shard int64 [n, 4]: shard, number in the shard, first byte, end byte
-    for shard, (path, length) in enumerate(shards[split]):
+    for shard, (path, length) in enumerate(shards):
       index = read_index(path)
       if len(index["text"]) != length:
         raise RecordError(
@@ -199,7 +221,9 @@ class RecordSource:
       problem = str(error)
     else:
       try:
-        return replace(serialization.decode(payload), place=f"{path}: record {number}")
+        example = serialization.decode(payload)
+        features = self._features[shard].of(number) if self._features else None
+        return replace(example, place=f"{path}: record {number}", features=features)
       except Exception as error:  # protobuf and TFDS raise many kinds
         problem = f"is intact but no record of this version ({type(error).__name__}: {error})"
     raise RecordError(f"{path}: record {number} {problem}; {REMEDY}")

@@ -72,6 +72,7 @@ def check(config: ConfigDict) -> None:
     with_key(
       lambda: freezing.check(abstract_params(config), config.train.freeze), key="train.freeze: "
     )
+  _check_stored_features(run, config)
   _check_files(config)
   folder = run.text.tokenizer
   wanted = f"there is no folder {folder}, and nothing is downloaded"
@@ -134,6 +135,20 @@ def _check_files(config: ConfigDict) -> None:
   """Checks the evaluators, and that the lists of terms and prompts can be read."""
   with_key(diagnostic_terms.load, config.text.terms, key="text.terms: ")
   with_key(configured, config, key="evaluation.")
+
+
+def _check_stored_features(run: RunConfig, config: ConfigDict) -> None:
+  """Checks that nothing changes the features that are stored once."""
+  if not run.data.store_features:
+    return
+  key = "data.store_features"
+  _require(key, bool(run.model.image.weights), "needs the encoder's model.image.weights")
+  _require(key, not run.data.augment, "needs data.augment=False: features cannot be augmented")
+  encoder = {"image_encoder": abstract_params(config)["image_encoder"]}
+  frozen = jax.tree.leaves(freezing.labels(encoder, run.train.freeze))
+  _require(
+    key, set(frozen) == {"frozen"}, "needs a frozen encoder: train.freeze=('image_encoder',)"
+  )
 
 
 def _check_best_checkpoint(run: RunConfig) -> None:

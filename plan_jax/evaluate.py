@@ -115,14 +115,17 @@ def _score(
   return results, by_task
 
 
-def validation_scalars(model: Predictor, folder: Path, config: ConfigDict) -> dict[str, float]:
+def validation_scalars(
+  model: Predictor, folder: Path, config: ConfigDict, features: Path | None = None
+) -> dict[str, float]:
   """Computes `rows.FOLLOWED` on the first images of the validation split, by name, for the curves.
 
   No bootstrap: the last table has the intervals.
   """
   if "validation" not in records.splits(folder):
     return {}
-  dataset = EvaluationSet(config.data.dataset, config.data.dataset, folder, "validation", True)
+  name = config.data.dataset
+  dataset = EvaluationSet(name, name, folder, "validation", True, features)
   count = config.evaluation.during_images
   common = {"data": "validation", "resamples": 0, "seed": config.seed}
   scores = grounding.score_grounding(model, islice(dataset.examples("regions"), count), None)

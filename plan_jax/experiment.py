@@ -25,12 +25,14 @@ from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import Validate, train
-from plan_jax.training import pretrained
+from plan_jax.training import features, pretrained
 
 
 @disk_errors()
 def run(config: ConfigDict, workdir: Workdir, mode: str, given: Collection[str] = ()) -> None:
   """Runs what `mode` names: "train", "evaluate", or "all" for both in turn.
+
+  "features" makes the records and the stored features of all sets, and stops.
 
   A config of configs/baselines.py is evaluated, for nothing of it is trained. `given` are the keys
   that the command line sets: weights do not replace them.
@@ -53,12 +55,18 @@ def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     # Before hours of conversion; where a run goes on, the files may be gone.
     pretrained.check(config)
   folder = _claim(config, workdir, new=mode != "evaluate")
+  if mode == "features":
+    _make_sets(config, workdir, folder)
+    return
   if mode == "evaluate":
     _evaluate(load(workdir, config), config, workdir, _make_sets(config, workdir, folder))
     return
+  own = datasets.own_features(config, workdir)
   if mode == "all":
     sets = _make_sets(config, workdir, folder)
-  train(config, workdir, folder, _validation(config, folder))
+  elif own:
+    features.store(config, [(folder, own)])
+  train(config, workdir, folder, _validation(config, folder, own), own)
   if mode == "train":
     return
   model = load(workdir, config)
@@ -101,7 +109,7 @@ def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   evaluate(model, config, workdir, sets, title=f"{config.data.dataset}: {title}", notes=notes)
 
 
-def _validation(config: ConfigDict, folder: Path) -> Validate:
+def _validation(config: ConfigDict, folder: Path, stored: Path | None) -> Validate:
   """Makes the function that scores a state of training on validation images."""
   model = None
 
@@ -111,7 +119,7 @@ def _validation(config: ConfigDict, folder: Path) -> Validate:
       model = of_state(parts, state, tokenizer)
     else:
       model.take(state)
-    return validation_scalars(model, folder, config)
+    return validation_scalars(model, folder, config, stored)
 
   return validate
 
@@ -128,7 +136,10 @@ def _without_own_set(config: ConfigDict) -> ConfigDict:
 def _make_sets(config: ConfigDict, workdir: Workdir, folder: Path) -> list[EvaluationSet]:
   """The sets that the run is evaluated on; all processes see the same."""
   processes.on_primary(lambda: datasets.make_attached(config, workdir))
-  sets = [datasets.own(config, folder), *datasets.attached(config, workdir)]
+  stored = datasets.own_features(config, workdir)
+  sets = [datasets.own(config, folder, stored), *datasets.attached(config, workdir)]
+  if datasets.stores_features(config):
+    features.store(config, [(each.folder, each.features) for each in sets])
   processes.assert_equal("the evaluation sets", json.dumps(fingerprints(sets)))
   return sets
 

@@ -15,7 +15,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 _MODE = flags.DEFINE_enum(
-  "mode", "all", ["all", "train", "evaluate"], "The work to do; all: train, then evaluate."
+  "mode",
+  "all",
+  ["all", "train", "evaluate", "features"],
+  "The work to do; all: train, then evaluate; features: store those of a frozen encoder.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",

@@ -33,11 +33,18 @@ Validate = Callable[[Assembly, Tokenizer, TrainState], dict[str, float]]
 
 
 @disk_errors()
-def train(config: ConfigDict, workdir: Workdir, folder: Path, validate: Validate) -> None:
+def train(
+  config: ConfigDict,
+  workdir: Workdir,
+  folder: Path,
+  validate: Validate,
+  features: Path | None = None,
+) -> None:
   """Trains to config.train.steps, from the newest checkpoint if there is one.
 
-  The config is checked, `workdir` is claimed for it, and `folder` holds the records; every
-  config.evaluation.every_steps `validate` gives metrics by name.
+  The config is checked, `workdir` is claimed for it, and `folder` holds the records, `features`
+  their stored features if there are any; every config.evaluation.every_steps `validate` gives
+  metrics by name.
 
   Raises DivergedError where the loss became NaN or infinite, and UserError where the data or
   devices do not fit the config.
@@ -54,7 +61,7 @@ def train(config: ConfigDict, workdir: Workdir, folder: Path, validate: Validate
     if done == steps:
       log.info(f"training is complete: {done} steps in {workdir.path}")
       return
-    source = records.RecordSource(folder, "train", where="text")
+    source = records.RecordSource(folder, "train", where="text", features=features)
     count = records.splits(folder)["train"]
     if len(source) < count:
       log.info(f"{count - len(source)} of {count} training images have no text and are left out")

@@ -28,6 +28,8 @@ class DataConfig(DataSourceConfig):
   max_decoded_px: PositiveInt
   limit: int
   max_skipped_fraction: Share
+  store_features: bool
+  features: str
   augment: bool
   flip_fraction: Share
   workers: Count

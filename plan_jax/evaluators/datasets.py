@@ -26,6 +26,7 @@ class EvaluationSet:
   folder: Path  # of the records
   split: str  # "train", "validation" or "test"
   is_own: bool  # it is of the run's own data
+  features: Path | None = None  # folder of their stored features
 
   @property
   def attached_name(self) -> str:
@@ -45,7 +46,7 @@ class EvaluationSet:
     With `what`, shows a bar and logs how many have not.
     """
     split = split or self.split
-    source = records.RecordSource(self.folder, split, where=where)
+    source = records.RecordSource(self.folder, split, where=where, features=self.features)
     if what and (without := records.splits(self.folder)[split] - len(source)):
       log.info(f"{what}: {without} of the {split} images have no {where} and are left out")
     silent = not what or not processes.is_primary()
@@ -60,22 +61,42 @@ class EvaluationSet:
     return len(records.RecordSource(self.folder, split, where=where)) > 0
 
 
-def own(config: ConfigDict, folder) -> EvaluationSet:
+def own(config: ConfigDict, folder, features: Path | None = None) -> EvaluationSet:
   """Opens the run's own data. Raises UserError where the split is absent or not to be scored."""
   name, split = config.data.dataset, config.evaluation.split
-  return _checked(EvaluationSet(name, name, Path(folder), split, True), "config.evaluation.split")
+  chosen = EvaluationSet(name, name, Path(folder), split, True, features)
+  return _checked(chosen, "config.evaluation.split")
 
 
 def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
   """Opens the further sets that `make_attached` converted. Raises UserError as `own`."""
   return [
     _checked(
-      EvaluationSet(name, chosen.dataset, _folder(name, chosen, workdir), chosen.split, False),
+      EvaluationSet(
+        name,
+        chosen.dataset,
+        _folder(name, chosen, workdir),
+        chosen.split,
+        False,
+        workdir.path / f"features_{name}" if stores_features(config) else None,
+      ),
       f"config.evaluation.sets.{name}.split",
     )
     for name, chosen in config.evaluation.sets.items()
     if is_given(chosen)
   ]
+
+
+def stores_features(config: ConfigDict) -> bool:
+  """Tells whether images are read as stored features; those of a baseline never are."""
+  return config.data.store_features and "baseline" not in config
+
+
+def own_features(config: ConfigDict, workdir: Workdir) -> Path | None:
+  """Returns the folder of the stored features of the run's own data; None without."""
+  if not stores_features(config):
+    return None
+  return Path(config.data.features or workdir.path / "features")
 
 
 def is_given(chosen: ConfigDict) -> bool:

@@ -8,14 +8,14 @@ import numpy as np
 
 from input_pipeline import terminal
 from input_pipeline.example import Example
-from input_pipeline.images import decode_example
+from input_pipeline.images import EncodedImage, model_input
 from plan_jax.runtime.logging import log
 
 
 class ImageEmbedder(Protocol):
   """A model that embeds images: a `Predictor`, or an encoder alone."""
 
-  def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
+  def embed_images(self, images: list[np.ndarray | EncodedImage]) -> np.ndarray:
     """Embeds images, uint8 [H, W], of any size: float32 [N, D]."""
 
 
@@ -49,13 +49,13 @@ class ImageEmbeddings:
   def __init__(self, model: ImageEmbedder, batch: int = 64):
     self._model, self._batch = model, batch
     self._known: dict[str, np.ndarray] = {}
-    self._waiting: dict[str, np.ndarray] = {}
+    self._waiting: dict[str, np.ndarray | EncodedImage] = {}
 
   def add(self, example: Example) -> None:
     """Adds an image. Raises ValueError, naming it, where it is unreadable."""
     if example.image_id in self._known or example.image_id in self._waiting:
       return
-    self._waiting[example.image_id] = decode_example(example)
+    self._waiting[example.image_id] = model_input(example)
     if len(self._waiting) == self._batch:
       self._embed()
 

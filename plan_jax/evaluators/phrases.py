@@ -7,7 +7,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example, Region
-from input_pipeline.images import decode_example
+from input_pipeline.images import EncodedImage, model_input
 from input_pipeline.regions import region_mask
 from input_pipeline.text import reports
 from plan_jax.results.example_scores import example_id
@@ -67,17 +67,17 @@ def each_phrases(examples: Iterable[Example], what: str) -> Iterator[tuple[Examp
 
 def phrase_batches(
   examples: Iterable[Example], batch: int = 64
-) -> Iterator[tuple[list[np.ndarray], list[Phrase]]]:
-  """Yields at most `batch` phrases at a time, and the image of each, uint8 [H, W].
+) -> Iterator[tuple[list[np.ndarray | EncodedImage], list[Phrase]]]:
+  """Yields at most `batch` phrases at a time, and the image of each, as `model_input` has it.
 
   Raises UserError, naming it, where an image is unreadable or not as its example says.
   """
-  decoded: list[np.ndarray] = []
+  decoded: list[np.ndarray | EncodedImage] = []
   waiting: list[Phrase] = []
   for example, kept in each_phrases(examples, "phrases"):
     if not kept:
       continue
-    image = decode_example(example)
+    image = model_input(example)
     if image.shape != (example.height, example.width):
       raise UserError(
         f"{example.image_id} is {image.shape[1]} x {image.shape[0]},"

@@ -28,7 +28,7 @@ import numpy as np
 
 from input_pipeline import terminal
 from input_pipeline.example import Example
-from input_pipeline.images import decode_example
+from input_pipeline.images import EncodedImage, model_input
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
@@ -135,16 +135,16 @@ def _log_left_out(labels: list[dict[str, int]]) -> None:
 
 def _batches(
   examples: Iterable[Example], batch: int, labels: list[dict[str, int]]
-) -> Iterator[tuple[list[np.ndarray], list[_Pair]]]:
+) -> Iterator[tuple[list[np.ndarray | EncodedImage], list[_Pair]]]:
   """Yields at most `batch` pairs at a time, and the image of each, adding all images."""
-  images: list[np.ndarray] = []
+  images: list[np.ndarray | EncodedImage] = []
   pairs: list[_Pair] = []
   for example in examples:
     labels.append(example.labels)
     known = {name: value == 1 for name, value in example.labels.items() if value != -1}
     if not known:
       continue
-    image = decode_example(example)
+    image = model_input(example)
     for finding, present in known.items():
       images.append(image)
       name = example_id(example.image_id, finding)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from input_pipeline.errors import UserError
+from input_pipeline.images import EncodedImage
 from input_pipeline.text import reports
 
 # Any, for `check_images` and its like say more than a type can.
@@ -29,8 +30,8 @@ class InputError(UserError, ValueError):
   """Value that is no image or no text; the message says what it is and what is right."""
 
 
-def check_images(images: Images) -> list[UInt8[np.ndarray, "_ _"]]:
-  """Gives images as uint8 [H, W].
+def check_images(images: Images) -> list[UInt8[np.ndarray, "_ _"]] | list[EncodedImage]:
+  """Gives images as uint8 [H, W], or all of them as stored features.
 
   [H, W, 1] and colours [H, W, 3] that are all grey become [H, W]. An array [N, H, W], [N, H, W, 1]
   or [N, H, W, 3] is N images. Arrays of JAX are read as those of NumPy.
@@ -41,6 +42,8 @@ def check_images(images: Images) -> list[UInt8[np.ndarray, "_ _"]]:
   if single:
     raise InputError(f"images is one array, {_form(images)}: give a list of images, [image]")
   items = _items("images", images, "of arrays, uint8 [H, W]")
+  if items and all(isinstance(image, EncodedImage) for image in items):
+    return items
   grey: dict[int, np.ndarray] = {}
   for number, image in enumerate(items):
     if id(image) not in grey:  # what is repeated stays one object: a Predictor embeds it once

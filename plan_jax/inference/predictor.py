@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from scipy import ndimage
 
+from input_pipeline.images import EncodedImage
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.inference import inputs
 from plan_jax.inference.inputs import Images, InputError, Phrases, Texts
@@ -282,6 +283,10 @@ class Predictor:
     return encoded.arrays
 
   def _image_features(self, images):
+    if isinstance(images[0], EncodedImage):
+      arrays = spread(np.stack([image.features for image in images]), self._mesh)
+      return self._embed_images(self.variables, arrays)
+
     def fit(index):  # a process fits only the images of its devices
       return np.stack([self.spec.images.fit(image) for image in images[index[0]]])[..., None]
 

@@ -112,11 +112,15 @@ class TwoTowers(nn.Module):
     )
 
   def embed_images(
-    self, image: Float[ArrayLike, "B H W 1"], *, train: bool = False
+    self, image: Float[ArrayLike, "B H W 1"] | Float[ArrayLike, "B P C"], *, train: bool = False
   ) -> ImageFeatures:
-    """Embeds images in [0, 1]."""
-    x = self.image_encoder(image, train=train)
-    x = self.image_adapter(x.reshape(x.shape[0], -1, x.shape[-1])).astype(jnp.float32)
+    """Embeds images in [0, 1], or stored features of the encoder, which then does nothing."""
+    if image.ndim == 4:
+      x = self.image_encoder(image, train=train)
+      x = x.reshape(x.shape[0], -1, x.shape[-1])
+    else:
+      x = image.astype(self.dtype)
+    x = self.image_adapter(x).astype(jnp.float32)
     # Over a pixel's own channels: a norm over the image would tell every pixel of the others.
     x = self.pixel_norm(x)
     return ImageFeatures(

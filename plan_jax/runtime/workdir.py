@@ -22,6 +22,7 @@ FREE = (
   "data.workers",
   "data.threads",
   "data.records",
+  "data.features",
   "data.source",
   "data.max_decoded_px",
   "data.max_skipped_fraction",

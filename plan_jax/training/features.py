@@ -1,0 +1,157 @@
+"""Features of a frozen image encoder, made once, and read instead of pixels."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from input_pipeline import features, images, records
+from input_pipeline.errors import UserError
+from plan_jax.models.two_towers import image_encoder
+from plan_jax.models.weights.load import LoadedEncoder, load_image
+from plan_jax.runtime import processes
+from plan_jax.runtime.logging import log
+
+_APART = ("weights", "adapter")  # where the weights lie, and what learns on the features
+
+
+class Job(NamedTuple):
+  """Features of a shard that are to be made.
+
+  Attributes:
+    shard: of the records.
+    count: of its records.
+    folder: of the features.
+    views: 1, or 2 where mirror images are wanted too.
+  """
+
+  shard: Path
+  count: int
+  folder: Path
+  views: int
+
+
+def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]]) -> None:
+  """Makes the features that are missing of sets, (records, features) each, the run's own first.
+
+  Each process takes its share of the shards. Says beforehand how many bytes an image takes. Mirror
+  images are of the run's own training split. Raises FeaturesError where features that are there
+  are of something else, WeightsError, and UserError where the disk has no room.
+  """
+  model = image_encoder(config.model.image).clone(dtype=jnp.dtype(config.model.dtype))
+  encoder = load_image(config.model.image.weights, model, key="config.model.image")
+  fingerprint = _fingerprint(config, encoder)
+  jobs = [
+    Job(shard, count, folder, 1 + (bool(config.data.flip_fraction) and split == "train" and not i))
+    for i, (source, folder) in enumerate(sets)
+    for split, shards in records.shard_lengths(source).items()
+    for shard, count in shards
+  ]
+  jobs = [
+    job for job in jobs if not features.is_stored(job.folder, job.shard, fingerprint, job.views)
+  ]
+  # Before one of the others makes more of them.
+  processes.assert_equal("the list of features to make", str(jobs))
+  if jobs:
+    variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
+    _make(config, lambda image: model.apply(variables, image), jobs, fingerprint)
+  processes.assert_equal("the encoder of the stored features", fingerprint)  # all are done
+
+
+def _make(config: ConfigDict, encoder: Callable, jobs: list[Job], fingerprint: str) -> None:
+  side, batch = config.model.image_px, config.evaluation.batch_size
+
+  @jax.jit
+  def encode(image):
+    x = encoder(image)
+    return x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float16)
+
+  _, pixels, channels = jax.eval_shape(encode, np.zeros((1, side, side, 1), np.float32)).shape
+  view_bytes = 2 * pixels * channels
+  _require_room(jobs, view_bytes)
+  total = sum(job.count * job.views for job in jobs)
+  log.info(
+    f"storing features of {total} images and mirror images, {view_bytes / 1e3:,.0f} kB each"
+    f" ({pixels} x {channels} values of 2 bytes), {total * view_bytes / 1e9:,.2f} GB"
+  )
+  mine = jobs[jax.process_index() :: jax.process_count()]
+  with (
+    ThreadPoolExecutor(config.data.threads) as pool,
+    tqdm(
+      total=sum(job.count * job.views for job in mine),
+      desc="features",
+      unit="image",
+      mininterval=1,
+      disable=not processes.is_primary(),
+    ) as bar,
+  ):
+    for job in mine:
+      squares = _squares(job, side, batch, pool)
+      features.write(job.folder, job.shard, _blocks(encode, squares, job.views, bar), fingerprint)
+
+
+def _squares(
+  job: Job, side_px: int, batch: int, pool: Executor
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields the images of a shard, [batch, S, S, 1], and how many of them there are."""
+  source = records.RecordSource.of_shard(job.shard)
+
+  def fit(number: int) -> np.ndarray:
+    return images.fit(images.decode_example(source[number]), side_px)
+
+  for start in range(0, job.count, batch):
+    numbers = range(start, min(start + batch, job.count))
+    squares = np.zeros((batch, side_px, side_px, 1), np.float32)  # all of one size: one compilation
+    squares[: len(numbers)] = np.stack(list(pool.map(fit, numbers)))[..., None]
+    yield len(numbers), squares
+
+
+def _blocks(encode: Callable, squares, views: int, bar: tqdm) -> Iterator[np.ndarray]:
+  """Yields the block of each record; the devices work while the next images are decoded."""
+
+  def finish(count, encoded):
+    bar.update(count * views)
+    yield from np.stack([np.asarray(x) for x in encoded], 1)[:count]
+
+  before = None
+  for count, square in squares:
+    now = count, [encode(x) for x in (square, square[:, :, ::-1])[:views]]
+    if before:
+      yield from finish(*before)
+    before = now
+  if before:
+    yield from finish(*before)
+
+
+def _require_room(jobs: list[Job], view_bytes: int) -> None:
+  """Raises UserError where the features do not fit on their disks."""
+  for folder in sorted({job.folder for job in jobs}):
+    needed = view_bytes * sum(job.count * job.views for job in jobs if job.folder == folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if needed > (free := shutil.disk_usage(folder).free):
+      raise UserError(
+        f"{folder}: the features take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free:"
+        " name a folder with more room in config.data.features, lower config.model.image_px, or"
+        " encode images as they come (config.data.store_features=False)"
+      )
+
+
+def _fingerprint(config: ConfigDict, encoder: LoadedEncoder) -> str:
+  """Computes 16 hex digits of the encoder's weights and settings, the image size and the dtype."""
+  digest = hashlib.blake2b(digest_size=8)
+  image = {name: x for name, x in config.model.image.to_dict().items() if name not in _APART}
+  settings = [image, config.model.image_px, config.model.dtype]
+  digest.update(json.dumps(settings, sort_keys=True).encode())
+  for path, x in jax.tree.leaves_with_path((encoder.params, encoder.batch_stats)):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(x))
+  return digest.hexdigest()

@@ -1,0 +1,236 @@
+"""Stored features: the same numbers as encoding each time, and refusal of all others."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from input_pipeline import features, images, records
+from input_pipeline.conversion import convert
+from input_pipeline.errors import UserError
+from input_pipeline.features import FeaturesError
+from plan_jax import config as config_lib
+from plan_jax import experiment, train
+from plan_jax.evaluators import grounding, labelled_images
+from plan_jax.evaluators.datasets import EvaluationSet
+from plan_jax.inference.inputs import InputError
+from plan_jax.inference.load import load
+from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import assembly, pretrained
+from plan_jax.training import features as store
+from plan_jax.training.assembly import assemble
+from plan_jax.training.step import StagedStep
+from tiny_runs import mesh_of, tiny
+
+SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2)
+SIZES |= dict(image_size=56, patch_size=14)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """The config of a run on stored features with mirror images, and its folder of records."""
+  transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+  path = tmp_path_factory.mktemp("features")
+  torch.manual_seed(0)
+  transformers.Dinov2Model(transformers.Dinov2Config(**SIZES)).save_pretrained(path / "dinov2")
+  pixels = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 56}}
+  (path / "dinov2" / "preprocessor_config.json").write_text(json.dumps(pixels))
+  given = tiny(
+    **{
+      "model.image.weights": str(path / "dinov2"),
+      "model.image.adapter": 1,
+      "data.augment": False,
+      "data.flip_fraction": 0.5,
+      "data.store_features": True,
+      "data.records": str(path / "records"),
+      "data.features": str(path / "features"),
+      "train.freeze": ("image_encoder",),
+      "train.steps": 2,
+    }
+  )
+  config = pretrained.with_settings(given, Workdir(path / "none"))
+  config_lib.check(config)
+  options = config.data.options.to_dict()
+  convert.convert("phantom", path / "records", workers=0, progress=False, **options)
+  store.store(config, [(path / "records", path / "features")])
+  return config, path
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  for module in (assembly, config_lib):
+    monkeypatch.setattr(module, "make_mesh", lambda *_: mesh_of(1))
+
+
+def source(path, split="train", *, stored=True):
+  folder = path / "features" if stored else None
+  return records.RecordSource(path / "records", split, features=folder)
+
+
+def first_batch(config, path, *, stored):
+  words = train.make_tokenizer(config, Workdir(path / "run"), source(path, stored=False))
+  return next(train.make_batches(config, words, source(path, stored=stored), 0)), words
+
+
+def test_the_loss_is_that_of_encoding_each_time(made):
+  config, path = made
+  losses, tokens = [], []
+  for stored in (True, False):
+    batch, words = first_batch(config, path, stored=stored)
+    assert batch["image"].shape == ((8, 16, 24) if stored else (8, 56, 56, 1))
+    parts = assemble(config, words)
+    encoders = {"image_encoder": pretrained.load_encoders(config.model)["image_encoder"]}
+    state = parts.with_encoders(parts.initial_state(), encoders)
+    after, scalars = StagedStep(parts)(0, state, batch)
+    losses.append([float(scalars[name]) for name in ("loss", "gradient_norm", "parameter_norm")])
+    tokens.append(batch["tokens"])
+    frozen = jax.tree.leaves(after.params["image_encoder"])
+    given = jax.tree.leaves(encoders["image_encoder"].params)
+    assert all((np.asarray(a) == b).all() for a, b in zip(frozen, given, strict=True))
+  assert (tokens[0] == tokens[1]).all()
+  np.testing.assert_allclose(*losses, rtol=2e-3)
+
+
+def test_views_are_the_image_and_its_mirror_image(made):
+  config, path = made
+  encoder = pretrained.load_encoders(config.model)["image_encoder"]
+  model = store.image_encoder(config.model.image)
+  for split, views in (("train", 2), ("test", 1)):
+    example = source(path, split)[3]
+    image = images.fit(images.decode_example(example), 56)
+    for view, square in enumerate((image, image[:, ::-1])[:views]):
+      want = model.apply({"params": encoder.params}, square[None, ..., None])
+      got = example.features(view)
+      assert got.dtype == np.float16 and got.shape == (16, 24)
+      np.testing.assert_allclose(got, want.reshape(16, 24), atol=2e-3)
+  with pytest.raises(IndexError):
+    example.features(1)
+
+
+def test_a_run_trains_and_evaluates_on_them(made):
+  config, path = made
+  run = path / "whole"
+  experiment.run(config, Workdir(run), "all")
+  model = load(run)
+  own = EvaluationSet("phantom", "phantom", path / "records", "test", True, path / "features")
+  scores = [
+    grounding.score_grounding(model, each.examples("regions"), None)["run"].values
+    for each in (own, replace(own, features=None))
+  ]
+  np.testing.assert_allclose(*scores, atol=0.1)  # thresholds: a rounding moves whole pixels
+  embedded = [
+    labelled_images.embed(model, each.examples(), "", notify=lambda _: None).embeddings
+    for each in (own, replace(own, features=None))
+  ]
+  np.testing.assert_allclose(*embedded, atol=2e-3)
+  with pytest.raises(InputError, match="images"):
+    model.embed_images([images.model_input(source(path)[0]), np.zeros((9, 9), np.uint8)])
+
+
+def test_only_what_is_missing_is_made(made, monkeypatch):
+  config, path = made
+  jobs = []
+  monkeypatch.setattr(store, "_make", lambda config, encoder, todo, print_: jobs.extend(todo))
+  folders = [(path / "records", path / "features")]
+  store.store(config, folders)
+  assert not jobs
+  last = sorted((path / "features").glob("*train*[0-9]"))[-1]
+  content = last.read_bytes()
+  last.unlink()
+  store.store(config, folders)
+  assert [job.shard.name for job in jobs] == [last.name]
+  last.write_bytes(content)
+  jobs.clear()
+  store.store(config, [(path / "other", path / "nowhere"), *folders][1:])
+  assert not jobs
+
+
+def test_each_process_makes_its_share(made, tmp_path, monkeypatch):
+  config, path = made
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(store.processes, "assert_equal", lambda *_: None)
+  written = []
+  for index in range(2):
+    monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+    note = partial(lambda index, folder, shard, *_: written.append((shard.name, index)), index)
+    monkeypatch.setattr(features, "write", note)
+    store.store(config, [(path / "records", tmp_path)])
+  names = [name for name, _ in written]
+  assert len(set(names)) == len(names) == 3
+  assert {index for _, index in written} == {0, 1}
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [("model.image_px", 70), ("model.dtype", "bfloat16"), ("model.image.vit.layers", (1,))],
+)
+def test_features_of_another_encoder_are_refused(made, key, value):
+  config, path = made
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(FeaturesError, match=r"of another encoder.*config\.data\.features"):
+    store.store(config, [(path / "records", path / "features")])
+
+
+def test_features_of_other_records_are_refused(made, tmp_path):
+  config, path = made
+  options = config.data.options.to_dict() | {"seed": 5}
+  convert.convert("phantom", tmp_path, workers=0, progress=False, **options)
+  with pytest.raises(FeaturesError, match="of other records than"):
+    records.RecordSource(tmp_path, "train", features=path / "features")
+
+
+def test_no_room(made, tmp_path, monkeypatch):
+  config, path = made
+  monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+  with pytest.raises(UserError, match=r"the features take 0\.0 GB.*config\.data\.features"):
+    store.store(config, [(path / "records", tmp_path / "features")])
+
+
+def test_values_that_float16_cannot_hold(made, tmp_path):
+  _, path = made
+  shard = sorted((path / "records").glob("*train*[0-9]"))[0]
+  block = np.full((1, 4, 3), np.inf, np.float16)
+  with pytest.raises(FeaturesError, match="record 0: its features are not finite"):
+    features.write(tmp_path, shard, [block], "a")
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "no_index", "no_file"])
+def test_damage_is_one_line(made, damage):
+  _, path = made
+  file = sorted((path / "features").glob("*test*[0-9]"))[0]
+  index = features.index_path(file)
+  content, listed = file.read_bytes(), index.read_bytes()
+  try:
+    if damage == "flip":
+      file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+      file.write_bytes(content[:-2])
+    else:
+      (index if damage == "no_index" else file).unlink()
+    with pytest.raises(FeaturesError, match=rf"^{file}.*start again") as error:
+      source(path, "test")[7].features(0)
+    assert "\n" not in str(error.value)
+  finally:
+    file.write_bytes(content)
+    index.write_bytes(listed)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"data.augment": True}, r"data\.store_features: needs data\.augment=False"),
+    ({"train.freeze": ()}, r"data\.store_features: needs a frozen encoder"),
+    ({"train.freeze": ("image_encoder/block1",)}, "needs a frozen encoder"),
+    ({"model.image.weights": ""}, r"needs the encoder's model\.image\.weights"),
+  ],
+)
+def test_what_would_change_the_features_is_refused(made, changes, message):
+  config = made[0].copy_and_resolve_references()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(config_lib.ConfigError, match=message):
+    config_lib.check(config)
