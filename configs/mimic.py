@@ -4,24 +4,31 @@
     --config.model.text.weights=/models/Bio_ClinicalBERT --workdir=runs/mimic
 
 `configs/mimic.py:vit,512` chooses a variant: "resnet50" (default) or "vit" (ViT-B/16), 224 pixels
-(default) or 512. `/data/physionet` holds mimic-cxr-jpg, mimic-cxr and, for grounding, ms-cxr.
+(default) or 512. "frozen" learns two transformer layers on an encoder that is not trained, whose
+folder --config.model.image.weights names (docs/weights.md, "RAD-DINO"), at its own image size.
+`/data/physionet` holds mimic-cxr-jpg, mimic-cxr and, for grounding, ms-cxr.
 `--config.runlocal=True` tries the whole way on a few images with small encoders.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base, variants
+from configs import base, frozen, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The configuration of a variant: names with "," between."""
-  encoder, image_px = variants.parse("mimic.py", variant, ("resnet50", "vit"), ("224", "512"))
+  encoder, image_px = variants.parse(
+    "mimic.py", variant, ("resnet50", "vit", "frozen"), ("224", "512")
+  )
   config = base.get_config()
   config.data.dataset = "mimic_cxr"
   config.data.options = ConfigDict(dict(views="frontal", labels="chexpert", ms_cxr="exclude"))
   config.data.selection = "without_5x200"  # whose images are drawn from the training split
   if encoder == "vit":
     config.model.image.name = "vit"
+  if encoder == "frozen":
+    frozen.freeze(config)
+    config.model.image.adapter = 2
   config.checkpoint.best_metric = "validation/retrieval/R@5_image-to-text"
   attach(config)
   if image_px == "512":

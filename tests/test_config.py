@@ -5,7 +5,7 @@ import importlib
 import pytest
 from ml_collections import ConfigDict
 
-from configs import baselines, chexpert, mimic, openi, phantom, variants
+from configs import baselines, chexpert, frozen, mimic, openi, phantom, variants
 from configs.local import localised
 from input_pipeline.errors import UserError
 from plan_jax import config as config_lib
@@ -63,6 +63,15 @@ def test_full_size_configs_are_possible(config):
   assert all(entry.source in ("", "somewhere") for entry in config.evaluation.sets.values())
   config.runlocal = True
   config_lib.check(localised(config))
+
+
+@pytest.mark.parametrize("config", [frozen.get_config(), mimic.get_config("frozen")])
+def test_frozen_configs_want_weights(config):
+  config.data.source = "somewhere"
+  with pytest.raises(config_lib.ConfigError, match=r"needs the encoder's model\.image\.weights"):
+    config_lib.check(config)
+  config.model.image.weights = "a folder"
+  config_lib.check(config)
 
 
 @pytest.mark.parametrize("name", baselines.BASELINES)

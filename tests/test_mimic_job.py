@@ -51,6 +51,31 @@ def test_the_main_job(source, tmp_path, variant):
   assert (tmp_path / "run" / "report" / "index.html").exists()
 
 
+def test_the_main_job_on_a_frozen_encoder(source, tmp_path):
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  torch.manual_seed(0)
+  sizes = dict(hidden_size=24, num_hidden_layers=9, num_attention_heads=3, mlp_ratio=2)
+  model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, image_size=56, patch_size=14))
+  model.save_pretrained(tmp_path / "rad-dino")
+  pixels = {"image_mean": [0.5] * 3, "image_std": [0.2] * 3, "size": {"shortest_edge": 56}}
+  (tmp_path / "rad-dino" / "preprocessor_config.json").write_text(json.dumps(pixels))
+  command = [
+    *(sys.executable, "-m", "plan_jax.main"),
+    "--config=configs/mimic.py:frozen",
+    f"--config.data.source={source}",
+    f"--config.model.image.weights={tmp_path / 'rad-dino'}",
+    "--config.model.image_px=56",
+    "--config.runlocal=True",
+    f"--workdir={tmp_path / 'run'}",
+  ]
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+  assert done.returncode == 0, done.stdout + done.stderr
+  evaluation = rows.read(tmp_path / "run" / "evaluation.json")
+  assert set(evaluation.data) == {"mimic_cxr/test", "mimic_5x200/test", "ms_cxr/test"}
+  assert "1 kB each (16 x 24 values of 2 bytes)" in done.stdout
+  assert list((tmp_path / "run" / "features_ms_cxr").glob("*.index.json"))
+
+
 def test_without_ms_cxr_the_key_and_the_remedy_are_named(tmp_path):
   physionet.write(tmp_path / "raw")
   shutil.rmtree(tmp_path / "raw" / "ms-cxr")

@@ -1,0 +1,36 @@
+r"""Your own images on a frozen encoder of the field: features are stored once, heads learn on them.
+
+  python -m plan_jax.main --config=configs/frozen.py --config.data.source=FOLDER \
+    --config.model.image.weights=/models/dinov2-small \
+    --config.model.text.weights=/models/all-MiniLM-L6-v2 --workdir=runs/frozen
+
+Any encoder of docs/weights.md does; it tells its own sizes. Some hundred images are enough to learn
+the heads, and a processor without a GPU to train them (docs/data.md, "Stored features").
+"""
+
+from ml_collections import ConfigDict
+
+from configs import folder
+
+
+def get_config() -> ConfigDict:
+  """The folder's settings, on frozen encoders."""
+  config = folder.get_config()
+  freeze(config)
+  config.train.freeze = ("^image_encoder/", "^text_encoder/")
+  config.data.flip_fraction = 0.5
+  config.text.places = True
+  config.model.text.max_position = 512
+  config.train.update(steps=300, batch_size=32, learning_rate=1e-3, weight_decay=1.0)
+  config.evaluation.every_steps = 100
+  return config
+
+
+def freeze(config: ConfigDict) -> None:
+  """Freezes the image encoder of a config, and stores its features."""
+  config.data.store_features = True
+  config.data.augment = False
+  config.model.image.name = "vit"
+  # The last block's pixels hold what belongs to the whole image, and a contrast chooses them.
+  config.model.image.vit.layers = (8,)
+  config.train.freeze = ("^image_encoder/",)
