@@ -32,5 +32,5 @@ def freeze(config: ConfigDict) -> None:
   config.data.augment = False
   config.model.image.name = "vit"
   # The last block's pixels hold what belongs to the whole image, and a contrast chooses them.
-  config.model.image.vit.layers = (8,)
+  config.model.image.vit.update(depth=12, layers=(8,))
   config.train.freeze = ("^image_encoder/",)

@@ -51,6 +51,8 @@ def run(config: ConfigDict, workdir: Workdir, mode: str, given: Collection[str] 
 def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   config_lib.check(config)
   config_lib.check_devices(config)
+  if mode == "features" and not config.data.store_features:
+    raise UserError("--mode=features: needs config.data.store_features=True")
   if mode != "evaluate" and not workdir.begun():
     # Before hours of conversion; where a run goes on, the files may be gone.
     pretrained.check(config)
@@ -92,8 +94,8 @@ def _evaluate(
 
 def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   """Evaluates another project's model, as `config.baseline` names it."""
-  if mode == "train":
-    raise UserError("--mode=train: a baseline is not trained, only evaluated (--mode=evaluate)")
+  if mode in ("train", "features"):
+    raise UserError(f"--mode={mode}: a baseline is not trained, only evaluated (--mode=evaluate)")
   config = _without_own_set(config)
   config_lib.check_baseline(config)
   # Before hours of conversion.

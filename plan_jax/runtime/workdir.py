@@ -23,6 +23,7 @@ FREE = (
   "data.threads",
   "data.records",
   "data.features",
+  "data.store_features",
   "data.source",
   "data.max_decoded_px",
   "data.max_skipped_fraction",

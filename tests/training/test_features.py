@@ -220,6 +220,22 @@ def test_damage_is_one_line(made, damage):
     index.write_bytes(listed)
 
 
+def test_the_mode_needs_the_key(made, tmp_path):
+  config = made[0].copy_and_resolve_references()
+  config.data.store_features = False
+  with pytest.raises(UserError, match=r"--mode=features: needs config\.data\.store_features=True"):
+    experiment.run(config, Workdir(tmp_path / "run"), "features")
+
+
+def test_the_mode_makes_features_and_stops(made, tmp_path):
+  config = made[0].copy_and_resolve_references()
+  config.data.features = ""
+  run = Workdir(tmp_path / "run")
+  experiment.run(config, run, "features")
+  assert len(list((run.path / "features").glob("*.index.json"))) == 3
+  assert not run.checkpoints.exists()
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
