@@ -11,7 +11,6 @@ image), P pixels of the feature map, C channels. Its index beside it, `.index.js
   digest   of all this, see `digests`
 """
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -23,8 +22,8 @@ from jaxtyping import Float16
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
-from input_pipeline.files import read_regular, replace_text, replacing
-from input_pipeline.shards import index_path, read_index
+from input_pipeline.files import read_regular, replacing
+from input_pipeline.shards import index_path, read_index, write_index
 
 _BYTES = 2  # of a float16
 _REMEDY = "delete it and start again: what is missing is made anew"
@@ -50,23 +49,19 @@ def write(
   Raises FeaturesError for a value that float16 does not hold, and DiskError.
   """
   path, crcs, shape = file_of(folder, shard), [], ()
-  with replacing(path) as temporary:
-    with temporary.open("wb") as file:
-      for number, block in enumerate(blocks):
-        if not np.isfinite(block).all():
-          raise FeaturesError(
-            f"{shard}: record {number}: its features are not finite in float16: the weights do not"
-            " fit the images, or config.data.store_features=False"
-          )
-        data = np.ascontiguousarray(block, "<f2").tobytes()
-        file.write(data)
-        crcs.append(google_crc32c.value(data))
-        shape = block.shape
-      file.flush()
-      os.fsync(file.fileno())
+  with replacing(path) as temporary, temporary.open("wb") as file:
+    for number, block in enumerate(blocks):
+      if not np.isfinite(block).all():
+        raise FeaturesError(
+          f"{shard}: record {number}: its features are not finite in float16: the weights do not"
+          " fit the images, or config.data.store_features=False"
+        )
+      data = np.ascontiguousarray(block, "<f2").tobytes()
+      file.write(data)
+      crcs.append(google_crc32c.value(data))
+      shape = block.shape
     index = {"shape": [len(crcs), *shape], "crc": crcs, "encoder": encoder}
-    index["records"] = read_index(shard)["crc"]
-    replace_text(index_path(path), digests.seal(index))
+    write_index(path, file, index | {"records": read_index(shard)["crc"]})
 
 
 def is_stored(folder: str | os.PathLike, shard: Path, encoder: str, views: int) -> bool:
@@ -77,7 +72,7 @@ def is_stored(folder: str | os.PathLike, shard: Path, encoder: str, views: int) 
   path = file_of(folder, shard)
   if not path.exists():
     return False
-  index = _read_index(path, shard)
+  index = _read_index(path, shard, read_index(shard))
   if index["encoder"] != encoder:
     raise FeaturesError(
       f"{path}: its features are of another encoder, dtype or image size: name another folder in"
@@ -86,7 +81,7 @@ def is_stored(folder: str | os.PathLike, shard: Path, encoder: str, views: int) 
   return index["shape"][1] >= views
 
 
-def _read_index(path: Path, shard: Path) -> dict:
+def _read_index(path: Path, shard: Path, records: dict) -> dict:
   try:
     index = digests.unseal(read_regular(index_path(path)))
     count, *block = index["shape"]
@@ -98,7 +93,6 @@ def _read_index(path: Path, shard: Path) -> dict:
     raise FeaturesError(
       f"{path}: its index cannot be read ({type(error).__name__}: {error}); {_REMEDY}"
     ) from error
-  records = read_index(shard)
   if (index["records"], count) != (records["crc"], len(records["text"])):
     raise FeaturesError(f"{path}: its features are of other records than {shard}; {_REMEDY}")
   return index
@@ -111,9 +105,10 @@ class FeatureFile:
   file is missing, damaged, or of other records.
   """
 
-  def __init__(self, folder: str | os.PathLike, shard: Path):
+  def __init__(self, folder: str | os.PathLike, shard: Path, records: dict):
+    """Args: folder of the features; the shard of records and its index, as `read_index` gives."""
     self._path = file_of(folder, shard)
-    index = _read_index(self._path, shard)
+    index = _read_index(self._path, shard, records)
     self._shape, self._crc = tuple(index["shape"][1:]), index["crc"]
 
   def of(self, number: int) -> Callable[[int], Float16[np.ndarray, "P C"]]:
@@ -126,13 +121,11 @@ class FeatureFile:
   def _read(self, number: int) -> Float16[np.ndarray, "V P C"]:
     size = math.prod(self._shape) * _BYTES
     data, problem = b"", "is damaged (its checksum differs)"
-    with contextlib.ExitStack() as stack:
-      try:
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, descriptor)
-        data = os.pread(descriptor, size, number * size)
-      except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
+    try:
+      with self._path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), size, number * size)
+    except OSError as error:
+      problem = f"cannot be read ({error.strerror})"
     if google_crc32c.value(data) != self._crc[number]:
       raise FeaturesError(f"{self._path}: the block of record {number} {problem}; {_REMEDY}")
     return np.frombuffer(data, "<f2").reshape(self._shape)

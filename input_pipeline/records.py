@@ -177,20 +177,19 @@ class RecordSource:
     shards = shard_lengths(directory)
     if split not in shards:
       raise RecordError(f"{directory}: no split {split!r}; it has {', '.join(shards)}")
-    self._read_indices(shards[split], where)
-    self._features = [FeatureFile(features, path) for path in self._paths] if features else []
+    self._read_indices(shards[split], where, features)
 
   @classmethod
-  def of_shard(cls, shard: Path) -> "RecordSource":
-    """Makes the source of all records of one shard. Raises RecordError."""
+  def of_shard(cls, shard: Path, length: int) -> "RecordSource":
+    """Makes the source of all records of one of `shard_lengths`. Raises RecordError."""
     source = cls.__new__(cls)
-    source._read_indices([(shard, len(read_index(shard)["text"]))], None)
-    source._features = []
+    source._read_indices([(shard, length)], None, None)
     return source
 
-  def _read_indices(self, shards: list[tuple[Path, int]], where: str | None) -> None:
+  def _read_indices(self, shards: list[tuple[Path, int]], where, features) -> None:
     self._paths = [path for path, _ in shards]
     self._files: dict[int, _File] = {}
+    self._features: list[FeatureFile] = []
     rows = []  # per shard int64 [n, 4]: shard, number in the shard, first byte, end byte
     for shard, (path, length) in enumerate(shards):
       index = read_index(path)
@@ -203,6 +202,8 @@ class RecordSource:
       numbers = np.arange(length)
       row = np.stack([np.full(length, shard), numbers, offsets[:-1], offsets[1:]], axis=1)
       rows.append(row if where is None else row[np.array(index[where], bool)])
+      if features:
+        self._features.append(FeatureFile(features, path, index))
     self._rows = np.concatenate(rows) if rows else np.zeros((0, 4), np.int64)
 
   def __len__(self) -> int:

@@ -15,7 +15,7 @@ import contextlib
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 
@@ -58,6 +58,14 @@ def read_index(shard: str | os.PathLike) -> dict[str, Any]:
   except (OSError, ValueError, KeyError, TypeError) as error:
     problem = f"{type(error).__name__}: {error}"
   raise RecordError(f"{path}: the index of a shard cannot be read ({problem}); {REMEDY}")
+
+
+def write_index(path: Path, file: BinaryIO, index: dict[str, Any]) -> None:
+  """Writes the index of a file that is written, and has yet to take the name `path`."""
+  file.flush()
+  os.fsync(file.fileno())  # after a power cut, too, a file that has its name is whole
+  path.unlink(missing_ok=True)  # a file written again must not meet its new index
+  replace_text(index_path(path), digests.seal(index))
 
 
 def frame(payload: bytes) -> bytes:
@@ -121,7 +129,4 @@ class ShardWriter:
       self._finish.__exit__(kind, error, traceback)  # removes what was written
       return
     with self._finish:
-      self._file.flush()
-      os.fsync(self._file.fileno())  # after a power cut, too, a shard that has its name is whole
-      self._path.unlink(missing_ok=True)  # a shard written again must not meet its new index
-      replace_text(index_path(self._path), digests.seal(self._index | {"crc": self._crc}))
+      write_index(self._path, self._file, self._index | {"crc": self._crc})

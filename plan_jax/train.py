@@ -65,11 +65,11 @@ def train(
     count = records.splits(folder)["train"]
     if len(source) < count:
       log.info(f"{count - len(source)} of {count} training images have no text and are left out")
-    if config.data.flip_fraction:
-      _tell_unflipped(source)
     words = make_tokenizer(config, workdir, source)
     parts = assemble(config, words)
     if done is None:
+      if config.data.flip_fraction:
+        _tell_unflipped(source)
       state, done = _first_state(parts, workdir), 0
       log.info(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
@@ -103,7 +103,7 @@ def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> Tokenizer:
     if folder := pretrained.tokenizer_folder(config):
       tokenizer.copy(folder, workdir.tokenizer)
     else:
-      numbers = range(0, len(source), max(1, len(source) // _TOKENIZER_TEXTS))
+      numbers = _spread(source, _TOKENIZER_TEXTS)
       texts = (" ".join(source[i].sentences) for i in numbers)
       tokenizer.train(texts, workdir.tokenizer, vocabulary_size=config.text.vocabulary_size)
     digests.write_sums(workdir.tokenizer)  # last: its presence says that the folder is whole
@@ -140,9 +140,14 @@ def make_batches(
   )
 
 
+def _spread(source, texts: int) -> range:
+  """Returns the numbers of about so many examples, spread evenly over the data."""
+  return range(0, len(source), max(1, len(source) // texts))
+
+
 def _tell_unflipped(source) -> None:
   """Logs how many reports are never mirrored, of a sample spread over the data."""
-  numbers = range(0, len(source), max(1, len(source) // _FLIP_TEXTS))
+  numbers = _spread(source, _FLIP_TEXTS)
   untold = sum(not mirror.can_be_swapped(source[i].sentences) for i in numbers)
   log.info(
     f"data.flip_fraction: the sides of {untold} of {len(numbers)} training reports looked at cannot"

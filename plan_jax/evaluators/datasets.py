@@ -96,7 +96,7 @@ def own_features(config: ConfigDict, workdir: Workdir) -> Path | None:
   """Returns the folder of the stored features of the run's own data; None without."""
   if not stores_features(config):
     return None
-  return Path(config.data.features or workdir.path / "features")
+  return Path(config.data.features or workdir.features)
 
 
 def is_given(chosen: ConfigDict) -> bool:

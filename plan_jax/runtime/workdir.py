@@ -47,6 +47,7 @@ class Workdir:
       raise WorkdirError(f"{path} must be a folder; a bucket is none: mount a shared disk")
     self.config = self.path / "config.json"
     self.records = self.path / "records"
+    self.features = self.path / "features"  # stored ones, of a frozen encoder
     self.records_note = self.path / "records.json"  # their fingerprint
     self.tokenizer = self.path / "tokenizer"
     self.weights = self.path / "weights.json"  # what the encoders started from, if not at random

@@ -50,15 +50,16 @@ def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]]) -> None:
   model = image_encoder(config.model.image).clone(dtype=jnp.dtype(config.model.dtype))
   encoder = load_image(config.model.image.weights, model, key="config.model.image")
   fingerprint = _fingerprint(config, encoder)
-  jobs = [
-    Job(shard, count, folder, 1 + (bool(config.data.flip_fraction) and split == "train" and not i))
-    for i, (source, folder) in enumerate(sets)
-    for split, shards in records.shard_lengths(source).items()
-    for shard, count in shards
-  ]
-  jobs = [
-    job for job in jobs if not features.is_stored(job.folder, job.shard, fingerprint, job.views)
-  ]
+  jobs, own = [], sets[0]
+  for source, folder in sets:
+    for split, shards in records.shard_lengths(source).items():
+      mirrors = config.data.flip_fraction and split == "train" and (source, folder) == own
+      views = 2 if mirrors else 1
+      jobs += [
+        Job(shard, count, folder, views)
+        for shard, count in shards
+        if not features.is_stored(folder, shard, fingerprint, views)
+      ]
   # Before one of the others makes more of them.
   processes.assert_equal("the list of features to make", str(jobs))
   if jobs:
@@ -103,7 +104,7 @@ def _squares(
   job: Job, side_px: int, batch: int, pool: Executor
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields the images of a shard, [batch, S, S, 1], and how many of them there are."""
-  source = records.RecordSource.of_shard(job.shard)
+  source = records.RecordSource.of_shard(job.shard, job.count)
 
   def fit(number: int) -> np.ndarray:
     return images.fit(images.decode_example(source[number]), side_px)

@@ -144,7 +144,7 @@ def test_only_what_is_missing_is_made(made, monkeypatch):
   assert [job.shard.name for job in jobs] == [last.name]
   last.write_bytes(content)
   jobs.clear()
-  store.store(config, [(path / "other", path / "nowhere"), *folders][1:])
+  store.store(config, folders)
   assert not jobs
 
 
