@@ -202,7 +202,7 @@ start = time.time()
 time.sleep(wait)
 with open(workdir + "/note.json", "w") as file:
   json.dump([start, time.time()], file)
-print("all the steps")
+print("all the steps", flush=True)  # as the log of a run does
 if how == "fail":
   sys.exit("error: config.x: the disk is full\\n")
 if how != "forget":
