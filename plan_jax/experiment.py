@@ -67,7 +67,7 @@ def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   if mode == "all":
     sets = _make_sets(config, workdir, folder)
   elif own:
-    features.store(config, [(folder, own)])
+    features.store(config, [(folder, own)], workdir)
   train(config, workdir, folder, _validation(config, folder, own), own)
   if mode == "train":
     return
@@ -141,7 +141,7 @@ def _make_sets(config: ConfigDict, workdir: Workdir, folder: Path) -> list[Evalu
   stored = datasets.own_features(config, workdir)
   sets = [datasets.own(config, folder, stored), *datasets.attached(config, workdir)]
   if datasets.stores_features(config):
-    features.store(config, [(each.folder, each.features) for each in sets])
+    features.store(config, [(each.folder, each.features) for each in sets], workdir)
   processes.assert_equal("the evaluation sets", json.dumps(fingerprints(sets)))
   return sets
 

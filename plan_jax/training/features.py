@@ -14,12 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from input_pipeline import features, images, records
+from input_pipeline import digests, features, images, records
 from input_pipeline.errors import UserError
 from plan_jax.models.two_towers import image_encoder
+from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import LoadedEncoder, load_image
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
+from plan_jax.runtime.workdir import Workdir
 
 _APART = ("weights", "adapter")  # where the weights lie, and what learns on the features
 
@@ -40,15 +42,18 @@ class Job(NamedTuple):
   views: int
 
 
-def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]]) -> None:
+def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]], workdir: Workdir) -> None:
   """Makes the features that are missing of sets, (records, features) each, the run's own first.
 
-  Each process takes its share of the shards. Says beforehand how many bytes an image takes. Mirror
-  images are of the run's own training split. Raises FeaturesError where features that are there
-  are of something else, WeightsError, and UserError where the disk has no room.
+  Where the run in `workdir` has begun, the weights must be those that it began with. Each process
+  takes its share of the shards. Says beforehand how many bytes an image takes. Mirror images are
+  of the run's own training split. Raises FeaturesError where features that are there are of
+  something else, WeightsError, and UserError where the disk has no room.
   """
   model = image_encoder(config.model.image).clone(dtype=jnp.dtype(config.model.dtype))
   encoder = load_image(config.model.image.weights, model, key="config.model.image")
+  if workdir.begun():
+    _require_same_weights(config, encoder, workdir)
   fingerprint = _fingerprint(config, encoder)
   jobs, own = [], sets[0]
   for source, folder in sets:
@@ -131,6 +136,17 @@ def _blocks(encode: Callable, squares, views: int, bar: tqdm) -> Iterator[np.nda
     before = now
   if before:
     yield from finish(*before)
+
+
+def _require_same_weights(config: ConfigDict, encoder: LoadedEncoder, workdir: Workdir) -> None:
+  """Raises WeightsError where the run's heads have learned on another encoder."""
+  before = digests.read_sealed(workdir.weights, "give it back from a copy")["image_encoder"]
+  if encoder.provenance["sha256"] != before["sha256"]:
+    raise WeightsError(
+      f"config.model.image.weights: {config.model.image.weights} has changed since the run in"
+      f" {workdir.path} began: put back the file with sha256 {before['sha256'][:12]}, evaluate with"
+      " config.data.store_features=False, or train in a new --workdir"
+    )
 
 
 def _require_room(jobs: list[Job], view_bytes: int) -> None:

@@ -1,6 +1,7 @@
 """Stored features: the same numbers as encoding each time, and refusal of all others."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +19,7 @@ from plan_jax.evaluators import grounding, labelled_images
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.inference.inputs import InputError
 from plan_jax.inference.load import load
+from plan_jax.models.weights.files import WeightsError
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training import assembly, pretrained
 from plan_jax.training import features as store
@@ -25,6 +27,7 @@ from plan_jax.training.assembly import assemble
 from plan_jax.training.step import StagedStep
 from tiny_runs import mesh_of, tiny
 
+NOT_BEGUN = Workdir("not-begun")
 SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2)
 SIZES |= dict(image_size=56, patch_size=14)
 
@@ -55,7 +58,7 @@ def made(tmp_path_factory):
   config_lib.check(config)
   options = config.data.options.to_dict()
   convert.convert("phantom", path / "records", workers=0, progress=False, **options)
-  store.store(config, [(path / "records", path / "features")])
+  store.store(config, [(path / "records", path / "features")], NOT_BEGUN)
   return config, path
 
 
@@ -135,16 +138,16 @@ def test_only_what_is_missing_is_made(made, monkeypatch):
   jobs = []
   monkeypatch.setattr(store, "_make", lambda config, encoder, todo, print_: jobs.extend(todo))
   folders = [(path / "records", path / "features")]
-  store.store(config, folders)
+  store.store(config, folders, NOT_BEGUN)
   assert not jobs
   last = sorted((path / "features").glob("*train*[0-9]"))[-1]
   content = last.read_bytes()
   last.unlink()
-  store.store(config, folders)
+  store.store(config, folders, NOT_BEGUN)
   assert [job.shard.name for job in jobs] == [last.name]
   last.write_bytes(content)
   jobs.clear()
-  store.store(config, folders)
+  store.store(config, folders, NOT_BEGUN)
   assert not jobs
 
 
@@ -157,7 +160,7 @@ def test_each_process_makes_its_share(made, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda index=index: index)
     note = partial(lambda index, folder, shard, *_: written.append((shard.name, index)), index)
     monkeypatch.setattr(features, "write", note)
-    store.store(config, [(path / "records", tmp_path)])
+    store.store(config, [(path / "records", tmp_path)], NOT_BEGUN)
   names = [name for name, _ in written]
   assert len(set(names)) == len(names) == 3
   assert {index for _, index in written} == {0, 1}
@@ -172,7 +175,25 @@ def test_features_of_another_encoder_are_refused(made, key, value):
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(FeaturesError, match=r"of another encoder.*config\.data\.features"):
-    store.store(config, [(path / "records", path / "features")])
+    store.store(config, [(path / "records", path / "features")], NOT_BEGUN)
+
+
+def test_weights_that_changed_after_the_run_began_are_refused(made, tmp_path):
+  transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+  config, path = made
+  config = config.copy_and_resolve_references()
+  weights, run = tmp_path / "dinov2", Workdir(tmp_path / "run")
+  shutil.copytree(path / "dinov2", weights)
+  config.model.image.weights, config.data.features = str(weights), str(tmp_path / "features")
+  experiment.run(config, run, "train")
+  torch.manual_seed(1)
+  transformers.Dinov2Model(transformers.Dinov2Config(**SIZES)).save_pretrained(weights)
+  shutil.rmtree(tmp_path / "features")
+  with pytest.raises(WeightsError, match=r"has changed since the run in .* began"):
+    experiment.run(config, run, "evaluate")
+  assert not (tmp_path / "features").exists()
+  config.data.store_features = False
+  experiment.run(config, run, "evaluate")
 
 
 def test_features_of_other_records_are_refused(made, tmp_path):
@@ -187,7 +208,7 @@ def test_no_room(made, tmp_path, monkeypatch):
   config, path = made
   monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
   with pytest.raises(UserError, match=r"the features take 0\.0 GB.*config\.data\.features"):
-    store.store(config, [(path / "records", tmp_path / "features")])
+    store.store(config, [(path / "records", tmp_path / "features")], NOT_BEGUN)
 
 
 def test_values_that_float16_cannot_hold(made, tmp_path):
