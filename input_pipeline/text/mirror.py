@@ -24,14 +24,12 @@ _NO_WORDS = "[b-df-gj-np-tv-xz][a-z]+|ima|ica|ijv|usb|[iu]pv"
 _MISSPELT = "rih|rig(?!id)|leff|letf"
 
 # Beside "left" and "right" as a verb, an adverb, a direction: "has left the room", "left alone",
-# "right at the carina", "left-to-right shunt"; "the left with an effusion" is a side.
-_BEFORE = (
-  "has|have|had|having|been|being|patient|he|she|who|all|nothing|little|much|lung"
-  "|(?:what|that)(?: is| was|'s)"
-)
+# "right at the carina", "left-to-right shunt"; at the end of a clause: "two clips left".
+# "The left with an effusion" is a side, and so is "on left".
+_BEFORE = "has|have|had|having|been|being|patient|he|she|who|all"
 _AFTER = (
   "a|above|after|against|alone|along|ama|an|as|at|away|before|behind|below|beside|by|for|from|here"
-  "|in|inside|intact|into|near|next|now|off|on|open|out|over|the|then|there|through|to|un(?!i)[a-z]+"
+  "|in|inside|intact|into|near|next|now|of|off|on|open|out|over|the|then|there|through|to|un(?!i)[a-z]+"
   "|up|where|with|within|without"
 )
 _CORRECT = r"right[\s-]+(?:angle|place|position|way)"
@@ -58,7 +56,9 @@ _SIDE = re.compile(
   rf"|\b(?:{'|'.join(_forms(sum(_SHORT, ())))})\b"
 )
 _UNTOLD = re.compile(
-  rf"\b(?:{_BEFORE})\s+(?:left|right)\b|(?<!the\s)(?<!than\s)\b(?:left|right)[\s-]+(?:{_AFTER})\b"
+  rf"\b(?:{_BEFORE})\s+(?:left|right)\b"
+  rf"|(?<!the\s)(?<!than\s)\b(?:left|right)[\s-]+(?:{_AFTER})\b"
+  r"|(?<!the\s)(?<!than\s)(?<!on\s)(?<!to\s)\bleft\s*(?:[^\w\s-]|$)"
   rf"|\b{_CORRECT}|{_ONE_SIDED}|{_SITUS}|(?<!left[\s-])(?<!right[\s-])\b{_NEEDS_SIDE}",
   re.IGNORECASE,
 )

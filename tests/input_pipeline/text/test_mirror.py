@@ -19,6 +19,10 @@ PAIRS = [
   ("Mild dextro-convex curve, levo scoliosis.", "Mild levo-convex curve, dextro scoliosis."),
   ("On the left the base is clear.", "On the right the base is clear."),
   ("Right worse than left with edema.", "Left worse than right with edema."),
+  (
+    "Clip on left, smaller than left, rotated to left.",
+    "Clip on right, smaller than right, rotated to right.",
+  ),
   ("There is left base scarring.", "There is right base scarring."),
   ("Right-sided aortic arch.", "Left-sided aortic arch."),
   ("RUQ clips, LLQ drain.", "LUQ clips, RLQ drain."),
@@ -55,9 +59,9 @@ def test_no_side(text):
 SHORT = """R L r l R. (L) R/L r/l b/l R>L Rt Lt RT LT rt. lt. RML rml Rml RV LV lv RA LA ra LAD RCA
 RR LAO LUe RLLs LVAD RVOT LBBB RMSB LIMA RICA LIJV RUSB LUPV RIPV rtsided"""
 AFTER = """a above after against alone along AMA an angle as at away before behind below beside by
-for from here in inside intact into near next now off on open out over place position the then there
-through to unchanged undisturbed until up way where with within without"""
-BEFORE = "has have had having been being patient he she who all nothing little much lung"
+for from here in inside intact into near next now of off on open out over place position the then
+there through to unchanged undisturbed until up way where with within without"""
+BEFORE = "has have had having been being patient he she who all"
 
 
 @pytest.mark.parametrize("side", SHORT.split())
@@ -71,7 +75,7 @@ def test_no_side_before(text):
   assert not mirror.can_be_swapped([text]) and not mirror.can_be_swapped([text.upper()])
 
 
-@pytest.mark.parametrize("text", [f"It {word} left." for word in BEFORE.split()])
+@pytest.mark.parametrize("text", [f"It {word} right it." for word in BEFORE.split()])
 def test_no_side_after(text):
   assert not mirror.can_be_swapped([text]) and not mirror.can_be_swapped([text.upper()])
 
@@ -114,7 +118,10 @@ def test_no_side_after(text):
     "Drains were left as is.",
     "This is what is left.",
     "The part that was left.",
-    "What's left is clear.",
+    "What is left of it.",
+    "Two clips left; none moved.",
+    "Two clips left (as before).",
+    "No clip left",
     "No left-to-right shunt.",
     "The tube is in the right position.",
     "Right angle of the tube.",
@@ -144,7 +151,6 @@ def test_real_reports():
   others = [mirror.swapped(text) for text in texts]
   for text, other in zip(texts, others, strict=True):
     assert mirror.swapped(other) == text
-    assert mirror.can_be_swapped([other]) == mirror.can_be_swapped([text])
     assert len(reports.words(other)) == len(reports.words(text))
   sided = sum(text != other for text, other in zip(texts, others, strict=True))
   untold = sum(not mirror.can_be_swapped([text]) for text in texts)
