@@ -1,30 +1,73 @@
 """Reports of mirror images: "left" and "right" change places, so that the sides stay true.
 
 A side is that of the image as it is seen: in a mirror image the left ventricle lies on the right,
-and is called so. A report whose sides cannot all be told is not for mirroring: one that names
-dextrocardia or situs inversus; a part that has its side in its name (lingula, azygos, a middle lobe
-without a side); an abbreviation of a side that is not of the table; "left" as a verb.
+and is called so. Organs and vessels without a side (stomach, aortic knob, SVC) say none and stay.
+A report whose sides cannot all be told is not for mirroring. The tables err towards that: it costs
+one mirror image, and a wrong side would be a false report.
 """
 
 import re
 from collections.abc import Sequence
 
-_ABBREVIATIONS = ("UL", "LL", "UQ", "LQ", "IJ")  # after an R or L: lobes, quadrants, the jugular
-_OPPOSITE = {"left": "right", "levo": "dextro"}
-_OPPOSITE |= {f"l{name.lower()}": f"r{name.lower()}" for name in _ABBREVIATIONS}
-_OPPOSITE |= {theirs: ours for ours, theirs in _OPPOSITE.items()}
+_PLAIN, _SPINAL = ("left", "right"), ("levo", "dextro")
+# After an L or R: lobes, quadrants, the jugular vein.
+_SHORT = [(f"l{name}", f"r{name}") for name in ("ul", "ll", "uq", "lq", "ij")]
+_SPINE = r"\W?(?:curv|scolio|conv|posi|rota)"  # after levo or dextro
+
+# A word of up to three letters that begins with R or L is taken for a side unless it is one of
+# these; so is a longer one that begins like no other word. RML, Rt, r/l, LV; LBBB, RIMA.
+_NO_SIDES = (
+  "lab|lap|lat|law|lax|lay|led|leg|let|lid|lie|lip|lit|lob|log|lot|low"
+  "|ran|rat|raw|ray|re|red|ref|rib|rim|rod|row|rub|run"
+)
+_NO_WORDS = "[b-df-gj-np-tv-xz][a-z]+|ima|ica|ijv|usb|[iu]pv"
+_MISSPELT = "rih|rig(?!id)|leff|letf"
+
+# Beside "left" and "right" as a verb, an adverb, a direction: "has left the room", "left alone",
+# "right at the carina", "left-to-right shunt"; at the end of a clause: "two clips left".
+# "The left with an effusion" is a side, and so is "on left".
+_BEFORE = "has|have|had|having|been|being|patient|he|she|who|all"
+_AFTER = (
+  "a|above|after|against|alone|along|ama|an|as|at|away|before|behind|below|beside|by|for|from|here"
+  "|in|inside|intact|into|near|next|now|of|off|on|open|out|over|the|then|there|through|to|un(?!i)[a-z]+"
+  "|up|where|with|within|without"
+)
+_CORRECT = r"right[\s-]+(?:angle|place|position|way)"
+
+# Parts of one side only; how the organs lie; parts that are told where a side stands before them.
+_ONE_SIDED = "lingul|azyg|scimitar|intermedius|intermediate bronch|apico-?posterior"
+_SITUS = r"\bsitus\b|heterotax|isomeri|kartagener|transposition|\btga\b|clockwise|mirror"
+_NEEDS_SIDE = r"(?:mid(?:dle)?|minor|horizontal)(?:\W+\w+){0,2}\W+(?:lob|fissur)"
+
+
+def _forms(words: Sequence[str]) -> list[str]:
+  return [form(word) for form in (str.lower, str.capitalize, str.upper) for word in words]
+
+
+_OPPOSITE = {
+  ours: theirs
+  for pair in (_PLAIN, _SPINAL, *_SHORT)
+  for side in (pair, pair[::-1])
+  for ours, theirs in zip(_forms(side), _forms(side[::-1]), strict=True)
+}
 _SIDE = re.compile(
-  r"\b(?:mid)?(left|right)(?=(?:wards?|most|s)?\b)"  # "upright" is none
-  r"|\b(levo|dextro)(?=\b|curv|scolio|conv|posi|rota)"
-  rf"|\b([RL](?:{'|'.join(_ABBREVIATIONS)}))\b",
-  re.IGNORECASE,
+  rf"(?:\b|(?<=\b(?i:mid)))(?:{'|'.join(_forms(_PLAIN))})(?=(?i:wards?|most)?\b)"
+  rf"|\b(?:{'|'.join(_forms(_SPINAL))})(?=(?i:{_SPINE}))"
+  rf"|\b(?:{'|'.join(_forms(sum(_SHORT, ())))})\b"
 )
 _UNTOLD = re.compile(
-  r"\bdextrocardia|\bsitus\b|\blingula|\bazygo|\bleft (?:in place|in situ|with|at|by|for)\b"
-  r"|(?<!right )(?<!left )\bmiddle lobe",
+  rf"\b(?:{_BEFORE})\s+(?:left|right)\b"
+  rf"|(?<!the\s)(?<!than\s)\b(?:left|right)[\s-]+(?:{_AFTER})\b"
+  r"|(?<!the\s)(?<!than\s)(?<!on\s)(?<!to\s)\bleft\s*(?:[^\w\s-]|$)"
+  rf"|\b{_CORRECT}|{_ONE_SIDED}|{_SITUS}|(?<!left[\s-])(?<!right[\s-])\b{_NEEDS_SIDE}",
   re.IGNORECASE,
 )
-_UNKNOWN = re.compile(rf"\b[RL](?!(?:{'|'.join(_ABBREVIATIONS)})\b)[A-Z]{{0,2}}\b")
+# In what is left of a text without its known sides. "Upright", "bright" and "cleft" have none.
+_UNKNOWN = re.compile(
+  r"(?<!c)left|(?<!up)(?<!\bb)right|la?evo|dextr|sinistr"
+  rf"|\b(?:{_MISSPELT})|\b(?!(?:{_NO_SIDES})\b)[rl](?:[a-z]{{0,2}}|{_NO_WORDS})\b",
+  re.IGNORECASE,
+)
 
 
 def swapped(text: str) -> str:
@@ -32,22 +75,10 @@ def swapped(text: str) -> str:
 
   swapped("Small left effusion, RLL nodule.")  # "Small right effusion, LLL nodule."
   """
-  return _SIDE.sub(_opposite, text)
+  return _SIDE.sub(lambda side: _OPPOSITE[side[0]], text)
 
 
 def can_be_swapped(sentences: Sequence[str]) -> bool:
   """Tells whether all sides in the sentences of a report can be told, see the module."""
   text = " ".join(sentences)
-  # What is all in capitals tells no abbreviation.
-  unknown = _UNKNOWN.search(text) and not text.isupper()
-  return not (unknown or _UNTOLD.search(text))
-
-
-def _opposite(match: re.Match) -> str:
-  side = next(filter(None, match.groups()))
-  other = _OPPOSITE[side.lower()]
-  if side.isupper():
-    other = other.upper()
-  elif side[0].isupper():
-    other = other.capitalize()
-  return match[0][: -len(side)] + other
+  return not (_UNTOLD.search(text) or _UNKNOWN.search(_SIDE.sub(" ", text)))
