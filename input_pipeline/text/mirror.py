@@ -24,6 +24,7 @@ _UNTOLD = re.compile(
   r"|(?<!right )(?<!left )\bmiddle lobe",
   re.IGNORECASE,
 )
+_BOTH = re.compile(r"\bbi(?:lateral|bas[ai]|apical)|\bboth\b", re.IGNORECASE)
 _UNKNOWN = re.compile(rf"\b[RL](?!(?:{'|'.join(_ABBREVIATIONS)})\b)[A-Z]{{0,2}}\b")
 
 
@@ -33,6 +34,18 @@ def swapped(text: str) -> str:
   swapped("Small left effusion, RLL nodule.")  # "Small right effusion, LLL nodule."
   """
   return _SIDE.sub(_opposite, text)
+
+
+def sides(text: str) -> set[str]:
+  """Collects the sides that a text names, "left" and "right"; "both", "bilateral" name either.
+
+  sides("Small left effusion, RLL nodule.")  # {"left", "right"}
+  sides("Dextroscoliosis.")  # set(): the spine lies on no side
+  """
+  if _BOTH.search(text):
+    return {"left", "right"}
+  named = [(match[1] or (match[3] or "")[:1]).lower() for match in _SIDE.finditer(text)]
+  return {"left" if side.startswith("l") else "right" for side in named if side}
 
 
 def can_be_swapped(sentences: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.text import diagnostic_terms
-from plan_jax.evaluators import grounding, presence, prompts, retrieval, terms
+from plan_jax.evaluators import grounding, presence, prompts, retrieval, side, terms
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.class_retrieval import ClassRetrieval
 from plan_jax.evaluators.grounding import Grounding
@@ -15,6 +15,7 @@ from plan_jax.evaluators.presence import Presence
 from plan_jax.evaluators.reranking import Reranking
 from plan_jax.evaluators.retrieval import Retrieval
 from plan_jax.evaluators.retrieval_compat import PublishedRetrieval
+from plan_jax.evaluators.side import Side
 from plan_jax.evaluators.terms import Terms
 from plan_jax.evaluators.zero_shot import ZeroShot
 
@@ -22,6 +23,7 @@ from plan_jax.evaluators.zero_shot import ZeroShot
 EVALUATORS = {
   "grounding": Grounding,
   "grounding_compat": PublishedGrounding,
+  "side": Side,
   "retrieval": Retrieval,
   "retrieval_compat": PublishedRetrieval,
   "class_retrieval": ClassRetrieval,
@@ -34,7 +36,7 @@ EVALUATORS = {
 # Protocol -> its definition, for the report.
 DEFINITIONS = {
   module.PROTOCOL: inspect.cleandoc(module.__doc__)
-  for module in (grounding, retrieval, presence, terms)
+  for module in (grounding, side, retrieval, presence, terms)
 }
 
 
