@@ -123,6 +123,12 @@ def mask_iou(a: Bool[np.ndarray, "*S"], b: Bool[np.ndarray, "*S"]) -> float:
   return np.count_nonzero(a & b) / either if either else 0.0
 
 
+def mass_inside(values: Float[np.ndarray, "H W"], mask: Bool[np.ndarray, "H W"]) -> float:
+  """Sum over the mask as a share of the sum over all; NaN is no mass, and without any it is 0."""
+  total = np.nansum(values, dtype=np.float64)
+  return float(np.nansum(values[mask], dtype=np.float64) / total) if total > 0 else 0.0
+
+
 def side_balance(values: Shaped[np.ndarray, "H W"]) -> float:
   """Mass on the right half of the image less that on its left half, as a share of all mass.
 
