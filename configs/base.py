@@ -199,6 +199,8 @@ def _evaluators() -> dict:
   return dict(
     grounding=dict(protocols=("grounding-v1",)),
     grounding_compat=dict(protocols=grounding),
+    mass=dict(protocols=("mass-v1",)),
+    side=dict(protocols=("side-v1",)),
     retrieval=dict(protocols=("retrieval-v1",)),
     retrieval_compat=dict(protocols=("compat-instance", "compat-limitr-v2")),
     class_retrieval=dict(protocols=("class-retrieval-v1",)),

@@ -55,6 +55,8 @@ def test_every_task_has_rows_beside_its_chance_baselines(run):
     "retrieval",
     "reranked-retrieval",
     "presence",
+    "mass",
+    "side",
     "zero-shot-ours",
     "terms",
   }
@@ -68,9 +70,10 @@ def test_every_task_has_rows_beside_its_chance_baselines(run):
   assert cells["terms", "all", "AUC finding against rest", "run"].n > 100
   lines = tables.headline(rows).splitlines()
   # Eight images hold too few classes for P@5.
-  assert len(lines) == len(results.HEADLINES) - 1 == 8
-  assert "presence-v1" in lines[5] and "zero-shot-v1" in lines[6]
-  assert "terms-v1" in lines[7] and "chance 0.500" in lines[7]
+  assert len(lines) == len(results.HEADLINES) - 1 == 10
+  assert "side-v1" in lines[3] and "moves" in lines[4]
+  assert "presence-v1" in lines[7] and "zero-shot-v1" in lines[8]
+  assert "terms-v1" in lines[9] and "chance 0.500" in lines[9]
   page = workdir.report.read_text()
   for text in ("Presence on phantom/test", "Protocol terms-v1", "mean peak absent"):
     assert text in page
@@ -230,9 +233,11 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
     "SHA256SUMS",
     "grounding-by-phrase.csv",
     "grounding.csv",
+    "mass.csv",
     "presence.csv",
     "reranked-retrieval.csv",
     "retrieval.csv",
+    "side.csv",
     "terms.csv",
     "zero-shot-ours.csv",
   ]
@@ -340,7 +345,7 @@ def test_the_config_chooses_evaluators_and_protocols(run, tmp_path):
   """Rows of what is chosen stay as they are, in their order."""
   config, model, done, rows = run
   config, workdir = copy.deepcopy(config).unlock(), Workdir(tmp_path / "run")
-  for name in ("grounding", "retrieval", "reranking"):
+  for name in ("grounding", "mass", "side", "retrieval", "reranking"):
     config.evaluation.evaluators[name].protocols = ()
   config.evaluation.evaluators.zero_shot.protocols = ("zero-shot-classes-v1",)
   sets = [datasets.own(config, done.records)]

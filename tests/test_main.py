@@ -70,7 +70,8 @@ def test_evaluation_json(demo):
   evaluation = rows.read(run.evaluation)
   assert evaluation.step == 4
   models = {row.model for row in evaluation.rows if row.task == "grounding"}
-  assert models == {"run", "random", "centre", "mean_box", "mean_box_per_finding"}
+  means = {"mean_box", "mean_box_per_finding", "mean_box_per_place"}
+  assert models == {"run", "random", "centre", *means}
   assert {row.group for row in evaluation.rows if row.task == "retrieval"} == {"all"}
   written = json.loads(run.evaluation.read_text())
   assert set(written) == {"step", "complete", "data", "rows", "digest"}

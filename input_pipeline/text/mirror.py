@@ -68,6 +68,7 @@ _UNKNOWN = re.compile(
   rf"|\b(?:{_MISSPELT})|\b(?!(?:{_NO_SIDES})\b)[rl](?:[a-z]{{0,2}}|{_NO_WORDS})\b",
   re.IGNORECASE,
 )
+_BOTH = re.compile(r"\bbi(?:lateral|bas[ai]|apical)|\bboth\b", re.IGNORECASE)
 
 
 def swapped(text: str) -> str:
@@ -76,6 +77,18 @@ def swapped(text: str) -> str:
   swapped("Small left effusion, RLL nodule.")  # "Small right effusion, LLL nodule."
   """
   return _SIDE.sub(lambda side: _OPPOSITE[side[0]], text)
+
+
+def sides(text: str) -> set[str]:
+  """Collects the sides that a text names, "left" and "right"; "both", "bilateral" name either.
+
+  sides("Small left effusion, RLL nodule.")  # {"left", "right"}
+  sides("Dextroscoliosis.")  # set(): the spine lies on no side
+  """
+  if _BOTH.search(text):
+    return {"left", "right"}
+  named = {match[0].lower() for match in _SIDE.finditer(text)} - set(_SPINAL)
+  return {"left" if side.startswith("l") else "right" for side in named}
 
 
 def can_be_swapped(sentences: Sequence[str]) -> bool:

@@ -6,15 +6,17 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.text import diagnostic_terms
-from plan_jax.evaluators import grounding, presence, prompts, retrieval, terms
+from plan_jax.evaluators import grounding, mass, presence, prompts, retrieval, side, terms
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.class_retrieval import ClassRetrieval
 from plan_jax.evaluators.grounding import Grounding
 from plan_jax.evaluators.grounding_compat import PublishedGrounding
+from plan_jax.evaluators.mass import Mass
 from plan_jax.evaluators.presence import Presence
 from plan_jax.evaluators.reranking import Reranking
 from plan_jax.evaluators.retrieval import Retrieval
 from plan_jax.evaluators.retrieval_compat import PublishedRetrieval
+from plan_jax.evaluators.side import Side
 from plan_jax.evaluators.terms import Terms
 from plan_jax.evaluators.zero_shot import ZeroShot
 
@@ -22,6 +24,8 @@ from plan_jax.evaluators.zero_shot import ZeroShot
 EVALUATORS = {
   "grounding": Grounding,
   "grounding_compat": PublishedGrounding,
+  "mass": Mass,
+  "side": Side,
   "retrieval": Retrieval,
   "retrieval_compat": PublishedRetrieval,
   "class_retrieval": ClassRetrieval,
@@ -34,7 +38,7 @@ EVALUATORS = {
 # Protocol -> its definition, for the report.
 DEFINITIONS = {
   module.PROTOCOL: inspect.cleandoc(module.__doc__)
-  for module in (grounding, retrieval, presence, terms)
+  for module in (grounding, mass, side, retrieval, presence, terms)
 }
 
 

@@ -5,13 +5,21 @@ and is scored by the same functions.
 """
 
 import functools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
-from input_pipeline.text import reports
+from input_pipeline.text import mirror, reports
+
+# The thirds of a lung, by the words that real reports have for them.
+_FIELDS = {
+  "upper": re.compile(r"\b(?:upper|apex|(?:bi)?apic(?:al|es)|[rl]ul)\b", re.IGNORECASE),
+  "middle": re.compile(r"\b(?:mid|middle|midlung|rml)\b", re.IGNORECASE),
+  "lower": re.compile(r"\b(?:lower|\w*bas(?:es?|al|ilar)|[rl]ll)\b", re.IGNORECASE),
+}
 
 
 def to_unit_maximum(values: np.ndarray) -> np.ndarray:
@@ -41,23 +49,36 @@ def centre(height: int, width: int) -> np.ndarray:
   return out
 
 
+def place(phrase: str) -> tuple[str, ...]:
+  """Collects the sides and fields that a phrase names; () where it names neither.
+
+  place("right basal opacity")  # ("right", "lower")
+  place("bilateral opacities in the upper and mid zones")  # ("left", "right", "upper", "middle")
+  """
+  fields = [name for name, words in _FIELDS.items() if words.search(phrase)]
+  return *sorted(mirror.sides(phrase)), *fields
+
+
 @dataclass
 class BoxPrior:
-  """Mean of the region masks of the training split, by finding.
+  """Mean of the region masks of the training split, by finding and by place.
 
   Each mask is shrunk to a grid x grid map of the share of each cell that it covers, so images of
   any size and shape add up. `add` the masks, then take `mean_box` (all findings in one mean, each
-  region of equal weight) or `mean_box_per_finding` (which knows the finding, so a model must look
-  at the image to beat it).
+  region of equal weight), `mean_box_per_finding` or `mean_box_per_place` (which know the phrase, so
+  a model must look at the image to beat them).
   """
 
   grid: int = 128
   sums: dict[str, np.ndarray] = field(default_factory=dict)
   counts: dict[str, int] = field(default_factory=dict)
+  places: "dict[tuple[str, ...], BoxPrior]" = field(default_factory=dict)
   _maps: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)
 
-  def add(self, label: str, mask: np.ndarray) -> None:
-    """Adds one region mask [H, W] bool of a finding."""
+  def add(self, label: str, mask: np.ndarray, phrase: str = "") -> None:
+    """Adds one region mask [H, W] bool of a finding, and of the place that its phrase names."""
+    if named := place(phrase):
+      self.places.setdefault(named, BoxPrior(self.grid)).add(label, mask)
     size = self.grid, self.grid
     small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     self.sums[label] = self.sums.get(label, 0) + small.astype(np.float64)
@@ -72,6 +93,15 @@ class BoxPrior:
     """Stretches the mean of the finding's regions; `mean_box` for a finding without any."""
     labels = (label,) if label in self.counts else tuple(self.counts)
     return self._stretched(labels, height, width)
+
+  def mean_box_per_place(self, phrase: str, label: str, height: int, width: int) -> np.ndarray:
+    """Stretches the mean of all regions whose phrases name the same sides and fields.
+
+    `mean_box_per_finding` where the phrase names none, or there are no such regions.
+    """
+    if at := self.places.get(place(phrase)):
+      return at.mean_box(height, width)
+    return self.mean_box_per_finding(label, height, width)
 
   def _stretched(self, labels: Iterable[str], height: int, width: int) -> np.ndarray:
     key = (labels, height, width)

@@ -32,8 +32,9 @@ Protocol "grounding-v1":
   by excitation backprop", ECCV 2016); where pixels tie, the share of them that does.
 - A finding scores the mean of its examples, `macro` the plain mean of the findings. Intervals are
   95 % percentile intervals of 1,000 bootstrap draws of patients.
-- Chance baselines, scored alike: `random`, `centre`, `mean_box`, `mean_box_per_finding` (see
-  `chance`). The last two need regions in the training split and are missing without them.
+- Chance baselines, scored alike: `random`, `centre`, `mean_box`, `mean_box_per_finding`,
+  `mean_box_per_place` (see `chance`). The last three need regions in the training split and are
+  missing without them.
 """
 
 from collections.abc import Iterable
@@ -98,7 +99,7 @@ def box_prior(examples: Iterable[Example], grid: int = 128) -> chance.BoxPrior:
   prior = chance.BoxPrior(grid)
   for _, kept in each_phrases(examples, "mean box of training"):
     for phrase in kept:
-      prior.add(phrase.label, phrase.mask)
+      prior.add(phrase.label, phrase.mask, phrase.text)
   return prior
 
 
@@ -186,6 +187,7 @@ def chance_maps(
   if prior.counts:
     maps["mean_box"] = prior.mean_box(height, width)
     maps["mean_box_per_finding"] = prior.mean_box_per_finding(phrase.label, height, width)
+    maps["mean_box_per_place"] = prior.mean_box_per_place(phrase.text, phrase.label, height, width)
   return maps
 
 

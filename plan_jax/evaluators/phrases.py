@@ -1,6 +1,6 @@
 """Phrases of images with their true masks: the examples of phrase grounding."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,15 +66,19 @@ def each_phrases(examples: Iterable[Example], what: str) -> Iterator[tuple[Examp
 
 
 def phrase_batches(
-  examples: Iterable[Example], batch: int = 64
+  examples: Iterable[Example],
+  batch: int = 64,
+  keep: Callable[[Phrase], bool] = lambda phrase: True,
 ) -> Iterator[tuple[list[np.ndarray | EncodedImage], list[Phrase]]]:
   """Yields at most `batch` phrases at a time, and the image of each, as `model_input` has it.
 
-  Raises UserError, naming it, where an image is unreadable or not as its example says.
+  Phrases that `keep` refuses are left out, and images without others not read. Raises UserError,
+  naming it, where an image is unreadable or not as its example says.
   """
   decoded: list[np.ndarray | EncodedImage] = []
   waiting: list[Phrase] = []
   for example, kept in each_phrases(examples, "phrases"):
+    kept = [phrase for phrase in kept if keep(phrase)]
     if not kept:
       continue
     image = model_input(example)

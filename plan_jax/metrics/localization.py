@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 
 from input_pipeline.boxes import iou
 
@@ -26,6 +26,7 @@ METRICS = (
 )
 _BOX_THRESHOLD, _BOX_IOU = 0.5, 0.5
 _FLAT = 1e-9  # a variance below it is not taken from a difference of sums
+_LEVEL = 1e-6  # difference of two halves, as a share, below which they tie
 _TOLERANCE = 1e-3  # gain in the mean log likelihood below which a mixture is fitted
 
 
@@ -120,6 +121,25 @@ def mask_iou(a: Bool[np.ndarray, "*S"], b: Bool[np.ndarray, "*S"]) -> float:
   """Intersection over union of two masks; 0 where both are empty."""
   either = np.count_nonzero(a | b)
   return np.count_nonzero(a & b) / either if either else 0.0
+
+
+def mass_inside(values: Float[np.ndarray, "H W"], mask: Bool[np.ndarray, "H W"]) -> float:
+  """Sum over the mask as a share of the sum over all; NaN is no mass, and without any it is 0."""
+  total = np.nansum(values, dtype=np.float64)
+  return float(np.nansum(values[mask], dtype=np.float64) / total) if total > 0 else 0.0
+
+
+def side_balance(values: Shaped[np.ndarray, "H W"]) -> float:
+  """Mass on the right half of the image less that on its left half, as a share of all mass.
+
+  Values are >= 0, or bool; NaN is no mass, and the middle column of an odd width is on neither
+  half. Halves that differ by less than 1e-6 are level: 0, as of a flat map or one of zeros.
+  """
+  columns = np.nansum(values, axis=0, dtype=np.float64)
+  half = len(columns) // 2
+  change = float(columns[len(columns) - half :].sum() - columns[:half].sum())
+  total = float(columns.sum())
+  return change / total if abs(change) > _LEVEL * total else 0.0
 
 
 def overlaps(

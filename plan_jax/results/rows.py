@@ -31,6 +31,8 @@ HEADLINES = (
   *FOLLOWED,
   ("class-retrieval", "macro", "P@5 image-to-text without own"),
   ("presence", "macro", "AUC"),
+  ("side", "macro", "on the named side"),
+  ("side", "macro", "moves"),
   ("terms", "all", "AUC finding against rest"),
 )
 

@@ -64,6 +64,8 @@ def test_a_baseline_is_evaluated_and_compared_with_a_run(
     "grounding-by-phrase",
     "retrieval",
     "presence",
+    "mass",
+    "side",
     "terms",
     "zero-shot-ours",
     "zero-shot-gloria",
@@ -82,6 +84,8 @@ def test_a_baseline_is_evaluated_and_compared_with_a_run(
     "grounding-by-phrase",
     "retrieval",
     "presence",
+    "mass",
+    "side",
     "terms",
     "zero-shot-ours",
   }

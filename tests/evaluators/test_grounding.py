@@ -138,6 +138,56 @@ def test_the_prior_knows_where_findings_sit():
     chance.BoxPrior().mean_box(4, 4)
 
 
+@pytest.mark.parametrize(
+  ("phrase", "place"),
+  [
+    ("small right basal opacity", "right lower"),
+    ("nodule in the left mid zone", "left middle"),
+    ("Right apical pneumothorax", "right upper"),
+    ("biapical scars", "left right upper"),
+    ("bibasilar atelectasis", "left right lower"),
+    ("tuberculosis in the bilateral upper and middle fields", "left right upper middle"),
+    ("RUL mass at the apex", "right upper"),
+    ("LLL collapse, left lung bases", "left lower"),
+    ("midline tube", ""),
+    ("enlarged heart", ""),
+    ("opacity in the lower lobes", "lower"),
+  ],
+)
+def test_places_by_their_words(phrase, place):
+  assert chance.place(phrase) == tuple(place.split())
+
+
+def test_the_prior_by_place():
+  """Two findings share a place; a place without regions has the mean of the finding."""
+  upper, inner, lower, whole = (0, 0, 12, 12), (0, 0, 6, 12), (0, 12, 12, 24), (0, 0, 24, 24)
+  train = [
+    _example(str(i), [Region(phrase, label, _boxes(box))], 24, 24)
+    for i, (phrase, label, box) in enumerate(
+      [
+        ("right upper mass", "mass", upper),
+        ("scar of the right apex", "scar", inner),
+        ("right basal mass", "mass", lower),
+        ("a scar", "scar", whole),
+      ]
+    )
+  ]
+  prior = grounding.box_prior(train, grid=24)
+  assert prior.counts == {"mass": 2, "scar": 2} and len(prior.places) == 2
+  for phrase, label, boxes in [
+    ("small nodule in the right upper zone", "nodule", [upper, inner]),
+    ("RLL scar", "scar", [lower]),
+    ("left upper mass", "mass", [upper, lower]),
+    ("a mass", "mass", [upper, lower]),
+    ("left nodule", "nodule", [upper, inner, lower, whole]),
+  ]:
+    expected = np.zeros((24, 24))
+    for x0, y0, x1, y1 in boxes:
+      expected[y0:y1, x0:x1] += 1
+    found = prior.mean_box_per_place(phrase, label, 24, 24)
+    np.testing.assert_allclose(found, expected / expected.max(), atol=1e-6)
+
+
 class _Oracle:
   """Knows where each phrase lies: "left" or "right"; records what it was asked."""
 
@@ -186,9 +236,10 @@ def test_evaluator_from_end_to_end():
   rows = evaluate(oracle, iter(examples), _data(10), batch=8, resamples=100)
   assert oracle.asked == [8, 8, 5]
   cells = {(r.group, r.metric, r.model): r for r in rows}
-  assert len(cells) == len(rows) == 3 * len(METRICS) * 5
+  assert len(cells) == len(rows) == 3 * len(METRICS) * 6
   assert {r.protocol for r in rows} == {"grounding-v1"} and rows[0].group == "macro"
-  assert {r.model for r in rows} == {"run", "random", "centre", "mean_box", "mean_box_per_finding"}
+  means = {"mean_box", "mean_box_per_finding", "mean_box_per_place"}
+  assert {r.model for r in rows} == {"run", "random", "centre", *means}
   macro = {m: cells["macro", "mIoU", m] for m in ("run", "random", "centre", "mean_box")}
   assert macro["run"].value > 0.9 > 0.75 > max(macro[m].value for m in list(macro)[1:])
   assert macro["run"].low <= macro["run"].value <= macro["run"].high

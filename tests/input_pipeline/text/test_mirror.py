@@ -41,6 +41,28 @@ def test_sides_change_places(text, other):
 
 
 @pytest.mark.parametrize(
+  ("text", "sides"),
+  [
+    ("Small left effusion, left apex.", "left"),
+    ("Right-sided line, tip in the midright.", "right"),
+    ("RLL nodule.", "right"),
+    ("LIJ catheter, upright view.", "left"),
+    ("RUL nodule and LEFT effusion.", "left right"),
+    ("Bilateral effusions.", "left right"),
+    ("Both lungs; biapical scars.", "left right"),
+    ("Right effusion, bibasilar atelectasis.", "left right"),
+    ("Levoscoliosis.", ""),
+    ("Dextroscoliosis, left effusion.", "left"),
+    ("Lateral view, cardiomegaly.", ""),
+  ],
+)
+def test_sides_of_a_text(text, sides):
+  opposite = {"left": "right", "right": "left"}
+  assert mirror.sides(text) == set(sides.split())
+  assert mirror.sides(mirror.swapped(text)) == {opposite[side] for side in sides.split()}
+
+
+@pytest.mark.parametrize(
   "text",
   [
     "",
