@@ -1,10 +1,12 @@
 """Features of a frozen image encoder, made once, and read instead of pixels."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from input_pipeline import features, images, records
 from input_pipeline.errors import UserError
+from input_pipeline.locks import lock
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.models.weights.load import LoadedEncoder, load_image
 from plan_jax.runtime import processes
@@ -45,11 +48,23 @@ def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]]) -> None:
 
   Each process takes its share of the shards. Says beforehand how many bytes an image takes. Mirror
   images are of the run's own training split. Raises FeaturesError where features that are there
-  are of something else, WeightsError, and UserError where the disk has no room.
+  are of something else, WeightsError, LockedError where another run makes some in the same folder,
+  and UserError where the disk has no room.
   """
   model = image_encoder(config.model.image).clone(dtype=jnp.dtype(config.model.dtype))
   encoder = load_image(config.model.image.weights, model, key="config.model.image")
   fingerprint = _fingerprint(config, encoder)
+  with contextlib.ExitStack() as held:
+    for folder in sorted({job.folder for job in _missing(config, sets, fingerprint)}):
+      processes.on_primary(partial(held.enter_context, lock(folder)))
+    if jobs := _missing(config, sets, fingerprint):  # but for what another run has made by now
+      variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
+      _make(config, lambda image: model.apply(variables, image), jobs, fingerprint)
+    processes.assert_equal("the encoder of the stored features", fingerprint)  # all are done
+
+
+def _missing(config: ConfigDict, sets: Sequence[tuple[Path, Path]], fingerprint: str) -> list[Job]:
+  """Lists the features that are to be made, the same in all processes."""
   jobs, own = [], sets[0]
   for source, folder in sets:
     for split, shards in records.shard_lengths(source).items():
@@ -62,10 +77,7 @@ def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]]) -> None:
       ]
   # Before one of the others makes more of them.
   processes.assert_equal("the list of features to make", str(jobs))
-  if jobs:
-    variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
-    _make(config, lambda image: model.apply(variables, image), jobs, fingerprint)
-  processes.assert_equal("the encoder of the stored features", fingerprint)  # all are done
+  return jobs
 
 
 def _make(config: ConfigDict, encoder: Callable, jobs: list[Job], fingerprint: str) -> None:
