@@ -4,8 +4,9 @@
     --config.model.text.weights=/models/Bio_ClinicalBERT --workdir=runs/mimic
 
 `configs/mimic.py:vit,512` chooses a variant: "resnet50" (default) or "vit" (ViT-B/16), 224 pixels
-(default) or 512. "frozen" learns two transformer layers on an encoder that is not trained, whose
-folder --config.model.image.weights names (docs/weights.md, "RAD-DINO"), at its own image size.
+(default) or 512. "frozen", which names no size, learns two transformer layers on an encoder that is
+not trained, whose folder --config.model.image.weights names (docs/weights.md, "RAD-DINO"), at the
+encoder's own size.
 `/data/physionet` holds mimic-cxr-jpg, mimic-cxr and, for grounding, ms-cxr.
 `--config.runlocal=True` tries the whole way on a few images with small encoders.
 """
@@ -20,6 +21,11 @@ def get_config(variant: str = "") -> ConfigDict:
   encoder, image_px = variants.parse(
     "mimic.py", variant, ("resnet50", "vit", "frozen"), ("224", "512")
   )
+  if encoder == "frozen" and "," in variant:
+    raise ValueError(
+      f"variant {variant!r} of mimic.py: frozen and {image_px} exclude each other: images are of"
+      " the encoder's own size, or of --config.model.image_px"
+    )
   config = base.get_config()
   config.data.dataset = "mimic_cxr"
   config.data.options = ConfigDict(dict(views="frontal", labels="chexpert", ms_cxr="exclude"))
@@ -29,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
   if encoder == "frozen":
     frozen.freeze(config)
     config.model.image.adapter = 2
+    config.model.remat = "blocks"  # 256 images of 1,369 pixels; a frozen block is not run again
   config.checkpoint.best_metric = "validation/retrieval/R@5_image-to-text"
   attach(config)
   if image_px == "512":

@@ -91,7 +91,8 @@ def _read_index(path: Path, shard: Path, records: dict) -> dict:
       raise ValueError(f"{path.name} is not of the length that it says")
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise FeaturesError(
-      f"{path}: its index cannot be read ({type(error).__name__}: {error}); {_REMEDY}"
+      f"{path}: its index {index_path(path).name} cannot be read ({type(error).__name__}: {error});"
+      f" {_REMEDY}"
     ) from error
   if (index["records"], count) != (records["crc"], len(records["text"])):
     raise FeaturesError(f"{path}: its features are of other records than {shard}; {_REMEDY}")

@@ -29,6 +29,8 @@ def test_a_variant_names_an_option_of_each_group(variant, options):
   [
     (lambda: mimic.get_config("swin"), "no variant 'swin' of mimic.py; there are resnet50, vit"),
     (lambda: mimic.get_config("vit,resnet50"), "resnet50 and vit exclude each other"),
+    (lambda: mimic.get_config("frozen,512"), "frozen and 512 exclude each other: images"),
+    (lambda: mimic.get_config("224,frozen"), "frozen and 224 exclude each other"),
     (lambda: phantom.get_config("all"), "no variant 'all' of phantom.py; there are tasks"),
     (lambda: baselines.get_config(), "no variant '' of baselines.py; there are gloria, "),
     (lambda: baselines.get_config("mimic"), "no variant 'mimic' of baselines.py; there are "),

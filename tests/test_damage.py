@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from damage import for_each_damage
-from input_pipeline import digests, records
+from input_pipeline import digests, features, records
 from input_pipeline.conversion import convert
 from plan_jax import compare
 from plan_jax.inference.load import load_tokenizer
@@ -33,6 +33,9 @@ def run(tmp_path_factory):
   checkpoints.close()
   fingerprint = records.fingerprint(path / "records")
   (workdir.records_note).write_text(digests.seal({"fingerprint": fingerprint}))
+  for shards in records.shard_lengths(path / "records").values():
+    for shard, count in shards:
+      features.write(path / "features", shard, np.ones((count, 1, 4, 3), np.float16), "a")
   workdir.weights.write_text(digests.seal({"text_encoder": {"source": "x", "sha256": "ab"}}))
   row = Row("grounding", "v1", "phantom/test", "all", "mIoU", "run", 0.4, 0.3, 0.5, 2)
   rows.write(workdir.evaluation, Evaluation(1, [row], {"phantom/test": fingerprint}))
@@ -62,6 +65,13 @@ def read_records(workdir, config, shapes):
     assert [source[i].image_id for i in range(len(source))]
 
 
+def read_features(workdir, config, shapes):
+  folder = workdir.path.parent / "features"
+  for split in records.splits(config.data.records):
+    source = records.RecordSource(config.data.records, split, features=folder)
+    assert all((source[i].features(0) == 1).all() for i in range(len(source)))
+
+
 def started(config):
   """The config of a run whose text encoder started from weights."""
   config = ConfigDict(config.to_dict())
@@ -83,6 +93,7 @@ READERS = {  # files in the folder of the run and its records -> what reads them
     "phantom", run.path.parent / "records", progress=False, **config.data.options
   ),
   "records/*": read_records,
+  "features/*": read_features,
 }
 UNREAD = {
   "a/checkpoints/1/_CHECKPOINT_METADATA",  # times (test_checkpoints.py has what Orbax refuses)

@@ -1,12 +1,14 @@
 """Everything that writes a file: on a full disk one line with its path, and nothing stays."""
 
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fakes.disk import full_disk
-from input_pipeline import shards
+from input_pipeline import features, shards
 from input_pipeline.disk import DiskError
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer
@@ -35,6 +37,14 @@ def write_shard(path):
       writer.write(radiograph.example(0, i, 64))
 
 
+def write_features(path):
+  with tempfile.TemporaryDirectory() as folder:
+    shard = Path(folder) / path.name
+    with shards.ShardWriter(shard):
+      pass
+    features.write(path.parent, shard, NOISE.random((3, 1, 32, 8)).astype(np.float16), "a")
+
+
 def write_page(path):
   nothing = {"title": "", "rows": [], "curves": {}, "notes": {}, "protocols": {}}
   report.write_report(path, images=[VIEW], **nothing)
@@ -42,6 +52,7 @@ def write_page(path):
 
 WRITERS = {
   "x.tfrecord": write_shard,
+  "features.tfrecord": write_features,
   "scores.csv": lambda path: example_scores.write(path, SCORES),
   "evaluation.json": lambda path: rows.write(path, Evaluation(1, ROWS, {"d/test": "ab"})),
   "boxes.npz": lambda path: boxes.write(path, [BOXES], ["mass"]),

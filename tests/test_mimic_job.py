@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from configs import mimic
@@ -13,8 +15,11 @@ from fakes import physionet
 from input_pipeline.errors import UserError
 from paths import ROOT
 from plan_jax import experiment
+from plan_jax.models import freezing
+from plan_jax.models.two_towers import build
 from plan_jax.results import rows
 from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import assembly
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,33 @@ def test_the_main_job_on_a_frozen_encoder(source, tmp_path):
   assert set(evaluation.data) == {"mimic_cxr/test", "mimic_5x200/test", "ms_cxr/test"}
   assert "1 kB each (16 x 24 values of 2 bytes)" in done.stdout
   assert list((tmp_path / "run" / "features_ms_cxr").glob("*.index.json"))
+
+
+def test_what_the_frozen_job_keeps_for_the_backward_pass():
+  """Of full size, by shapes alone: docs/weights.md predicts the memory from it."""
+  config = mimic.get_config("frozen")
+  config.model.image_px = 518
+  config.model.image.vit.update(variant="dinov2", patch_px=14, grid=37)
+  batch = {"image": jax.ShapeDtypeStruct((7, 37 * 37, 768), np.float16)}
+  names = ("tokens", "sentence_index", "position", "word_index")
+  batch |= {name: jax.ShapeDtypeStruct((7, 192), np.int32) for name in names}
+  batch["word_mask"] = jax.ShapeDtypeStruct((7, 96), bool)
+  params = assembly.abstract_params(config)
+
+  def megabytes(remat):
+    config.model.remat = remat
+    model = build(config.model, config.text.vocabulary_size, freeze=config.train.freeze)
+
+    def encode(params, batch):
+      params = freezing.without_gradient(params, config.train.freeze)
+      rngs = {"dropout": jax.random.key(0)}
+      return model.apply({"params": params}, batch, train=True, rngs=rngs)
+
+    kept = jax.eval_shape(lambda params, batch: jax.vjp(encode, params, batch)[1], params, batch)
+    kept = [x for x in jax.tree.leaves(kept) if x.shape[:1] == (7,)]  # what grows with the pairs
+    return sum(x.size * x.dtype.itemsize for x in kept) / 7e6
+
+  assert megabytes(mimic.get_config("frozen").model.remat) < 30 < 400 < megabytes("none")
 
 
 def test_without_ms_cxr_the_key_and_the_remedy_are_named(tmp_path):

@@ -1,10 +1,12 @@
 """Features of a frozen image encoder, made once, and read instead of pixels."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from input_pipeline import digests, features, images, records
 from input_pipeline.errors import UserError
+from input_pipeline.locks import lock
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import LoadedEncoder, load_image
@@ -48,13 +51,25 @@ def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]], workdir: Workdi
   Where the run in `workdir` has begun, the weights must be those that it began with. Each process
   takes its share of the shards. Says beforehand how many bytes an image takes. Mirror images are
   of the run's own training split. Raises FeaturesError where features that are there are of
-  something else, WeightsError, and UserError where the disk has no room.
+  something else, LockedError where another run makes some in the same folder, WeightsError, and
+  UserError where the disk has no room.
   """
   model = image_encoder(config.model.image).clone(dtype=jnp.dtype(config.model.dtype))
   encoder = load_image(config.model.image.weights, model, key="config.model.image")
   if workdir.begun():
     _require_same_weights(config, encoder, workdir)
   fingerprint = _fingerprint(config, encoder)
+  with contextlib.ExitStack() as held:
+    for folder in sorted({job.folder for job in _missing(config, sets, fingerprint)}):
+      processes.on_primary(partial(held.enter_context, lock(folder)))
+    if jobs := _missing(config, sets, fingerprint):  # but for what another run has made by now
+      variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
+      _make(config, lambda image: model.apply(variables, image), jobs, fingerprint)
+    processes.assert_equal("the encoder of the stored features", fingerprint)  # all are done
+
+
+def _missing(config: ConfigDict, sets: Sequence[tuple[Path, Path]], fingerprint: str) -> list[Job]:
+  """Lists the features that are to be made, the same in all processes."""
   jobs, own = [], sets[0]
   for source, folder in sets:
     for split, shards in records.shard_lengths(source).items():
@@ -67,10 +82,7 @@ def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]], workdir: Workdi
       ]
   # Before one of the others makes more of them.
   processes.assert_equal("the list of features to make", str(jobs))
-  if jobs:
-    variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
-    _make(config, lambda image: model.apply(variables, image), jobs, fingerprint)
-  processes.assert_equal("the encoder of the stored features", fingerprint)  # all are done
+  return jobs
 
 
 def _make(config: ConfigDict, encoder: Callable, jobs: list[Job], fingerprint: str) -> None:
