@@ -199,7 +199,7 @@ def _evaluators() -> dict:
   return dict(
     grounding=dict(protocols=("grounding-v1",)),
     grounding_compat=dict(protocols=grounding),
-    mass=dict(protocols=("mass-v1",)),
+    mass_inside=dict(protocols=("mass-inside-v1",)),
     side=dict(protocols=("side-v1",)),
     retrieval=dict(protocols=("retrieval-v1",)),
     retrieval_compat=dict(protocols=("compat-instance", "compat-limitr-v2")),

@@ -55,7 +55,7 @@ def test_every_task_has_rows_beside_its_chance_baselines(run):
     "retrieval",
     "reranked-retrieval",
     "presence",
-    "mass",
+    "mass-inside",
     "side",
     "zero-shot-ours",
     "terms",
@@ -233,7 +233,7 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
     "SHA256SUMS",
     "grounding-by-phrase.csv",
     "grounding.csv",
-    "mass.csv",
+    "mass-inside.csv",
     "presence.csv",
     "reranked-retrieval.csv",
     "retrieval.csv",
@@ -345,7 +345,7 @@ def test_the_config_chooses_evaluators_and_protocols(run, tmp_path):
   """Rows of what is chosen stay as they are, in their order."""
   config, model, done, rows = run
   config, workdir = copy.deepcopy(config).unlock(), Workdir(tmp_path / "run")
-  for name in ("grounding", "mass", "side", "retrieval", "reranking"):
+  for name in ("grounding", "mass_inside", "side", "retrieval", "reranking"):
     config.evaluation.evaluators[name].protocols = ()
   config.evaluation.evaluators.zero_shot.protocols = ("zero-shot-classes-v1",)
   sets = [datasets.own(config, done.records)]

@@ -233,6 +233,7 @@ def test_a_folder_of_images_end_to_end(tmp_path):
   assert {row.task for row in found} == {
     "grounding",
     "grounding-by-phrase",
+    "mass-inside",
     "retrieval",
     "reranked-retrieval",
   }

@@ -6,12 +6,12 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.text import diagnostic_terms
-from plan_jax.evaluators import grounding, mass, presence, prompts, retrieval, side, terms
+from plan_jax.evaluators import grounding, mass_inside, presence, prompts, retrieval, side, terms
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.class_retrieval import ClassRetrieval
 from plan_jax.evaluators.grounding import Grounding
 from plan_jax.evaluators.grounding_compat import PublishedGrounding
-from plan_jax.evaluators.mass import Mass
+from plan_jax.evaluators.mass_inside import MassInside
 from plan_jax.evaluators.presence import Presence
 from plan_jax.evaluators.reranking import Reranking
 from plan_jax.evaluators.retrieval import Retrieval
@@ -24,7 +24,7 @@ from plan_jax.evaluators.zero_shot import ZeroShot
 EVALUATORS = {
   "grounding": Grounding,
   "grounding_compat": PublishedGrounding,
-  "mass": Mass,
+  "mass_inside": MassInside,
   "side": Side,
   "retrieval": Retrieval,
   "retrieval_compat": PublishedRetrieval,
@@ -38,7 +38,7 @@ EVALUATORS = {
 # Protocol -> its definition, for the report.
 DEFINITIONS = {
   module.PROTOCOL: inspect.cleandoc(module.__doc__)
-  for module in (grounding, mass, side, retrieval, presence, terms)
+  for module in (grounding, mass_inside, side, retrieval, presence, terms)
 }
 
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from input_pipeline.text import mirror, reports
 
+Label = str | tuple[str, ...]  # a finding, or a place
+
 # The thirds of a lung, by the words that real reports have for them.
 _FIELDS = {
   "upper": re.compile(r"\b(?:upper|apex|(?:bi)?apic(?:al|es)|[rl]ul)\b", re.IGNORECASE),
@@ -70,15 +72,16 @@ class BoxPrior:
   """
 
   grid: int = 128
-  sums: dict[str, np.ndarray] = field(default_factory=dict)
-  counts: dict[str, int] = field(default_factory=dict)
-  places: "dict[tuple[str, ...], BoxPrior]" = field(default_factory=dict)
+  sums: dict[Label, np.ndarray] = field(default_factory=dict)
+  counts: dict[Label, int] = field(default_factory=dict)
+  places: "BoxPrior | None" = None  # the same by place; None where no phrase names one
   _maps: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)
 
-  def add(self, label: str, mask: np.ndarray, phrase: str = "") -> None:
+  def add(self, label: Label, mask: np.ndarray, phrase: str = "") -> None:
     """Adds one region mask [H, W] bool of a finding, and of the place that its phrase names."""
     if named := place(phrase):
-      self.places.setdefault(named, BoxPrior(self.grid)).add(label, mask)
+      self.places = self.places or BoxPrior(self.grid)
+      self.places.add(named, mask)
     size = self.grid, self.grid
     small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     self.sums[label] = self.sums.get(label, 0) + small.astype(np.float64)
@@ -89,7 +92,7 @@ class BoxPrior:
     """Stretches the mean of all regions to the image. Raises ValueError where there are none."""
     return self._stretched(tuple(self.counts), height, width)
 
-  def mean_box_per_finding(self, label: str, height: int, width: int) -> np.ndarray:
+  def mean_box_per_finding(self, label: Label, height: int, width: int) -> np.ndarray:
     """Stretches the mean of the finding's regions; `mean_box` for a finding without any."""
     labels = (label,) if label in self.counts else tuple(self.counts)
     return self._stretched(labels, height, width)
@@ -99,11 +102,12 @@ class BoxPrior:
 
     `mean_box_per_finding` where the phrase names none, or there are no such regions.
     """
-    if at := self.places.get(place(phrase)):
-      return at.mean_box(height, width)
+    named = place(phrase)
+    if self.places and named in self.places.counts:
+      return self.places.mean_box_per_finding(named, height, width)
     return self.mean_box_per_finding(label, height, width)
 
-  def _stretched(self, labels: Iterable[str], height: int, width: int) -> np.ndarray:
+  def _stretched(self, labels: Iterable[Label], height: int, width: int) -> np.ndarray:
     key = (labels, height, width)
     if key not in self._maps:
       if not labels:

@@ -63,7 +63,7 @@ def score_side(
   reasons: Counter[str] = Counter()
 
   def keep(phrase: Phrase) -> bool:
-    reasons[reason := why_left_out(phrase)] += 1
+    reasons[reason := _why_left_out(phrase)] += 1
     return not reason
 
   kept, values = [], []
@@ -98,21 +98,6 @@ def score_side(
   )
 
 
-def why_left_out(phrase: Phrase) -> str:
-  """Returns why the protocol leaves a phrase out, "" where it does not."""
-  sides = mirror.sides(phrase.text)
-  if len(sides) != 1:
-    return "name both sides" if sides else "name no side"
-  if not mirror.can_be_swapped([phrase.text]):
-    return "name a side that cannot be told"
-  view = phrase.example.view.upper()
-  if "LAT" in view or view in ("L", "LL", "RL"):  # LL, RL: of DICOM; LLD, RLD lie down, frontal
-    return "are of a lateral view"
-  if side_balance(phrase.mask) * _OF_IMAGE[_side(phrase)] <= 0:
-    return "have a region that is not on their side"
-  return ""
-
-
 def side_rows(scores: ExampleScores | None, *, data: str, **draws: int) -> list[Row]:
   """Makes rows by group ("macro" first), metric and model; none of no scores."""
   if scores is None:
@@ -144,6 +129,21 @@ class Side(Evaluator):
   def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
     """Picks the scores of the phrases."""
     return {"side": scores} if scores else {}
+
+
+def _why_left_out(phrase: Phrase) -> str:
+  """Returns why the protocol leaves a phrase out, "" where it does not."""
+  sides = mirror.sides(phrase.text)
+  if len(sides) != 1:
+    return "name both sides" if sides else "name no side"
+  if not mirror.can_be_swapped([phrase.text]):
+    return "name a side that cannot be told"
+  view = phrase.example.view.upper()
+  if "LAT" in view or view in ("L", "LL", "RL"):  # LL, RL: of DICOM; LLD, RLD lie down, frontal
+    return "are of a lateral view"
+  if side_balance(phrase.mask) * _OF_IMAGE[_side(phrase)] <= 0:
+    return "have a region that is not on their side"
+  return ""
 
 
 def _side(phrase: Phrase) -> str:

@@ -173,7 +173,8 @@ def test_the_prior_by_place():
     )
   ]
   prior = grounding.box_prior(train, grid=24)
-  assert prior.counts == {"mass": 2, "scar": 2} and len(prior.places) == 2
+  assert prior.counts == {"mass": 2, "scar": 2}
+  assert prior.places.counts == {("right", "upper"): 2, ("right", "lower"): 1}
   for phrase, label, boxes in [
     ("small nodule in the right upper zone", "nodule", [upper, inner]),
     ("RLL scar", "scar", [lower]),

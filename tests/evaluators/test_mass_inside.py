@@ -1,11 +1,11 @@
-"""Mass: shares by hand, maps without mass, cropped pixels, and rows beside a flat map."""
+"""Mass inside: shares by hand, maps without mass, cropped pixels, and rows beside a flat map."""
 
 import cv2
 import numpy as np
 import pytest
 
 from input_pipeline.example import Example, Region
-from plan_jax.evaluators import mass
+from plan_jax.evaluators.mass_inside import mass_inside_rows, score_mass_inside
 from plan_jax.metrics.localization import mass_inside
 
 HEIGHT, WIDTH = 4, 10
@@ -53,12 +53,12 @@ class Model:
 
 def test_shares_by_hand_beside_a_flat_map():
   model = Model()
-  scores = mass.score_mass(model, examples(4), batch=3)
+  scores = score_mass_inside(model, examples(4), batch=3)
   assert model.asked == [3, 3, 2]
   run = dict(zip(scores["run"].ids, scores["run"].values[:, 0], strict=True))
   assert [run[f"image{i}\tupper effusion"] for i in range(4)] == [1, 0.5, 1, 0.5]
   assert run["image0\tleft mass"] == pytest.approx(12 / 15)
-  rows = mass.mass_rows(scores, data="toy/test", resamples=20)
+  rows = mass_inside_rows(scores, data="toy/test", resamples=20)
   cells = {(row.group, row.model): row for row in rows}
   assert len(cells) == len(rows) == 6 and rows[0].group == "macro"
   assert {row.metric for row in rows} == {"mass inside"} and {row.n for row in rows} == {4, 8}
@@ -68,7 +68,7 @@ def test_shares_by_hand_beside_a_flat_map():
 
 
 def test_without_phrases_there_are_no_rows():
-  assert mass.score_mass(Model(), []) == {} and mass.mass_rows({}, data="toy") == []
+  assert score_mass_inside(Model(), []) == {} and mass_inside_rows({}, data="toy") == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

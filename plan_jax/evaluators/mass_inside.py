@@ -1,13 +1,16 @@
-"""Mass: how much of the map of a phrase lies in its true region?
+"""Mass inside: how much of the map of a phrase lies in its true region?
 
 All of a map counts and its extent does not, so it can also be read where regions are wider than
 findings, as a lung or a third of it.
 
-Protocol "mass-v1": phrases, regions and maps are those of "grounding-v1", the maps from the words.
-"mass inside" is the sum of the map over the region as a share of its sum over the image; pixels
-that the model did not see hold none, and a map of zeros scores 0. A finding scores the mean of its
-examples, `macro` the plain mean of the findings. Intervals are 95 % percentile intervals of 1,000
-bootstrap draws of patients. Chance baseline `chance`: a flat map, the region's share of the image.
+Protocol "mass-inside-v1":
+
+- Phrases, regions and maps are those of "grounding-v1", the maps from the words.
+- "mass inside" is the sum of the map over the region as a share of its sum over the image. Pixels
+  that the model did not see hold none, and a map of zeros scores 0.
+- A finding scores the mean of its examples, `macro` the plain mean of the findings. Intervals are
+  95 % percentile intervals of 1,000 bootstrap draws of patients.
+- Chance baseline `chance`: a flat map, so the region's share of the image.
 """
 
 from collections.abc import Iterable
@@ -26,13 +29,13 @@ from plan_jax.metrics.localization import mass_inside
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 
-PROTOCOL = "mass-v1"
+PROTOCOL = "mass-inside-v1"
 METRICS = ("mass inside",)
 
 Scores = dict[str, ExampleScores]  # by model: "run" and "chance"
 
 
-def score_mass(model: Predictor, examples: Iterable[Example], *, batch: int = 64) -> Scores:
+def score_mass_inside(model: Predictor, examples: Iterable[Example], *, batch: int = 64) -> Scores:
   """Scores every phrase; empty where there is none. Raises UserError as `phrase_batches`."""
   kept, values = [], []
   for images, phrases in phrase_batches(examples, batch):
@@ -51,14 +54,14 @@ def score_mass(model: Predictor, examples: Iterable[Example], *, batch: int = 64
   }
 
 
-def mass_rows(scores: Scores, *, data: str, **draws: int) -> list[Row]:
+def mass_inside_rows(scores: Scores, *, data: str, **draws: int) -> list[Row]:
   """Makes rows by group ("macro" first) and model; none of no scores."""
   means = {
     name: bootstrap.grouped_means(each.values, each.groups, each.patients, **draws)
     for name, each in scores.items()
   }
   return [
-    Row("mass", PROTOCOL, data, group, *METRICS, name, s.value, s.low, s.high, s.n)
+    Row("mass-inside", PROTOCOL, data, group, *METRICS, name, s.value, s.low, s.high, s.n)
     for group in means.get(RUN, ())
     for name, by_group in means.items()
     for s in by_group[group]
@@ -66,17 +69,17 @@ def mass_rows(scores: Scores, *, data: str, **draws: int) -> list[Row]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mass(Evaluator):
-  """Evaluator of "mass-v1"."""
+class MassInside(Evaluator):
+  """Evaluator of "mass-inside-v1"."""
 
   needs = "regions"
   protocols: tuple[str, ...] = (PROTOCOL,)
-  rows = staticmethod(mass_rows)
+  rows = staticmethod(mass_inside_rows)
 
   def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> Scores:
     """Scores every phrase."""
-    return score_mass(model, dataset.examples("regions", "mass"))
+    return score_mass_inside(model, dataset.examples("regions", "mass inside"))
 
   def example_scores(self, scores: Scores) -> dict[str, ExampleScores]:
     """Picks the scores of the run."""
-    return {"mass": scores[RUN]} if scores else {}
+    return {"mass-inside": scores[RUN]} if scores else {}
