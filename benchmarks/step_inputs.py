@@ -51,6 +51,7 @@ def arrays(size: Size) -> dict[str, np.ndarray]:
     "position": position,
     "word_mask": np.ones(position.shape, bool),
     "term": np.zeros(position.shape, bool),
+    "half": np.zeros(position.shape, np.int32),
     "report_key": np.arange(1, size.batch + 1, dtype=np.int32),
     "study_key": np.arange(1, size.batch + 1, dtype=np.int32),
     "dropped_sentences": np.zeros(size.batch, np.int32),

@@ -114,6 +114,7 @@ def _alignment() -> dict:
     beta=5.0,  # sharpness of the pooling over words
     word_weight=3.0,  # of the contrast of single words over the images
     term_weight=1.0,  # of the diagnostic terms as a teacher of the significance
+    side_weight=0.0,  # of "a term's region lies in the half of the image that its sentence names"
     dtype="bfloat16",  # of the products of words and pixels; or "float32"
     implementation="ring",  # the same on one device: "chunked", or "full"
     tile_images=0,  # compared at once; 0: as many as fit into tile_mib

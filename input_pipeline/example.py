@@ -81,6 +81,12 @@ class Example:
   place: str = field(default="", compare=False, repr=False)
   features: Callable[[int], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
+  @property
+  def is_lateral(self) -> bool:
+    """Returns True where the view is not frontal, as far as it is told."""
+    view = self.view.upper()
+    return "LAT" in view or view in ("L", "LL", "RL")  # of DICOM; LLD, RLD lie down, frontal
+
 
 def check(example: Example) -> None:
   """Raises ValueError, naming the field, where an example contradicts itself."""

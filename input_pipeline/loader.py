@@ -59,13 +59,18 @@ class Encode(RandomMap):
     sentences = [sentences[i] for i in rng.permutation(len(sentences))]
     text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
     # A first sentence that was cut has fewer words than it had.
-    named = [flag for i in text.kept for flag in self.terms.named(sentences[i])][: self.max_words]
-    term = np.zeros(self.max_words, bool)
-    term[: len(named)] = named
+    named = [(flag, i) for i in text.kept for flag in self.terms.named(sentences[i])]
+    named = named[: self.max_words]
+    term, half = np.zeros(self.max_words, bool), np.zeros(self.max_words, np.int32)
+    term[: len(named)] = [flag for flag, _ in named]
+    if not example.is_lateral:
+      halves = {i: mirror.half(sentences[i]) for i in text.kept}
+      half[: len(named)] = [flag * halves[i] for flag, i in named]
     return {
       "image": image,
       **text.arrays(),
       "term": term & text.word_mask,
+      "half": half * text.word_mask,
       "report_key": np.int32(key),
       "study_key": np.int32(reports.identity(example.study_id)),
       "dropped_sentences": np.int32(text.dropped),
@@ -112,8 +117,9 @@ def batches(
   Yields:
     image [B, S, S, 1] float32 in [0, 1], or stored features [B, P, C] float16; tokens,
     word_index, sentence_index, position [B, L] int32; word_mask, term [B, W] bool (term: a word
-    that names something visible); report_key, study_key, dropped_sentences [B] int32. S is
-    image_px, L max_tokens, W max_words.
+    that names something visible); half [B, W] int32 (of a term: the half of the image that its
+    sentence names, see `mirror.half`; 0 in lateral views); report_key, study_key,
+    dropped_sentences [B] int32. S is image_px, L max_tokens, W max_words.
 
   Raises:
     UserError: if the source is empty or the batch does not divide over the hosts.

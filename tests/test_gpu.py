@@ -29,6 +29,7 @@ ALIGNMENT = dataclasses.replace(
   dtype="float32",
   word_weight=0.5,
   term_weight=0.5,
+  side_weight=0.5,
   tile_images=8,
   tile_reports=8,
 )
@@ -68,6 +69,7 @@ def embedded_batch() -> EmbeddedBatch:
     text_embedding=normal(B, D),
     mask=mask,
     term=mask & (rng.random((B, W)) < 0.3),
+    half=(mask * rng.integers(-1, 2, (B, W))).astype(np.int32),
     significance=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
     attention=np.where(mask, rng.uniform(0.1, 0.9, (B, W)), 0).astype(np.float32),
     report_key=rng.integers(1, B, B).astype(np.int32),

@@ -91,6 +91,19 @@ def sides(text: str) -> set[str]:
   return {"left" if side.startswith("l") else "right" for side in named}
 
 
+def half(text: str) -> int:
+  """Returns the half of a frontal image that a text names: 1 its right, the patient's left; -1.
+
+  0 where the text names none, both, or one that cannot be told.
+
+  half("Small left effusion.")  # 1
+  """
+  named = sides(text)
+  if len(named) != 1 or not can_be_swapped([text]):
+    return 0
+  return 1 if "left" in named else -1
+
+
 def can_be_swapped(sentences: Sequence[str]) -> bool:
   """Tells whether all sides in the sentences of a report can be told, see the module."""
   text = " ".join(sentences)

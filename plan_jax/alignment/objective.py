@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from plan_jax.alignment import pairwise
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.losses import info_nce
+from plan_jax.alignment.methods import plan
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
 from plan_jax.alignment.methods.by_name import METHODS
 
@@ -16,10 +17,11 @@ def objective(
 ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
   """Computes the loss and its parts, scalars float32.
 
-  Total = w_global * global + sum_k w_k * local_k + w_term * term. The global loss is a symmetric
+  Total = w_global * global + sum_k w_k * local_k + w_term * term + w_side * side. The global loss is a symmetric
   InfoNCE over B x B cosines with the positives mask, the same for every method; the local ones are
   the method's. The term loss is the mean over words of the cross-entropy of the significance with
-  the diagnostic terms. (Our concretisation of the source method.)
+  the diagnostic terms. (Our concretisation of the source method.) The side loss is
+  `plan.side_loss`.
   """
   x = batch
   index = jnp.arange(len(x.image_embedding), dtype=jnp.int32)
@@ -49,5 +51,8 @@ def objective(
     surprise = -jnp.log(jnp.where(x.term, significance, 1 - significance))
     parts["loss_term"] = jnp.where(x.mask, surprise, 0).sum() / words
     total += alignment.term_weight * parts["loss_term"]
+  if alignment.method == "plan" and alignment.side_weight and stage.local_weight:
+    parts["loss_side"] = plan.side_loss(x, stage, alignment)
+    total += alignment.side_weight * parts["loss_side"]
   parts["significance_mean"] = x.significance.sum() / words
   return total, {"loss": total, **parts}

@@ -138,8 +138,7 @@ def _why_left_out(phrase: Phrase) -> str:
     return "name both sides" if sides else "name no side"
   if not mirror.can_be_swapped([phrase.text]):
     return "name a side that cannot be told"
-  view = phrase.example.view.upper()
-  if "LAT" in view or view in ("L", "LL", "RL"):  # LL, RL: of DICOM; LLD, RLD lie down, frontal
+  if phrase.example.is_lateral:
     return "are of a lateral view"
   if side_balance(phrase.mask) * _OF_IMAGE[_side(phrase)] <= 0:
     return "have a region that is not on their side"

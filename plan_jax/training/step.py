@@ -61,6 +61,7 @@ def make_step(
       **features,
       mask=batch["word_mask"],
       term=batch["term"],
+      half=batch["half"],
       report_key=batch["report_key"],
       study_key=batch["study_key"],
       global_scale=scales[0],

@@ -43,6 +43,7 @@ def test_shapes_and_types(encode):
     "position": ((4, 48), "int32"),
     "word_mask": ((4, 24), "bool"),
     "term": ((4, 24), "bool"),
+    "half": ((4, 24), "int32"),
     "report_key": ((4,), "int32"),
     "study_key": ((4,), "int32"),
     "dropped_sentences": ((4,), "int32"),

@@ -28,6 +28,7 @@ def batch():
     "position": place,
     "word_mask": np.ones((BATCH, 16), bool),
     "term": some,
+    "half": some.astype(np.int32),
     "report_key": np.arange(1, BATCH + 1, dtype=np.int32),
     "study_key": np.arange(1, BATCH + 1, dtype=np.int32),
     "dropped_sentences": np.zeros(BATCH, np.int32),

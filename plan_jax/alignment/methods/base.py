@@ -24,6 +24,7 @@ class EmbeddedBatch(NamedTuple):
     text_embedding: unit norm.
     mask: which words are words.
     term: which words are diagnostic terms.
+    half: of the image, that a word's sentence names: 1 the right, -1 the left, 0 unknown.
     significance: in (0, 1), zero for padding.
     attention: share of each word in the text embedding.
     report_key: equal for reports of the same text, 0 for none.
@@ -37,6 +38,7 @@ class EmbeddedBatch(NamedTuple):
   text_embedding: Float[Array, "B D"]
   mask: Bool[Array, "B W"]
   term: Bool[Array, "B W"]
+  half: Int[Array, "B W"]
   significance: Float[Array, "B W"]
   attention: Float[Array, "B W"]
   report_key: Int[Array, " B"]
@@ -57,6 +59,8 @@ class Alignment(Section):
     word_weight: of `plan`, weight of the contrast of single words over the images.
     term_weight: of `plan`, weight of the significance's own loss, towards the diagnostic terms; 0:
       it learns from the other losses alone.
+    side_weight: of `plan`, weight of the side loss, see plan.side_loss; 0: sides are learned from
+      the contrast alone.
     dtype: of the products of words and pixels, see similarity.product.
     implementation: of the contrast over all pairs, a name of pairwise.IMPLEMENTATIONS.
     tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.
@@ -71,6 +75,7 @@ class Alignment(Section):
   beta: FiniteFloat
   word_weight: Weight
   term_weight: Weight
+  side_weight: Weight
   dtype: Annotated[str, one_of("float32", "bfloat16")]
   implementation: Annotated[str, one_of(*pairwise.IMPLEMENTATIONS)]
   tile_images: Count

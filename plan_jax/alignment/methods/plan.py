@@ -1,5 +1,6 @@
 """Method `plan`: contrast of all pairs by evidence from refined soft regions (after PLAN)."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -13,6 +14,8 @@ from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttent
 from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
 from plan_jax.alignment.refinement import Rounds, refine
 from plan_jax.alignment.similarity import ImageKeys, l2_normalize, pool_words, prepare
+
+_LEAST_SHARE = 0.01  # of a region in its half: bounds the gradient of the side loss
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,33 @@ def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   """Returns the regions of the stage's last round."""
+  return _attend(image.pixels, text.words, rounds(alignment, stage))
+
+
+def side_loss(x: EmbeddedBatch, stage: Stage, alignment: Alignment) -> Float[Array, ""]:
+  """Computes the mean of -log(share of a word's region in the half that its sentence names), ours.
+
+  Of the words with a half, each in its own image; 0 without one. That the patient's left is on the
+  right of a frontal image is all that it teaches: no region is known to it. The middle column of
+  an odd grid belongs to both halves equally. Raises ValueError where P is no square number.
+  """
+  size = math.isqrt(x.pixels.shape[1])
+  if size * size != x.pixels.shape[1]:
+    raise ValueError(f"sides need a square grid, not {x.pixels.shape[1]} pixels")
+  across = jnp.tile(jnp.sign(2 * jnp.arange(size) - (size - 1)), size).astype(jnp.float32)
   settings = rounds(alignment, stage)
-  pixels = l2_normalize(image.pixels)[None]
-  keys = prepare(pixels, gram=settings.needs_gram, dtype=settings.dtype)
-  last = refine(keys, l2_normalize(text.words)[None], settings)[-1]
+  weight = jax.vmap(lambda pixels, words: _attend(pixels, words, settings).weight)(
+    x.pixels, x.words
+  )
+  share = (1 + x.half * (weight @ across)) / 2
+  surprise = -jnp.log(_LEAST_SHARE + (1 - _LEAST_SHARE) * share)
+  has_half = x.half != 0
+  return jnp.where(has_half, surprise, 0).sum() / jnp.maximum(has_half.sum(), 1)
+
+
+def _attend(pixels: Float[Array, "P D"], words: Float[Array, "W D"], settings: Rounds):
+  keys = prepare(l2_normalize(pixels)[None], gram=settings.needs_gram, dtype=settings.dtype)
+  last = refine(keys, l2_normalize(words)[None], settings)[-1]
   return WordAttention(last.weight[0, :, 0], last.similarity[0, :, 0])
 
 

@@ -177,3 +177,22 @@ def test_real_reports():
   sided = sum(text != other for text, other in zip(texts, others, strict=True))
   untold = sum(not mirror.can_be_swapped([text]) for text in texts)
   assert (len(texts), sided, untold) == (3927, 1400, 62)  # docs/data.md tells them
+
+
+@pytest.mark.parametrize(
+  ("text", "half"),
+  [
+    ("Small left effusion.", 1),
+    ("RLL nodule.", -1),
+    ("No right effusion, the right apex is clear.", -1),
+    ("Left effusion, right base clear.", 0),
+    ("Bilateral effusions.", 0),
+    ("Clear lungs.", 0),
+    ("The tube is left in place.", 0),
+    ("RML opacity, right.", 0),
+    ("", 0),
+  ],
+)
+def test_half_of_the_image_that_a_text_names(text, half):
+  assert mirror.half(text) == half
+  assert mirror.half(mirror.swapped(text)) == -half
