@@ -17,11 +17,11 @@ def objective(
 ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
   """Computes the loss and its parts, scalars float32.
 
-  Total = w_global * global + sum_k w_k * local_k + w_term * term + w_side * side. The global loss is a symmetric
-  InfoNCE over B x B cosines with the positives mask, the same for every method; the local ones are
-  the method's. The term loss is the mean over words of the cross-entropy of the significance with
-  the diagnostic terms. (Our concretisation of the source method.) The side loss is
-  `plan.side_loss`.
+  Total = w_global * global + sum_k w_k * local_k + w_term * term + w_side * side. The global loss
+  is a symmetric InfoNCE over B x B cosines with the positives mask, the same for every method; the
+  local ones are the method's. The term loss is the mean over words of the cross-entropy of the
+  significance with the diagnostic terms. (Our concretisation of the source method.) The side loss
+  is `plan.side_loss`.
   """
   x = batch
   index = jnp.arange(len(x.image_embedding), dtype=jnp.int32)
