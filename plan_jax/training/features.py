@@ -21,7 +21,8 @@ from plan_jax.models.weights.load import LoadedEncoder, load_image
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 
-_APART = ("weights", "adapter")  # where the weights lie, and what learns on the features
+# Where the weights lie, and what learns on the features, or is refused with them.
+_APART = ("weights", "adapter", "lora_rank", "lora_blocks")
 
 
 class Job(NamedTuple):
