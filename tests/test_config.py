@@ -220,19 +220,18 @@ def test_values_of_other_types_are_named(key, value, message):
     ("resnet", 0, 2, r"lora_blocks: is 2; must be 0: a resnet"),
     ("vit", 4, 0, r"lora_rank: is 4; needs lora_blocks above 0 too"),
     ("vit", 0, 2, r"lora_blocks: is 2; needs lora_rank above 0 too"),
-    ("vit", 4, 9, r"lora_blocks: is 9; 8 blocks are run \(vit\.layers, else vit\.depth\)"),
+    ("vit", 4, 6, r"lora_blocks: is 6; 5 blocks are run \(vit\.layers, else vit\.depth\)"),
     ("vit", -1, 2, r"lora_rank: is -1; must not be negative"),
-    ("vit", 4, 8, None),
+    ("vit", 4, 5, None),
   ],
 )
 def test_low_rank_updates_that_cannot_be(name, rank, blocks, message):
-  config = tiny(**{"model.image.name": name, "model.image.vit.layers": (3, 8)})
+  config = tiny(**{"model.image.name": name, "model.image.vit.layers": (3, 5)})
   config.model.image.update(lora_rank=rank, lora_blocks=blocks)
-  config.data.source = "x"
   if message is None:
     config_lib.check(config)
   else:
-    with pytest.raises(config_lib.ConfigError, match=rf"^config\.model\.image\.{message}$"):
+    with pytest.raises(config_lib.ConfigError, match=rf"^config\.model\.image\.{message}"):
       config_lib.check(config)
 
 
