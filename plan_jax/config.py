@@ -144,6 +144,9 @@ def _check_stored_features(run: RunConfig, config: ConfigDict) -> None:
   key = "data.store_features"
   _require(key, bool(run.model.image.weights), "needs the encoder's model.image.weights")
   _require(key, not run.data.augment, "needs data.augment=False: features cannot be augmented")
+  _require(
+    key, not run.model.image.lora_rank, "needs model.image.lora_rank=0: updates change the features"
+  )
   encoder = {"image_encoder": abstract_params(config)["image_encoder"]}
   frozen = jax.tree.leaves(freezing.labels(encoder, run.train.freeze))
   _require(

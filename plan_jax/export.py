@@ -37,10 +37,12 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text, replacing
 from input_pipeline.terminal import escape_lines
 from input_pipeline.text.tokenizer import Tokenizer
+from plan_jax.alignment.curriculum import Stage
 from plan_jax.inference.load import load as load_run
 from plan_jax.inference.load import load_tokenizer, of_state
 from plan_jax.inference.predictor import Predictor, ground_pair
 from plan_jax.inference.run_spec import run_spec
+from plan_jax.models import lora
 from plan_jax.models.two_towers import build
 from plan_jax.models.weights.files import WeightsError, read_safetensors
 from plan_jax.results import model_card
@@ -73,13 +75,16 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
   with replacing(out) as temporary:
     temporary.mkdir()  # before the work: where nothing can be written, it is in vain
     model = load_run(workdir, step=step)
+    variables = jax.device_get(model.variables)
+    variables |= {"params": lora.merged(variables["params"])}
     config = workdir.load_config()
+    config.model.image.update(lora_rank=0, lora_blocks=0)
     inputs = _inputs(config)
     card = model_card.text(workdir, config, model.step, model.grid)
-    exported = _export(model, config, load_tokenizer(workdir), inputs)
+    exported = _export(variables, model.stage, config, load_tokenizer(workdir), inputs)
     about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
     shutil.copytree(workdir.tokenizer, temporary, dirs_exist_ok=True)
-    tensors = safetensors.save(_flat(jax.device_get(model.variables)))
+    tensors = safetensors.save(_flat(variables))
     (temporary / _TENSORS).write_bytes(tensors)
     (temporary / _FUNCTION).write_bytes(exported.serialize())
     replace_text(temporary / _CONFIG, json.dumps(about, indent=2) + "\n")
@@ -90,6 +95,8 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
 
 def load(folder: str | Path) -> Predictor:
   """Loads the model of an exported folder, bit by bit that of the run.
+
+  Where a run has low-rank updates, these are merged into their kernels: equal to rounding.
 
   Raises:
     DamagedError: the folder is not whole, or not as it was written; the message names the file.
@@ -170,7 +177,7 @@ def _inputs(config: ConfigDict) -> dict[str, dict]:
 
 
 def _export(
-  model: Predictor, config: ConfigDict, tokenizer: Tokenizer, inputs: dict
+  variables: dict, stage: Stage, config: ConfigDict, tokenizer: Tokenizer, inputs: dict
 ) -> jax_export.Exported:
   # Half precision would tie it to the devices that have it.
   config = ConfigDict(config.to_dict())
@@ -178,8 +185,8 @@ def _export(
   network = build(config.model, tokenizer.vocabulary_size).clone(dtype=jnp.float32)
   spec = run_spec(network, tokenizer, config)
   ground_pairs = jax.vmap(partial(ground_pair, spec.attend), (0, 0, None))
-  weights = _flat(model.variables)
-  names = {part: list(_flat({part: tree})) for part, tree in model.variables.items()}
+  weights = _flat(variables)
+  names = {part: list(_flat({part: tree})) for part, tree in variables.items()}
 
   def ground(weights: dict, batch: dict) -> dict:
     variables = {
@@ -187,7 +194,7 @@ def _export(
     }
     image = spec.embed_images(variables, batch["image"])
     text = spec.embed_texts(variables, batch)
-    maps, similarity = ground_pairs(image, text, model.stage)
+    maps, similarity = ground_pairs(image, text, stage)
     top = maps.max(-1, keepdims=True)
     maps = maps / jnp.where(top > 0, top, 1)
     return {"map": maps.reshape(maps.shape[0], *spec.grid), "peak": similarity.max(-1)}

@@ -9,6 +9,7 @@ from configs import baselines, chexpert, frozen, mimic, openi, phantom, variants
 from configs.local import localised
 from input_pipeline.errors import UserError
 from plan_jax import config as config_lib
+from plan_jax.models.two_towers import build
 from tiny_runs import tiny
 
 
@@ -212,6 +213,37 @@ def test_values_of_other_types_are_named(key, value, message):
   section[last] = value
   with pytest.raises(config_lib.ConfigError, match=f"^config\\.{message}"):
     config_lib.check(ConfigDict(config))
+
+
+@pytest.mark.parametrize(
+  ("name", "rank", "blocks", "message"),
+  [
+    ("resnet", 4, 2, r"lora_rank: is 4; must be 0: a resnet has no attention \(name='vit' has\)"),
+    ("resnet", 0, 2, r"lora_blocks: is 2; must be 0: a resnet"),
+    ("vit", 4, 0, r"lora_rank: is 4; needs lora_blocks above 0 too"),
+    ("vit", 0, 2, r"lora_blocks: is 2; needs lora_rank above 0 too"),
+    ("vit", 4, 6, r"lora_blocks: is 6; 5 blocks are run \(vit\.layers, else vit\.depth\)"),
+    ("vit", -1, 2, r"lora_rank: is -1; must not be negative"),
+    ("vit", 4, 5, None),
+  ],
+)
+def test_low_rank_updates_that_cannot_be(name, rank, blocks, message):
+  config = tiny(**{"model.image.name": name, "model.image.vit.layers": (3, 5)})
+  config.model.image.update(lora_rank=rank, lora_blocks=blocks)
+  if message is None:
+    config_lib.check(config)
+  else:
+    with pytest.raises(config_lib.ConfigError, match=rf"^config\.model\.image\.{message}"):
+      config_lib.check(config)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_a_config_without_low_rank_updates_still_builds(name):
+  config = tiny(**{"model.image.name": name})
+  older = config.to_dict()
+  for key in ("lora_rank", "lora_blocks"):
+    del older["model"]["image"][key]
+  assert build(ConfigDict(older).model, 50) == build(config.model, 50)
 
 
 def test_batch_that_does_not_divide_over_the_devices():

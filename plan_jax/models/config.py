@@ -60,6 +60,8 @@ class ImageEncoderConfig(Section):
   norm: Annotated[str, one_of(*NORMS)]
   projector: Count
   adapter: Count
+  lora_rank: Count
+  lora_blocks: Count
   vit: ViTConfig
 
   @property
@@ -68,7 +70,7 @@ class ImageEncoderConfig(Section):
     return self.vit.patch_px if self.name == "vit" else self.output_stride
 
   def __post_init__(self):
-    """Checks the stride against the stages, and the standard deviations against the means."""
+    """Checks strides against stages, standard deviations against means, and low-rank updates."""
     super().__post_init__()
     channels, reach = len(self.mean), 2 ** (1 + self.stages)
     self.require(
@@ -81,6 +83,14 @@ class ImageEncoderConfig(Section):
       self.output_stride <= reach,
       f"{self.stages} stages reach a stride of {reach} only",
     )
+    for key, other in (("lora_rank", "lora_blocks"), ("lora_blocks", "lora_rank")):
+      holds = self.name == "vit" or not getattr(self, key)
+      self.require(key, holds, f"must be 0: a {self.name} has no attention (name='vit' has)")
+      holds = getattr(self, other) > 0 or not getattr(self, key)
+      self.require(key, holds, f"needs {other} above 0 too")
+    run = max(self.vit.layers, default=self.vit.depth)
+    rule = f"{run} blocks are run (vit.layers, else vit.depth)"
+    self.require("lora_blocks", self.lora_blocks <= run, rule)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,11 @@ _RATES = {"image_encoder": "image_rate", "text_encoder": "text_rate"}
 
 
 def is_frozen(path: str, patterns: Sequence[str]) -> bool:
-  """Tells whether one of the regular expressions matches in a parameter's path, "a/b/kernel"."""
-  return any(re.search(pattern, path) for pattern in patterns)
+  """Tells whether one of the regular expressions matches in a parameter's path, "a/b/kernel".
+
+  Never for low-rank updates ("a/lora_query_a"), which are there to learn where all else is frozen.
+  """
+  return "/lora_" not in path and any(re.search(pattern, path) for pattern in patterns)
 
 
 def check(params: dict, patterns: Sequence[str]) -> None:
@@ -22,13 +25,13 @@ def check(params: dict, patterns: Sequence[str]) -> None:
   paths = list(flatten_dict(params, sep="/"))
   for pattern in patterns:
     try:
-      matches = any(re.search(pattern, path) for path in paths)
+      matches = any(is_frozen(path, (pattern,)) for path in paths)
     except re.error as error:
       raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
     if not matches:
       raise ValueError(
-        f"{pattern!r} is in no parameter's path; they begin with {', '.join(sorted(params))}, e.g."
-        f" {paths[0]}"
+        f"{pattern!r} is in no parameter's path, but for low-rank updates, which always learn; they"
+        f" begin with {', '.join(sorted(params))}, e.g. {paths[0]}"
       )
   if all(is_frozen(path, patterns) for path in paths):
     raise ValueError("leaves nothing to learn")

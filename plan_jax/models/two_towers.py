@@ -198,9 +198,12 @@ def _image_arguments(image) -> dict:
   arguments = dict(image, mean=tuple(image.mean), std=tuple(image.std))
   name, vit = arguments.pop("name"), arguments.pop("vit")
   del arguments["weights"], arguments["adapter"]
+  # A run's config may be older than these keys.
+  lora = {key: arguments.pop(key, 0) for key in ("lora_rank", "lora_blocks")}
   if name == "resnet":
     return arguments
-  return dict(vit, layers=tuple(vit.layers), mean=arguments["mean"], std=arguments["std"])
+  pixels = {key: arguments[key] for key in ("mean", "std")}
+  return dict(vit, layers=tuple(vit.layers)) | pixels | lora
 
 
 def _text_arguments(text, vocabulary_size: int) -> dict:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from plan_jax.models import lora
 from plan_jax.models.layers.attention import attend
 from plan_jax.models.layers.dense import dot_general
 from plan_jax.models.layers.gelu import gelu
@@ -63,13 +64,17 @@ VARIANTS = {
 
 
 class Block(nn.Module):
-  """Self-attention and a two-layer perceptron, each with layer norm before it and a residual."""
+  """Self-attention and a two-layer perceptron, each with layer norm before it and a residual.
+
+  With a `lora_rank` queries and values have low-rank updates (see `lora`).
+  """
 
   num_heads: int
   mlp_dim: int
   dtype: Any
   variant: Variant = VARIANTS["vit"]
   gated: bool = False
+  lora_rank: int = 0
 
   @nn.compact
   def __call__(
@@ -87,8 +92,11 @@ class Block(nn.Module):
 
     y = norm(name="attention_norm")(x)
     shape = (*x.shape[:2], self.num_heads, embed_dim // self.num_heads)
-    names = ("query", "key", "value")
-    query, key, value = (dense(embed_dim, name=name)(y).reshape(shape) for name in names)
+    query, key, value = (dense(embed_dim, name=name)(y) for name in ("query", "key", "value"))
+    if self.lora_rank:
+      query += lora.update(self, "query", y, self.lora_rank)
+      value += lora.update(self, "value", y, self.lora_rank)
+    query, key, value = (x.reshape(shape) for x in (query, key, value))
     if rotation is not None:
       query, key = rotate(query, rotation), rotate(key, rotation)
     y = dense(embed_dim, name="attention_out")(attend(query, key, value).reshape(x.shape))
@@ -145,6 +153,8 @@ class ViT(nn.Module):
     gated: whether the perceptrons are SwiGLU, as DINOv2's giant has them.
     layers: numbers, from 1, of the blocks whose features are taken, each with the last norm, one
       behind the other in the channels; blocks after them are not run; empty: the last block.
+    lora_rank, lora_blocks: rank of the low-rank updates, and the number of blocks that have them,
+      from the last that is run down.
   """
 
   embed_dim: int = 768
@@ -161,6 +171,8 @@ class ViT(nn.Module):
   registers: int = 0
   gated: bool = False
   layers: Sequence[int] = ()
+  lora_rank: int = 0
+  lora_blocks: int = 0
 
   first_px = None  # patches tile the image
 
@@ -196,7 +208,8 @@ class ViT(nn.Module):
     taken, sizes = self.layers or (self.depth,), (self.num_heads, self.mlp_dim, self.dtype)
     outputs = {}
     for number in range(1, max(taken) + 1):
-      x = block(*sizes, variant, self.gated, name=f"block{number}")(x, rotation)
+      rank = self.lora_rank if number > max(taken) - self.lora_blocks else 0
+      x = block(*sizes, variant, self.gated, rank, name=f"block{number}")(x, rotation)
       outputs[number] = x
     norm = nn.LayerNorm(variant.epsilon, dtype=self.dtype, name="norm")
     grid = jnp.concatenate([norm(outputs[n][:, first.shape[1] :]) for n in taken], -1)

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -41,12 +42,16 @@ class Assembly:
       return jax.jit(make, out_shardings=self.shardings)()
 
   def with_encoders(self, state: TrainState, encoders: dict[str, LoadedEncoder]) -> TrainState:
-    """Puts these encoders, by their names in the parameters, into a state before the first step."""
+    """Puts these encoders, by their names in the parameters, into a state before the first step.
+
+    Low-rank updates, which no encoder brings, stay as they are.
+    """
 
     def replaced(tree, shardings, part):
       given = {name: getattr(encoder, part) for name, encoder in encoders.items()}
-      given = {name: weights for name, weights in given.items() if weights}
-      return tree | jax.device_put(given, {name: shardings[name] for name in given})
+      given, shardings = flatten_dict(given), flatten_dict(shardings)
+      given = jax.device_put(given, {path: shardings[path] for path in given})
+      return unflatten_dict(flatten_dict(tree) | given)
 
     return state.replace(
       params=replaced(state.params, self.shardings.params, "params"),

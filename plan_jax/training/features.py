@@ -26,7 +26,8 @@ from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 
-_APART = ("weights", "adapter")  # where the weights lie, and what learns on the features
+# Where the weights lie, and what learns on the features, or is refused with them.
+_APART = ("weights", "adapter", "lora_rank", "lora_blocks")
 
 
 class Job(NamedTuple):

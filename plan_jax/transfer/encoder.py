@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import images
 from plan_jax.inference.load import load
+from plan_jax.models import lora
 from plan_jax.models.resnet import BLOCKS, ResNet
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.runtime.logging import log
@@ -27,7 +28,7 @@ NO_RUN = -1  # the step of fresh weights
 
 
 class Encoder(NamedTuple):
-  """An image encoder, without what may project its last map.
+  """An image encoder, without what may project its last map; low-rank updates are merged.
 
   Attributes:
     module: a ResNet or a ViT.
@@ -61,12 +62,15 @@ def run_encoder(workdir: Path, config: ConfigDict, *, step: int = LATEST) -> Enc
 
 def _module(config: ConfigDict) -> nn.Module:
   module = image_encoder(config.model.image)
-  return module.clone(projector=0) if isinstance(module, ResNet) else module
+  return module.clone(**{"projector" if isinstance(module, ResNet) else "lora_rank": 0})
 
 
 def encoder_weights(variables: dict) -> dict:
-  """Returns the image encoder's part of a model's variables, on the host, without its projector."""
-  return {
+  """Returns the image encoder's part of a model's variables, on the host.
+
+  It is without its projector, and low-rank updates are in their kernels.
+  """
+  parts = {
     collection: {
       name: leaf
       for name, leaf in tree.get("image_encoder", {}).items()
@@ -74,6 +78,7 @@ def encoder_weights(variables: dict) -> dict:
     }
     for collection, tree in jax.device_get(variables).items()
   }
+  return parts | {"params": lora.merged(parts["params"])}
 
 
 def fingerprint(weights: dict) -> str:

@@ -74,13 +74,15 @@ class _Placement(NamedTuple):
 def load_image(path: str | Path, encoder: ResNet | ViT, *, key: str = "image") -> LoadedEncoder:
   """Loads weights for an image encoder, from a file or folder of one of IMAGE_LAYOUTS.
 
-  Stages of a ResNet that the encoder does not run, and a projector that it has not, are left aside.
-  Messages name the encoder's settings by `key`.
+  Stages of a ResNet that the encoder does not run, and a projector that it has not, are left aside;
+  low-rank updates are not in a file. Messages name the encoder's settings by `key`.
 
   Raises:
     WeightsError: the file cannot be read or its layout is unknown; sizes differ from the encoder's
       (with the settings that fit); names are missing or unexpected, or shapes differ.
   """
+  if isinstance(encoder, ViT):
+    encoder = encoder.clone(lora_rank=0)
   return _load(path, encoder, IMAGE_LAYOUTS, key)
 
 
