@@ -30,11 +30,13 @@ class ImageFeatures(NamedTuple):
     pixels: rows of the grid one after another.
     embedding: unit norm.
     global_pixels: unit norm: the embedding that each pixel alone would give.
+    features: of the image encoder, C channels, in its dtype.
   """
 
   pixels: Float[Array, "B P D"]
   embedding: Float[Array, "B D"]
   global_pixels: Float[Array, "B P D"]
+  features: Float[Array, "B P C"]
 
 
 class TextFeatures(NamedTuple):
@@ -120,6 +122,7 @@ class TwoTowers(nn.Module):
       x = x.reshape(x.shape[0], -1, x.shape[-1])
     else:
       x = image.astype(self.dtype)
+    features = x
     x = self.image_adapter(x).astype(jnp.float32)
     # Over a pixel's own channels: a norm over the image would tell every pixel of the others.
     x = self.pixel_norm(x)
@@ -127,6 +130,7 @@ class TwoTowers(nn.Module):
       pixels=self.pixel_head(x),
       embedding=l2_normalize(self.image_head(x.mean(1))),
       global_pixels=l2_normalize(self.image_head(x)),
+      features=features,
     )
 
   def embed_texts(self, batch: dict, *, train: bool = False) -> TextFeatures:

@@ -26,6 +26,9 @@ ALIGNMENT = Alignment(
   word_weight=0.0,
   term_weight=0.0,
   side_weight=0.0,
+  spread_steps=0,
+  spread_tau=0.2,
+  spread_radius_fraction=0.0625,
   dtype="float32",
   implementation="full",
   tile_images=3,
@@ -146,7 +149,10 @@ def attend(method, stage=STAGE):
   rng = np.random.default_rng(2)
   x = case()
   image = ImageFeatures(
-    x.pixels[0], x.image_embedding[0], jnp.asarray(oracle.l2_normalize(rng.normal(size=(P, D))))
+    x.pixels[0],
+    x.image_embedding[0],
+    jnp.asarray(oracle.l2_normalize(rng.normal(size=(P, D)))),
+    features=x.pixels[0],
   )
   text = TextFeatures(x.words[1], x.mask[1], x.significance[1], x.attention[1], x.text_embedding[1])
   alignment = dataclasses.replace(ALIGNMENT, method=method)

@@ -1,6 +1,7 @@
 """The side loss: the region of a term lies in the half of the image that its sentence names."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,9 @@ def test_descent_moves_a_region_to_its_half():
   for _ in range(200):
     words -= 0.5 * jax.grad(lambda w: plan.side_loss(x._replace(words=w), STAGE, SIDES))(words)
   for b, w in zip(*np.nonzero(HALF), strict=True):
-    text = x._replace(words=words[b], pixels=x.pixels[b])
-    weight = plan.attend(text, text, STAGE, SIDES).weight[w].reshape(4, 4).sum(0)
+    image = SimpleNamespace(pixels=x.pixels[b], features=x.pixels[b])
+    text = SimpleNamespace(words=words[b])
+    weight = plan.attend(image, text, STAGE, SIDES).weight[w].reshape(4, 4).sum(0)
     left, right = weight[:2].sum(), weight[2:].sum()
     assert (right > left) == (HALF[b, w] == 1)
 

@@ -7,7 +7,16 @@ from typing import Annotated, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from input_pipeline.section import Count, FiniteFloat, PositiveInt, Section, Share, Weight, one_of
+from input_pipeline.section import (
+  Count,
+  FiniteFloat,
+  PositiveFloat,
+  PositiveInt,
+  Section,
+  Share,
+  Weight,
+  one_of,
+)
 from plan_jax.alignment import blockwise, pairwise
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.regions import SPARSIFIERS
@@ -61,6 +70,8 @@ class Alignment(Section):
       it learns from the other losses alone.
     side_weight: of `plan`, weight of the side loss, see plan.side_loss; 0: sides are learned from
       the contrast alone.
+    spread_steps, spread_tau, spread_radius_fraction: of `plan`, see spread.Walk: how the regions
+      that it shows grow along the image; training does not see it.
     dtype: of the products of words and pixels, see similarity.product.
     implementation: of the contrast over all pairs, a name of pairwise.IMPLEMENTATIONS.
     tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.
@@ -76,6 +87,9 @@ class Alignment(Section):
   word_weight: Weight
   term_weight: Weight
   side_weight: Weight
+  spread_steps: Count
+  spread_tau: PositiveFloat
+  spread_radius_fraction: PositiveFloat
   dtype: Annotated[str, one_of("float32", "bfloat16")]
   implementation: Annotated[str, one_of(*pairwise.IMPLEMENTATIONS)]
   tile_images: Count
