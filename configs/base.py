@@ -117,9 +117,9 @@ def _alignment() -> dict:
     word_weight=3.0,  # of the contrast of single words over the images
     term_weight=1.0,  # of the diagnostic terms as a teacher of the significance
     side_weight=0.0,  # of "a term's region lies in the half of the image that its sentence names"
-    spread_steps=0,  # of a random walk along the image's features, of regions that are shown
-    spread_tau=0.2,  # how alike two pixels are that it goes between
-    spread_radius_fraction=0.0625,  # of the image's side: how far it goes in a step
+    spread_steps=0,  # regions that are shown spread over pixels that look alike, in so many steps
+    spread_tau=0.2,  # how alike
+    spread_radius_fraction=0.0625,  # how far a step reaches, of the image's side
     dtype="bfloat16",  # of the products of words and pixels; or "float32"
     implementation="ring",  # the same on one device: "chunked", or "full"
     tile_images=0,  # compared at once; 0: as many as fit into tile_mib

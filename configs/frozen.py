@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
   config.train.freeze = ("^image_encoder/", "^text_encoder/")
   config.data.flip_fraction = 0.5
   config.text.places = True
+  config.alignment.update(side_weight=1.0, spread_steps=8)
   config.model.text.max_position = 512
   config.train.update(steps=300, batch_size=32, learning_rate=1e-3, weight_decay=1.0)
   config.evaluation.every_steps = 100

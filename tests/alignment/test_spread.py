@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plan_jax.alignment.spread import Walk, spread
+from plan_jax.alignment.spread import Diffusion, spread
 
-WALK = Walk(steps=3, tau=0.2, radius_fraction=0.25)
+DIFFUSION = Diffusion(steps=3, tau=0.2, radius_fraction=0.25)
 
 
 def case(size=4, words=3, channels=5):
@@ -19,7 +19,7 @@ def case(size=4, words=3, channels=5):
   return jnp.asarray(weight, jnp.float32), jnp.asarray(features, jnp.float32)
 
 
-def by_hand(weight, features, walk):
+def by_hand(weight, features, diffusion):
   """Pixel by pixel, step by step."""
   count = len(features)
   size = int(count**0.5)
@@ -30,35 +30,36 @@ def by_hand(weight, features, walk):
     for q in range(count):
       cosine = x[p] @ x[q] / np.linalg.norm(x[p]) / np.linalg.norm(x[q])
       apart = np.hypot(p // size - q // size, p % size - q % size) / size
-      step[p, q] = np.exp(cosine / walk.tau - apart**2 / (2 * walk.radius_fraction**2))
+      step[p, q] = np.exp(cosine / diffusion.tau - apart**2 / (2 * diffusion.radius_fraction**2))
     step[p] /= step[p].sum()
-  for _ in range(walk.steps):
-    weight = weight @ step
-  return weight
+  spread_out = np.asarray(weight, np.float64)
+  for _ in range(diffusion.steps):
+    spread_out = spread_out @ step.T
+  return spread_out * np.asarray(weight).sum(1, keepdims=True) / spread_out.sum(1, keepdims=True)
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
-def test_equals_the_walk_by_hand(size):
+def test_equals_the_diffusion_by_hand(size):
   weight, features = case(size)
   if size == 1:  # a pixel alone is its image's mean
-    np.testing.assert_allclose(spread(weight, features, WALK), weight, rtol=1e-6)
+    np.testing.assert_allclose(spread(weight, features, DIFFUSION), weight, rtol=1e-6)
     return
   np.testing.assert_allclose(
-    jax.jit(spread, static_argnums=2)(weight, features, WALK),
-    by_hand(weight, features, WALK),
+    jax.jit(spread, static_argnums=2)(weight, features, DIFFUSION),
+    by_hand(weight, features, DIFFUSION),
     rtol=1e-4,
   )
 
 
 def test_no_step_changes_nothing():
   weight, features = case()
-  assert spread(weight, features, replace(WALK, steps=0)) is weight
+  assert spread(weight, features, replace(DIFFUSION, steps=0)) is weight
 
 
 def test_the_sum_of_each_region_stays():
   weight, features = case()
   weight = weight.at[1].set(0)  # of padding
-  got = spread(weight, features.astype(jnp.float16), WALK)
+  got = spread(weight, features.astype(jnp.float16), DIFFUSION)
   np.testing.assert_allclose(got.sum(-1), [1, 0, 1], atol=1e-6)
   assert (np.asarray(got) >= 0).all()
 
@@ -68,14 +69,14 @@ def test_a_region_fills_what_looks_alike_and_stops_at_its_edge():
   inside[2:6, 2:7] = True
   features = jnp.where(inside.reshape(-1, 1), jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))
   weight = jnp.zeros((1, 64)).at[0, 3 * 8 + 3].set(1)
-  got = np.asarray(spread(weight, features, Walk(30, 0.1, 0.2))).reshape(8, 8)
+  got = np.asarray(spread(weight, features, Diffusion(30, 0.1, 0.2))).reshape(8, 8)
   assert got[inside].sum() > 0.99
   assert got[inside].min() > 0.5 / inside.sum()
 
 
 def test_features_that_are_all_alike_leave_the_distance():
   weight, features = case()
-  got = spread(weight, jnp.ones_like(features), WALK)
+  got = spread(weight, jnp.ones_like(features), DIFFUSION)
   assert np.isfinite(got).all()
   np.testing.assert_allclose(got.sum(-1), 1, rtol=1e-5)
 
@@ -83,4 +84,4 @@ def test_features_that_are_all_alike_leave_the_distance():
 def test_a_grid_that_is_not_square_is_refused():
   weight, features = case()
   with pytest.raises(ValueError, match="square grid, not 15 pixels"):
-    spread(weight[:, :15], features[:15], WALK)
+    spread(weight[:, :15], features[:15], DIFFUSION)

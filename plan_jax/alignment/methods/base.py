@@ -70,8 +70,8 @@ class Alignment(Section):
       it learns from the other losses alone.
     side_weight: of `plan`, weight of the side loss, see plan.side_loss; 0: sides are learned from
       the contrast alone.
-    spread_steps, spread_tau, spread_radius_fraction: of `plan`, see spread.Walk: how the regions
-      that it shows grow along the image; training does not see it.
+    spread_steps, spread_tau, spread_radius_fraction: of `plan`, see spread.Diffusion: how regions
+      that are shown spread along the image; training does not see it.
     dtype: of the products of words and pixels, see similarity.product.
     implementation: of the contrast over all pairs, a name of pairwise.IMPLEMENTATIONS.
     tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.

@@ -14,7 +14,7 @@ from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttent
 from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
 from plan_jax.alignment.refinement import Rounds, refine
 from plan_jax.alignment.similarity import ImageKeys, l2_normalize, pool_words, prepare
-from plan_jax.alignment.spread import Walk, spread
+from plan_jax.alignment.spread import Diffusion, spread
 
 _LEAST_SHARE = 0.01  # of a region in its half: bounds the gradient of the side loss
 
@@ -85,8 +85,8 @@ def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   """Returns the regions of the stage's last round, spread along the image."""
   a = alignment
   attention = _attend(image.pixels, text.words, rounds(a, stage))
-  walk = Walk(a.spread_steps, a.spread_tau, a.spread_radius_fraction)
-  return attention._replace(weight=spread(attention.weight, image.features, walk))
+  diffusion = Diffusion(a.spread_steps, a.spread_tau, a.spread_radius_fraction)
+  return attention._replace(weight=spread(attention.weight, image.features, diffusion))
 
 
 def side_loss(x: EmbeddedBatch, stage: Stage, alignment: Alignment) -> Float[Array, ""]:
