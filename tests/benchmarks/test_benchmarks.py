@@ -9,7 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import convert, evaluation, loader, local_loss, torch_steps, train_step
+from benchmarks import (
+  convert,
+  evaluation,
+  loader,
+  local_loss,
+  stored_features,
+  torch_steps,
+  train_step,
+)
 from benchmarks.step_inputs import SMALL, arrays
 from input_pipeline import images, records
 from input_pipeline.loader import Encode
@@ -18,6 +26,8 @@ from input_pipeline.readers.raw import stored_images
 from input_pipeline.text import diagnostic_terms, tokenizer
 from paths import ROOT
 from plan_jax.models.two_towers import build
+from plan_jax.training import assembly
+from tiny_runs import mesh_of
 
 SHAPE = (4, 3, 9, 8)
 
@@ -133,6 +143,21 @@ def test_loader_has_a_row_for_every_stage(tmp_path):
   assert len(rows) == 8
   assert all(np.isfinite(row["images_per_s"]) and row["images_per_s"] > 0 for row in rows)
   assert [row["overhead"] is None for row in rows] == [True] * 6 + [False] * 2
+
+
+def test_stored_features_and_encoding_take_turns(tmp_path, monkeypatch):
+  monkeypatch.setattr(assembly, "make_mesh", lambda *_: mesh_of(1))
+  made = stored_features.config("", 4, max_tokens=16, max_words=8)
+  made.model.image.vit.update(embed_dim=16, num_heads=2, mlp_dim=16, grid=2, layers=(1,))
+  made.model.update(image_px=28, embed_dim=8)
+  made.text.vocabulary_size = 100
+  made.model.text.update(embed_dim=16, num_heads=2, mlp_dim=16, depth=1)
+  stored_features.draw_weights(made, tmp_path / "random.safetensors")
+  folder = loader.draw(tmp_path / "records", 12, 64)
+  values = stored_features.measure(made, folder, tmp_path, steps=1, repeats=2)
+  assert values["storing"] > 0 and len(list((tmp_path / "features").glob("*.index.json"))) == 1
+  ratios = [a / b for a, b in zip(values["stored"], values["encoding"], strict=True)]
+  assert values["ratio"] == ratios and len(ratios) == 2 and min(ratios) > 0
 
 
 def test_convert_has_rows_for_every_worker_count(tmp_path):

@@ -69,9 +69,11 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
+def two_devices(monkeypatch):
+  # With all eight XLA's CPU backend may run two collectives of the step at once, and wait for ever:
+  # each blocks a thread for each device, and there are eight threads for both.
   for module in (assembly, config_lib):
-    monkeypatch.setattr(module, "make_mesh", lambda *_: mesh_of(1))
+    monkeypatch.setattr(module, "make_mesh", lambda *_: mesh_of(2))
 
 
 def source(path, split="train", *, stored=True):
