@@ -21,6 +21,8 @@ from plan_jax.runtime.workdir import FREE, Workdir, flatten
 BASE = "base"
 _LONGEST = 240  # of a name: file systems end at 255, and the log adds to it
 
+_ENCODING = ("data.", "model.image")  # keys that stored features depend on
+
 Overrides = dict[str, object]  # flattened key of the config, without "config." -> value
 
 
@@ -97,7 +99,8 @@ def load(file: str, out: str, extra: Sequence[str] = ()) -> list[Run]:
   Args:
     file: a config file with `get_config()`, and `sweep()` that returns one dict of overrides a run.
     out: folder of the study. Runs of the same data overrides share the records OUT/records/NAME,
-      unless their config names others.
+      and those of the same image encoder too the stored features OUT/features/NAME, unless their
+      config names others.
     extra: more flags for every run, each `--config.KEY=VALUE`.
 
   Raises:
@@ -210,6 +213,10 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
   if not config.data.records:
     config.data.records = _records(out, overrides)
     arguments += (f"--config.data.records={config.data.records}",)
+  if config.data.store_features and not config.data.features:
+    encoding = {key: value for key, value in overrides.items() if key.startswith(_ENCODING)}
+    config.data.features = str(Path(out, "features", name(encoding)))
+    arguments += (f"--config.data.features={config.data.features}",)
   every = (f"--config={file}", *arguments, f"--workdir={workdir.path}")
   return Run(dict(overrides), config, workdir, every)
 

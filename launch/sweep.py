@@ -83,6 +83,7 @@ def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
     f" {parallel} at a time"
   )
   make_records(waiting)
+  make_features(waiting)
   start, total, failed = time.monotonic(), len(waiting), []
   running: list[tuple[Run, subprocess.Popen, float]] = []
   before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -124,6 +125,17 @@ def make_records(runs: Sequence[Run]) -> None:
     make_records(chosen, Path(chosen.records), limits)
 
 
+def make_features(runs: Sequence[Run]) -> None:
+  """Stores the features that runs share, each once; runs side by side cannot. Raises UserError."""
+  first: dict[str, Run] = {}
+  for run in runs:
+    if run.config.data.store_features:
+      first.setdefault(run.config.data.features, run)
+  for run in first.values():
+    if subprocess.run([*run.command(), "--mode=features"], stdin=subprocess.DEVNULL).returncode:
+      raise UserError(f"{run.config.data.features}: the features of {run.name} cannot be stored")
+
+
 def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:
   """Writes an array job over the runs that are not complete; submits it where there is a sbatch.
 
@@ -134,6 +146,7 @@ def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:
     log.info(f"all {len(runs)} runs are complete: nothing to submit")
     return
   make_records(waiting)
+  make_features(waiting)
   commands, script = (out / "commands.txt").absolute(), out / "sweep.sbatch"
   replace_text(commands, "".join(shlex.join(run.command()) + "\n" for run in waiting))
   job = shlex.quote(str(Path(__file__).with_name("slurm_job.sh")))  # requeues what is preempted

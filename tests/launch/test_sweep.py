@@ -118,6 +118,37 @@ def test_runs_of_the_same_data_share_their_records(tmp_path, monkeypatch):
   assert made == [base, other, tmp_path / "mine"]
 
 
+def test_runs_of_the_same_encoder_share_its_features(tmp_path, monkeypatch):
+  stored = {"data.store_features": True, "data.augment": False}
+  stored |= {"train.freeze": ("image_encoder",), "model.image.weights": "/models/any"}
+  runs = load(
+    tmp_path,
+    [
+      stored,
+      stored | {"alignment.eta": 0.1},
+      stored | {"model.image.weights": "/models/other"},
+      stored | {"data.features": str(tmp_path / "mine")},
+      {},
+    ],
+  )
+  folders = [run.config.data.features for run in runs]
+  assert len(set(folders)) == 4
+  assert folders[0] == folders[1]
+  assert folders[0].startswith(str(tmp_path / "out" / "features"))
+  assert folders[3:] == [str(tmp_path / "mine"), ""]
+  assert f"--config.data.features={folders[2]}" in runs[2].flags
+  begun, codes = [], iter([0, 0, 1])
+
+  def run(command, **_):
+    begun.append(command)
+    return subprocess.CompletedProcess(command, next(codes))
+
+  monkeypatch.setattr(subprocess, "run", run)
+  with pytest.raises(UserError, match="mine: the features of .* cannot be stored"):
+    sweep.make_features(runs)
+  assert begun == [[*runs[i].command(), "--mode=features"] for i in (0, 2, 3)]
+
+
 def test_complete_is_an_evaluation_of_the_last_step(tmp_path):
   (run,) = load(tmp_path, [{}])
   assert not run.complete()
