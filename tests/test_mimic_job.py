@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import string
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from configs import mimic
 from configs.local import localised
@@ -56,6 +58,30 @@ def test_the_main_job(source, tmp_path, variant):
   assert (tmp_path / "run" / "report" / "index.html").exists()
 
 
+def sentence_encoder(folder, transformers):
+  """Writes a small random MPNet as sentence-transformers lays it out; its words are letters."""
+  letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+  words = [
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    *letters,
+    *(f"##{letter}" for letter in letters),
+    "<mask>",
+  ]
+  sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
+  sizes |= dict(max_position_embeddings=514, vocab_size=len(words))
+  transformers.MPNetModel(transformers.MPNetConfig(**sizes)).save_pretrained(folder)
+  vocabulary = {word: number for number, word in enumerate(words)}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="<unk>"))
+  tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  tokenizer.save(str(folder / "tokenizer.json"))
+  (folder / "1_Pooling").mkdir()
+  (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+
+
 def test_the_main_job_on_a_frozen_encoder(source, tmp_path):
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   torch.manual_seed(0)
@@ -64,9 +90,11 @@ def test_the_main_job_on_a_frozen_encoder(source, tmp_path):
   model.save_pretrained(tmp_path / "rad-dino")
   pixels = {"image_mean": [0.5] * 3, "image_std": [0.2] * 3, "size": {"shortest_edge": 56}}
   (tmp_path / "rad-dino" / "preprocessor_config.json").write_text(json.dumps(pixels))
+  sentence_encoder(tmp_path / "mpnet", transformers)
   command = [
     *(sys.executable, "-m", "plan_jax.main"),
     "--config=configs/mimic.py:frozen",
+    f"--config.model.text.weights={tmp_path / 'mpnet'}",
     f"--config.data.source={source}",
     f"--config.model.image.weights={tmp_path / 'rad-dino'}",
     "--config.model.image_px=56",
@@ -79,6 +107,9 @@ def test_the_main_job_on_a_frozen_encoder(source, tmp_path):
   assert set(evaluation.data) == {"mimic_cxr/test", "mimic_5x200/test", "ms_cxr/test"}
   assert "1 kB each (16 x 24 values of 2 bytes)" in done.stdout
   assert list((tmp_path / "run" / "features_ms_cxr").glob("*.index.json"))
+  assert (
+    json.loads((tmp_path / "run" / "config.json").read_text())["model"]["text"]["name"] == "mpnet"
+  )
 
 
 def test_what_the_frozen_job_keeps_for_the_backward_pass():
