@@ -21,8 +21,6 @@ from plan_jax.runtime.workdir import FREE, Workdir, flatten
 BASE = "base"
 _LONGEST = 240  # of a name: file systems end at 255, and the log adds to it
 
-_ENCODING = ("data.", "model.image")  # keys that stored features depend on
-
 Overrides = dict[str, object]  # flattened key of the config, without "config." -> value
 
 
@@ -161,6 +159,11 @@ def _records(out: str | Path, overrides: Overrides) -> str:
   return str(Path(out, "records", name(data_of(overrides))))
 
 
+def _encodes(key: str) -> bool:
+  """Tells whether stored features depend on a key."""
+  return key.startswith(("data.", "model.image", "model.dtype")) and key != "model.image.adapter"
+
+
 def _text(value: object) -> str:
   if isinstance(value, tuple):
     return "_".join(_text(item) for item in value) or "none"
@@ -214,7 +217,7 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
     config.data.records = _records(out, overrides)
     arguments += (f"--config.data.records={config.data.records}",)
   if config.data.store_features and not config.data.features:
-    encoding = {key: value for key, value in overrides.items() if key.startswith(_ENCODING)}
+    encoding = {key: value for key, value in overrides.items() if _encodes(key)}
     config.data.features = str(Path(out, "features", name(encoding)))
     arguments += (f"--config.data.features={config.data.features}",)
   every = (f"--config={file}", *arguments, f"--workdir={workdir.path}")

@@ -128,7 +128,8 @@ def make_records(runs: Sequence[Run]) -> None:
 def make_features(runs: Sequence[Run]) -> None:
   """Stores the features that runs share, each once; runs side by side cannot. Raises UserError."""
   first: dict[str, Run] = {}
-  for run in runs:
+  # Of runs with a folder of their own choice, one that needs mirror images too.
+  for run in sorted(runs, key=lambda run: not run.config.data.flip_fraction):
     if run.config.data.store_features:
       first.setdefault(run.config.data.features, run)
   for run in first.values():
@@ -139,7 +140,8 @@ def make_features(runs: Sequence[Run]) -> None:
 def submit(runs: Sequence[Run], out: Path, parallel: int, more: str) -> None:
   """Writes an array job over the runs that are not complete; submits it where there is a sbatch.
 
-  `more` are options of sbatch. Raises UserError where the records cannot be made, or sbatch fails.
+  Records and stored features are made before, here. `more` are options of sbatch. Raises UserError
+  where they cannot be made, or sbatch fails.
   """
   waiting = [run for run in runs if not run.complete()]
   if not waiting:

@@ -78,9 +78,9 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
     variables = jax.device_get(model.variables)
     variables |= {"params": lora.merged(variables["params"])}
     config = workdir.load_config()
+    card = model_card.text(workdir, config, model.step, model.grid)  # with what the run learned
     config.model.image.update(lora_rank=0, lora_blocks=0)
     inputs = _inputs(config)
-    card = model_card.text(workdir, config, model.step, model.grid)
     exported = _export(variables, model.stage, config, load_tokenizer(workdir), inputs)
     about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
     shutil.copytree(workdir.tokenizer, temporary, dirs_exist_ok=True)

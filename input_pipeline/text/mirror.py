@@ -68,6 +68,7 @@ _UNKNOWN = re.compile(
   rf"|\b(?:{_MISSPELT})|\b(?!(?:{_NO_SIDES})\b)[rl](?:[a-z]{{0,2}}|{_NO_WORDS})\b",
   re.IGNORECASE,
 )
+_DIRECTION = re.compile("shift|deviat|displac|convex|rotat|curv|toward|wards", re.IGNORECASE)
 _BOTH = re.compile(r"\bbi(?:lateral|bas[ai]|apical)|\bboth\b", re.IGNORECASE)
 
 
@@ -94,12 +95,13 @@ def sides(text: str) -> set[str]:
 def half(text: str) -> int:
   """Returns the half of a frontal image that a text names: 1 its right, the patient's left; -1.
 
-  0 where the text names none, both, or one that cannot be told.
+  0 where the text names none, both, one that cannot be told, or a direction.
 
   half("Small left effusion.")  # 1
+  half("The heart is shifted to the left.")  # 0
   """
   named = sides(text)
-  if len(named) != 1 or not can_be_swapped([text]):
+  if len(named) != 1 or _DIRECTION.search(text) or not can_be_swapped([text]):
     return 0
   return 1 if "left" in named else -1
 

@@ -1,4 +1,5 @@
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -153,6 +154,40 @@ def test_terms_stand_beside_their_words(encode):
       assert not (example["term"] & ~example["word_mask"]).any()
       count += example["term"].sum()
   assert count > 0
+
+
+@pytest.mark.parametrize(
+  ("view", "flip_fraction", "sign"),
+  [("PA", 0.0, 1), ("", 0.0, 1), ("PA", 1.0, -1), ("LATERAL", 0.0, 0), ("LL", 0.0, 0)],
+)
+def test_terms_know_the_half_of_the_image_that_their_sentence_names(
+  encode, view, flip_fraction, sign
+):
+  sentences = ("Small left effusion.", "Nodule, right apex.", "Cardiomegaly.", "No pneumothorax.")
+  example = replace(IMAGES[0], sentences=sentences, view=view)
+  flipping = replace(encode, flip_fraction=flip_fraction, augment=None)
+  half = {"effusion": sign, "nodule": -sign}
+  for seed in range(4):  # in any order of the sentences
+    row = flipping.random_map(example, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    if flip_fraction:
+      rng.random()
+    ordered = [sentences[i] for i in rng.permutation(4)]
+    words = [word.lower() for text in ordered for word in re.findall(r"\w+", text)]
+    got = dict(zip(words, row["half"], strict=False))
+    assert {word: got[word] for word in ("effusion", "nodule", "cardiomegaly", "small")} == {
+      **half,
+      "cardiomegaly": 0,
+      "small": 0,
+    }
+    assert not row["half"][~row["term"]].any()
+
+
+def test_words_of_a_sentence_that_was_cut_keep_their_half(encode):
+  short = replace(encode, max_words=3, augment=None)
+  example = replace(IMAGES[0], sentences=("There is effusion on the left.",))
+  row = short.random_map(example, np.random.default_rng(0))
+  assert row["half"].tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

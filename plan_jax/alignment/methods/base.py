@@ -86,15 +86,16 @@ class Alignment(Section):
   beta: FiniteFloat
   word_weight: Weight
   term_weight: Weight
-  side_weight: Weight
-  spread_steps: Count
-  spread_tau: PositiveFloat
-  spread_radius_fraction: PositiveFloat
   dtype: Annotated[str, one_of("float32", "bfloat16")]
   implementation: Annotated[str, one_of(*pairwise.IMPLEMENTATIONS)]
   tile_images: Count
   tile_reports: Count
   tile_mib: PositiveInt
+  # A run's config may be older than these keys.
+  side_weight: Weight = 0.0
+  spread_steps: Count = 0
+  spread_tau: PositiveFloat = 0.2
+  spread_radius_fraction: PositiveFloat = 0.0625
 
 
 class WordAttention(NamedTuple):

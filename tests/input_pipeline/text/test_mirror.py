@@ -188,6 +188,8 @@ def test_real_reports():
     ("Left effusion, right base clear.", 0),
     ("Bilateral effusions.", 0),
     ("Clear lungs.", 0),
+    ("The heart is shifted to the left.", 0),
+    ("Scoliosis convex to the right.", 0),
     ("The tube is left in place.", 0),
     ("RML opacity, right.", 0),
     ("", 0),
