@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -116,6 +118,16 @@ def test_runs_of_the_same_data_share_their_records(tmp_path, monkeypatch):
   )
   sweep.make_records(runs)
   assert made == [base, other, tmp_path / "mine"]
+
+
+def test_the_study_on_real_images(tmp_path):
+  given = ["--config.data.source=/images", "--config.model.image.weights=/models/dinov2-small"]
+  runs = study.load(str(ROOT / "configs" / "real.py"), str(tmp_path), given)
+  seeds_of = Counter(study.name(study.without_seed(run.overrides)) for run in runs)
+  assert seeds_of["base"] == seeds_of["alignment.method=gloria"] == 5
+  assert seeds_of["alignment.side_weight=0.0"] == 3
+  folders = {run.config.data.features for run in runs}
+  assert {Path(folder).name for folder in folders} == {"base", "data.flip_fraction=0.0"}
 
 
 def test_runs_of_the_same_encoder_share_its_features(tmp_path, monkeypatch):
