@@ -88,6 +88,7 @@ def _model() -> dict:
         registers=0,
         gated=False,  # perceptrons of DINOv2's giant
         layers=(),  # blocks whose features are taken, from 1, e.g. (8,); none: the last
+        dark_below_fraction=0.0,  # of the range: darker patches show nothing, and have no features
       ),
     ),
     text=dict(

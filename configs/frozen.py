@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
   config = folder.get_config()
   freeze(config)
   config.train.freeze = ("^image_encoder/", "^text_encoder/")
+  # Margins and air, whose patches hold what belongs to the whole image, too.
+  config.model.image.vit.dark_below_fraction = 0.15
   config.data.flip_fraction = 0.5
   config.text.places = True
   config.alignment.update(side_weight=1.0, spread_steps=8)

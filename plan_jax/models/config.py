@@ -32,6 +32,7 @@ class ViTConfig(Section):
   registers: Count
   gated: bool
   layers: tuple[int, ...]
+  dark_below_fraction: ShareBelowOne
 
   def __post_init__(self):
     """Checks that the heads divide the width, and that there are the blocks that are read."""

@@ -153,6 +153,9 @@ class ViT(nn.Module):
     gated: whether the perceptrons are SwiGLU, as DINOv2's giant has them.
     layers: numbers, from 1, of the blocks whose features are taken, each with the last norm, one
       behind the other in the channels; blocks after them are not run; empty: the last block.
+    dark_below_fraction: of the range of an image; patches with a lower mean (margins, air beside the
+      body) show nothing, and their features are zero. Such patches of a frozen encoder differ from
+      image to image by what the whole image holds, which a contrast takes for regions (ours).
     lora_rank, lora_blocks: rank of the low-rank updates, and the number of blocks that have them,
       from the last that is run down.
   """
@@ -171,6 +174,7 @@ class ViT(nn.Module):
   registers: int = 0
   gated: bool = False
   layers: Sequence[int] = ()
+  dark_below_fraction: float = 0.0
   lora_rank: int = 0
   lora_blocks: int = 0
 
@@ -214,6 +218,9 @@ class ViT(nn.Module):
     norm = nn.LayerNorm(variant.epsilon, dtype=self.dtype, name="norm")
     grid = jnp.concatenate([norm(outputs[n][:, first.shape[1] :]) for n in taken], -1)
     grid = grid.reshape(x.shape[0], rows, columns, -1)
+    if self.dark_below_fraction:
+      brightness = patches(image, self.patch_px).mean(-1, keepdims=True)
+      grid = jnp.where(brightness < self.dark_below_fraction, 0, grid)
     if not class_too:
       return grid
     if variant.class_token:

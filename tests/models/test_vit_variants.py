@@ -115,3 +115,19 @@ def test_features_of_earlier_blocks(tmp_path, layers):
   assert blocks == {f"block{number}" for number in range(1, max(layers) + 1)}
   left = {name.split(".")[2] for name in loaded.provenance["left_aside"] if "layer." in name}
   assert left == {str(number) for number in range(max(layers), 4)}
+
+
+def test_patches_that_are_dark_have_no_features():
+  encoder = ViT(**VIT, **COLOUR, variant="dinov2")
+  x = np.full((2, 32, 32, 1), 0.5, np.float32)
+  x[0, 8:16, 16:24] = 0.1
+  x[1, :8, :8] = 0.3  # with one bright point: the mean counts
+  x[1, 8:16, :8] = 0.0
+  x[1, 8, 0] = 1.0
+  params = encoder.init(jax.random.key(0), x)
+  plain = encoder.apply(params, x)
+  got = encoder.clone(dark_below_fraction=0.2).apply(params, x)
+  dark = np.zeros((2, 4, 4), bool)
+  dark[0, 1, 2] = dark[1, 1, 0] = True
+  assert (np.asarray(got)[dark] == 0).all()
+  np.testing.assert_array_equal(np.asarray(got)[~dark], np.asarray(plain)[~dark])

@@ -119,6 +119,7 @@ def test_the_folder_is_enough_for_an_image_encoder(dinov2):
   assert (image.name, image.mean, image.std) == ("vit", (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
   sizes = dict(embed_dim=24, depth=2, num_heads=3, mlp_dim=48, patch_px=14, grid=4)
   more = dict(variant="dinov2", registers=0, gated=False, layers=())
+  more |= dict(dark_below_fraction=0.0)
   assert image.vit.to_dict() == sizes | more and config.model.image_px == 56
   config_lib.check(config)
   # The same in JSON, without the folder; keys that the command line changes are not kept.
