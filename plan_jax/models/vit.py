@@ -153,9 +153,9 @@ class ViT(nn.Module):
     gated: whether the perceptrons are SwiGLU, as DINOv2's giant has them.
     layers: numbers, from 1, of the blocks whose features are taken, each with the last norm, one
       behind the other in the channels; blocks after them are not run; empty: the last block.
-    dark_below_fraction: of the range of an image; patches with a lower mean (margins, air beside the
-      body) show nothing, and their features are zero. Such patches of a frozen encoder differ from
-      image to image by what the whole image holds, which a contrast takes for regions (ours).
+    dark_below_fraction: of the range of an image; patches with a lower mean (margins, air) show
+      nothing, and their features are zero. In a frozen encoder such patches hold what belongs to
+      the whole image, and a contrast takes them for regions (ours).
     lora_rank, lora_blocks: rank of the low-rank updates, and the number of blocks that have them,
       from the last that is run down.
   """
@@ -219,7 +219,7 @@ class ViT(nn.Module):
     grid = jnp.concatenate([norm(outputs[n][:, first.shape[1] :]) for n in taken], -1)
     grid = grid.reshape(x.shape[0], rows, columns, -1)
     if self.dark_below_fraction:
-      brightness = patches(image, self.patch_px).mean(-1, keepdims=True)
+      brightness = patches(jnp.asarray(image), self.patch_px).mean(-1, keepdims=True)
       grid = jnp.where(brightness < self.dark_below_fraction, 0, grid)
     if not class_too:
       return grid
