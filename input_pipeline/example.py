@@ -85,7 +85,8 @@ class Example:
   def is_lateral(self) -> bool:
     """Returns True where the view is not frontal, as far as it is told."""
     view = self.view.upper()
-    return "LAT" in view or view in ("L", "LL", "RL")  # of DICOM; LLD, RLD lie down, frontal
+    # LL, RL: of DICOM; decubitus, LLD and RLD there, is frontal, of a patient who lies on a side.
+    return ("LAT" in view and "DECUB" not in view) or view in ("L", "LL", "RL")
 
 
 def check(example: Example) -> None:

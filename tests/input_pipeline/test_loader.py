@@ -158,7 +158,8 @@ def test_terms_stand_beside_their_words(encode):
 
 @pytest.mark.parametrize(
   ("view", "flip_fraction", "sign"),
-  [("PA", 0.0, 1), ("", 0.0, 1), ("PA", 1.0, -1), ("LATERAL", 0.0, 0), ("LL", 0.0, 0)],
+  [("PA", 0.0, 1), ("", 0.0, 1), ("PA", 1.0, -1), ("LATERAL", 0.0, 0), ("LL", 0.0, 0)]
+  + [("LATERAL DECUBITUS", 0.0, 1), ("RLD", 0.0, 1)],
 )
 def test_terms_know_the_half_of_the_image_that_their_sentence_names(
   encode, view, flip_fraction, sign
