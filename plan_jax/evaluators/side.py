@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from input_pipeline import terminal
 from input_pipeline.example import Example
 from input_pipeline.text import mirror
 from plan_jax.evaluators.base import Evaluator
@@ -86,7 +87,7 @@ def score_side(
   if reasons:
     parts = [f"{number} {reason}" for reason, number in sorted(reasons.items())]
     total = count + reasons.total()
-    log.info(f"side: {count} of {total} phrases are scored; left out: {', '.join(parts)}")
+    log.info(f"side: {count} of {total} phrases are scored; left out: {terminal.join(parts)}")
   if not kept:
     return None
   return ExampleScores(
