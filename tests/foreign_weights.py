@@ -95,6 +95,17 @@ def assert_same_texts(path, encoder, model, layers=1, project=lambda x: x):
   return loaded
 
 
+def small_dinov2(folder, layers, *, std=0.25, size=None, seed=0):
+  """Writes a random DINOv2 at 56 px to a Hugging Face folder; `size` as its processor has it."""
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  torch.manual_seed(seed)
+  sizes = dict(hidden_size=24, num_hidden_layers=layers, num_attention_heads=3, mlp_ratio=2)
+  settings = transformers.Dinov2Config(**sizes, image_size=56, patch_size=14)
+  transformers.Dinov2Model(settings).save_pretrained(folder)
+  pixels = {"image_mean": [0.5] * 3, "image_std": [std] * 3, "size": size or {"height": 56}}
+  (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+
+
 def small_bert(folder, **change):
   """Writes a BERT of TINY's sizes to a Hugging Face folder, without torch."""
   sizes = dict(vocabulary=200, embed_dim=16, depth=1, mlp_dim=16, position=128) | change

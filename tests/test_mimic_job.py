@@ -14,6 +14,7 @@ import tokenizers
 from configs import mimic
 from configs.local import localised
 from fakes import physionet
+from foreign_weights import small_dinov2
 from input_pipeline.errors import UserError
 from paths import ROOT
 from plan_jax import experiment
@@ -58,8 +59,9 @@ def test_the_main_job(source, tmp_path, variant):
   assert (tmp_path / "run" / "report" / "index.html").exists()
 
 
-def sentence_encoder(folder, transformers):
+def sentence_encoder(folder):
   """Writes a small random MPNet as sentence-transformers lays it out; its words are letters."""
+  transformers = pytest.importorskip("transformers")
   letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
   words = [
     "<s>",
@@ -83,14 +85,8 @@ def sentence_encoder(folder, transformers):
 
 
 def test_the_main_job_on_a_frozen_encoder(source, tmp_path):
-  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-  torch.manual_seed(0)
-  sizes = dict(hidden_size=24, num_hidden_layers=9, num_attention_heads=3, mlp_ratio=2)
-  model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, image_size=56, patch_size=14))
-  model.save_pretrained(tmp_path / "rad-dino")
-  pixels = {"image_mean": [0.5] * 3, "image_std": [0.2] * 3, "size": {"shortest_edge": 56}}
-  (tmp_path / "rad-dino" / "preprocessor_config.json").write_text(json.dumps(pixels))
-  sentence_encoder(tmp_path / "mpnet", transformers)
+  small_dinov2(tmp_path / "rad-dino", 9, std=0.2, size={"shortest_edge": 56})
+  sentence_encoder(tmp_path / "mpnet")
   command = [
     *(sys.executable, "-m", "plan_jax.main"),
     "--config=configs/mimic.py:frozen",

@@ -48,6 +48,17 @@ def minmax(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[
   return kept / kept.sum(-1, keepdims=True)
 
 
+def square_side(pixels: int, need: str) -> int:
+  """Returns the side of a square grid of so many pixels.
+
+  Raises ValueError where it is none, which `need` begins ("boxes need").
+  """
+  side = math.isqrt(pixels)
+  if side * side != pixels:
+    raise ValueError(f"{need} a square grid, not {pixels} pixels")
+  return side
+
+
 @jax.custom_vjp
 def _entmax15(x: jax.Array) -> jax.Array:
   x = (x - x.max(-1, keepdims=True)) / 2
@@ -102,9 +113,7 @@ def box(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Arr
   Foreground are the pixels with at least half of the highest soft attention at temperature `tau`;
   `gamma` is not used. Raises ValueError where P is no square number.
   """
-  side = math.isqrt(similarity.shape[-1])
-  if side * side != similarity.shape[-1]:
-    raise ValueError(f"boxes need a square grid, not {similarity.shape[-1]} pixels")
+  side = square_side(similarity.shape[-1], "boxes need")
   highest = similarity.max(-1, keepdims=True)
   foreground = similarity >= highest - tau * math.log(2)
   foreground = foreground.reshape(*similarity.shape[:-1], side, side)

@@ -4,13 +4,13 @@ A contrast lights what tells images apart, a part of a finding; its extent is in
 looks alike is told by the image encoder's own features, not by those that the contrast has learned.
 """
 
-import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from plan_jax.alignment.regions import square_side
 from plan_jax.alignment.similarity import l2_normalize
 
 
@@ -40,9 +40,7 @@ def spread(
   """
   if not diffusion.steps:
     return weight
-  size = math.isqrt(features.shape[0])
-  if size * size != features.shape[0]:
-    raise ValueError(f"diffusion needs a square grid, not {features.shape[0]} pixels")
+  size = square_side(features.shape[0], "diffusion needs")
   x = features.astype(jnp.float32)
   x = l2_normalize(x - x.mean(0))
   line = jnp.arange(size) / size

@@ -1,6 +1,5 @@
 """Stored features: the same numbers as encoding each time, and refusal of all others."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from foreign_weights import small_dinov2
 from input_pipeline import features, images, records
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
@@ -33,19 +33,13 @@ from plan_jax.training.step import StagedStep
 from tiny_runs import mesh_of, tiny
 
 NOT_BEGUN = Workdir("not-begun")
-SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2)
-SIZES |= dict(image_size=56, patch_size=14)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
   """The config of a run on stored features with mirror images, and its folder of records."""
-  transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
   path = tmp_path_factory.mktemp("features")
-  torch.manual_seed(0)
-  transformers.Dinov2Model(transformers.Dinov2Config(**SIZES)).save_pretrained(path / "dinov2")
-  pixels = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 56}}
-  (path / "dinov2" / "preprocessor_config.json").write_text(json.dumps(pixels))
+  small_dinov2(path / "dinov2", 2)
   given = tiny(
     **{
       "model.image.weights": str(path / "dinov2"),
@@ -248,15 +242,13 @@ def test_features_of_another_encoder_are_refused(made, key, value):
 
 
 def test_weights_that_changed_after_the_run_began_are_refused(made, tmp_path):
-  transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
   config, path = made
   config = config.copy_and_resolve_references()
   weights, run = tmp_path / "dinov2", Workdir(tmp_path / "run")
   shutil.copytree(path / "dinov2", weights)
   config.model.image.weights, config.data.features = str(weights), str(tmp_path / "features")
   experiment.run(config, run, "train")
-  torch.manual_seed(1)
-  transformers.Dinov2Model(transformers.Dinov2Config(**SIZES)).save_pretrained(weights)
+  small_dinov2(weights, 2, seed=1)
   shutil.rmtree(tmp_path / "features")
   with pytest.raises(WeightsError, match=r"has changed since the run in .* began"):
     experiment.run(config, run, "evaluate")

@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
+from foreign_weights import small_dinov2
 from input_pipeline import images
 from input_pipeline.phantom import radiograph
 from plan_jax import config as config_lib
@@ -21,8 +22,6 @@ from plan_jax.training import assembly, features, pretrained
 from plan_jax.transfer.encoder import run_encoder
 from tiny_runs import mesh_of, tiny
 
-SIZES = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, mlp_ratio=2)
-SIZES |= dict(image_size=56, patch_size=14)
 IMAGES = [images.decode(radiograph.example(1, i, 64).image) for i in range(3)]
 
 
@@ -37,12 +36,8 @@ def one_device():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   """A config, and the folder of its run of three steps."""
-  transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
   path = tmp_path_factory.mktemp("lora")
-  torch.manual_seed(0)
-  transformers.Dinov2Model(transformers.Dinov2Config(**SIZES)).save_pretrained(path / "dinov2")
-  pixels = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 56}}
-  (path / "dinov2" / "preprocessor_config.json").write_text(json.dumps(pixels))
+  small_dinov2(path / "dinov2", 3)
   given = tiny(
     **{
       "model.image.weights": str(path / "dinov2"),

@@ -1,6 +1,5 @@
 """Method `plan`: contrast of all pairs by evidence from refined soft regions (after PLAN)."""
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -13,6 +12,7 @@ from plan_jax.alignment.methods import base
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
 from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
 from plan_jax.alignment.refinement import Rounds, refine
+from plan_jax.alignment.regions import square_side
 from plan_jax.alignment.similarity import ImageKeys, l2_normalize, pool_words, prepare
 from plan_jax.alignment.spread import Diffusion, spread
 
@@ -96,9 +96,7 @@ def side_loss(x: EmbeddedBatch, stage: Stage, alignment: Alignment) -> Float[Arr
   right of a frontal image is all that it teaches: no region is known to it. The middle column of
   an odd grid belongs to both halves equally. Raises ValueError where P is no square number.
   """
-  size = math.isqrt(x.pixels.shape[1])
-  if size * size != x.pixels.shape[1]:
-    raise ValueError(f"sides need a square grid, not {x.pixels.shape[1]} pixels")
+  size = square_side(x.pixels.shape[1], "sides need")
   across = jnp.tile(jnp.sign(2 * jnp.arange(size) - (size - 1)), size).astype(jnp.float32)
   settings = rounds(alignment, stage)
   weight = jax.vmap(lambda pixels, words: _attend(pixels, words, settings).weight)(
