@@ -246,13 +246,15 @@ def evaluation_set(
 ) -> ConfigDict:
   """A further data set to evaluate on; it is left out, and that is said, until it has a source.
 
-  Its records lie in WORKDIR/records_NAME, or where `records` says.
+  Its records lie in WORKDIR/records_NAME, its stored features, where the run has such, in
+  WORKDIR/features_NAME, or where `records` and `features` say.
   """
   return ConfigDict(
     dict(
       dataset=dataset,
       source="",
       records="",
+      features="",
       split=split,
       selection=selection,
       selection_seed=0,

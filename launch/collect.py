@@ -85,20 +85,32 @@ def check_reference(runs: Sequence[Run], against: str) -> None:
 
 
 def write_tables(
-  runs: Sequence[Run], out: Path, wanted: Sequence[Column], against: str = REFERENCE
+  runs: Sequence[Run],
+  out: Path,
+  wanted: Sequence[Column],
+  against: str = REFERENCE,
+  on: str = "",
 ) -> str:
   """Gathers the complete runs into OUT/table.md, which is returned, and OUT/table.json.
 
-  `wanted` are the columns, `against` the label of the row that the others are compared with.
+  `wanted` are the columns, `against` the label of the row that the others are compared with. With
+  `on`, the name of an evaluation set that the runs attach, gathers the results on that set into
+  OUT/table_NAME.md and .json.
 
   Raises:
-    UserError: no run is complete, no run has a column that was asked for, or runs of one method do
-      not rest on the same examples.
+    UserError: no run is complete, a run does not attach the set, no run has a column that was asked
+      for, or runs of one method do not rest on the same examples.
   """
+  for run in runs:
+    if on and on not in (sets := study.attached(run.config)):
+      raise UserError(
+        f"--set={on}: {run.name} has no such evaluation set with data; it has"
+        f" {', '.join(sets) or 'none'} (config.evaluation.sets.{on}.source attaches it)"
+      )
   complete = {run.name: run.complete() for run in runs}
   if not any(complete.values()):
     raise UserError(f"none of the {len(runs)} runs in {out} is complete: --mode=run runs them")
-  scored = [_read(run) for run in runs if complete[run.name]]
+  scored = [_read(run, on) for run in runs if complete[run.name]]
   known = {column for one_run in scored for column in one_run.rows[RUN]}
   present = [column for column in wanted if column in known]
   absent = [column for column in wanted if column not in known]
@@ -121,8 +133,9 @@ def write_tables(
     "left_out": sentences,
   }
   text = markdown(content, present)
-  replace_text(out / "table.json", json.dumps(_as_json(content), indent=1) + "\n")
-  replace_text(out / "table.md", text)
+  stem = f"table_{on}" if on else "table"
+  replace_text(out / f"{stem}.json", json.dumps(_as_json(content), indent=1) + "\n")
+  replace_text(out / f"{stem}.md", text)
   return text
 
 
@@ -247,13 +260,13 @@ def over_seeds(values: np.ndarray) -> Summary:
   return Summary(mean, mean - half, mean + half, len(values))
 
 
-def _read(run: Run) -> Scored:
+def _read(run: Run, on: str) -> Scored:
   """Raises UserError where a file is damaged, or a metric is there twice."""
   rows: dict[str, dict[Column, Row]] = {RUN: {}}
-  own = f"{run.config.data.dataset}/"
+  own = f"{on or run.config.data.dataset}/"
   for row in run.evaluation().rows:
     if not row.data.startswith(own) or row.protocol.startswith("compat-"):
-      continue  # of an attached evaluation set, or a metric that a protocol of ours has too
+      continue  # of another evaluation set, or a metric that a protocol of ours has too
     column = (row.task, row.group, row.metric)
     if column in rows.setdefault(row.model, {}):
       raise UserError(
@@ -263,7 +276,7 @@ def _read(run: Run) -> Scored:
   scores = {}
   example_scores.check(run.workdir.example_scores)
   for task in sorted({task for task, _, _ in rows[RUN]}):
-    path = run.workdir.example_scores_of(task)
+    path = run.workdir.example_scores_of(task, on)
     if path.exists():
       scores[task] = example_scores.read(path)
   return Scored(run, rows, scores)

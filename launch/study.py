@@ -52,7 +52,7 @@ class Run:
     return [python, "-m", "plan_jax.main", *self.flags]
 
   def complete(self) -> bool:
-    """Returns True where the last training step is evaluated, on the split that is wanted.
+    """Returns True where the last training step is evaluated, on the split and the sets wanted.
 
     Raises UserError where the evaluation is damaged, or the workdir is that of another config.
     """
@@ -61,8 +61,9 @@ class Run:
     if self.workdir.config.exists():
       self._check_config()
     evaluation, steps = self.evaluation(), self.config.train.steps
-    wanted = f"{self.config.data.dataset}/{self.config.evaluation.split}"
-    if not evaluation.complete or any(row.data != wanted for row in evaluation.rows):
+    wanted = {f"{self.config.data.dataset}/{self.config.evaluation.split}"}
+    wanted |= {f"{name}/{chosen.split}" for name, chosen in attached(self.config).items()}
+    if not (evaluation.complete and wanted <= evaluation.data.keys()):
       return False
     if self.config.checkpoint.evaluate == "best":  # of any step, but chosen when all are done
       return (self.workdir.checkpoints / str(steps)).is_dir()
@@ -97,8 +98,9 @@ def load(file: str, out: str, extra: Sequence[str] = ()) -> list[Run]:
   Args:
     file: a config file with `get_config()`, and `sweep()` that returns one dict of overrides a run.
     out: folder of the study. Runs of the same data overrides share the records OUT/records/NAME,
-      and those of the same image encoder too the stored features OUT/features/NAME, unless their
-      config names others.
+      and those of the same image encoder too the stored features OUT/features/NAME; all share the
+      records, and those of the same encoder the features, of each evaluation set in OUT/sets;
+      unless their config names others.
     extra: more flags for every run, each `--config.KEY=VALUE`.
 
   Raises:
@@ -133,6 +135,14 @@ def without_seed(overrides: Overrides) -> Overrides:
 def data_of(overrides: Overrides) -> Overrides:
   """Returns the overrides that choose the data."""
   return {key: value for key, value in overrides.items() if key.startswith("data.")}
+
+
+def attached(config: ConfigDict) -> dict[str, ConfigDict]:
+  """Returns the evaluation sets that have data, beside the run's own."""
+  # Here: workers of a conversion import this file without need of it.
+  from plan_jax.evaluators.datasets import is_given
+
+  return {name: chosen for name, chosen in config.evaluation.sets.items() if is_given(chosen)}
 
 
 def _check_names(file: str, runs: Sequence[Run]) -> None:
@@ -216,10 +226,17 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
   if not config.data.records:
     config.data.records = _records(out, overrides)
     arguments += (f"--config.data.records={config.data.records}",)
+  encoding = name({key: value for key, value in overrides.items() if _encodes(key)})
   if config.data.store_features and not config.data.features:
-    encoding = {key: value for key, value in overrides.items() if _encodes(key)}
-    config.data.features = str(Path(out, "features", name(encoding)))
+    config.data.features = str(Path(out, "features", encoding))
     arguments += (f"--config.data.features={config.data.features}",)
+  for which, chosen in attached(config).items():
+    if not chosen.records:
+      chosen.records = str(Path(out, "sets", which, "records"))
+      arguments += (f"--config.evaluation.sets.{which}.records={chosen.records}",)
+    if config.data.store_features and not chosen.features:
+      chosen.features = str(Path(out, "sets", which, "features", encoding))
+      arguments += (f"--config.evaluation.sets.{which}.features={chosen.features}",)
   every = (f"--config={file}", *arguments, f"--workdir={workdir.path}")
   return Run(dict(overrides), config, workdir, every)
 

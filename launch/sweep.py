@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.mode == "slurm":
       submit(runs, out, options.parallel, options.sbatch)
     elif options.mode == "collect":
-      log.info(collect.write_tables(runs, out, columns, options.against))
+      log.info(collect.write_tables(runs, out, columns, options.against, options.set))
     else:
       with lock(out):  # a second start would take the logs of the runs
         failed = run_all(runs, options.parallel)
@@ -114,12 +114,11 @@ def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
 def make_records(runs: Sequence[Run]) -> None:
   """Makes the records that runs share, each once; runs side by side cannot. Raises UserError."""
   # Here: workers of the conversion import this file.
-  from plan_jax.evaluators.datasets import is_given, make_records
+  from plan_jax.evaluators.datasets import make_records
 
   wanted = {}
   for config in (run.config for run in runs):
-    attached = [s for s in config.evaluation.sets.values() if is_given(s) and s.records]
-    for chosen in (config.data, *attached):
+    for chosen in (config.data, *study.attached(config).values()):
       wanted[chosen.to_json()] = chosen, config.data
   for chosen, limits in wanted.values():
     make_records(chosen, Path(chosen.records), limits)
@@ -223,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--parallel", type=_positive, default=1, help="runs at a time (default 1)")
   add("--metrics", default="", help="more columns: task/group/metric,task/group/metric")
   add("--against", default=collect.REFERENCE, help=against)
+  add("--set", default="", help="gather the results on this attached evaluation set (collect)")
   add("--sbatch", default="", help='options of sbatch: --sbatch="--gres=gpu:1 --time=4:00:00"')
   return parser
 

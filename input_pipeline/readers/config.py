@@ -10,11 +10,12 @@ from input_pipeline.section import Count, PositiveInt, Section, Share, one_of
 
 @dataclass(frozen=True, kw_only=True)
 class DataSourceConfig(Section):
-  """A data set: its reader, its raw folder and its records."""
+  """A data set: its reader, its raw folder, its records and the stored features of its images."""
 
   dataset: Annotated[str, one_of(*READERS)]
   source: str
   records: str
+  features: str
   selection: str
   selection_seed: int
   options: dict[str, Any]
@@ -29,7 +30,6 @@ class DataConfig(DataSourceConfig):
   limit: int
   max_skipped_fraction: Share
   store_features: bool
-  features: str
   augment: bool
   flip_fraction: Share
   workers: Count

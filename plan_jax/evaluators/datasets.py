@@ -78,7 +78,9 @@ def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
         _folder(name, chosen, workdir),
         chosen.split,
         False,
-        workdir.path / f"features_{name}" if stores_features(config) else None,
+        Path(chosen.features or workdir.path / f"features_{name}")
+        if stores_features(config)
+        else None,
       ),
       f"config.evaluation.sets.{name}.split",
     )

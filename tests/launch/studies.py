@@ -4,25 +4,39 @@ import math
 
 import pytest
 
+from configs import base
 from input_pipeline import digests
 from launch import study, sweep
 from plan_jax.results import example_scores, rows
+from tiny_runs import tiny
 
 IOU, POINTING, RECALL = rows.HEADLINES[1:4]
 AUC = ("terms", "all", "AUC")
 
 
-def write_study(path, runs):
+def write_study(path, runs, config="tiny_runs.tiny"):
+  module, function = config.split(".")
   file = path / "study.py"
   file.write_text(
-    f"from tiny_runs import tiny\n\ndef get_config():\n  return tiny()\n\n"
+    f"import {module}\n\ndef get_config():\n  return {module}.{function}()\n\n"
     f"def sweep():\n  return {runs!r}\n"
   )
   return str(file)
 
 
-def load(path, runs, extra=()):
-  return study.load(write_study(path, runs), str(path / "out"), extra)
+def load(path, runs, extra=(), config="tiny_runs.tiny"):
+  return study.load(write_study(path, runs, config), str(path / "out"), extra)
+
+
+WITH_SET = "studies.tiny_with_set"
+
+
+def tiny_with_set():
+  """Tiny, with an evaluation set that waits for a source."""
+  config = tiny()
+  with config.unlocked():
+    config.evaluation.sets.other = base.evaluation_set("folder")
+  return config
 
 
 def seeds(count):
@@ -47,7 +61,9 @@ def row(column, value, model="run", **more):
 
 
 def write_run(run, results, scores=None, step=6):
-  rows.write(run.workdir.evaluation, rows.Evaluation(step, results, {"phantom/test": "0"}))
+  """`scores` are ExampleScores by task, `SET/TASK` for those of an attached set."""
+  data = {row.data: "0" for row in results}
+  rows.write(run.workdir.evaluation, rows.Evaluation(step, results, data))
   for task, of_task in (scores or {}).items():
     example_scores.write(run.workdir.example_scores_of(task), of_task)
   digests.write_sums(run.workdir.example_scores)

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 from scipy import stats
-from studies import AUC, IOU, POINTING, RECALL, load, row, seeds, write_run
+from studies import AUC, IOU, POINTING, RECALL, WITH_SET, error_of, load, row, seeds, write_run
 
 from input_pipeline.errors import UserError
-from launch import collect
+from launch import collect, sweep
 from plan_jax.results import rows
 from plan_jax.results.example_scores import ExampleScores, example_id
 
@@ -188,3 +188,26 @@ def test_what_cannot_be_collected_is_named(scored, tmp_path):
   write_run(runs[1], [row(IOU, 0.5), row(IOU, 0.6, protocol="v2")])
   with pytest.raises(UserError, match="run has grounding/macro/mIoU on several data"):
     collected(runs, tmp_path)
+
+
+def test_the_results_on_an_attached_set(tmp_path, capsys):
+  sets = ["--config.evaluation.sets.other.source=/images"]
+  runs = load(tmp_path, seeds(2), sets, WITH_SET)
+  iou = np.random.default_rng(0).random((2, 6))
+  for run, values in zip(runs, iou, strict=True):
+    own, there = row(IOU, 0.9), row(IOU, macro(values), data="other/test")
+    by_example = {"grounding": grounding(np.full(6, 0.9)), "other/grounding": grounding(values)}
+    write_run(run, [own, there, row(IOU, 0.1, "random", data="other/test")], by_example)
+  argv = [f"--config={tmp_path / 'study.py'}", f"--out={tmp_path / 'out'}", "--mode=collect"]
+  sweep.main([*argv, "--set=other", "--", *sets])
+  assert "other/test" in capsys.readouterr().out
+  content = json.loads((tmp_path / "out" / "table_other.json").read_text())
+  got = content["rows"][0]["values"][MIOU]
+  assert got["value"] == pytest.approx(np.mean([macro(v) for v in iou]))
+  assert (got["low"], got["high"]) == pytest.approx(tuple(drawn(iou, GROUPS)))
+  assert content["data"] == ["other/test"] and len(content["chance_baselines"]) == 1
+  assert not (tmp_path / "out" / "table.json").exists()
+  argv += ["--set=others", "--"]
+  assert "--set=others: seed=0 has no such evaluation set with data; it has other (" in error_of(
+    capsys, *argv, *sets
+  )

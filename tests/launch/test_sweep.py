@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from studies import IOU, error_of, load, row, seeds, write_run, write_study
+from studies import IOU, WITH_SET, error_of, load, row, seeds, write_run, write_study
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
@@ -178,6 +178,37 @@ def test_complete_is_an_evaluation_of_the_last_step(tmp_path):
 SIZES = {"hidden_size": 24, "max_position_embeddings": 160}
 
 
+def test_complete_is_on_every_attached_set_too(tmp_path):
+  sets = ["--config.evaluation.sets.other.source=/images"]
+  (run,) = load(tmp_path, [{}], sets, WITH_SET)
+  write_run(run, [row(IOU, 0.5)])
+  assert not run.complete()
+  write_run(run, [row(IOU, 0.5), row(IOU, 0.4, data="other/test")])
+  assert run.complete()
+  (alone,) = load(tmp_path, [{}], (), WITH_SET)
+  assert alone.complete()
+
+
+def test_runs_share_the_records_and_features_of_attached_sets(tmp_path):
+  stored = {"data.store_features": True, "data.augment": False}
+  stored |= {"train.freeze": ("image_encoder",), "model.image.weights": "/models/any"}
+  runs = load(
+    tmp_path,
+    [stored, stored | {"seed": 1}, stored | {"model.image.weights": "/models/other"}],
+    ["--config.evaluation.sets.other.source=/images"],
+    WITH_SET,
+  )
+  sets = [run.config.evaluation.sets.other for run in runs]
+  folder = tmp_path / "out" / "sets" / "other"
+  assert {chosen.records for chosen in sets} == {str(folder / "records")}
+  assert sets[0].features == sets[1].features != sets[2].features
+  assert all(chosen.features.startswith(str(folder / "features")) for chosen in sets)
+  assert f"--config.evaluation.sets.other.features={sets[2].features}" in runs[2].flags
+  (chosen,) = load(tmp_path, [{}], ["--config.evaluation.sets.other.records=/mine"], WITH_SET)
+  other = chosen.config.evaluation.sets.other
+  assert (other.records, other.features) == ("/mine", "")
+
+
 def test_a_run_has_the_sizes_of_its_weights(tmp_path, capsys):
   """As its command gives it them: it need not repeat them to be complete."""
   folder = tmp_path / "bert"
@@ -252,7 +283,8 @@ if how != "forget":
   row = {"task": "grounding", "protocol": "v", "data": "phantom/test", "group": "macro",
          "metric": "mIoU", "model": "run", "value": 0.5, "low": None, "high": None, "n": 1}
   with open(workdir + "/evaluation.json", "w") as file:
-    file.write(digests.seal({"step": 6, "complete": True, "data": {}, "rows": [row]}))
+    content = {"step": 6, "complete": True, "data": {"phantom/test": "0"}, "rows": [row]}
+    file.write(digests.seal(content))
   digests.write_sums(pathlib.Path(workdir, "example_scores"))
 """
 
