@@ -77,6 +77,7 @@ def _model() -> dict:
       adapter=0,  # transformer layers that learn between the encoder and its heads
       lora_rank=0,  # of updates to a ViT's queries and values, which learn where it is frozen
       lora_blocks=0,  # the blocks that have them, from the last that is run down
+      spread_stage=0,  # of a ResNet, whose features tell what looks alike (alignment.spread_steps)
       vit=dict(
         variant="vit",  # or "dinov2", "dinov2_registers", "dinov3", "clip", "siglip"
         embed_dim=768,

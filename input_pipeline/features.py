@@ -75,8 +75,9 @@ def is_stored(folder: str | os.PathLike, shard: Path, encoder: str, views: int) 
   index = _read_index(path, shard, read_index(shard))
   if index["encoder"] != encoder:
     raise FeaturesError(
-      f"{path}: its features are of another encoder, dtype or image size: name another folder in"
-      " config.data.features, or delete this one"
+      f"{path}: its features are of another encoder, other settings of it, dtype or image size:"
+      " name another folder in config.data.features (of an evaluation set in its own key features),"
+      " or delete this one"
     )
   return index["shape"][1] >= views
 

@@ -84,6 +84,16 @@ def check_reference(runs: Sequence[Run], against: str) -> None:
     raise UserError(f"--against={against}: is no row of the study; it has {', '.join(labels)}")
 
 
+def check_set(runs: Sequence[Run], on: str) -> None:
+  """Raises UserError where a run does not attach the evaluation set `on`; "": the run's own."""
+  for run in runs:
+    if on and on not in (sets := study.attached(run.config)):
+      raise UserError(
+        f"--set={on}: {run.name} has no such evaluation set with data; it has"
+        f" {', '.join(sets) or 'none'} (config.evaluation.sets.{on}.source attaches it)"
+      )
+
+
 def write_tables(
   runs: Sequence[Run],
   out: Path,
@@ -98,19 +108,15 @@ def write_tables(
   OUT/table_NAME.md and .json.
 
   Raises:
-    UserError: no run is complete, a run does not attach the set, no run has a column that was asked
+    UserError: no run is complete, nothing is scored on the set, no run has a column that was asked
       for, or runs of one method do not rest on the same examples.
   """
-  for run in runs:
-    if on and on not in (sets := study.attached(run.config)):
-      raise UserError(
-        f"--set={on}: {run.name} has no such evaluation set with data; it has"
-        f" {', '.join(sets) or 'none'} (config.evaluation.sets.{on}.source attaches it)"
-      )
   complete = {run.name: run.complete() for run in runs}
   if not any(complete.values()):
     raise UserError(f"none of the {len(runs)} runs in {out} is complete: --mode=run runs them")
   scored = [_read(run, on) for run in runs if complete[run.name]]
+  if on and not any(one_run.rows[RUN] for one_run in scored):
+    raise UserError(f"--set={on}: no run has a value on it")
   known = {column for one_run in scored for column in one_run.rows[RUN]}
   present = [column for column in wanted if column in known]
   absent = [column for column in wanted if column not in known]

@@ -1,6 +1,7 @@
 """A study: the runs that the `sweep()` of a config file names, and which of them are complete."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from input_pipeline import records
 from input_pipeline.errors import UserError, one_line
 from plan_jax.results import rows
 from plan_jax.runtime.logging import log
@@ -61,10 +63,15 @@ class Run:
     if self.workdir.config.exists():
       self._check_config()
     evaluation, steps = self.evaluation(), self.config.train.steps
-    wanted = {f"{self.config.data.dataset}/{self.config.evaluation.split}"}
-    wanted |= {f"{name}/{chosen.split}" for name, chosen in attached(self.config).items()}
-    if not (evaluation.complete and wanted <= evaluation.data.keys()):
+    own = f"{self.config.data.dataset}/{self.config.evaluation.split}"
+    if not (evaluation.complete and own in evaluation.data):
       return False
+    for name, chosen in attached(self.config).items():
+      folder, data = Path(chosen.records), f"{name}/{chosen.split}"
+      if not records.is_complete(folder):
+        return False
+      if evaluation.data.get(data) != records.fingerprint(folder):
+        return False
     if self.config.checkpoint.evaluate == "best":  # of any step, but chosen when all are done
       return (self.workdir.checkpoints / str(steps)).is_dir()
     return evaluation.step == steps
@@ -98,9 +105,9 @@ def load(file: str, out: str, extra: Sequence[str] = ()) -> list[Run]:
   Args:
     file: a config file with `get_config()`, and `sweep()` that returns one dict of overrides a run.
     out: folder of the study. Runs of the same data overrides share the records OUT/records/NAME,
-      and those of the same image encoder too the stored features OUT/features/NAME; all share the
-      records, and those of the same encoder the features, of each evaluation set in OUT/sets;
-      unless their config names others.
+      and those of the same image encoder too the stored features OUT/features/NAME. Likewise those
+      of an evaluation set, in OUT/sets/SET-DIGEST, of how it is converted. Unless their config
+      names others.
     extra: more flags for every run, each `--config.KEY=VALUE`.
 
   Raises:
@@ -169,9 +176,18 @@ def _records(out: str | Path, overrides: Overrides) -> str:
   return str(Path(out, "records", name(data_of(overrides))))
 
 
+def _conversion(config: ConfigDict, chosen: ConfigDict) -> str:
+  """Computes 8 hex digits of all that the records of an evaluation set depend on."""
+  limits = ("stored_px", "max_decoded_px", "limit", "max_skipped_fraction")
+  settings = chosen.to_dict() | {key: config.data[key] for key in limits}
+  settings |= dict(records="", features="", split="")
+  text = json.dumps(settings, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
 def _encodes(key: str) -> bool:
-  """Tells whether stored features depend on a key."""
-  return key.startswith(("data.", "model.image", "model.dtype")) and key != "model.image.adapter"
+  """Tells whether stored features depend on a key of the encoder."""
+  return key.startswith(("model.image", "model.dtype")) and key != "model.image.adapter"
 
 
 def _text(value: object) -> str:
@@ -226,16 +242,17 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
   if not config.data.records:
     config.data.records = _records(out, overrides)
     arguments += (f"--config.data.records={config.data.records}",)
-  encoding = name({key: value for key, value in overrides.items() if _encodes(key)})
+  encoder = {key: value for key, value in overrides.items() if _encodes(key)}
   if config.data.store_features and not config.data.features:
-    config.data.features = str(Path(out, "features", encoding))
+    config.data.features = str(Path(out, "features", name(data_of(overrides) | encoder)))
     arguments += (f"--config.data.features={config.data.features}",)
   for which, chosen in attached(config).items():
+    folder = Path(out, "sets", f"{which}-{_conversion(config, chosen)}")
     if not chosen.records:
-      chosen.records = str(Path(out, "sets", which, "records"))
+      chosen.records = str(folder / "records")
       arguments += (f"--config.evaluation.sets.{which}.records={chosen.records}",)
     if config.data.store_features and not chosen.features:
-      chosen.features = str(Path(out, "sets", which, "features", encoding))
+      chosen.features = str(folder / "features" / name(encoder))
       arguments += (f"--config.evaluation.sets.{which}.features={chosen.features}",)
   every = (f"--config={file}", *arguments, f"--workdir={workdir.path}")
   return Run(dict(overrides), config, workdir, every)

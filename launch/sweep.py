@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     columns = collect.columns(options.metrics)
     runs = study.load(options.config, options.out, argv[cut + 1 :])
     collect.check_reference(runs, options.against)
+    collect.check_set(runs, options.set)
     if options.mode == "print":
       print_commands(runs)
     elif options.mode == "slurm":
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       with lock(out):  # a second start would take the logs of the runs
         failed = run_all(runs, options.parallel)
         if len(failed) < len(runs):
-          log.info("\n" + collect.write_tables(runs, out, columns, options.against))
+          log.info("\n" + collect.write_tables(runs, out, columns, options.against, options.set))
       if failed:
         sys.exit(f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
   except UserError as error:
@@ -114,23 +115,27 @@ def run_all(runs: Sequence[Run], parallel: int) -> list[str]:
 def make_records(runs: Sequence[Run]) -> None:
   """Makes the records that runs share, each once; runs side by side cannot. Raises UserError."""
   # Here: workers of the conversion import this file.
-  from plan_jax.evaluators.datasets import make_records
+  from plan_jax.evaluators.datasets import make_attached, make_records
 
-  wanted = {}
-  for config in (run.config for run in runs):
-    for chosen in (config.data, *study.attached(config).values()):
-      wanted[chosen.to_json()] = chosen, config.data
-  for chosen, limits in wanted.values():
-    make_records(chosen, Path(chosen.records), limits)
+  own, sets = {}, {}
+  for run in runs:
+    own.setdefault(run.config.data.to_json(), run.config.data)
+    folders = tuple(chosen.records for chosen in study.attached(run.config).values())
+    sets.setdefault(folders, run)
+  for data in own.values():
+    make_records(data, Path(data.records), data)
+  for run in sets.values():
+    make_attached(run.config, run.workdir)
 
 
 def make_features(runs: Sequence[Run]) -> None:
   """Stores the features that runs share, each once; runs side by side cannot. Raises UserError."""
-  first: dict[str, Run] = {}
+  first: dict[tuple[str, ...], Run] = {}
   # Of runs with a folder of their own choice, one that needs mirror images too.
   for run in sorted(runs, key=lambda run: not run.config.data.flip_fraction):
     if run.config.data.store_features:
-      first.setdefault(run.config.data.features, run)
+      sets = study.attached(run.config).values()
+      first.setdefault((run.config.data.features, *(chosen.features for chosen in sets)), run)
   for run in first.values():
     if subprocess.run([*run.command(), "--mode=features"], stdin=subprocess.DEVNULL).returncode:
       raise UserError(f"{run.config.data.features}: the features of {run.name} cannot be stored")
@@ -222,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--parallel", type=_positive, default=1, help="runs at a time (default 1)")
   add("--metrics", default="", help="more columns: task/group/metric,task/group/metric")
   add("--against", default=collect.REFERENCE, help=against)
-  add("--set", default="", help="gather the results on this attached evaluation set (collect)")
+  add("--set", default="", help="gather the results on this evaluation set, by its name")
   add("--sbatch", default="", help='options of sbatch: --sbatch="--gres=gpu:1 --time=4:00:00"')
   return parser
 

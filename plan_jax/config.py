@@ -147,6 +147,11 @@ def _check_stored_features(run: RunConfig, config: ConfigDict) -> None:
   _require(
     key, not run.model.image.lora_rank, "needs model.image.lora_rank=0: updates change the features"
   )
+  _require(
+    key,
+    not run.model.image.spread_stage,
+    "needs model.image.spread_stage=0: the last features alone are stored",
+  )
   encoder = {"image_encoder": abstract_params(config)["image_encoder"]}
   frozen = jax.tree.leaves(freezing.labels(encoder, run.train.freeze))
   _require(

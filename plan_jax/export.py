@@ -78,11 +78,13 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
     variables = jax.device_get(model.variables)
     variables |= {"params": lora.merged(variables["params"])}
     config = workdir.load_config()
-    card = model_card.text(workdir, config, model.step, model.grid)  # with what the run learned
-    config.model.image.update(lora_rank=0, lora_blocks=0)
+    merged = ConfigDict(config.to_dict())
+    merged.model.image.update(lora_rank=0, lora_blocks=0)
     inputs = _inputs(config)
-    exported = _export(variables, model.stage, config, load_tokenizer(workdir), inputs)
-    about = {"library": "plan_jax", "step": model.step, "run": config.to_dict(), "inputs": inputs}
+    exported = _export(variables, model.stage, merged, load_tokenizer(workdir), inputs)
+    about = {"library": "plan_jax", "step": model.step, "run": merged.to_dict(), "inputs": inputs}
+    _, *grid = exported.out_avals[0].shape  # of "map"
+    card = model_card.text(workdir, config, model.step, tuple(grid))  # with what the run learned
     shutil.copytree(workdir.tokenizer, temporary, dirs_exist_ok=True)
     tensors = safetensors.save(_flat(variables))
     (temporary / _TENSORS).write_bytes(tensors)
@@ -197,7 +199,7 @@ def _export(
     maps, similarity = ground_pairs(image, text, stage)
     top = maps.max(-1, keepdims=True)
     maps = maps / jnp.where(top > 0, top, 1)
-    return {"map": maps.reshape(maps.shape[0], *spec.grid), "peak": similarity.max(-1)}
+    return {"map": spec.on_grid(maps), "peak": similarity.max(-1)}
 
   (b,) = jax_export.symbolic_shape("b")
   batch = {

@@ -151,6 +151,7 @@ def test_unknown_keys_of_a_config_file_are_named():
     ("model.image_px", 66, r"config\.model\.image_px.*multiple of 8"),
     ("model.text.num_heads", 3, r"config\.model\.text\.embed_dim.*multiple of 3 heads"),
     ("model.image.output_stride", 16, r"output_stride.*reach a stride of 8 only"),
+    ("model.image.spread_stage", 3, r"spread_stage: is 3; there are 2 stages"),
     ("train.batch_size", 1, r"config\.train\.batch_size.*at least two pairs"),
     ("model.text.num_heads", 0, r"config\.model\.text\.num_heads.*positive"),
     ("checkpoint.best_metric", "loss", r"best_metric.*validation/grounding/mIoU"),

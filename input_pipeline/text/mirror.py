@@ -68,7 +68,11 @@ _UNKNOWN = re.compile(
   rf"|\b(?:{_MISSPELT})|\b(?!(?:{_NO_SIDES})\b)[rl](?:[a-z]{{0,2}}|{_NO_WORDS})\b",
   re.IGNORECASE,
 )
-_DIRECTION = re.compile("shift|deviat|displac|convex|rotat|curv|toward|wards", re.IGNORECASE)
+_DIRECTION = re.compile(
+  "shift|deviat|displac|convex|rotat|curv|toward|wards|pull|push|drawn|retract|herniat|mass effect"
+  r"|enlarg\w*\s+to\s+the",
+  re.IGNORECASE,
+)
 _BOTH = re.compile(r"\bbi(?:lateral|bas[ai]|apical)|\bboth\b", re.IGNORECASE)
 
 

@@ -19,8 +19,13 @@ Label = str | tuple[str, ...]  # a finding, or a place
 # The thirds of a lung, by the words that real reports have for them.
 _FIELDS = {
   "upper": re.compile(r"\b(?:upper|apex|(?:bi)?apic(?:al|es)|[rl]ul)\b", re.IGNORECASE),
-  "middle": re.compile(r"\b(?:mid|middle|midlung|rml)\b", re.IGNORECASE),
+  "middle": re.compile(r"\b(?:mid|middle|mid(?:lung|zone)s?|rml)\b", re.IGNORECASE),
   "lower": re.compile(r"\b(?:lower|\w*bas(?:es?|al|ilar)|[rl]ll)\b", re.IGNORECASE),
+}
+# Sides that `mirror` leaves untold, for it would have to write them back.
+_SHORT_SIDES = {
+  "left": re.compile(r"\blt?\b", re.IGNORECASE),
+  "right": re.compile(r"\b(?:rt?|rml)\b", re.IGNORECASE),
 }
 
 
@@ -55,10 +60,12 @@ def place(phrase: str) -> tuple[str, ...]:
   """Collects the sides and fields that a phrase names; () where it names neither.
 
   place("right basal opacity")  # ("right", "lower")
+  place("RML opacity")  # ("right", "middle")
   place("bilateral opacities in the upper and mid zones")  # ("left", "right", "upper", "middle")
   """
+  short = {name for name, words in _SHORT_SIDES.items() if words.search(phrase)}
   fields = [name for name, words in _FIELDS.items() if words.search(phrase)]
-  return *sorted(mirror.sides(phrase)), *fields
+  return *sorted(mirror.sides(phrase) | short), *fields
 
 
 @dataclass

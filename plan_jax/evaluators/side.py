@@ -134,11 +134,11 @@ class Side(Evaluator):
 
 def _why_left_out(phrase: Phrase) -> str:
   """Returns why the protocol leaves a phrase out, "" where it does not."""
+  if not mirror.can_be_swapped([phrase.text]):
+    return "name a side that cannot be told"
   sides = mirror.sides(phrase.text)
   if len(sides) != 1:
     return "name both sides" if sides else "name no side"
-  if not mirror.can_be_swapped([phrase.text]):
-    return "name a side that cannot be told"
   if phrase.example.is_lateral:
     return "are of a lateral view"
   if side_balance(phrase.mask) * _OF_IMAGE[_side(phrase)] <= 0:

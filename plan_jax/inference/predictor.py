@@ -135,7 +135,7 @@ class Predictor:
         phrase's own embedding (a run's: as a softmax; a baseline's: the positive cosine).
     """
     maps, similarity = self._ground_pairs(images, phrases, query)
-    maps, similarity = (x.reshape(-1, *self.grid) for x in (maps, similarity))
+    maps, similarity = (self.spec.on_grid(x) for x in (maps, similarity))
     if sigma := self.map_sigma:
       maps = np.maximum(ndimage.gaussian_filter(similarity, (0, sigma, sigma)), 0)
     top = maps.max((1, 2), keepdims=True)
@@ -149,7 +149,7 @@ class Predictor:
     That of the words, by their weights, or the cosine with the phrase's own embedding. Arguments as
     of `ground_on_grid`.
     """
-    return self._ground_pairs(images, phrases, query)[1].reshape(-1, *self.grid)
+    return self.spec.on_grid(self._ground_pairs(images, phrases, query)[1])
 
   def peaks(self, images: Images, phrases: Phrases) -> Float[np.ndarray, " N"]:
     """The highest similarity of any pixel of image i to the words of phrase i.
@@ -180,7 +180,7 @@ class Predictor:
     attention, weights = self._pairs("attend", images, texts)
     return [
       [
-        (word, float(weights[i, w]), attention.weight[i, w].reshape(self.grid))
+        (word, float(weights[i, w]), self.spec.on_grid(attention.weight[i, w]))
         for word, w in self.spec.texts.words(text)
       ]
       for i, text in enumerate(texts)
@@ -319,7 +319,7 @@ def weights_of(state: TrainState) -> dict:
 
 
 def ground_pair(attend: Callable, image, text, stage: Stage | None) -> tuple[jax.Array, jax.Array]:
-  """Grounds the words of a phrase: map [P] of any scale, mean similarity [P].
+  """Grounds the words of a phrase: map [P], or finer, of any scale, mean similarity [P].
 
   Args:
     attend: of a ModelSpec.

@@ -19,7 +19,7 @@ from plan_jax.alignment.methods.by_name import METHODS, pair_score
 from plan_jax.alignment.methods.gloria import GloriaScore
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.inference.spec import EncodedTexts, ModelSpec, Text
-from plan_jax.models.two_towers import TwoTowers, image_encoder
+from plan_jax.models.two_towers import ImageFeatures, TwoTowers, image_encoder
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
     images=Letterbox(config.model.image_px, encoder.first_px),
     texts=RunTexts(tokenizer, evaluation.max_tokens, evaluation.max_words),
     grid=(side, side),
-    embed_images=partial(model.apply, method=model.embed_images),
+    embed_images=partial(_embed_images, model, alignment.spread_steps > 0),
     embed_texts=partial(model.apply, method=model.embed_texts),
     attend=partial(_attend, alignment),
     ground_phrase=partial(_ground_phrase, alignment),
@@ -101,6 +101,11 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
     similarity_divisor=GloriaScore.scale if alignment.method == "gloria" else 1.0,
     has_significance=True,
   )
+
+
+def _embed_images(model: TwoTowers, with_features: bool, variables: dict, image) -> ImageFeatures:
+  features = model.apply(variables, image, method=model.embed_images)
+  return features if with_features else features._replace(features=None)
 
 
 def _scales(variables: dict) -> tuple[np.float32, np.float32]:

@@ -3,6 +3,7 @@
 A run is one `ModelSpec` (inference/run_spec.py), each baseline another (plan_jax/baselines).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -76,7 +77,7 @@ class ModelSpec:
   Attributes:
     title: name of the model; empty for a run.
     images, texts: preprocessing on the host.
-    grid: rows and columns of the pixels.
+    grid: rows and columns of the pixels; maps may be finer, see `on_grid`.
     embed_images: (variables, float32 [B, S, S, 1]) -> `pixels` [B, P, D] and `embedding` [B, D], of
       unit norm.
     embed_texts: (variables, arrays [B, ...]) -> `words` [B, W, D], `mask` and `significance`
@@ -120,3 +121,8 @@ class ModelSpec:
   map_sigma: float = 0.0
   map_nearest: bool = False
   matmul_precision: str | None = None
+
+  def on_grid(self, maps: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """Brings maps [..., Q] to rows and columns, those of `grid` or whole multiples of them."""
+    finer = math.isqrt(maps.shape[-1] // math.prod(self.grid))
+    return maps.reshape(*maps.shape[:-1], *(finer * length for length in self.grid))

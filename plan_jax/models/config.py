@@ -64,6 +64,7 @@ class ImageEncoderConfig(Section):
   lora_rank: Count
   lora_blocks: Count
   vit: ViTConfig
+  spread_stage: Count = 0
 
   @property
   def stride(self) -> int:
@@ -84,6 +85,9 @@ class ImageEncoderConfig(Section):
       self.output_stride <= reach,
       f"{self.stages} stages reach a stride of {reach} only",
     )
+    stages = 0 if self.name == "vit" else self.stages
+    rule = "must be 0: a vit has one grid" if self.name == "vit" else f"there are {stages} stages"
+    self.require("spread_stage", self.spread_stage <= stages, rule)
     for key, other in (("lora_rank", "lora_blocks"), ("lora_blocks", "lora_rank")):
       holds = self.name == "vit" or not getattr(self, key)
       self.require(key, holds, f"must be 0: a {self.name} has no attention (name='vit' has)")

@@ -30,13 +30,14 @@ class ImageFeatures(NamedTuple):
     pixels: rows of the grid one after another.
     embedding: unit norm.
     global_pixels: unit norm: the embedding that each pixel alone would give.
-    features: of the image encoder, C channels, in its dtype.
+    features: of the image encoder, or of an earlier stage of it on a finer grid, C channels, in its
+      dtype; None where nothing needs them.
   """
 
   pixels: Float[Array, "B P D"]
   embedding: Float[Array, "B D"]
   global_pixels: Float[Array, "B P D"]
-  features: Float[Array, "B P C"]
+  features: Float[Array, "B Q C"] | None
 
 
 class TextFeatures(NamedTuple):
@@ -66,6 +67,7 @@ class TwoTowers(nn.Module):
     image_name: a name of IMAGE_ENCODERS.
     text_name: a name of TEXT_ENCODERS.
     adapter: number of transformer layers between the image encoder and its heads.
+    spread_stage: of a ResNet, the stage that `ImageFeatures.features` are of; 0: the last.
     embed_dim: D, width of the shared space.
     scale_init, scale_max: inverse temperatures at the start, and their upper bound.
     remat: a name of remat.REMAT.
@@ -77,6 +79,7 @@ class TwoTowers(nn.Module):
   image_name: str = "resnet"
   text_name: str = "bert"
   adapter: int = 0
+  spread_stage: int = 0
   embed_dim: int = 128
   scale_init: float = 10.0
   scale_max: float = 100.0
@@ -117,13 +120,17 @@ class TwoTowers(nn.Module):
     self, image: Float[ArrayLike, "B H W 1"] | Float[ArrayLike, "B P C"], *, train: bool = False
   ) -> ImageFeatures:
     """Embeds images in [0, 1], or stored features of the encoder, which then does nothing."""
-    if image.ndim == 4:
-      x = self.image_encoder(image, train=train)
-      x = x.reshape(x.shape[0], -1, x.shape[-1])
+    if image.ndim != 4:
+      features = x = image.astype(self.dtype)
+    elif self.spread_stage:
+      x, features = self.image_encoder(image, train=train, tapped=self.spread_stage)
     else:
-      x = image.astype(self.dtype)
-    features = x
-    x = self.image_adapter(x).astype(jnp.float32)
+      features = x = self.image_encoder(image, train=train)
+    x, features = (y.reshape(y.shape[0], -1, y.shape[-1]) for y in (x, features))
+    if self.adapter:
+      # A patch without features (`dark_below_fraction`) gets none of the whole image's either.
+      x = jnp.where(x.any(-1, keepdims=True), self.image_adapter(x), 0)
+    x = x.astype(jnp.float32)
     # Over a pixel's own channels: a norm over the image would tell every pixel of the others.
     x = self.pixel_norm(x)
     return ImageFeatures(
@@ -189,6 +196,7 @@ def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowe
     image_name=model.image.name,
     text_name=model.text.name,
     adapter=model.image.adapter,
+    spread_stage=model.image.get("spread_stage", 0),  # a run's config may be older than the key
     embed_dim=model.embed_dim,
     scale_init=model.scale_init,
     scale_max=model.scale_max,
@@ -202,6 +210,7 @@ def _image_arguments(image) -> dict:
   arguments = dict(image, mean=tuple(image.mean), std=tuple(image.std))
   name, vit = arguments.pop("name"), arguments.pop("vit")
   del arguments["weights"], arguments["adapter"]
+  arguments.pop("spread_stage", 0)
   # A run's config may be older than these keys.
   lora = {key: arguments.pop(key, 0) for key in ("lora_rank", "lora_blocks")}
   if name == "resnet":

@@ -27,7 +27,7 @@ from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 
 # Where the weights lie, and what learns on the features, or is refused with them.
-_APART = ("weights", "adapter", "lora_rank", "lora_blocks")
+_APART = ("weights", "adapter", "lora_rank", "lora_blocks", "spread_stage")
 
 
 class Job(NamedTuple):

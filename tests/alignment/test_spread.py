@@ -1,7 +1,5 @@
 """Regions that grow along the image."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,9 +49,16 @@ def test_equals_the_diffusion_by_hand(size):
   )
 
 
-def test_no_step_changes_nothing():
-  weight, features = case()
-  assert spread(weight, features, replace(DIFFUSION, steps=0)) is weight
+def test_a_finer_grid_spreads_what_is_interpolated():
+  weight, features = case()[0], case(8)[1]
+  line = np.minimum(np.arange(8) / 2, 3)  # the first pixels lie on each other
+  rows = np.stack([np.interp(line, np.arange(4), unit) for unit in np.eye(4)], 1)
+  fine = np.einsum("yi,wij,xj->wyx", rows, np.asarray(weight).reshape(3, 4, 4), rows)
+  fine = fine.reshape(3, -1)
+  got = spread(weight, features, DIFFUSION)
+  assert got.shape == (3, 64)
+  want = by_hand(fine, features, DIFFUSION)
+  np.testing.assert_allclose(got, want / want.sum(1, keepdims=True), rtol=1e-4)
 
 
 def test_the_sum_of_each_region_stays():

@@ -18,12 +18,15 @@ WHOLE = [images.decode(example.image) for example in EXAMPLES]
 IMAGES = [WHOLE[0], WHOLE[1][:, 9:60], WHOLE[2][5:40], *WHOLE[3:]]  # square, high, wide
 TEXTS = [example.sentences for example in EXAMPLES]
 PHRASES = ["small left effusion", "the heart is large", "no edema", "opacity", "normal lungs"]
-RUN = ("plan", "gloria-run")
+RUN = ("plan", "plan-spread", "gloria-run")
 
 
 def make_run(folder, name):
   tokenizer = tokens.train([" ".join(text) for text in TEXTS], folder, vocabulary_size=200)
   config = tiny(**{"evaluation.batch_size": 3})
+  if name == "plan-spread":  # on a grid that is twice as fine
+    config.alignment.spread_steps = 2
+    config.model.image.spread_stage = 1
   if name == "gloria-run":
     config.alignment.method = "gloria"
     config.curriculum.refine.update(local_weight=(1.0,), tau=(0.2,), gamma=(0.0,))
@@ -75,12 +78,14 @@ def test_embeddings_have_unit_norm_and_do_not_depend_on_the_batch(model):
 
 
 @pytest.mark.parametrize("query", ["words", "phrase"])
-def test_maps(model, query):
+def test_maps(request, model, query):
   grids = model.ground_on_grid(IMAGES, PHRASES, query)
-  assert grids.shape == (5, *model.grid) and grids.dtype == np.float32 and grids.min() >= 0
+  finer = 2 if request.node.callspec.params["model"] == "plan-spread" and query == "words" else 1
+  assert grids.shape == (5, *(finer * length for length in model.grid))
+  assert grids.dtype == np.float32 and grids.min() >= 0
   assert set(grids.max((1, 2)).tolist()) <= {0.0, 1.0}
   similarity = model.similarities(IMAGES, PHRASES, query)
-  assert similarity.shape == grids.shape
+  assert similarity.shape == (5, *model.grid)
   if query == "words":
     np.testing.assert_array_equal(model.peaks(IMAGES, PHRASES), similarity.max((1, 2)))
   heatmaps = model.ground(IMAGES, PHRASES, query)
@@ -177,7 +182,7 @@ def test_attended_words_make_the_map_of_the_phrase(model):
   maps = model.ground_on_grid(IMAGES, PHRASES)
   for words, grid, phrase in zip(attended, maps, PHRASES, strict=True):
     assert [word for word, _, _ in words] == phrase.split()
-    assert all(weight >= 0 and region.shape == model.grid for _, weight, region in words)
+    assert all(weight >= 0 and region.shape == grid.shape for _, weight, region in words)
     mixed = sum(weight * region for _, weight, region in words)
     if not model.map_sigma and mixed.max() > 0:
       np.testing.assert_allclose(grid, mixed / mixed.max(), atol=1e-4)

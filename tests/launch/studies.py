@@ -31,6 +31,12 @@ def load(path, runs, extra=(), config="tiny_runs.tiny"):
 WITH_SET = "studies.tiny_with_set"
 
 
+def convert_sets(monkeypatch, fingerprint="0"):
+  """Makes the records of attached sets appear, with a fingerprint."""
+  monkeypatch.setattr("input_pipeline.records.is_complete", lambda folder: True)
+  monkeypatch.setattr("input_pipeline.records.fingerprint", lambda folder: fingerprint)
+
+
 def tiny_with_set():
   """Tiny, with an evaluation set that waits for a source."""
   config = tiny()

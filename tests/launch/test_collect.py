@@ -6,7 +6,19 @@ import re
 import numpy as np
 import pytest
 from scipy import stats
-from studies import AUC, IOU, POINTING, RECALL, WITH_SET, error_of, load, row, seeds, write_run
+from studies import (
+  AUC,
+  IOU,
+  POINTING,
+  RECALL,
+  WITH_SET,
+  convert_sets,
+  error_of,
+  load,
+  row,
+  seeds,
+  write_run,
+)
 
 from input_pipeline.errors import UserError
 from launch import collect, sweep
@@ -190,7 +202,8 @@ def test_what_cannot_be_collected_is_named(scored, tmp_path):
     collected(runs, tmp_path)
 
 
-def test_the_results_on_an_attached_set(tmp_path, capsys):
+def test_the_results_on_an_attached_set(tmp_path, capsys, monkeypatch):
+  convert_sets(monkeypatch)
   sets = ["--config.evaluation.sets.other.source=/images"]
   runs = load(tmp_path, seeds(2), sets, WITH_SET)
   iou = np.random.default_rng(0).random((2, 6))
@@ -207,7 +220,9 @@ def test_the_results_on_an_attached_set(tmp_path, capsys):
   assert (got["low"], got["high"]) == pytest.approx(tuple(drawn(iou, GROUPS)))
   assert content["data"] == ["other/test"] and len(content["chance_baselines"]) == 1
   assert not (tmp_path / "out" / "table.json").exists()
-  argv += ["--set=others", "--"]
-  assert "--set=others: seed=0 has no such evaluation set with data; it has other (" in error_of(
-    capsys, *argv, *sets
-  )
+  for mode in ("run", "print", "collect"):
+    error = error_of(capsys, *argv[:2], f"--mode={mode}", "--set=others", "--", *sets)
+    assert "--set=others: seed=0 has no such evaluation set with data; it has other (" in error
+  write_run(runs[0], [row(IOU, 0.9), row(IOU, 0.1, "random", data="other/test")])
+  runs[1].workdir.evaluation.unlink()
+  assert "no run has a value on it" in error_of(capsys, *argv, "--set=other", "--", *sets)

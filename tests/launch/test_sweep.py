@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from studies import IOU, WITH_SET, error_of, load, row, seeds, write_run, write_study
+from studies import IOU, WITH_SET, convert_sets, error_of, load, row, seeds, write_run, write_study
 
 from input_pipeline import digests
 from input_pipeline.errors import UserError
@@ -178,13 +178,19 @@ def test_complete_is_an_evaluation_of_the_last_step(tmp_path):
 SIZES = {"hidden_size": 24, "max_position_embeddings": 160}
 
 
-def test_complete_is_on_every_attached_set_too(tmp_path):
+def test_complete_is_on_every_attached_set_too(tmp_path, monkeypatch):
   sets = ["--config.evaluation.sets.other.source=/images"]
   (run,) = load(tmp_path, [{}], sets, WITH_SET)
-  write_run(run, [row(IOU, 0.5)])
-  assert not run.complete()
-  write_run(run, [row(IOU, 0.5), row(IOU, 0.4, data="other/test")])
+  results = [row(IOU, 0.5), row(IOU, 0.4, data="other/test")]
+  write_run(run, results)
+  assert not run.complete()  # there are no records of it
+  convert_sets(monkeypatch)
   assert run.complete()
+  convert_sets(monkeypatch, "of another source")
+  assert not run.complete()
+  convert_sets(monkeypatch)
+  write_run(run, results[:1])
+  assert not run.complete()
   (alone,) = load(tmp_path, [{}], (), WITH_SET)
   assert alone.complete()
 
@@ -194,16 +200,23 @@ def test_runs_share_the_records_and_features_of_attached_sets(tmp_path):
   stored |= {"train.freeze": ("image_encoder",), "model.image.weights": "/models/any"}
   runs = load(
     tmp_path,
-    [stored, stored | {"seed": 1}, stored | {"model.image.weights": "/models/other"}],
+    [
+      stored,
+      stored | {"seed": 1},
+      stored | {"data.flip_fraction": 0.5},  # a set has no mirror images
+      stored | {"model.image.weights": "/models/other"},
+      stored | {"data.stored_px": 256},
+    ],
     ["--config.evaluation.sets.other.source=/images"],
     WITH_SET,
   )
   sets = [run.config.evaluation.sets.other for run in runs]
-  folder = tmp_path / "out" / "sets" / "other"
-  assert {chosen.records for chosen in sets} == {str(folder / "records")}
-  assert sets[0].features == sets[1].features != sets[2].features
-  assert all(chosen.features.startswith(str(folder / "features")) for chosen in sets)
-  assert f"--config.evaluation.sets.other.features={sets[2].features}" in runs[2].flags
+  (folder,) = {Path(chosen.records).parent for chosen in sets[:-1]}
+  assert folder.parent == tmp_path / "out" / "sets" and folder.name.startswith("other-")
+  assert Path(sets[-1].records).parent != folder  # its images are smaller
+  assert sets[0].features == sets[1].features == sets[2].features != sets[3].features
+  assert all(chosen.features.startswith(str(folder / "features")) for chosen in sets[:-1])
+  assert f"--config.evaluation.sets.other.features={sets[3].features}" in runs[3].flags
   (chosen,) = load(tmp_path, [{}], ["--config.evaluation.sets.other.records=/mine"], WITH_SET)
   other = chosen.config.evaluation.sets.other
   assert (other.records, other.features) == ("/mine", "")

@@ -57,3 +57,15 @@ def test_an_adapter_lets_pixels_know_of_each_other():
     other[0, 3] += 1
     changed[depth] = np.abs(features(grid) - features(other)).max(-1)[0] > 0
   assert changed[0].sum() == 1 and changed[1].all()
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_dark_patch_stays_without_features_behind_an_adapter(depth):
+  """What it would take from the others differs from image to image."""
+  dark = {"model.image.adapter": depth, "model.image.vit.dark_below_fraction": 0.15}
+  model, batch = model_of(**dark), batch_of()
+  batch["image"][:, :16, :16] = 0
+  variables = jax.jit(model.init)(jax.random.key(0), batch)
+  pixels = np.asarray(model.apply(variables, batch["image"], method=model.embed_images).pixels)
+  np.testing.assert_array_equal(pixels[0, 0], pixels[1, 0])
+  assert np.abs(pixels[0, 1] - pixels[1, 1]).max() > 0

@@ -327,6 +327,10 @@ def test_the_mode_makes_features_and_stops(made, tmp_path):
       {"model.image.lora_rank": 2, "model.image.lora_blocks": 1},
       r"data\.store_features: needs model\.image\.lora_rank=0",
     ),
+    (
+      {"model.image.name": "resnet", "model.image.spread_stage": 1},
+      r"data\.store_features: needs model\.image\.spread_stage=0",
+    ),
     ({"train.freeze": ("image_encoder/block1",)}, "needs a frozen encoder"),
     ({"model.image.weights": ""}, r"needs the encoder's model\.image\.weights"),
   ],

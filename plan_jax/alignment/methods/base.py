@@ -101,7 +101,7 @@ class Alignment(Section):
 class WordAttention(NamedTuple):
   """Attention of the words of a text to the pixels of an image."""
 
-  weight: Float[Array, "W P"]  # >= 0, the region
+  weight: Float[Array, "W Q"]  # >= 0, the region; Q = P, or of a finer grid
   similarity: Float[Array, "W P"]  # signed
 
 

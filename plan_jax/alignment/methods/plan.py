@@ -82,9 +82,11 @@ def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> 
 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
-  """Returns the regions of the stage's last round, spread along the image."""
+  """Returns the regions of the stage's last round, spread along the image where that is chosen."""
   a = alignment
   attention = _attend(image.pixels, text.words, rounds(a, stage))
+  if not a.spread_steps:
+    return attention
   diffusion = Diffusion(a.spread_steps, a.spread_tau, a.spread_radius_fraction)
   return attention._replace(weight=spread(attention.weight, image.features, diffusion))
 
