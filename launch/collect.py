@@ -113,7 +113,10 @@ def write_tables(
   """
   complete = {run.name: run.complete() for run in runs}
   if not any(complete.values()):
-    raise UserError(f"none of the {len(runs)} runs in {out} is complete: --mode=run runs them")
+    sets = " on all its evaluation sets" if study.attached(runs[0].config) else ""
+    raise UserError(
+      f"none of the {len(runs)} runs in {out} is complete{sets}: --mode=run runs them"
+    )
   scored = [_read(run, on) for run in runs if complete[run.name]]
   if on and not any(one_run.rows[RUN] for one_run in scored):
     raise UserError(f"--set={on}: no run has a value on it")
