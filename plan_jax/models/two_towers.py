@@ -127,10 +127,10 @@ class TwoTowers(nn.Module):
     else:
       features = x = self.image_encoder(image, train=train)
     x, features = (y.reshape(y.shape[0], -1, y.shape[-1]) for y in (x, features))
-    if self.adapter:
-      # A patch without features (`dark_below_fraction`) gets none of the whole image's either.
-      x = jnp.where(x.any(-1, keepdims=True), self.image_adapter(x), 0)
-    x = x.astype(jnp.float32)
+    x = self.image_adapter(x).astype(jnp.float32)
+    if self.adapter and self.image.get("dark_below_fraction"):
+      # A patch without features gets none of the whole image's either.
+      x = jnp.where(features.any(-1, keepdims=True), x, 0)
     # Over a pixel's own channels: a norm over the image would tell every pixel of the others.
     x = self.pixel_norm(x)
     return ImageFeatures(
