@@ -86,8 +86,8 @@ def check_reference(runs: Sequence[Run], against: str) -> None:
 
 def check_set(runs: Sequence[Run], on: str) -> None:
   """Raises UserError where a run does not attach the evaluation set `on`; "": the run's own."""
-  for run in runs:
-    if on and on not in (sets := study.attached(run.config)):
+  for run in runs if on else ():
+    if on not in (sets := study.attached(run.config)):
       raise UserError(
         f"--set={on}: {run.name} has no such evaluation set with data; it has"
         f" {', '.join(sets) or 'none'} (config.evaluation.sets.{on}.source attaches it)"

@@ -9,6 +9,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from absl import flags
@@ -147,9 +148,9 @@ def data_of(overrides: Overrides) -> Overrides:
 def attached(config: ConfigDict) -> dict[str, ConfigDict]:
   """Returns the evaluation sets that have data, beside the run's own."""
   # Here: workers of a conversion import this file without need of it.
-  from plan_jax.evaluators.datasets import is_given
+  from plan_jax.evaluators.datasets import given
 
-  return {name: chosen for name, chosen in config.evaluation.sets.items() if is_given(chosen)}
+  return given(config)
 
 
 def _check_names(file: str, runs: Sequence[Run]) -> None:
@@ -239,21 +240,18 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
         f"{file}, run {name(overrides)}: config.{key} is {value!r} ({type(value).__name__}) in"
         f" sweep(), but its command would make it {parsed!r} ({type(parsed).__name__})"
       )
-  if not config.data.records:
-    config.data.records = _records(out, overrides)
-    arguments += (f"--config.data.records={config.data.records}",)
   encoder = {key: value for key, value in overrides.items() if _encodes(key)}
-  if config.data.store_features and not config.data.features:
-    config.data.features = str(Path(out, "features", name(data_of(overrides) | encoder)))
-    arguments += (f"--config.data.features={config.data.features}",)
+  folders = {"data.records": _records(out, overrides)}
+  if config.data.store_features:
+    folders["data.features"] = str(Path(out, "features", name(data_of(overrides) | encoder)))
   for which, chosen in attached(config).items():
     folder = Path(out, "sets", f"{which}-{_conversion(config, chosen)}")
-    if not chosen.records:
-      chosen.records = str(folder / "records")
-      arguments += (f"--config.evaluation.sets.{which}.records={chosen.records}",)
-    if config.data.store_features and not chosen.features:
-      chosen.features = str(folder / "features" / name(encoder))
-      arguments += (f"--config.evaluation.sets.{which}.features={chosen.features}",)
+    folders[f"evaluation.sets.{which}.records"] = str(folder / "records")
+    if config.data.store_features:
+      folders[f"evaluation.sets.{which}.features"] = str(folder / "features" / name(encoder))
+  folders = {key: folder for key, folder in folders.items() if not attrgetter(key)(config)}
+  config.update_from_flattened_dict(folders)
+  arguments += tuple(f"--config.{key}={folder}" for key, folder in folders.items())
   every = (f"--config={file}", *arguments, f"--workdir={workdir.path}")
   return Run(dict(overrides), config, workdir, every)
 

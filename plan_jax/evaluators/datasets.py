@@ -78,14 +78,11 @@ def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
         _folder(name, chosen, workdir),
         chosen.split,
         False,
-        Path(chosen.features or workdir.path / f"features_{name}")
-        if stores_features(config)
-        else None,
+        _features(config, name, chosen, workdir),
       ),
       f"config.evaluation.sets.{name}.split",
     )
-    for name, chosen in config.evaluation.sets.items()
-    if is_given(chosen)
+    for name, chosen in given(config).items()
   ]
 
 
@@ -99,6 +96,11 @@ def own_features(config: ConfigDict, workdir: Workdir) -> Path | None:
   if not stores_features(config):
     return None
   return Path(config.data.features or workdir.features)
+
+
+def given(config: ConfigDict) -> dict[str, ConfigDict]:
+  """Returns the sets of `config.evaluation.sets` that have data, by name."""
+  return {name: chosen for name, chosen in config.evaluation.sets.items() if is_given(chosen)}
 
 
 def is_given(chosen: ConfigDict) -> bool:
@@ -159,6 +161,12 @@ def fingerprints(sets: Sequence[EvaluationSet]) -> dict[str, str]:
 
 def _folder(name: str, chosen: ConfigDict, workdir: Workdir) -> Path:
   return Path(chosen.records or workdir.path / f"records_{name}")
+
+
+def _features(config: ConfigDict, name: str, chosen: ConfigDict, workdir: Workdir) -> Path | None:
+  if not stores_features(config):
+    return None
+  return Path(chosen.features or workdir.path / f"features_{name}")
 
 
 def _checked(chosen: EvaluationSet, key: str) -> EvaluationSet:

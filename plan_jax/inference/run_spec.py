@@ -77,12 +77,13 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
   encoder = image_encoder(config.model.image)
   side = -(-config.model.image_px // encoder.output_stride)
   local_logits = partial(_local_logits, alignment)
+  spreads = alignment.method == "plan" and alignment.spread_steps > 0
   return ModelSpec(
     title="",
     images=Letterbox(config.model.image_px, encoder.first_px),
     texts=RunTexts(tokenizer, evaluation.max_tokens, evaluation.max_words),
     grid=(side, side),
-    embed_images=partial(_embed_images, model, alignment.spread_steps > 0),
+    embed_images=partial(_embed_images, model, spreads),
     embed_texts=partial(model.apply, method=model.embed_texts),
     attend=partial(_attend, alignment),
     ground_phrase=partial(_ground_phrase, alignment),

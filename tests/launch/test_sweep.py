@@ -130,16 +130,22 @@ def test_the_study_on_real_images(tmp_path):
   assert {Path(folder).name for folder in folders} == {"base", "data.flip_fraction=0.0"}
 
 
+STORED = {
+  "data.store_features": True,
+  "data.augment": False,
+  "train.freeze": ("image_encoder",),
+  "model.image.weights": "/models/any",
+}
+
+
 def test_runs_of_the_same_encoder_share_its_features(tmp_path, monkeypatch):
-  stored = {"data.store_features": True, "data.augment": False}
-  stored |= {"train.freeze": ("image_encoder",), "model.image.weights": "/models/any"}
   runs = load(
     tmp_path,
     [
-      stored,
-      stored | {"alignment.eta": 0.1},
-      stored | {"model.image.weights": "/models/other"},
-      stored | {"data.features": str(tmp_path / "mine")},
+      STORED,
+      STORED | {"alignment.eta": 0.1},
+      STORED | {"model.image.weights": "/models/other"},
+      STORED | {"data.features": str(tmp_path / "mine")},
       {},
     ],
   )
@@ -175,9 +181,6 @@ def test_complete_is_an_evaluation_of_the_last_step(tmp_path):
     run.complete()
 
 
-SIZES = {"hidden_size": 24, "max_position_embeddings": 160}
-
-
 def test_complete_is_on_every_attached_set_too(tmp_path, monkeypatch):
   sets = ["--config.evaluation.sets.other.source=/images"]
   (run,) = load(tmp_path, [{}], sets, WITH_SET)
@@ -196,16 +199,14 @@ def test_complete_is_on_every_attached_set_too(tmp_path, monkeypatch):
 
 
 def test_runs_share_the_records_and_features_of_attached_sets(tmp_path):
-  stored = {"data.store_features": True, "data.augment": False}
-  stored |= {"train.freeze": ("image_encoder",), "model.image.weights": "/models/any"}
   runs = load(
     tmp_path,
     [
-      stored,
-      stored | {"seed": 1},
-      stored | {"data.flip_fraction": 0.5},  # a set has no mirror images
-      stored | {"model.image.weights": "/models/other"},
-      stored | {"data.stored_px": 256},
+      STORED,
+      STORED | {"seed": 1},
+      STORED | {"data.flip_fraction": 0.5},  # a set has no mirror images
+      STORED | {"model.image.weights": "/models/other"},
+      STORED | {"data.stored_px": 256},
     ],
     ["--config.evaluation.sets.other.source=/images"],
     WITH_SET,
@@ -220,6 +221,9 @@ def test_runs_share_the_records_and_features_of_attached_sets(tmp_path):
   (chosen,) = load(tmp_path, [{}], ["--config.evaluation.sets.other.records=/mine"], WITH_SET)
   other = chosen.config.evaluation.sets.other
   assert (other.records, other.features) == ("/mine", "")
+
+
+SIZES = {"hidden_size": 24, "max_position_embeddings": 160}
 
 
 def test_a_run_has_the_sizes_of_its_weights(tmp_path, capsys):
