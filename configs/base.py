@@ -77,7 +77,7 @@ def _model() -> dict:
       adapter=0,  # transformer layers that learn between the encoder and its heads
       lora_rank=0,  # of updates to a ViT's queries and values, which learn where it is frozen
       lora_blocks=0,  # the blocks that have them, from the last that is run down
-      spread_stage=0,  # of a ResNet, whose features tell what looks alike (alignment.spread_steps)
+      spread_stage=0,  # of a ResNet, whose features tell what looks alike; 0: the last
       vit=dict(
         variant="vit",  # or "dinov2", "dinov2_registers", "dinov3", "clip", "siglip"
         embed_dim=768,
@@ -119,7 +119,10 @@ def _alignment() -> dict:
     word_weight=3.0,  # of the contrast of single words over the images
     term_weight=1.0,  # of the diagnostic terms as a teacher of the significance
     side_weight=0.0,  # of "a term's region lies in the half of the image that its sentence names"
-    spread_steps=0,  # regions that are shown spread over pixels that look alike, in so many steps
+    swap_weight=0.0,  # of "with left and right exchanged the sentence fits its image less"
+    move_weight=0.0,  # of "and its term's region lies in the other half"
+    smooth_steps=0,  # pixels are averaged over those that look alike, in so many steps
+    spread_steps=0,  # regions that are shown spread over them
     spread_tau=0.2,  # how alike
     spread_radius_fraction=0.0625,  # how far a step reaches, of the image's side
     dtype="bfloat16",  # of the products of words and pixels; or "float32"

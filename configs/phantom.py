@@ -34,6 +34,10 @@ def get_config(variant: str = "") -> ConfigDict:
     embed_dim=128, depth=2, num_heads=4, mlp_dim=256, max_position=128, dropout=0.0
   )
   config.alignment.dtype = "float32"
+  config.model.image.spread_stage = 1
+  config.alignment.update(smooth_steps=4, spread_steps=4)
+  config.alignment.update(spread_tau=0.05, spread_radius_fraction=0.09)
+  config.alignment.update(side_weight=1.0, swap_weight=1.0, move_weight=0.2)
   config.alignment.tile_mib = 16  # what a CPU's cache can hold
 
   config.curriculum.refine.start_fraction = 0.65

@@ -19,7 +19,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 from input_pipeline.text import mirror, reports
 from input_pipeline.text.diagnostic_terms import Terms
-from input_pipeline.text.tokenizer import Tokenizer
+from input_pipeline.text.tokenizer import Encoded, Tokenizer
 
 RandomMap = grain.transforms.RandomMap  # base class of what turns an Example into arrays
 _IMAGES = 2**40  # "endless": Grain cannot count further than an index goes
@@ -38,6 +38,7 @@ class Encode(RandomMap):
       that those left out for want of room differ from epoch to epoch.
     flip_fraction: share of the images that are mirrored, left and right exchanged in their reports;
       those whose sides cannot be told (see `mirror`) stay as they are.
+    swaps: whether to give the report's tokens with left and right exchanged too.
   """
 
   tokenizer: Tokenizer
@@ -47,6 +48,7 @@ class Encode(RandomMap):
   max_words: int
   augment: images.Augment | None
   flip_fraction: float = 0.0
+  swaps: bool = False
 
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns the arrays that `batches` lists, without the batch axis."""
@@ -66,15 +68,31 @@ class Encode(RandomMap):
     if not example.is_lateral:
       halves = {i: mirror.half(sentences[i]) for i in text.kept}
       half[: len(named)] = [flag * halves[i] for flag, i in named]
+    half *= text.word_mask
     return {
       "image": image,
       **text.arrays(),
+      **(self._swapped(sentences, text, half) if self.swaps else {}),
       "term": term & text.word_mask,
-      "half": half * text.word_mask,
+      "half": half,
       "report_key": np.int32(key),
       "study_key": np.int32(reports.identity(example.study_id)),
       "dropped_sentences": np.int32(text.dropped),
     }
+
+  def _swapped(self, sentences, text: Encoded, half: np.ndarray) -> dict[str, np.ndarray]:
+    """Exchanges left and right in the sentences that name one side.
+
+    Where that changes a number of tokens, as of "RLL" in a foreign vocabulary, nothing is swapped.
+    """
+    swapped = self.tokenizer.encode(
+      [mirror.swapped(x) if mirror.half(x) else x for x in sentences],
+      max_tokens=self.max_tokens,
+      max_words=self.max_words,
+    )
+    same = np.array_equal(swapped.word_index, text.word_index)
+    tokens, half = (swapped.tokens, -half) if same else (text.tokens, np.zeros_like(half))
+    return {"swapped_tokens": tokens, "swapped_half": half}
 
   def _image(self, example: Example, flips: bool, rng: np.random.Generator) -> np.ndarray:
     if example.features is not None:

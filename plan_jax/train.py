@@ -14,6 +14,7 @@ from input_pipeline.disk import disk_errors
 from input_pipeline.files import replace_text
 from input_pipeline.text import diagnostic_terms, mirror, tokenizer
 from input_pipeline.text.tokenizer import Tokenizer
+from plan_jax.alignment.methods.base import Alignment
 from plan_jax.inference.load import load_tokenizer
 from plan_jax.runtime import processes
 from plan_jax.runtime.checkpoints import Checkpoints
@@ -127,6 +128,7 @@ def make_batches(
     config.text.max_words,
     images.Augment() if config.data.augment else None,
     config.data.flip_fraction,
+    Alignment(**config.alignment).swaps_sides,
   )
   return loader.batches(
     source,

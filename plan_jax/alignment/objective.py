@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 from plan_jax.alignment import pairwise
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.losses import info_nce
-from plan_jax.alignment.methods import plan
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
 from plan_jax.alignment.methods.by_name import METHODS
+from plan_jax.alignment.sides import side_losses
 
 
 def objective(
@@ -17,11 +17,12 @@ def objective(
 ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
   """Computes the loss and its parts, scalars float32.
 
-  Total = w_global * global + sum_k w_k * local_k + w_term * term + w_side * side. The global loss
+  Total = w_global * global + sum_k w_k * local_k + w_term * term + w_side * side + w_swap * swap +
+  w_move * move. The global loss
   is a symmetric InfoNCE over B x B cosines with the positives mask, the same for every method; the
   local ones are the method's. The term loss is the mean over words of the cross-entropy of the
-  significance with the diagnostic terms. (Our concretisation of the source method.) The side loss
-  is `plan.side_loss`.
+  significance with the diagnostic terms. (Our concretisation of the source method.) The last
+  three are `side_losses`.
   """
   x = batch
   index = jnp.arange(len(x.image_embedding), dtype=jnp.int32)
@@ -51,8 +52,12 @@ def objective(
     surprise = -jnp.log(jnp.where(x.term, significance, 1 - significance))
     parts["loss_term"] = jnp.where(x.mask, surprise, 0).sum() / words
     total += alignment.term_weight * parts["loss_term"]
-  if alignment.method == "plan" and alignment.side_weight and stage.local_weight:
-    parts["loss_side"] = plan.side_loss(x, stage, alignment)
-    total += alignment.side_weight * parts["loss_side"]
+  a = alignment
+  side_weights = {"side": a.side_weight, "swap": a.swap_weight, "move": a.move_weight}
+  if a.method == "plan" and any(side_weights.values()) and stage.local_weight:
+    for name, loss in side_losses(x, stage, a).items():
+      if side_weights[name]:
+        parts[f"loss_{name}"] = loss
+        total += side_weights[name] * loss
   parts["significance_mean"] = x.significance.sum() / words
   return total, {"loss": total, **parts}

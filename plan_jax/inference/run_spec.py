@@ -17,6 +17,7 @@ from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.methods.base import Alignment
 from plan_jax.alignment.methods.by_name import METHODS, pair_score
 from plan_jax.alignment.methods.gloria import GloriaScore
+from plan_jax.alignment.methods.plan import smoothed
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.inference.spec import EncodedTexts, ModelSpec, Text
 from plan_jax.models.two_towers import ImageFeatures, TwoTowers, image_encoder
@@ -77,13 +78,12 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
   encoder = image_encoder(config.model.image)
   side = -(-config.model.image_px // encoder.output_stride)
   local_logits = partial(_local_logits, alignment)
-  spreads = alignment.method == "plan" and alignment.spread_steps > 0
   return ModelSpec(
     title="",
     images=Letterbox(config.model.image_px, encoder.first_px),
     texts=RunTexts(tokenizer, evaluation.max_tokens, evaluation.max_words),
     grid=(side, side),
-    embed_images=partial(_embed_images, model, spreads),
+    embed_images=partial(_embed_images, model, alignment),
     embed_texts=partial(model.apply, method=model.embed_texts),
     attend=partial(_attend, alignment),
     ground_phrase=partial(_ground_phrase, alignment),
@@ -104,9 +104,11 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
   )
 
 
-def _embed_images(model: TwoTowers, with_features: bool, variables: dict, image) -> ImageFeatures:
+def _embed_images(model: TwoTowers, alignment: Alignment, variables: dict, image) -> ImageFeatures:
   features = model.apply(variables, image, method=model.embed_images)
-  return features if with_features else features._replace(features=None)
+  features = features._replace(pixels=smoothed(features, alignment))
+  spreads = alignment.method == "plan" and alignment.spread_steps > 0
+  return features if spreads else features._replace(features=None)
 
 
 def _scales(variables: dict) -> tuple[np.float32, np.float32]:

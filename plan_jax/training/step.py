@@ -7,7 +7,8 @@ import optax
 
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, SwappedWords
+from plan_jax.alignment.methods.plan import smoothed
 from plan_jax.alignment.objective import objective
 from plan_jax.models import freezing
 from plan_jax.models.two_towers import TwoTowers, bounded
@@ -37,26 +38,29 @@ def make_step(
 
   def encode(params, batch_stats, batch, key):
     params = freezing.without_gradient(params, config.freeze)
+    variables, rngs = {"params": params, "batch_stats": batch_stats}, {"dropout": key}
     (image, text, _), mutated = model.apply(
-      {"params": params, "batch_stats": batch_stats},
-      batch,
-      train=True,
-      rngs={"dropout": key},
-      mutable=["batch_stats"],
+      variables, batch, train=True, rngs=rngs, mutable=["batch_stats"]
     )
     features = {
-      "pixels": image.pixels,
+      "pixels": smoothed(image, alignment),
       "image_embedding": image.embedding,
       "words": text.words,
       "text_embedding": text.embedding,
       "significance": text.significance,
       "attention": text.attention,
     }
+    if alignment.swaps_sides:
+      swapped = batch | {"tokens": batch["swapped_tokens"]}
+      swapped = model.apply(variables, swapped, train=True, rngs=rngs, method="embed_texts")
+      features["swapped"] = swapped.words
     return features, mutated.get("batch_stats", {})
 
   def loss(features, params, batch):
     params = freezing.without_gradient(params, config.freeze)
     scales = model.apply({"params": params}, method="scales")
+    if alignment.swaps_sides:
+      features |= {"swapped": SwappedWords(features["swapped"], batch["swapped_half"])}
     embedded = EmbeddedBatch(
       **features,
       mask=batch["word_mask"],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plan_jax.alignment.spread import Diffusion, spread
+from plan_jax.alignment.spread import Diffusion, smooth, spread
 
 DIFFUSION = Diffusion(steps=3, tau=0.2, radius_fraction=0.25)
 
@@ -19,6 +19,14 @@ def case(size=4, words=3, channels=5):
 
 def by_hand(weight, features, diffusion):
   """Pixel by pixel, step by step."""
+  step = step_by_hand(features, diffusion)
+  spread_out = np.asarray(weight, np.float64)
+  for _ in range(diffusion.steps):
+    spread_out = spread_out @ step.T
+  return spread_out * np.asarray(weight).sum(1, keepdims=True) / spread_out.sum(1, keepdims=True)
+
+
+def step_by_hand(features, diffusion):
   count = len(features)
   size = int(count**0.5)
   x = np.asarray(features, np.float64)
@@ -30,10 +38,7 @@ def by_hand(weight, features, diffusion):
       apart = np.hypot(p // size - q // size, p % size - q % size) / size
       step[p, q] = np.exp(cosine / diffusion.tau - apart**2 / (2 * diffusion.radius_fraction**2))
     step[p] /= step[p].sum()
-  spread_out = np.asarray(weight, np.float64)
-  for _ in range(diffusion.steps):
-    spread_out = spread_out @ step.T
-  return spread_out * np.asarray(weight).sum(1, keepdims=True) / spread_out.sum(1, keepdims=True)
+  return step
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
@@ -90,3 +95,35 @@ def test_a_grid_that_is_not_square_is_refused():
   weight, features = case()
   with pytest.raises(ValueError, match="square grid, not 15 pixels"):
     spread(weight[:, :15], features[:15], DIFFUSION)
+
+
+def test_pixels_are_means_over_what_looks_alike():
+  _, features = case()
+  pixels = np.random.default_rng(1).normal(size=(16, 6)).astype(np.float32)
+  step = step_by_hand(features, DIFFUSION)
+  want = np.linalg.matrix_power(step, DIFFUSION.steps) @ pixels
+  got = jax.jit(smooth, static_argnums=2)(jnp.asarray(pixels), features, DIFFUSION)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+  same = jnp.ones((16, 6))
+  np.testing.assert_allclose(smooth(same, features, DIFFUSION), same, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("coarse", "fine"), [(4, 8), (3, 8), (5, 7)])
+def test_pixels_take_the_mean_of_finer_features_round_them(coarse, fine):
+  _, features = case(fine)
+  pixels = np.random.default_rng(1).normal(size=(coarse**2, 6)).astype(np.float32)
+  place = np.minimum(np.arange(fine) * coarse / fine, coarse - 1)
+  weight = np.maximum(1 - np.abs(place[:, None] - np.arange(coarse)), 0)
+  weight /= weight.sum(0)
+  square = np.asarray(features).reshape(fine, fine, -1)
+  reduced = np.einsum("yi,yxc,xj->ijc", weight, square, weight).reshape(coarse**2, -1)
+  want = smooth(jnp.asarray(pixels), jnp.asarray(reduced, jnp.float32), DIFFUSION)
+  got = smooth(jnp.asarray(pixels), features, DIFFUSION)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+  assert np.abs(np.asarray(got) - pixels).max() > 0.1
+
+
+def test_smoothing_needs_square_grids():
+  _, features = case()
+  with pytest.raises(ValueError, match="square grid, not 15 pixels"):
+    smooth(jnp.ones((15, 2)), features, DIFFUSION)

@@ -10,7 +10,7 @@ from input_pipeline import images, loader
 from input_pipeline.errors import UserError
 from input_pipeline.phantom import radiograph
 from input_pipeline.records import RecordSource
-from input_pipeline.text import diagnostic_terms, tokenizer
+from input_pipeline.text import diagnostic_terms, mirror, tokenizer
 
 IMAGES = [radiograph.example(0, i, 64) for i in range(10)]
 
@@ -189,6 +189,30 @@ def test_words_of_a_sentence_that_was_cut_keep_their_half(encode):
   example = replace(IMAGES[0], sentences=("There is effusion on the left.",))
   row = short.random_map(example, np.random.default_rng(0))
   assert row["half"].tolist() == [0, 0, 1]
+
+
+def test_sentences_of_one_side_come_with_left_and_right_exchanged(encode):
+  sentences = ("Small left effusion.", "Nodules, right and left.", "Right apex: nodule.")
+  example = replace(IMAGES[0], sentences=sentences)
+  encode = replace(encode, augment=None)
+  row = replace(encode, swaps=True).random_map(example, np.random.default_rng(0))
+  plain = encode.random_map(example, np.random.default_rng(0))
+  assert same(plain, row) and set(row) - set(plain) == {"swapped_tokens", "swapped_half"}
+  ordered = [sentences[i] for i in np.random.default_rng(0).permutation(3)]
+  exchanged = {0: "Small right effusion.", 2: "Left apex: nodule."}
+  other = [exchanged.get(sentences.index(text), text) for text in ordered]
+  want = encode.tokenizer.encode(other, max_tokens=48, max_words=24)
+  np.testing.assert_array_equal(row["swapped_tokens"], want.tokens)
+  np.testing.assert_array_equal(row["swapped_half"], -row["half"])
+  assert (row["half"] != 0).sum() == 2
+
+
+def test_nothing_is_exchanged_where_the_number_of_tokens_changes(encode, monkeypatch):
+  monkeypatch.setattr(mirror, "swapped", lambda text: text.replace("left", "qzxqzx"))
+  example = replace(IMAGES[0], sentences=("Small left effusion.",))
+  row = replace(encode, swaps=True).random_map(example, np.random.default_rng(0))
+  np.testing.assert_array_equal(row["swapped_tokens"], row["tokens"])
+  assert row["half"].any() and not row["swapped_half"].any()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

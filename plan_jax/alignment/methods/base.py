@@ -23,6 +23,18 @@ from plan_jax.alignment.regions import SPARSIFIERS
 from plan_jax.alignment.similarity import EVIDENCE, narrow
 
 
+class SwappedWords(NamedTuple):
+  """Words of the same reports where left and right are exchanged in sentences of one side.
+
+  Attributes:
+    words: features of the words, of any norm.
+    half: as of EmbeddedBatch, the other; 0 where nothing is exchanged.
+  """
+
+  words: Float[Array, "B W D"]
+  half: Int[Array, "B W"]
+
+
 class EmbeddedBatch(NamedTuple):
   """Features of B pairs, as the objective takes them; all float32 but masks and keys.
 
@@ -39,6 +51,7 @@ class EmbeddedBatch(NamedTuple):
     report_key: equal for reports of the same text, 0 for none.
     study_key: equal for images and reports of the same study.
     global_scale, local_scale: inverse temperatures of the contrasts.
+    swapped: None where no loss needs it.
   """
 
   pixels: Float[Array, "B P D"]
@@ -54,6 +67,7 @@ class EmbeddedBatch(NamedTuple):
   study_key: Int[Array, " B"]
   global_scale: ScalarLike
   local_scale: ScalarLike
+  swapped: SwappedWords | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +82,12 @@ class Alignment(Section):
     word_weight: of `plan`, weight of the contrast of single words over the images.
     term_weight: of `plan`, weight of the significance's own loss, towards the diagnostic terms; 0:
       it learns from the other losses alone.
-    side_weight: of `plan`, weight of the side loss, see plan.side_loss; 0: sides are learned from
-      the contrast alone.
-    spread_steps, spread_tau, spread_radius_fraction: of `plan`, see spread.Diffusion: how regions
-      that are shown spread along the image; training does not see it.
+    side_weight, swap_weight, move_weight: of `plan`, weights of sides.side_losses; all 0: sides are
+      learned from the contrast alone.
+    smooth_steps: of `plan`, of the diffusion that averages pixels over what looks alike, before
+      words are compared with them.
+    spread_steps: of `plan`, of the diffusion of regions that are shown; training does not see it.
+    spread_tau, spread_radius_fraction: of both, see spread.Diffusion.
     dtype: of the products of words and pixels, see similarity.product.
     implementation: of the contrast over all pairs, a name of pairwise.IMPLEMENTATIONS.
     tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.
@@ -93,9 +109,17 @@ class Alignment(Section):
   tile_mib: PositiveInt
   # A run's config may be older than these keys.
   side_weight: Weight = 0.0
+  swap_weight: Weight = 0.0
+  move_weight: Weight = 0.0
+  smooth_steps: Count = 0
   spread_steps: Count = 0
   spread_tau: PositiveFloat = 0.2
   spread_radius_fraction: PositiveFloat = 0.0625
+
+  @property
+  def swaps_sides(self) -> bool:
+    """Need for the reports' sentences with left and right exchanged."""
+    return self.method == "plan" and (self.swap_weight > 0 or self.move_weight > 0)
 
 
 class WordAttention(NamedTuple):

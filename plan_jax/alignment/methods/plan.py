@@ -12,11 +12,8 @@ from plan_jax.alignment.methods import base
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
 from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
 from plan_jax.alignment.refinement import Rounds, refine
-from plan_jax.alignment.regions import square_side
 from plan_jax.alignment.similarity import ImageKeys, l2_normalize, pool_words, prepare
-from plan_jax.alignment.spread import Diffusion, spread
-
-_LEAST_SHARE = 0.01  # of a region in its half: bounds the gradient of the side loss
+from plan_jax.alignment.spread import Diffusion, smooth, spread
 
 
 @dataclass(frozen=True)
@@ -81,36 +78,37 @@ def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> 
   return list(zip(loss, accuracy, strict=True))
 
 
+def smoothed(image, alignment: Alignment) -> Float[Array, "B P D"]:
+  """Returns the pixels of images as the method compares them with words.
+
+  Each is the mean over pixels that look alike, where `alignment.smooth_steps` is chosen: what is
+  found in a part of a structure is then found in all of it. What looks alike is told by
+  `image.features`, through which no gradient goes. Pixels of the baselines stay as they are.
+  """
+  a = alignment
+  if a.method != "plan" or not a.smooth_steps:
+    return image.pixels
+  diffusion = Diffusion(a.smooth_steps, a.spread_tau, a.spread_radius_fraction)
+  features = jax.lax.stop_gradient(image.features)
+  return jax.vmap(lambda pixels, features: smooth(pixels, features, diffusion))(
+    image.pixels, features
+  )
+
+
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   """Returns the regions of the stage's last round, spread along the image where that is chosen."""
   a = alignment
-  attention = _attend(image.pixels, text.words, rounds(a, stage))
+  attention = own_regions(image.pixels, text.words, rounds(a, stage))
   if not a.spread_steps:
     return attention
   diffusion = Diffusion(a.spread_steps, a.spread_tau, a.spread_radius_fraction)
   return attention._replace(weight=spread(attention.weight, image.features, diffusion))
 
 
-def side_loss(x: EmbeddedBatch, stage: Stage, alignment: Alignment) -> Float[Array, ""]:
-  """Computes the mean of -log(share of a word's region in the half that its sentence names), ours.
-
-  Of the words with a half, each in its own image; 0 without one. That the patient's left is on the
-  right of a frontal image is all that it teaches: no region is known to it. The middle column of
-  an odd grid belongs to both halves equally. Raises ValueError where P is no square number.
-  """
-  size = square_side(x.pixels.shape[1], "sides need")
-  across = jnp.tile(jnp.sign(2 * jnp.arange(size) - (size - 1)), size).astype(jnp.float32)
-  settings = rounds(alignment, stage)
-  weight = jax.vmap(lambda pixels, words: _attend(pixels, words, settings).weight)(
-    x.pixels, x.words
-  )
-  share = (1 + x.half * (weight @ across)) / 2
-  surprise = -jnp.log(_LEAST_SHARE + (1 - _LEAST_SHARE) * share)
-  has_half = x.half != 0
-  return jnp.where(has_half, surprise, 0).sum() / jnp.maximum(has_half.sum(), 1)
-
-
-def _attend(pixels: Float[Array, "P D"], words: Float[Array, "W D"], settings: Rounds):
+def own_regions(
+  pixels: Float[Array, "P D"], words: Float[Array, "W D"], settings: Rounds
+) -> WordAttention:
+  """Computes the regions of words in one image in the last round; pixels and words of any norm."""
   keys = prepare(l2_normalize(pixels)[None], gram=settings.needs_gram, dtype=settings.dtype)
   last = refine(keys, l2_normalize(words)[None], settings)[-1]
   return WordAttention(last.weight[0, :, 0], last.similarity[0, :, 0])
