@@ -208,7 +208,7 @@ def test_sentences_of_one_side_come_with_left_and_right_exchanged(encode):
 
 
 def test_nothing_is_exchanged_where_the_number_of_tokens_changes(encode, monkeypatch):
-  monkeypatch.setattr(mirror, "swapped", lambda text: text.replace("left", "qzxqzx"))
+  monkeypatch.setattr(mirror, "swapped", lambda text: f"{text} Again.")
   example = replace(IMAGES[0], sentences=("Small left effusion.",))
   row = replace(encode, swaps=True).random_map(example, np.random.default_rng(0))
   np.testing.assert_array_equal(row["swapped_tokens"], row["tokens"])
