@@ -1,13 +1,11 @@
 """A study: the runs that the `sweep()` of a config file names, and which of them are complete."""
 
-import contextlib
 import hashlib
 import json
-import logging
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -18,7 +16,6 @@ from ml_collections import ConfigDict, config_flags
 from input_pipeline import records
 from input_pipeline.errors import UserError, one_line
 from plan_jax.results import rows
-from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import FREE, Workdir, flatten
 
 BASE = "base"
@@ -222,11 +219,10 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
   config = get_config()
   try:
     config = _parse(config, arguments)
-    # As its command makes it, and says itself; here it would stand between printed commands.
+    # As its command makes it.
     given = {flag[9:].partition("=")[0] for flag in arguments}
     config = localised(config, given)
-    with _quiet():
-      config = pretrained.with_settings(config, workdir, given)
+    config = pretrained.with_settings(config, workdir, given)
     config_lib.check(config)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, UserError) as error:
     raise StudyError(f"{file}, run {name(overrides)}: {one_line(error)}") from error
@@ -254,17 +250,6 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
   arguments += tuple(f"--config.{key}={folder}" for key, folder in folders.items())
   every = (f"--config={file}", *arguments, f"--workdir={workdir.path}")
   return Run(dict(overrides), config, workdir, every)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Leaves out what the library says inside, but for warnings."""
-  before = log.level
-  log.setLevel(logging.WARNING)
-  try:
-    yield
-  finally:
-    log.setLevel(before)
 
 
 def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:

@@ -45,10 +45,11 @@ def run(config: ConfigDict, workdir: Workdir, mode: str, given: Collection[str] 
     if "baseline" in config:
       _run_baseline(config, workdir, mode)
     else:
-      _run(pretrained.with_settings(config, workdir, given), workdir, mode)
+      _run(config, workdir, mode, given)
 
 
-def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
+def _run(written: ConfigDict, workdir: Workdir, mode: str, given: Collection[str]) -> None:
+  config = pretrained.with_settings(written, workdir, given)
   config_lib.check(config)
   config_lib.check_devices(config)
   if mode == "features" and not config.data.store_features:
@@ -57,6 +58,7 @@ def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     # Before hours of conversion; where a run goes on, the files may be gone.
     pretrained.check(config)
   folder = _claim(config, workdir, new=mode != "evaluate")
+  pretrained.log_settings(written, config)
   if mode == "features":
     _make_sets(config, workdir, folder)
     return

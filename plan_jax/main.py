@@ -20,6 +20,9 @@ _MODE = flags.DEFINE_enum(
   ["all", "train", "evaluate", "features"],
   "The work to do; all: train, then evaluate; features: store those of a frozen encoder.",
 )
+_PARAMETER_TABLE = flags.DEFINE_bool(
+  "parameter_table", False, "Log the name and shape of every parameter before the first step."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   False,
@@ -63,6 +66,8 @@ def main(argv: list[str]) -> None:
 
   logging.set_verbosity(logging.WARNING)
   run_logging.configure()
+  if _PARAMETER_TABLE.value:
+    run_logging.log.setLevel("DEBUG")  # the table alone is of that level
   cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/plan_jax/compiled")
   jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
