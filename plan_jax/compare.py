@@ -27,9 +27,8 @@ from plan_jax.metrics import bootstrap
 from plan_jax.metrics.bootstrap import MACRO, Summary
 from plan_jax.results import boxes, example_scores, rows, tables
 from plan_jax.results.example_scores import SCORED, ExampleScores
+from plan_jax.results.tables import LEAST_PATIENTS
 from plan_jax.runtime.workdir import Workdir
-
-LEAST = 20  # patients that a verdict needs
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Difference:
   def verdict(self) -> str:
     """Judges b: "better", "worse", or "" where the interval holds zero or patients are few."""
     low, high = self.change.low, self.change.high
-    if math.isnan(low) or low <= 0 <= high or self.patients < LEAST:
+    if math.isnan(low) or low <= 0 <= high or self.patients < LEAST_PATIENTS:
       return ""
     return "better" if (low > 0) != rows.lower_is_better(self.metric) else "worse"
 
@@ -90,7 +89,7 @@ def compare(
     if reason := _mismatch(first, second):
       left_out.append(f"{name}: {reason}")
       continue
-    patients = _patients(first.scores)
+    patients = first.scores.patients_by_group()
     for group, *rest in _changes(first, second, {"resamples": resamples, "seed": seed}):
       compared.append(Difference(name, group, *rest, patients.get(group, patients[MACRO])))
   if not compared:
@@ -107,7 +106,8 @@ def table(compared: list[Difference], left_out: list[str]) -> str:
     + [tables.with_interval(d.change), d.change.n, d.verdict]
     for d in compared
   ]
-  real, few = sum(bool(d.verdict) for d in compared), [d for d in compared if d.patients < LEAST]
+  real = sum(bool(d.verdict) for d in compared)
+  few = [d for d in compared if d.patients < LEAST_PATIENTS]
   note = (
     f"\n{real} of {len(compared) - len(few)} differences are real: their interval excludes zero. Of"
     " metrics that do not differ, one in twenty would seem to."
@@ -115,8 +115,8 @@ def table(compared: list[Difference], left_out: list[str]) -> str:
   if few:
     most = max(d.patients for d in few)
     note += (
-      f" {len(few)} more are not judged: {most} patients or fewer are behind them, {LEAST} are"
-      " needed, for the bootstrap of so few tells too little."
+      f" {len(few)} more are not judged: {most} patients or fewer are behind them,"
+      f" {LEAST_PATIENTS} are needed, for the bootstrap of so few tells too little."
     )
   text = tables.aligned(lines, head, texts=len(head))
   return "\n".join([text, note, *(f"left out: {reason}" for reason in left_out)])
@@ -161,14 +161,6 @@ def _mismatch(a: _Task, b: _Task) -> str:
   if any(getattr(a.scores, k) != getattr(b.scores, k) for k in ("ids", "groups", "patients")):
     return f"other examples ({len(a.scores.ids)} and {len(b.scores.ids)})"
   return ""
-
-
-def _patients(scores: ExampleScores) -> dict[str, int]:
-  """Counts the patients of each group, and of all as macro."""
-  members: dict[str, set[str]] = {MACRO: set(scores.patients)}
-  for group, patient in zip(scores.groups, scores.patients, strict=True):
-    members.setdefault(group, set()).add(patient)
-  return {group: len(patients) for group, patients in members.items()}
 
 
 def _changes(a: _Task, b: _Task, draws: dict[str, int]) -> Iterator[differences.Change]:

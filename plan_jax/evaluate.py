@@ -50,12 +50,13 @@ def evaluate(
   the report; by default those of a training.
   """
   evaluators = configured(config)
-  results, scores, files, views = [], {}, [], []
+  results, scores, files, views, patients = [], {}, [], [], {}
   for dataset in sets:
     log.info(f"evaluating step {model.step} on {dataset.data}")
     set_rows, by_task = _score(model, evaluators, dataset, config)
     results += set_rows
     scores |= {(dataset, task): each for task, each in by_task.items()}
+    patients |= {(dataset.data, task): s.patients_by_group() for task, s in by_task.items()}
     views += image_views(model, dataset, config.evaluation.report_images)
   if model.note:
     log.info(model.note)
@@ -76,11 +77,15 @@ def evaluate(
       shutil.rmtree(workdir.example_scores, ignore_errors=True)
     report.write_report(
       workdir.report,
-      title=title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
+      head=report.Head(
+        title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
+        _summary(model, config, sets),
+        _notes(config, sets, _run_notes(model, config) if notes is None else notes),
+      ),
       rows=results,
+      patients=patients,
       curves=curves(workdir.metrics),
       images=views,
-      notes=_notes(config, sets, _run_notes(model, config) if notes is None else notes),
       protocols=DEFINITIONS,
     )
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
@@ -92,6 +97,9 @@ def evaluate(
   for dataset, task, task_rows, task_files in learned:
     results += task_rows
     files += [(dataset, task, file) for file in task_files]
+    for file in task_files:
+      if file.suffix == ".csv":
+        patients[dataset.data, task] = example_scores.read(file).patients_by_group()
   # A process that leaves before is thought lost after a while, and all are ended.
   processes.on_primary(lambda: write(True))
   log.info(f"\n{tables.headline(results)}\n\nreport: {workdir.report}")
@@ -176,19 +184,34 @@ def _view(model: Predictor, example: Example) -> report.ImageView:
   )
 
 
+def _summary(model: Predictor, config: ConfigDict, sets: Sequence[EvaluationSet]) -> str:
+  """Writes in words what the model is, and what it is evaluated on."""
+  first = "A model of another project by its published weights: nothing was trained here."
+  if "baseline" not in config:
+    trained = f"{model.step:,} steps of {config.train.batch_size} pairs of image and report"
+    first = (
+      f"A model pre-trained by the method {config.alignment.method} on {config.data.dataset}, in"
+      f" {trained}, without a label of a region: every word of a report has its own soft region of"
+      " the image."
+    )
+  counts = [f"{each.data} ({records.splits(each.folder)[each.split]:,} images)" for each in sets]
+  synthetic = [each.name for each in sets if FACTS[each.dataset].synthetic]
+  text = f"{first} Evaluated on {', '.join(counts)}."
+  if synthetic:
+    text += f" Synthetic data ({', '.join(synthetic)}): its metrics say nothing about patients."
+  return text
+
+
 def _notes(
   config: ConfigDict, sets: Sequence[EvaluationSet], model_notes: dict[str, str]
 ) -> dict[str, str]:
   """Collects facts for the head of the page."""
   prints = fingerprints(sets).items()
-  notes = {
+  return {
     "data": ", ".join(f"{data} (records {fingerprint})" for data, fingerprint in prints),
     **model_notes,
     "seed": str(config.seed),
   }
-  if FACTS[config.data.dataset].synthetic:
-    notes["note"] = "synthetic images and reports: these metrics say nothing about patients"
-  return notes
 
 
 def _run_notes(model: Predictor, config: ConfigDict) -> dict[str, str]:

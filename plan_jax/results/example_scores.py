@@ -19,6 +19,7 @@ import numpy as np
 from input_pipeline import digests
 from input_pipeline.digests import DamagedError
 from input_pipeline.files import replace_text
+from plan_jax.metrics.bootstrap import MACRO
 
 # The metrics of examples that are ranked, not averaged: AUC is taken from all of a group.
 SCORED = ("score", "positive")
@@ -48,6 +49,13 @@ class ExampleScores:
     if len(set(self.ids)) < len(self.ids):
       name = next(name for name in self.ids if self.ids.count(name) > 1)
       raise ValueError(f"example {name!r} stands twice")
+
+  def patients_by_group(self) -> dict[str, int]:
+    """Counts the patients of each group, and of all as "macro"."""
+    members: dict[str, set[str]] = {MACRO: set(self.patients)}
+    for group, patient in zip(self.groups, self.patients, strict=True):
+      members.setdefault(group, set()).add(patient)
+    return {group: len(patients) for group, patients in members.items()}
 
 
 def example_id(image_id: str, phrase: str = "") -> str:
