@@ -51,6 +51,7 @@ def evaluate(
   """
   evaluators = configured(config)
   results, scores, files, views, patients = [], {}, [], [], {}
+  log.info("an evaluation is written when all sets are scored: stopped before, it begins again")
   for dataset in sets:
     log.info(f"evaluating step {model.step} on {dataset.data}")
     set_rows, by_task = _score(model, evaluators, dataset, config)

@@ -75,8 +75,11 @@ def test_every_task_has_rows_beside_its_chance_baselines(run):
   assert "presence-v1" in lines[7] and "zero-shot-v1" in lines[8]
   assert "terms-v1" in lines[9] and "chance 0.500" in lines[9]
   page = workdir.report.read_text()
-  for text in ("Presence on phantom/test", "Protocol terms-v1", "mean peak absent"):
+  for text in ("Presence on phantom/test", "Protocol terms-v1", "mean peak absent", "side-v1"):
     assert text in page
+  assert "method plan on phantom, in 6 steps of" in page and "Synthetic data (phantom)" in page
+  # The images are of few patients, which no verdict may be based on.
+  assert "not judged: only" in page and 'class="run better"' not in page
 
 
 def test_protocols_that_need_more_images_or_are_published(tmp_path):
