@@ -1,7 +1,7 @@
 """Word-pixel alignment pre-training on chest X-rays and their reports.
 
   model = plan_jax.load("runs/a")  # a plan_jax.Predictor
-  (heatmap,) = model.ground([image], ["small left effusion"])
+  (heatmap,) = model.maps([image], ["small left effusion"])
 
 `plan_jax.train` and `plan_jax.evaluate` are modules: `plan_jax.train.train(config, workdir, ...)`.
 All is imported when it is first used.

@@ -138,7 +138,7 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
 
   The batch has the arrays that config.json names under "inputs", for any number of pairs b: "image"
   is letterboxed to the square, in [0, 1]; the others are of Tokenizer.encode. "map" [b, rows,
-  columns], maximum 1, and "peak" [b] are those of Predictor.ground_on_grid and peaks, float32;
+  columns], maximum 1, and "peak" [b] are those of Predictor.maps_on_grid and peaks, float32;
   products are as exact as the device's default. The file needs only jax to run, see
   docs/weights.md.
 

@@ -71,7 +71,7 @@ def test_round_trip_keeps_the_bits(run):
   assert after.step == before.step == 1
   jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
   np.testing.assert_array_equal(
-    after.ground_on_grid(IMAGES, PHRASES), before.ground_on_grid(IMAGES, PHRASES)
+    after.maps_on_grid(IMAGES, PHRASES), before.maps_on_grid(IMAGES, PHRASES)
   )
   texts = [example.sentences for example in EXAMPLES]
   np.testing.assert_array_equal(after.embed_texts(texts), before.embed_texts(texts))
@@ -111,7 +111,7 @@ def test_function_equals_the_model(run, count, tmp_path):
     alone = served_alone(run[1], batch, tmp_path)
     for name in served:
       np.testing.assert_array_equal(alone[name], served[name])
-  want = model.ground_on_grid(IMAGES[:count], PHRASES[:count])
+  want = model.maps_on_grid(IMAGES[:count], PHRASES[:count])
   np.testing.assert_allclose(served["map"], want, atol=1e-5)
   np.testing.assert_allclose(
     served["peak"], model.peaks(IMAGES[:count], PHRASES[:count]), atol=1e-5

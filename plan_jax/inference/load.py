@@ -21,7 +21,7 @@ def load(
   """Loads the model of a finished or running training.
 
     model = load("runs/a")
-    (heatmap,) = model.ground([image], ["small left effusion"])
+    (heatmap,) = model.maps([image], ["small left effusion"])
 
   Args:
     workdir: folder of the run.

@@ -109,21 +109,21 @@ class Predictor:
       lambda batch: self.spec.prompt_embedding(self._text_features(batch)), self._encode(texts)
     )
 
-  def ground(
+  def maps(
     self, images: Images, phrases: Phrases, query: str = "words"
   ) -> list[Float[np.ndarray, "_ _"]]:
     """Maps of phrase i on image i, of the image's shape; maximum 1 on the grid.
 
-    NaN where the model crops the image. Arguments as of `ground_on_grid`.
+    NaN where the model crops the image. Arguments as of `maps_on_grid`.
     """
     images = inputs.check_images(images)
-    maps = self.ground_on_grid(images, phrases, query)
+    maps = self.maps_on_grid(images, phrases, query)
     return [
       np.clip(self.to_image(heatmap, image.shape), 0, 1)
       for heatmap, image in zip(maps, images, strict=True)
     ]
 
-  def ground_on_grid(
+  def maps_on_grid(
     self, images: Images, phrases: Phrases, query: str = "words"
   ) -> Float[np.ndarray, "N rows columns"]:
     """Maps of phrase i on image i, maximum 1, smoothed where the model's project smooths.
@@ -147,7 +147,7 @@ class Predictor:
     """Signed similarity of each pixel to the phrase.
 
     That of the words, by their weights, or the cosine with the phrase's own embedding. Arguments as
-    of `ground_on_grid`.
+    of `maps_on_grid`.
     """
     return self.spec.on_grid(self._ground_pairs(images, phrases, query)[1])
 

@@ -32,7 +32,7 @@ Pre-trained with plan_jax, method `{method}`: every word of a report has a soft 
 from plan_jax import export
 
 model = export.load("THIS_FOLDER")
-maps = model.ground([image], ["small left effusion"])  # image: uint8 [H, W]; map: float32 [H, W]
+maps = model.maps([image], ["small left effusion"])  # image: uint8 [H, W]; map: float32 [H, W]
 serve = export.serving("THIS_FOLDER")  # the function of grounding.jax, see config.json "inputs"
 ```
 
