@@ -99,6 +99,16 @@ def test_maps(request, model, query):
     assert max(small.shape) == 32 and np.isfinite(small).all()
 
 
+def test_groundings_are_the_maps_and_the_peaks(model):
+  results, maps = model.ground(IMAGES, PHRASES), model.maps(IMAGES, PHRASES)
+  scores = [result.score for result in results]
+  np.testing.assert_allclose(scores, model.peaks(IMAGES, PHRASES), atol=1e-4)
+  for result, heatmap, phrase in zip(results, maps, PHRASES, strict=True):
+    np.testing.assert_allclose(result.map, heatmap, atol=1e-3)
+    assert [word.text for word in result.words] == phrase.split()
+    assert all(word.map.shape == heatmap.shape for word in result.words)
+
+
 IMAGE_FUNCTIONS = {
   "embed_images": lambda model, images: model.embed_images(images),
   "maps": lambda model, images: model.maps(images, PHRASES[:3]),
