@@ -85,7 +85,8 @@ class Failures:
 
   def add(self, item: str, error: UserError) -> None:
     """Counts an item."""
-    self._errors.append(f"{escape(item)}: {error}")
+    text = str(error)
+    self._errors.append(text if escape(item) in text else f"{escape(item)}: {text}")
 
   def finish(self) -> None:
     """Lists the first on stderr, and ends the process with exit status 1 where there are any."""
