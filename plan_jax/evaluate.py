@@ -29,6 +29,7 @@ from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import curves, log
 from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import extension
 
 _CALIBRATION_IMAGES = 200
 # Data set, task, rows, files of per-example scores.
@@ -86,7 +87,7 @@ def evaluate(
       head=report.Head(
         title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
         _summary(model, config, sets),
-        _notes(config, sets, _run_notes(model, config) if notes is None else notes),
+        _notes(config, sets, _run_notes(model, config, workdir) if notes is None else notes),
       ),
       rows=results,
       patients=patients,
@@ -234,12 +235,14 @@ def _notes(
   }
 
 
-def _run_notes(model: Predictor, config: ConfigDict) -> dict[str, str]:
+def _run_notes(model: Predictor, config: ConfigDict, workdir: Workdir) -> dict[str, str]:
+  earlier = extension.read(workdir).items()
+  led = "".join(f", to step {step} by a schedule of {steps}" for step, steps in earlier)
   image = config.model.image
   name = f"ResNet-{image.depth} x {image.width:g}"
   if image.name == "vit":
     name = f"ViT of {image.vit.depth} x {image.vit.embed_dim}"
   return {
-    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
+    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}{led}",
     "model": f"{name}, {config.model.image_px} px, grid {model.grid[0]} x {model.grid[1]}",
   }

@@ -15,7 +15,7 @@ from plan_jax.training.assembly import Assembly, assemble
 from plan_jax.training.state import TrainState
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
-_REMEDY = "fetch or export it again (python -m plan_jax.export)"
+_REMEDY = "fetch or export it again (plan-jax export)"
 
 
 def read(folder: Path) -> tuple[Assembly, TrainState, Tokenizer]:
