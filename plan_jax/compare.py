@@ -1,6 +1,6 @@
 """Compares two runs: which differences between their metrics are real?
 
-  python -m plan_jax.compare runs/a runs/b
+  plan-jax compare runs/a runs/b
 
 Every metric whose scores both runs keep by example (`example_scores/`) is compared, b minus a on
 the same examples: 95 % percentile intervals of a paired bootstrap of patients, the same draws for
@@ -15,7 +15,7 @@ models, not two methods: for those, train several seeds of each (`launch.sweep`)
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,8 @@ from plan_jax.metrics import bootstrap
 from plan_jax.metrics.bootstrap import MACRO, Summary
 from plan_jax.results import boxes, example_scores, rows, tables
 from plan_jax.results.example_scores import SCORED, ExampleScores
+from plan_jax.results.tables import LEAST_PATIENTS
 from plan_jax.runtime.workdir import Workdir
-
-LEAST = 20  # patients that a verdict needs
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Difference:
   def verdict(self) -> str:
     """Judges b: "better", "worse", or "" where the interval holds zero or patients are few."""
     low, high = self.change.low, self.change.high
-    if math.isnan(low) or low <= 0 <= high or self.patients < LEAST:
+    if math.isnan(low) or low <= 0 <= high or self.patients < LEAST_PATIENTS:
       return ""
     return "better" if (low > 0) != rows.lower_is_better(self.metric) else "worse"
 
@@ -90,7 +89,7 @@ def compare(
     if reason := _mismatch(first, second):
       left_out.append(f"{name}: {reason}")
       continue
-    patients = _patients(first.scores)
+    patients = first.scores.patients_by_group()
     for group, *rest in _changes(first, second, {"resamples": resamples, "seed": seed}):
       compared.append(Difference(name, group, *rest, patients.get(group, patients[MACRO])))
   if not compared:
@@ -107,7 +106,8 @@ def table(compared: list[Difference], left_out: list[str]) -> str:
     + [tables.with_interval(d.change), d.change.n, d.verdict]
     for d in compared
   ]
-  real, few = sum(bool(d.verdict) for d in compared), [d for d in compared if d.patients < LEAST]
+  real = sum(bool(d.verdict) for d in compared)
+  few = [d for d in compared if d.patients < LEAST_PATIENTS]
   note = (
     f"\n{real} of {len(compared) - len(few)} differences are real: their interval excludes zero. Of"
     " metrics that do not differ, one in twenty would seem to."
@@ -115,8 +115,8 @@ def table(compared: list[Difference], left_out: list[str]) -> str:
   if few:
     most = max(d.patients for d in few)
     note += (
-      f" {len(few)} more are not judged: {most} patients or fewer are behind them, {LEAST} are"
-      " needed, for the bootstrap of so few tells too little."
+      f" {len(few)} more are not judged: {most} patients or fewer are behind them,"
+      f" {LEAST_PATIENTS} are needed, for the bootstrap of so few tells too little."
     )
   text = tables.aligned(lines, head, texts=len(head))
   return "\n".join([text, note, *(f"left out: {reason}" for reason in left_out)])
@@ -163,14 +163,6 @@ def _mismatch(a: _Task, b: _Task) -> str:
   return ""
 
 
-def _patients(scores: ExampleScores) -> dict[str, int]:
-  """Counts the patients of each group, and of all as macro."""
-  members: dict[str, set[str]] = {MACRO: set(scores.patients)}
-  for group, patient in zip(scores.groups, scores.patients, strict=True):
-    members.setdefault(group, set()).add(patient)
-  return {group: len(patients) for group, patients in members.items()}
-
-
 def _changes(a: _Task, b: _Task, draws: dict[str, int]) -> Iterator[differences.Change]:
   if a.scores.metrics == terms.METRICS:
     return differences.word_changes(a.scores, b.scores, draws)
@@ -181,10 +173,10 @@ def _changes(a: _Task, b: _Task, draws: dict[str, int]) -> Iterator[differences.
   return differences.mean_changes(a.scores, b.scores, draws)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Prints the table, or one error with exit status 1."""
   parser = argparse.ArgumentParser(
-    prog="python -m plan_jax.compare",
+    prog="plan-jax compare",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -192,9 +184,9 @@ def main() -> None:
   parser.add_argument("b", type=Path, help="workdir of the second")
   parser.add_argument("--resamples", type=int, default=bootstrap.RESAMPLES, help="bootstrap draws")
   parser.add_argument("--seed", type=int, default=0, help="of the draws")
-  arguments = parser.parse_args()
+  options = parser.parse_args(arguments)
   try:
-    print(escape_lines(table(*compare(**vars(arguments)))))
+    print(escape_lines(table(*compare(**vars(options)))))
   except UserError as error:
     raise SystemExit(f"error: {error}") from None
 

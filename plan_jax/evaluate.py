@@ -13,12 +13,14 @@ from input_pipeline.disk import disk_errors
 from input_pipeline.example import Example
 from input_pipeline.files import replacing
 from input_pipeline.readers.by_name import FACTS
-from plan_jax.evaluators import grounding, labelled_images, prompts, retrieval, zero_shot
+from input_pipeline.text import diagnostic_terms
+from plan_jax.evaluators import grounding, labelled_images, retrieval, zero_shot
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.by_name import DEFINITIONS, configured
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints
 from plan_jax.evaluators.embeddings import Embeddings, embed_pairs
 from plan_jax.evaluators.phrases import phrases
+from plan_jax.inference import calibration, prompts
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results import example_scores, report, rows, tables
 from plan_jax.results.contact_sheet import spread_over
@@ -27,7 +29,9 @@ from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import curves, log
 from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import extension
 
+_CALIBRATION_IMAGES = 200
 # Data set, task, rows, files of per-example scores.
 Learned = Iterable[tuple[EvaluationSet, str, list[Row], list[Path]]]
 
@@ -50,16 +54,20 @@ def evaluate(
   the report; by default those of a training.
   """
   evaluators = configured(config)
-  results, scores, files, views = [], {}, [], []
+  results, scores, files, views, patients = [], {}, [], [], {}
+  log.info("an evaluation is written when all sets are scored: stopped before, it begins again")
   for dataset in sets:
     log.info(f"evaluating step {model.step} on {dataset.data}")
     set_rows, by_task = _score(model, evaluators, dataset, config)
     results += set_rows
     scores |= {(dataset, task): each for task, each in by_task.items()}
+    patients |= {(dataset.data, task): s.patients_by_group() for task, s in by_task.items()}
     views += image_views(model, dataset, config.evaluation.report_images)
   if model.note:
     log.info(model.note)
   log.info(tables.table(results))
+
+  calibrated = _calibrate(model, config, sets[0])
 
   def write(complete: bool) -> None:
     with replacing(workdir.example_scores) as folder:
@@ -76,13 +84,19 @@ def evaluate(
       shutil.rmtree(workdir.example_scores, ignore_errors=True)
     report.write_report(
       workdir.report,
-      title=title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
+      head=report.Head(
+        title or f"{config.data.dataset}: word-pixel alignment after {model.step} steps",
+        _summary(model, config, sets),
+        _notes(config, sets, _run_notes(model, config, workdir) if notes is None else notes),
+      ),
       rows=results,
+      patients=patients,
       curves=curves(workdir.metrics),
       images=views,
-      notes=_notes(config, sets, _run_notes(model, config) if notes is None else notes),
       protocols=DEFINITIONS,
     )
+    if calibrated:
+      calibration.write(workdir.calibration, calibrated)
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
     evaluation = rows.Evaluation(model.step, results, fingerprints(sets), complete)
     rows.write(workdir.evaluation, evaluation)
@@ -92,6 +106,9 @@ def evaluate(
   for dataset, task, task_rows, task_files in learned:
     results += task_rows
     files += [(dataset, task, file) for file in task_files]
+    for file in task_files:
+      if file.suffix == ".csv":
+        patients[dataset.data, task] = example_scores.read(file).patients_by_group()
   # A process that leaves before is thought lost after a while, and all are ended.
   processes.on_primary(lambda: write(True))
   log.info(f"\n{tables.headline(results)}\n\nreport: {workdir.report}")
@@ -113,6 +130,18 @@ def _score(
   if not results:
     log.info(f"{dataset.data} has nothing to score: no regions, no texts, no finding of both kinds")
   return results, by_task
+
+
+def _calibrate(
+  model: Predictor, config: ConfigDict, own: EvaluationSet
+) -> calibration.Calibration | None:
+  """Measures peaks on validation images, spread over the split; None without, and of a baseline."""
+  if "baseline" in config or not (own.is_own and own.has("text", "validation")):
+    return None
+  log.info(f"calibrating step {model.step} on {own.name}/validation")
+  source = records.RecordSource(own.folder, "validation", where="text", features=own.features)
+  examples = (source[i] for i in spread_over(len(source), _CALIBRATION_IMAGES))
+  return calibration.measure(model, examples, diagnostic_terms.load(config.text.terms))
 
 
 def validation_scalars(
@@ -164,7 +193,7 @@ def _view(model: Predictor, example: Example) -> report.ImageView:
     ]
     for sentence in (model.attend([image] * len(alone), alone) if alone else ())
   ]
-  maps = model.ground([image] * len(truth), [phrase.text for phrase in truth]) if truth else []
+  maps = model.maps([image] * len(truth), [phrase.text for phrase in truth]) if truth else []
   return report.ImageView(
     image=image,
     image_id=example.image_id,
@@ -176,27 +205,44 @@ def _view(model: Predictor, example: Example) -> report.ImageView:
   )
 
 
+def _summary(model: Predictor, config: ConfigDict, sets: Sequence[EvaluationSet]) -> str:
+  """Writes in words what the model is, and what it is evaluated on."""
+  first = "A model of another project by its published weights: nothing was trained here."
+  if "baseline" not in config:
+    trained = f"{model.step:,} steps of {config.train.batch_size} pairs of image and report"
+    first = (
+      f"A model pre-trained by the method {config.alignment.method} on {config.data.dataset}, in"
+      f" {trained}, without a label of a region: every word of a report has its own soft region of"
+      " the image."
+    )
+  counts = [f"{each.data} ({records.splits(each.folder)[each.split]:,} images)" for each in sets]
+  synthetic = [each.name for each in sets if FACTS[each.dataset].synthetic]
+  text = f"{first} Evaluated on {', '.join(counts)}."
+  if synthetic:
+    text += f" Synthetic data ({', '.join(synthetic)}): its metrics say nothing about patients."
+  return text
+
+
 def _notes(
   config: ConfigDict, sets: Sequence[EvaluationSet], model_notes: dict[str, str]
 ) -> dict[str, str]:
   """Collects facts for the head of the page."""
   prints = fingerprints(sets).items()
-  notes = {
+  return {
     "data": ", ".join(f"{data} (records {fingerprint})" for data, fingerprint in prints),
     **model_notes,
     "seed": str(config.seed),
   }
-  if FACTS[config.data.dataset].synthetic:
-    notes["note"] = "synthetic images and reports: these metrics say nothing about patients"
-  return notes
 
 
-def _run_notes(model: Predictor, config: ConfigDict) -> dict[str, str]:
+def _run_notes(model: Predictor, config: ConfigDict, workdir: Workdir) -> dict[str, str]:
+  earlier = extension.read(workdir).items()
+  led = "".join(f", to step {step} by a schedule of {steps}" for step, steps in earlier)
   image = config.model.image
   name = f"ResNet-{image.depth} x {image.width:g}"
   if image.name == "vit":
     name = f"ViT of {image.vit.depth} x {image.vit.embed_dim}"
   return {
-    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
+    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}{led}",
     "model": f"{name}, {config.model.image_px} px, grid {model.grid[0]} x {model.grid[1]}",
   }

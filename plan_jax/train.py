@@ -72,7 +72,8 @@ def train(
       if config.data.flip_fraction:
         _tell_unflipped(source)
       state, done = _first_state(parts, workdir), 0
-      log.info(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+      log.info(_parameter_counts(state.params))
+      log.debug(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
       state = checkpoints.restore(parts.abstract_state)
       log.info(f"resumed from step {done}")
@@ -155,6 +156,16 @@ def _tell_unflipped(source) -> None:
     f"data.flip_fraction: the sides of {untold} of {len(numbers)} training reports looked at cannot"
     " be told, and such are not mirrored"
   )
+
+
+def _parameter_counts(params) -> str:
+  """Returns two lines: the parameters in all, and those of each encoder and of the rest."""
+  counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
+  total = sum(counts.values())
+  parts = {name: counts[name] for name in ("image_encoder", "text_encoder")}
+  parts["the rest"] = total - sum(parts.values())
+  listed = ", ".join(f"{name} {count:,}" for name, count in parts.items())
+  return f"parameters: {total:,} in all (--parameter_table lists them)\n  {listed}"
 
 
 def _first_state(parts: Assembly, workdir: Workdir) -> TrainState:

@@ -46,8 +46,8 @@ def write_features(path):
 
 
 def write_page(path):
-  nothing = {"title": "", "rows": [], "curves": {}, "notes": {}, "protocols": {}}
-  report.write_report(path, images=[VIEW], **nothing)
+  nothing = {"rows": [], "patients": {}, "curves": {}, "protocols": {}}
+  report.write_report(path, head=report.Head("", "", {}), images=[VIEW], **nothing)
 
 
 WRITERS = {

@@ -63,6 +63,7 @@ def test_the_demo_ends_with_metrics_chance_baselines_and_the_report(demo):
   assert last[-1] == f"report: {run.report}"
   assert "mean_box" in output and "chance" in output and "ETA" in output
   assert any(line.startswith("phantom/test") and "mIoU" in line for line in last[-12:])
+  assert "(--parameter_table lists them)\n  image_encoder " in output and "| Shape" not in output
 
 
 def test_evaluation_json(demo):

@@ -19,6 +19,7 @@ import numpy as np
 from input_pipeline import digests
 from input_pipeline.digests import DamagedError
 from input_pipeline.files import replace_text
+from plan_jax.metrics.bootstrap import MACRO
 
 # The metrics of examples that are ranked, not averaged: AUC is taken from all of a group.
 SCORED = ("score", "positive")
@@ -49,6 +50,13 @@ class ExampleScores:
       name = next(name for name in self.ids if self.ids.count(name) > 1)
       raise ValueError(f"example {name!r} stands twice")
 
+  def patients_by_group(self) -> dict[str, int]:
+    """Counts the patients of each group, and of all as "macro"."""
+    members: dict[str, set[str]] = {MACRO: set(self.patients)}
+    for group, patient in zip(self.groups, self.patients, strict=True):
+      members.setdefault(group, set()).add(patient)
+    return {group: len(patients) for group, patients in members.items()}
+
 
 def example_id(image_id: str, phrase: str = "") -> str:
   """Names an example; every run on the same data gives it the same name."""
@@ -63,12 +71,12 @@ def write(path: str | os.PathLike, scores: ExampleScores) -> None:
   # The line's end tells the writer what to quote: "\r" too, which ends a line for the reader.
   file = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
   out = csv.writer(file, lineterminator="\r\n")
-  out.writerow([*_HEAD, *map(_quote, scores.metrics)])
+  out.writerow([*_HEAD, *map(quote, scores.metrics)])
   for name, group, patient, values in zip(
     scores.ids, scores.groups, scores.patients, scores.values.tolist(), strict=True
   ):
     image_id, _, phrase = name.partition("\t")
-    texts = map(_quote, (image_id, phrase, patient, group))
+    texts = map(quote, (image_id, phrase, patient, group))
     out.writerow([*texts, *("" if math.isnan(value) else repr(value) for value in values)])
   replace_text(path, "".join(lines))
 
@@ -109,7 +117,8 @@ def read(path: str | os.PathLike) -> ExampleScores:
   return ExampleScores(list(ids), groups, patients, tuple(map(_unquote, head[4:])), values)
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+  """Returns the text as a cell that no spreadsheet takes for a formula."""
   return f"'{text}" if _FORMULA.match(text) else text
 
 

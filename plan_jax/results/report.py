@@ -1,7 +1,8 @@
 """The report of a run: one HTML page that needs nothing but itself, and an image of overlays.
 
-The page holds facts about the run, its metrics beside chance baselines, its curves, and images
-with their true regions, phrase maps and the soft region of every word.
+The page holds, in this order: the run and its first metrics in words, images with their true
+regions, phrase maps and the soft region of every word, curves, tables of all metrics beside chance
+baselines, and a glossary.
 """
 
 import base64
@@ -16,7 +17,9 @@ import numpy as np
 
 from input_pipeline import pages
 from input_pipeline.files import replace_bytes, replace_text
-from plan_jax.results import drawing, plots, tables
+from plan_jax.inference.overlay import COLOURS, coloured
+from plan_jax.results import drawing, plots, sentences, tables
+from plan_jax.results.glossary import Glossary
 from plan_jax.results.rows import RUN, Row
 
 _IMAGE_PX, _MAP_PX, _TILE_PX, _CANVAS_PX = 640, 96, 224, 384  # longest sides
@@ -37,6 +40,14 @@ class Phrase(NamedTuple):
   label: str  # its finding
   mask: np.ndarray | None  # [H, W], non-zero in the true region; None where that is not known
   heatmap: np.ndarray  # float [h, w] in [0, 1], the model's map over the whole image
+
+
+class Head(NamedTuple):
+  """The model and its data, as the page begins with them."""
+
+  title: str
+  summary: str  # a few sentences
+  notes: Mapping[str, str]  # facts by name
 
 
 @dataclass(frozen=True)
@@ -64,26 +75,33 @@ class ImageView:
 def write_report(
   path: str | os.PathLike,
   *,
-  title: str,
+  head: Head,
   rows: Sequence[Row],
+  patients: tables.Patients,
   curves: Mapping[str, Sequence[tuple[int, float]]],
   images: Sequence[ImageView],
-  notes: Mapping[str, str],
   protocols: Mapping[str, str],
 ) -> Path:
   """Writes the page, whole or not at all; returns its path, whose folder is made.
 
-  `curves` are (step, value) points in order of step, of which values that are not finite are left
-  out; `notes` facts by name; `protocols` definitions by name, shown for those that the rows name.
+  Metrics of fewer than `tables.LEAST_PATIENTS` patients are not judged. `curves` are (step, value)
+  points in order of step, of which values that are not finite are left out; `protocols` definitions
+  by name, shown for those that the rows name.
   """
   views = [_image(image) for image in images]
-  colours = base64.b64encode(drawing.COLOURS[:, ::-1].tobytes()).decode()
-  stops = drawing.COLOURS[::17, ::-1].tolist()
+  colours = base64.b64encode(COLOURS[:, ::-1].tobytes()).decode()
+  stops = COLOURS[::17, ::-1].tolist()
   template = pages.environment(Path(__file__).parent).get_template("report.html")
+  glossary = Glossary()
   page = template.render(
-    title=title,
-    notes=notes,
-    sections=[_section(*block, protocols) for block in tables.grouped(rows).items()],
+    **head._asdict(),
+    glossary=glossary,
+    least_patients=tables.LEAST_PATIENTS,
+    sentences=sentences.sentences(rows, patients),
+    sections=[
+      _section(name, block, protocols.get(name[1]), patients)
+      for name, block in tables.grouped(rows).items()
+    ],
     curves=[plots.curve(name, points) for name, points in curves.items()],
     images=views,
     maps={"colours": colours, "images": [view["maps"] for view in views]},
@@ -115,7 +133,10 @@ def save_overlays(
 
 
 def _section(
-  name: tuple[str, str, str], rows: Sequence[Row], protocols: Mapping[str, str]
+  name: tuple[str, str, str],
+  rows: Sequence[Row],
+  definition: str | None,
+  patients: tables.Patients,
 ) -> dict[str, object]:
   """Returns the tables of one (task, protocol, data): its first group, and each metric by group."""
   task, protocol, data = name
@@ -125,17 +146,17 @@ def _section(
   for metric in dict.fromkeys(metric for group, metric in cells if group != first):
     chosen = {g: cells[g, metric] for g in groups if (g, metric) in cells}
     together = [row for models in chosen.values() for row in models.values()]  # one scale
-    by_group[metric] = [_line(group, models, together) for group, models in chosen.items()]
+    by_group[metric] = [_line(g, models, together, patients) for g, models in chosen.items()]
   return {
     "task": task.capitalize(),
     "protocol": protocol,
     "data": data,
-    "definition": protocols.get(protocol),
+    "definition": definition,
     "models": tables.chance_baselines(rows),
     "gallery": any(row.gallery is not None for row in rows),
     "group": first,
     "lines": [
-      _line(metric, models, list(models.values()))
+      _line(metric, models, list(models.values()), patients)
       for (group, metric), models in cells.items()
       if group == first
     ],
@@ -143,17 +164,23 @@ def _section(
   }
 
 
-def _line(name: str, cells: dict[str, Row], together: Sequence[Row]) -> dict[str, object]:
+def _line(
+  name: str, cells: dict[str, Row], together: Sequence[Row], patients: tables.Patients
+) -> dict[str, object]:
   """Returns one line of a table; `together` are the rows that share the scale of its plot."""
   run, best = cells.get(RUN), tables.best_chance(cells)
   value, _, interval = tables.with_interval(run).partition(" ") if run else ("", "", "")
   any_row = run or next(iter(cells.values()))
+  count = tables.patients_of(any_row, patients)
+  standing = tables.standing(cells, count)
+  few = tables.few(count) if best and interval and count < tables.LEAST_PATIENTS else ""
   return {
     "name": name,
     "plot": plots.range_plot(cells, together),
     "value": value,
     "interval": interval,
-    "standing": tables.standing(cells),
+    "standing": standing,
+    "verdict": standing or few,
     "chance": {model: tables.number(row.value) for model, row in cells.items()},
     "best": best.model if best else None,
     "n": any_row.n,
@@ -209,5 +236,5 @@ def _image(view: ImageView) -> dict[str, object]:
 def _outlined(view: ImageView, phrase: Phrase) -> list[np.ndarray]:
   """Returns the image, and the image under the phrase's map, both with the true region."""
   plain = cv2.cvtColor(view.image, cv2.COLOR_GRAY2BGR)
-  mixed = drawing.coloured(view.image, phrase.heatmap)
+  mixed = coloured(view.image, phrase.heatmap)
   return [drawing.outlined(image, phrase.mask) for image in (plain, mixed)]

@@ -1,13 +1,16 @@
 """Tables of results as text, and how a run stands to its chance baselines."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
 from input_pipeline.terminal import escape
-from plan_jax.metrics.bootstrap import Summary
+from plan_jax.metrics.bootstrap import MACRO, Summary
 from plan_jax.results.rows import HEADLINES, RUN, Row, lower_is_better
+
+LEAST_PATIENTS = 20  # that a verdict needs: the bootstrap of fewer tells too little
+Patients = Mapping[tuple[str, str], Mapping[str, int]]  # (data, task) -> group -> their number
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -96,13 +99,34 @@ def best_chance(cells: dict[str, Row]) -> Row | None:
   return pick(known, key=lambda row: row.value)
 
 
-def standing(cells: dict[str, Row]) -> str:
+def patients_of(row: Row, patients: Patients) -> int:
+  """Counts the patients behind a row.
+
+  Where its group or task is not counted there are no more than in the task, or in any task of the
+  data, and never more than examples.
+  """
+  groups = patients.get((row.data, row.task))
+  if groups is None:
+    tasks = [groups[MACRO] for (data, _), groups in patients.items() if data == row.data]
+    groups = {MACRO: max(tasks, default=row.n)}
+  return min(row.n, groups.get(row.group, groups[MACRO]))
+
+
+def few(patients: int) -> str:
+  """Writes why there is no verdict."""
+  return f"not judged: only {patients} patients"
+
+
+def standing(cells: dict[str, Row], patients: int = LEAST_PATIENTS) -> str:
   """Compares the run with its best chance baseline: "better", "worse", "level", or "" if unknown.
 
-  It is level where its own interval holds the baseline's value.
+  It is level where its own interval holds the baseline's value, and unknown where the patients
+  behind it are few.
   """
   run, chance = cells.get(RUN), best_chance(cells)
   if run is None or chance is None or math.isnan(run.low) or math.isnan(run.high):
+    return ""
+  if patients < LEAST_PATIENTS:
     return ""
   if run.low <= chance.value <= run.high:
     return "level"

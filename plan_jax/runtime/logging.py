@@ -136,9 +136,14 @@ class Progress:
       f"  {rate:.2f} steps/s, {rate * self._per_step:.0f} images/s  ETA {left}  {extra}"
     )
 
-  def skip(self) -> None:
-    """Leaves the time since the last line (an evaluation) out of the next rate."""
-    self._last = (self._last[0], time.monotonic())
+  def restart(self, step: int) -> None:
+    """Begins the next rate at `step`, now: what came before (an evaluation) is left out."""
+    self._last = (step, time.monotonic())
+
+  def leave_out(self, seconds: float) -> None:
+    """Leaves a time since the last line (a compilation) out of the next rate."""
+    step, then = self._last
+    self._last = (step, then + seconds)
 
 
 def duration(seconds: float) -> str:

@@ -30,6 +30,8 @@ FREE = (
   "train.log_every_steps",
 )
 
+ON = "; to evaluate a run on other data: plan-jax evaluate --workdir=RUN --on=FOLDER"
+
 
 class WorkdirError(UserError):
   """The folder is not fit for this run; the message names key and remedy."""
@@ -51,9 +53,11 @@ class Workdir:
     self.records_note = self.path / "records.json"  # their fingerprint
     self.tokenizer = self.path / "tokenizer"
     self.weights = self.path / "weights.json"  # what the encoders started from, if not at random
+    self.extended = self.path / "extended.json"  # schedules before the present one, if any
     self.checkpoints = self.path / "checkpoints"
     self.metrics = self.path / "metrics.jsonl"
     self.evaluation = self.path / "evaluation.json"
+    self.calibration = self.path / "calibration.json"  # peaks on validation images, of one step
     self.example_scores = self.path / "example_scores"  # the scores behind it, one file a task
     self.report = self.path / "report" / "index.html"
 
@@ -83,8 +87,8 @@ class Workdir:
         return
       if self.begun():
         raise WorkdirError(
-          f"{self.path} belongs to a run of another config ({differ}):"
-          " name another --workdir, or delete this one"
+          f"{self.path} belongs to a run of another config ({differ}): leave out --config to go on"
+          " with its own, name another --workdir, or delete this one" + (not new) * ON
         )
       # Nothing was learned yet: a config that was mended replaces the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)

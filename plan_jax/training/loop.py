@@ -18,6 +18,10 @@ from plan_jax.runtime.mesh import to_global
 from plan_jax.training.state import TrainState
 
 _NORMS = ("loss", "gradient_norm", "parameter_norm")  # each must stay finite
+_DROPPED = (
+  "train/dropped_sentences counts the sentences of a batch that do not fit into"
+  " config.text.max_tokens and .max_words and are not trained on in this step: {:.1f} in the mean"
+)
 
 
 class DivergedError(UserError):
@@ -38,7 +42,7 @@ class Loop:
     save_every_steps: how often the state is saved, and after the last step; 0: then alone.
     evaluate: state -> metrics by name, for the curves and the choice of the best checkpoint.
     stop: (step, metrics of an evaluation) -> whether to end early.
-    describe: step -> a note beside the loss.
+    describe: step -> a note beside the loss; where it changes, the step is compiled anew.
     remedy: advice where the loss diverges.
   """
 
@@ -81,7 +85,8 @@ class Loop:
         # 1. The batch of this step, a function of (seed, step) alone.
         batch = to_global(next(batches), self.mesh)
         # 2. The update, dispatched; the device works while the host goes on.
-        state, metrics = self.update(step, state, batch)
+        with curves.compilation(step):
+          state, metrics = self.update(step, state, batch)
         # 3. The metrics of earlier steps, to files and terminal; it ends where one is no number.
         curves.flush_if_due()
         curves.add(metrics)
@@ -120,6 +125,17 @@ class _Curves:
     self._progress = Progress(loop.steps, start=done, per_step=loop.batch_size)
     self._first = self._now = done
     self._pending: list[dict] = []
+    self._note: str | None = None  # that of the step before
+    self._told_dropped = False
+
+  @contextlib.contextmanager
+  def compilation(self, step: int) -> Iterator[None]:
+    """Leaves the time in here out of the rate where `step` is the first of its stage."""
+    before, self._note = self._note, self._loop.describe(step)
+    began = time.monotonic()
+    yield
+    if self._note != before:
+      self._progress.leave_out(time.monotonic() - began)
 
   def add(self, metrics: dict) -> None:
     """Adds the metrics of one more step, on the device."""
@@ -131,14 +147,14 @@ class _Curves:
     if values:
       self._scalars.write(self._now, values)
       log.info("  " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
-    self._progress.skip()
+    self._progress.restart(self._now)
 
   def flush_if_due(self) -> None:
     """Writes a point of the curves if it is time for one; logs the first loss at once."""
     if self._pending and self._now % self._loop.log_every_steps == 0:
       self.flush()
     elif self._pending and self._now == self._first + 1:
-      log.info(self._progress.line(self._now, f"loss {float(self._pending[0]['loss']):.3f}"))
+      self._tell(f"loss {float(self._pending[0]['loss']):.3f}")
 
   def flush(self) -> None:
     """Writes the mean of each metric since the last point. Raises DivergedError."""
@@ -148,7 +164,18 @@ class _Curves:
     self._pending.clear()
     self._scalars.write(self._now, {f"train/{name}": value for name, value in values.items()})
     note = self._loop.describe(self._now - 1)
-    log.info(self._progress.line(self._now, f"loss {values['loss']:.3f}  {note}".rstrip()))
+    self._tell(f"loss {values['loss']:.3f}  {note}".rstrip())
+    if not self._told_dropped and (dropped := values.get("dropped_sentences")):
+      log.info(_DROPPED.format(dropped))
+      self._told_dropped = True
+
+  def _tell(self, text: str) -> None:
+    """Logs a line of progress; the first without a rate, which would be the start of the loader."""
+    if self._now == self._first + 1:
+      log.info(f"step {self._now}/{self._loop.steps}  {text}  (rate and ETA follow)")
+      self._progress.restart(self._now)
+    else:
+      log.info(self._progress.line(self._now, text))
 
   def _mean(self) -> dict[str, float]:
     """Mean of each metric over the pending steps; stages differ in which they have."""

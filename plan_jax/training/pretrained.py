@@ -17,7 +17,7 @@ from plan_jax.runtime.workdir import Workdir
 
 
 def with_settings(config: ConfigDict, workdir: Workdir, given: Collection[str] = ()) -> ConfigDict:
-  """Gives the encoders the settings that the folders of their weights tell, and logs the changes.
+  """Gives the encoders the settings that the folders of their weights tell.
 
   A run that goes on keeps its settings, for a folder may be gone.
 
@@ -54,9 +54,15 @@ def with_settings(config: ConfigDict, workdir: Workdir, given: Collection[str] =
     return config
   config = ConfigDict(config.to_dict())
   config.model.update_from_flattened_dict(settings)
-  listed = ", ".join(f"{key}={x} (was {now.get(key)})" for key, x in settings.items())
-  log.info(f"config.model as its weights have it: {listed}")
   return config
+
+
+def log_settings(written: ConfigDict, config: ConfigDict) -> None:
+  """Logs what `with_settings` changed, for when the config is known to be fit."""
+  before, now = (flatten_dict(c.model.to_dict(), sep=".") for c in (written, config))
+  changed = [f"{k}={x} (was {before.get(k)})" for k, x in now.items() if x != before.get(k)]
+  if changed:
+    log.info(f"config.model as its weights have it: {', '.join(changed)}")
 
 
 def _settings_before(workdir: Workdir, encoder: str, weights: str) -> dict:

@@ -10,9 +10,9 @@ import pytest
 
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import diagnostic_terms, reports
-from plan_jax.evaluators import prompts
 from plan_jax.evaluators.by_name import EVALUATORS
 from plan_jax.evaluators.embeddings import Embeddings
+from plan_jax.inference import prompts
 from plan_jax.results.rows import RUN
 
 EXAMPLES = [radiograph.example(1, i, 64) for i in range(40)]
@@ -72,7 +72,7 @@ class Model:
       ]
     ).astype(np.float32)
 
-  def ground(self, images, phrases, of):
+  def maps(self, images, phrases, of):
     maps = self.similarities(images, phrases, of)
     return [self.to_image(m / m.max(), image.shape) for m, image in zip(maps, images, strict=True)]
 

@@ -59,8 +59,11 @@ def _image(name="image", height=40, width=60):
 def _write(folder, **changes):
   steps = range(0, 1000, 5)
   arguments = {
-    "title": f"toy <run> {EVIL}",
+    "head": report.Head(
+      f"toy <run> {EVIL}", f"A toy {EVIL}.", {"data": "toy/test", f"config {EVIL}": EVIL}
+    ),
     "rows": _rows(),
+    "patients": {("toy/test", "grounding"): {"macro": 60, "nodule": 20}},
     "curves": {
       "train/loss": [(s, 2 * math.exp(-s / 300) + 0.1 * math.sin(s)) for s in steps],
       "train/rate": [(s, 1e-5) for s in steps],
@@ -70,7 +73,6 @@ def _write(folder, **changes):
     },
     "images": [_image(), _image("tall image", 60, 40), ImageView(np.zeros((9, 9), np.uint8), EVIL)],
     "protocols": PROTOCOLS,
-    "notes": {"data": "toy/test", f"config {EVIL}": EVIL},
   }
   return report.write_report(folder / "report" / "index.html", **(arguments | changes))
 
@@ -79,11 +81,16 @@ def test_page_needs_nothing_else_and_escapes_all_text(tmp_path):
   path = _write(tmp_path)
   page = path.read_text(encoding="utf-8")
   assert list(path.parent.iterdir()) == [path]
-  assert not re.search(r'(src|href)=(?!"data:|x )|url\(|@import|https?://', page)
+  assert not re.search(r'(src|href)=(?!"data:|"#term-|x )|url\(|@import|https?://', page)
   assert 'onerror="document' not in page and "<!--" not in page
   assert str(escape(EVIL)) in page
   assert page.count("<script") == page.count("</script>") == 2
-  for text in ("grounding-v1", "retrieval-v1", "0.300 <span>[0.280, 0.320]", "signed CNR by group"):
+  for text in (
+    "grounding-v1",
+    "retrieval-v1",
+    "0.300 <span>[0.280, 0.320]",
+    "By group: signed CNR",
+  ):
     assert text in page
   assert str(escape(PROTOCOLS["grounding-v1"])) in page
 
@@ -122,20 +129,54 @@ def test_names_change_no_tag_of_the_page(tmp_path, monkeypatch, text):
   assert pages[0].active == pages[1].active
 
 
+def test_images_come_first_and_tables_last_folded_to_their_macro_rows(tmp_path):
+  page = _write(tmp_path).read_text(encoding="utf-8")
+  order = ["<h1>", "A toy", "<li>", '<dl class="notes">', "<h2>Images", "<h2>Curves"]
+  order += ["<h2>All metrics", "<h2>Glossary"]
+  places = [page.index(text) for text in order]
+  assert places == sorted(places)
+  assert "<details open" not in page
+  groups = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+  assert ">nodule<" in page and not re.search(r'<th scope="row">nodule', groups)
+  assert '<meta name="viewport"' in page and "@media print" in page
+
+
+def test_words_are_linked_once_to_a_glossary_of_their_own(tmp_path):
+  page = _write(tmp_path).read_text(encoding="utf-8")
+  links = re.findall(r'href="#(term-[\w-]+)"', page)
+  anchors = re.findall(r'<dt id="(term-[\w-]+)"', page)
+  assert len(links) == len(set(links)) and sorted(links) == sorted(anchors)
+  for name in ("soft-region", "macro", "miou", "signed-cnr", "chance-baseline", "mean-box"):
+    assert f"term-{name}" in anchors
+
+
+@pytest.mark.parametrize(("count", "judged"), [(20, True), (19, False)])
+def test_few_patients_give_no_verdict(tmp_path, count, judged):
+  patients = {("toy/test", "grounding"): {"macro": count}, ("toy/test", "x"): {"macro": 9}}
+  page = _write(tmp_path, patients=patients).read_text(encoding="utf-8")
+  tables = page[page.index("<h2>All metrics") :]
+  assert ('class="run better"' in tables) == ('class="run worse"' in tables) == judged
+  assert ("not judged: only 19 patients</td>" in tables) != judged
+  (sentence,) = re.findall("<li>(.*mIoU.*)</li>", page)
+  assert ('class="better"' in sentence) == judged and "0.210" in sentence
+  assert ("only 19 patients" in sentence) != judged and "80 phrases of toy/test" in sentence
+
+
 def test_a_run_below_a_chance_baseline_is_shown_so(tmp_path):
   page = _write(tmp_path).read_text(encoding="utf-8")
   rows = page.replace("\n", "").split("<tr>")
-  lines = {row.split("</th>")[0]: row for row in rows}
-  assert 'class="run better"' in lines["<th>mIoU"]  # the macro table
-  assert 'class="run worse"' in lines["<th>nodule"]
-  assert '<td class="best">0.210' in lines["<th>nodule"]
-  assert 'class="run level"' in lines[f"<th>{escape(f'evil {EVIL}')}"]
-  rank = lines["<th>median rank text-to-image"]
+  lines = {re.sub("<[^>]*>", "", row.split("</th>")[0]): row for row in rows}
+  assert 'class="run better"' in lines["mIoU"]  # the macro table
+  assert 'class="run worse"' in lines["nodule"]
+  assert '<td class="best">0.210' in lines["nodule"]
+  assert 'class="run level"' in lines[str(escape(f"evil {EVIL}"))]
+  rank = lines["median rank text-to-image"]
   assert 'class="run better"' in rank and "<td>50</td><td>50</td>" in rank
 
 
 def test_an_empty_report_is_still_a_page(tmp_path):
-  page = _write(tmp_path, rows=[], curves={}, images=[], notes={}).read_text(encoding="utf-8")
+  nothing = {"head": report.Head("", "", {}), "rows": [], "curves": {}, "images": []}
+  page = _write(tmp_path, **nothing).read_text(encoding="utf-8")
   assert "<h1>" in page and "<h2>" not in page
 
 
@@ -249,7 +290,8 @@ document.title = JSON.stringify({ problems, views, width: document.documentEleme
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs the browser chromium")
-def test_page_works_in_a_browser(tmp_path):
+@pytest.mark.parametrize("width_px", [1280, 500])  # the least that it has without a screen
+def test_page_works_in_a_browser(tmp_path, width_px):
   page = _write(tmp_path).read_text(encoding="utf-8")
   page = page.replace("<head>", "<head>" + _HOOK, 1).replace("</body>", _READER + "</body>", 1)
   path = tmp_path / "read.html"
@@ -261,14 +303,14 @@ def test_page_works_in_a_browser(tmp_path):
     "--disable-gpu",
     "--dump-dom",
     f"--user-data-dir={tmp_path / 'profile'}",
-    "--window-size=1280,900",
+    f"--window-size={width_px},900",
     path.as_uri(),
   ]
   done = subprocess.run(browser, capture_output=True, text=True, timeout=60, check=True)
   title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL).group(1))
   result = json.loads(title)  # fails where a script of the page stopped ours, or evil text ran
   assert result["problems"] == []
-  assert result["width"] <= 1280
+  assert result["width"] <= width_px
   assert len(result["views"]) == 2
   for image, width in zip(result["views"], (60, 40), strict=True):
     assert image["drawn"] == width

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -126,3 +127,15 @@ def test_standing_to_the_best_chance_baseline(metric, low, high, expected):
   else:
     assert tables.best_chance(cells).model == "good"
   assert tables.standing(cells) == expected
+  assert tables.standing(cells, 19) == ""
+
+
+def test_patients_behind_a_row():
+  row = Row("t", "p", "d", "nodule", "mIoU", "run", 0.5, 0.4, 0.6, 90)
+  assert tables.patients_of(row, {}) == 90
+  assert tables.patients_of(row, {("other", "t"): {"macro": 5}}) == 90
+  known = {("d", "t"): {"macro": 40, "nodule": 7}, ("d", "u"): {"macro": 60, "nodule": 8}}
+  assert tables.patients_of(row, known) == 7
+  assert tables.patients_of(replace(row, group="view PA"), known) == 40
+  assert tables.patients_of(replace(row, task="v"), known) == 60
+  assert tables.patients_of(replace(row, task="v", n=3), known) == 3

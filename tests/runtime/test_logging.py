@@ -149,11 +149,14 @@ def test_events_are_those_of_tensorboard(tmp_path):
 
 
 def test_progress_has_rate_and_eta(monkeypatch):
-  clock = iter([0.0, 10.0, 30.0])
+  clock = iter([0.0, 10.0, 30.0, 31.0, 50.0])
   monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))
   progress = reporting.Progress(100, start=0, per_step=8)
   assert "20/100 (20%)  2.00 steps/s, 16 images/s  ETA 0:40" in progress.line(20)
   assert "1.00 steps/s" in progress.line(40)
+  progress.restart(50)
+  progress.leave_out(9.0)
+  assert "1.00 steps/s" in progress.line(60)
 
 
 def test_duration():

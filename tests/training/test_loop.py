@@ -1,7 +1,10 @@
 """The loop over a state of one number: what it calls, writes and saves, and when."""
 
+import dataclasses
 import math
+import re
 import signal
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -142,3 +145,39 @@ def test_the_stage_stands_beside_the_loss(tmp_path, capsys):
   lines = [line for line in capsys.readouterr().out.splitlines() if "stage" in line]
   assert [line.split()[1] for line in lines] == ["2/5", "4/5", "5/5"]
   assert lines[-1].endswith("loss 4.000  stage 4")
+
+
+def test_rate_and_eta_leave_compilation_out(tmp_path, capsys, monkeypatch):
+  """The first step of each of two stages takes a minute, all others a second."""
+  clock = [0.0]
+  monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+  run = Run(tmp_path, steps=8, describe=lambda step: f"stage {step // 4}")
+  update = run._update
+
+  def slow(step, *args):
+    clock[0] += 60 if step in (0, 4) else 1
+    return update(step, *args)
+
+  run.loop = dataclasses.replace(run.loop, update=slow)
+  run.run()
+  lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+  assert lines[0] == "step 1/8  loss 0.000  (rate and ETA follow)"
+  rates = [float(re.search(r"([\d.]+) steps/s", line).group(1)) for line in lines[1:]]
+  # A line is written a step late: the third knows of two steps, and of the time of one.
+  assert rates == pytest.approx([1.0, 2.0, 1.0, 2.0]) and "ETA 0:06" in lines[1]
+
+
+def test_dropped_sentences_are_explained_once(tmp_path, capsys):
+  run = Run(tmp_path, steps=6)
+  update = run._update
+
+  def dropping(step, *args):
+    state, metrics = update(step, *args)
+    return state, metrics | {"dropped_sentences": 3.0 * (step >= 2)}
+
+  run.loop = dataclasses.replace(run.loop, update=dropping)
+  run.run()
+  lines = capsys.readouterr().out.splitlines()
+  (told,) = [line for line in lines if "train/dropped_sentences counts" in line]
+  assert "config.text.max_tokens" in told and told.endswith(": 3.0 in the mean")
+  assert lines[lines.index(told) - 1].startswith("step 4/6")

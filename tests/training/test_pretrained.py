@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from configs.local import localised
 from foreign_weights import changed, small_bert
+from input_pipeline.errors import UserError
 from input_pipeline.text import tokenizer
 from plan_jax import config as config_lib
 from plan_jax import experiment
@@ -82,10 +83,14 @@ def test_sizes_are_those_of_the_folder(tmp_path, caplog, settings):
   (folder / "config.json").write_text(json.dumps(settings))
   given = tiny(**{"model.text.weights": str(folder), "model.text.depth": 9})
   given.model.text.update(embed_dim=24, num_heads=3, mlp_dim=40)
+  config = pretrained.with_settings(given, run)
   with caplog.at_level("INFO", "plan_jax"):
-    config = pretrained.with_settings(given, run)
+    pretrained.log_settings(given, given)
+    assert not caplog.text
+    pretrained.log_settings(given, config)
   assert {name: config.model.text[name] for name in SIZES} == SIZES and given.model.text.depth == 9
-  assert "text.embed_dim=16 (was 24), text.depth=1 (was 9)" in caplog.text
+  for change in ("text.embed_dim=16 (was 24)", "text.depth=1 (was 9)"):
+    assert change in caplog.text
   assert load_encoders(config.model).keys() == {"text_encoder"}
   # A run that goes on keeps them without the folder; another folder is another run.
   run.claim(config)
@@ -147,6 +152,14 @@ def test_the_command_line_may_choose_the_side_and_nothing_else(dinov2):
   for part in (f"image.mean=(0.5,), (0.1, 0.2, 0.3) in {folder}", f"depth=12, 2 in {folder}"):
     assert part in str(error.value)
   assert "image_px" not in str(error.value) and "embed_dim" not in str(error.value)
+
+
+def test_changed_settings_stand_before_no_error_of_another_key(dinov2, capsys):
+  config, run = dinov2
+  config.train.batch_size = 0
+  with pytest.raises(UserError, match="batch_size"):
+    experiment.run(config, run, "train")
+  assert "as its weights have it" not in capsys.readouterr().out
 
 
 def test_runlocal_keeps_its_images_small(dinov2):
