@@ -67,6 +67,7 @@ class Guard:
     self._app, self._hosts = app, hosts
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a request, or has the app answer it."""
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return

@@ -9,9 +9,8 @@ from jaxtyping import UInt8
 
 from input_pipeline import images, records
 from input_pipeline.errors import UserError
-from input_pipeline.example import Example
-from input_pipeline.readers.raw import dicom
-from input_pipeline.readers.raw.stored_images import MAX_DECODED_PX, image_size, store_image
+from input_pipeline.readers.raw.stored_images import MAX_DECODED_PX
+from plan_jax.inference.image_inputs import to_grey
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 
@@ -19,8 +18,8 @@ _SAMPLES = 8  # test images of a run
 _HELD_PX = 2 * MAX_DECODED_PX  # of all uploaded images; the oldest go first
 
 
-class GoneError(UserError):
-  """No image is held under a name."""
+class UnknownError(UserError):
+  """Name of no image that is held, or of no model."""
 
 
 class Images:
@@ -36,33 +35,25 @@ class Images:
     self._uploaded: dict[str, np.ndarray] = {}
     self.samples = list(self._samples)
 
-  def add(self, data: bytes) -> str:
-    """Decodes an uploaded file and gives its name. Raises UnreadableError where it is no image."""
-    image = decode(data)
+  def add(self, data: bytes) -> tuple[str, bool]:
+    """Decodes the bytes of a file, and gives its name.
+
+    Returns also whether it has more than 8 bits, and so is stretched by its range. Raises
+    InputError where it is no image.
+    """
+    image, was_stretched = to_grey("the file", data)
     name = secrets.token_urlsafe(16)
     self._uploaded[name] = image
     while sum(held.size for held in self._uploaded.values()) > _HELD_PX:
       del self._uploaded[next(iter(self._uploaded))]
-    return name
+    return name, was_stretched
 
   def __getitem__(self, name: str) -> UInt8[np.ndarray, "H W"]:
-    """Raises GoneError for a name of no image."""
+    """Raises UnknownError for a name of no image."""
     image = self._samples.get(name, self._uploaded.get(name))
     if image is None:
-      raise GoneError("this image is held no more: choose or drop it again")
+      raise UnknownError("this image is held no more: choose or drop it again")
     return image
-
-
-def decode(data: bytes) -> UInt8[np.ndarray, "H W"]:
-  """Decodes a DICOM, JPEG or PNG (or another of stored_images.CONTAINERS) to upright grey.
-
-  Raises UnreadableError, also for more pixels than `stored_images.most_px`.
-  """
-  if data[128:132] == b"DICM":
-    data, _ = dicom.to_image(data)
-  width, height = image_size(data)
-  example = Example(data, width, height, image_id="-", study_id="-", patient_id="-")
-  return images.decode(store_image(example, max(width, height), "png").image)
 
 
 def samples(path: str | Path) -> list[UInt8[np.ndarray, "_ _"]]:

@@ -31,12 +31,13 @@ async function attempt(task, isCurrent = () => true) {
 
 let imageNumber = 0;
 
+// `getId` gives the image's name on the server, and a note.
 function choose(name, getId) {
   const number = ++imageNumber;
   const isCurrent = () => number === imageNumber;
   $("status").textContent = `Reading ${name} …`;
   return attempt(async () => {
-    const id = await getId();
+    const [id, note] = await getId();
     const response = await request(`images/${encodeURIComponent(id)}`);
     const bitmap = await createImageBitmap(await response.blob());
     if (!isCurrent()) return;
@@ -47,7 +48,7 @@ function choose(name, getId) {
     const pixels = Uint8Array.from({ length: data.length / 4 }, (_, i) => data[4 * i]);
     const [width, height] = ["X-Width", "X-Height"].map((key) => Number(response.headers.get(key)));
     image = { id, name, width, height, pixels, grey };
-    $("status").textContent = `${name}, ${width} × ${height} pixels`;
+    $("status").textContent = `${name}, ${width} × ${height} pixels${note}`;
     for (const button of $("samples").children) {
       button.setAttribute("aria-pressed", String(button.dataset.id === id));
     }
@@ -56,7 +57,13 @@ function choose(name, getId) {
   }, isCurrent);
 }
 
-const upload = (file) => choose(file.name, async () => (await (await request("images", file)).json()).image);
+function upload(file) {
+  return choose(file.name, async () => {
+    const { image, was_stretched } = await (await request("images", file)).json();
+    const note = "; of more than 8 bits, its least value is shown black, its greatest white";
+    return [image, was_stretched ? note : ""];
+  });
+}
 
 // Draws the image by window and level.
 function window_() {
@@ -85,7 +92,7 @@ function coloured({ width, height, levels }, least) {
   return canvas;
 }
 
-const threshold = () => about.thresholds[Number($("threshold").value)];
+const threshold = () => Number($("threshold").value);
 
 class Panel {
   constructor(number) {
@@ -94,20 +101,20 @@ class Panel {
     this.root.setAttribute("aria-label", `Panel ${number + 1}`);
     this.number = 0; // of the newest question
     this.question = null; // {path, text}
-    this.answer = null; // what is drawn: {map, boxes?, ...}
+    this.answer = null; // what is drawn: a word, or a phrase with the `boxes` at `threshold`
     this.words = [];
     for (const name of about.models) this.part("select").append(new Option(name, name));
     this.part("select").selectedIndex = Math.min(number, about.models.length - 1);
     this.part(".model").hidden = about.models.length < 2;
     const text = this.part("textarea");
     const ask = (path) => this.ask({ path, text: text.value });
-    this.part("form").addEventListener("submit", (event) => (event.preventDefault(), ask("ground")));
+    this.part("form").addEventListener("submit", (event) => (event.preventDefault(), ask("phrase")));
     this.part(".report").addEventListener("click", () => ask("report"));
     this.part("select").addEventListener("change", () => this.renew());
     text.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing || text.value.includes("\n")) return;
       event.preventDefault();
-      ask("ground");
+      ask("phrase");
     });
     for (const kind of ["png", "json", "csv"]) {
       this.part(`.${kind}`).addEventListener("click", () => this[kind]());
@@ -125,7 +132,7 @@ class Panel {
   }
 
   renew() {
-    this.number++;
+    this.number++; // what was asked before is of no use
     this.clear();
     if (this.question) this.ask(this.question);
   }
@@ -138,13 +145,14 @@ class Panel {
     this.root.setAttribute("aria-busy", "true");
     return attempt(async () => {
       const model = this.part("select").value;
-      const body = JSON.stringify({ image: image.id, model, text: question.text });
-      const answer = await (await request(question.path, body)).json();
+      const least = question.path === "phrase" ? { threshold: threshold() } : {};
+      const body = JSON.stringify({ image: image.id, model, text: question.text, ...least });
+      const answer = { ...(await (await request(question.path, body)).json()), ...least };
       if (!isCurrent()) return;
       this.clear();
       this.model = model;
       this.part(".warning").textContent = answer.warning;
-      if (question.path === "ground") this.showPhrase(answer);
+      if (question.path === "phrase") this.showPhrase(answer);
       else this.showWords(answer.words);
     }, isCurrent).finally(() => isCurrent() && this.root.removeAttribute("aria-busy"));
   }
@@ -184,7 +192,21 @@ class Panel {
   }
 
   boxes() {
-    return this.answer?.boxes?.[Number($("threshold").value)] ?? [];
+    return this.answer?.threshold === threshold() ? this.answer.boxes : [];
+  }
+
+  // Asks for the boxes at the threshold as it is now.
+  renewBoxes() {
+    const [answer, least] = [this.answer, threshold()];
+    if (!answer?.boxes || answer.threshold === least) return;
+    const body = { image: image.id, model: this.model, text: this.question.text, threshold: least };
+    const isCurrent = () => this.answer === answer && threshold() === least;
+    return attempt(async () => {
+      const { boxes } = await (await request("boxes", JSON.stringify(body))).json();
+      if (!isCurrent()) return;
+      Object.assign(answer, { boxes, threshold: least });
+      this.draw();
+    }, isCurrent);
   }
 
   draw() {
@@ -266,16 +288,18 @@ function save(blob, name) {
 
 function showValues() {
   for (const id of sliders) {
-    const value = id === "threshold" ? threshold() : Number($(id).value);
-    $(id).previousElementSibling.textContent = value;
-    $(id).setAttribute("aria-valuetext", value);
+    $(id).previousElementSibling.textContent = $(id).value;
   }
 }
+
+let pause;
 
 function redraw() {
   showValues();
   window_();
   for (const panel of panels) panel.draw();
+  clearTimeout(pause); // the slider may still move
+  pause = setTimeout(() => panels.forEach((panel) => panel.renewBoxes()), 150);
 }
 
 function compare(both) {
@@ -319,7 +343,7 @@ await attempt(async () => {
     button.dataset.id = id;
     const thumbnail = Object.assign(new Image(), { src: `images/${id}`, alt: `Test image ${i + 1}` });
     button.append(thumbnail);
-    button.addEventListener("click", () => choose(`test image ${i + 1}`, () => id));
+    button.addEventListener("click", () => choose(`test image ${i + 1}`, () => [id, ""]));
     $("samples").append(button);
   });
   $("samples").firstElementChild?.click();

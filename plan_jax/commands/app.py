@@ -17,6 +17,7 @@ def main(arguments: Sequence[str]) -> None:
     import uvicorn
 
     from plan_jax.app import server
+    from plan_jax.app.answers import Answers
     from plan_jax.app.guard import Hosts
     from plan_jax.app.images import Images, samples
   except ModuleNotFoundError as error:
@@ -28,9 +29,9 @@ def main(arguments: Sequence[str]) -> None:
   hosts = Hosts(options.host)
   listener = _listen(options.host, options.port)  # before the work: where it fails, it is in vain
   models = {name: plan_jax.load(path) for name, path in _named(options.workdir).items()}
-  images = Images(samples(options.workdir[0]))
+  answers = Answers(models, Images(samples(options.workdir[0])))
   log.info("compiling, so that the first map comes at once ...")
-  server.warm_up(models)
+  answers.warm_up()
   if not hosts.is_loopback:
     log.warning(
       f"--host={options.host} lets everybody who reaches this machine use the app and see its"
@@ -38,9 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     )
   host = f"[{options.host}]" if ":" in options.host else options.host
   log.info(f"ready: http://{host}:{listener.getsockname()[1]}  (Ctrl-C ends it)")
-  config = uvicorn.Config(
-    server.application(models, images, hosts), log_level="warning", access_log=False
-  )
+  app = server.application(answers, hosts)
+  config = uvicorn.Config(app, log_level="warning", access_log=False)
   try:
     uvicorn.Server(config).run(sockets=[listener])
   except KeyboardInterrupt:
