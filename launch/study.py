@@ -1,7 +1,6 @@
 """A study: the runs that the `sweep()` of a config file names, and which of them are complete."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from input_pipeline import records
 from input_pipeline.errors import UserError, one_line
 from plan_jax.results import rows
+from plan_jax.runtime import bundled
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import FREE, Workdir, flatten
 
@@ -177,15 +177,6 @@ def _records(out: str | Path, overrides: Overrides) -> str:
   return str(Path(out, "records", name(data_of(overrides))))
 
 
-def _conversion(config: ConfigDict, chosen: ConfigDict) -> str:
-  """Computes 8 hex digits of all that the records of an evaluation set depend on."""
-  limits = ("stored_px", "max_decoded_px", "limit", "max_skipped_fraction")
-  settings = chosen.to_dict() | {key: config.data[key] for key in limits}
-  settings |= dict(records="", features="", split="")
-  text = json.dumps(settings, sort_keys=True)
-  return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-
-
 def _encodes(key: str) -> bool:
   """Tells whether stored features depend on a key of the encoder."""
   return key.startswith(("model.image", "model.dtype")) and key != "model.image.adapter"
@@ -199,7 +190,7 @@ def _text(value: object) -> str:
 
 def _read(file: str) -> tuple[Callable[[], ConfigDict], list]:
   try:
-    content = runpy.run_path(file)
+    content = runpy.run_path(bundled.find(file))
   except (OSError, SyntaxError) as error:
     raise StudyError(f"--config={file}: {error}") from error
   for function in ("get_config", "sweep"):
@@ -215,6 +206,7 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
   # Here: workers of a conversion import this file without need of it.
   from configs.local import localised
   from plan_jax import config as config_lib
+  from plan_jax.evaluators.datasets import conversion_digest
   from plan_jax.training import pretrained
 
   workdir = Workdir(Path(out, name(overrides)))
@@ -245,7 +237,7 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
   if config.data.store_features:
     folders["data.features"] = str(Path(out, "features", name(data_of(overrides) | encoder)))
   for which, chosen in attached(config).items():
-    folder = Path(out, "sets", f"{which}-{_conversion(config, chosen)}")
+    folder = Path(out, "sets", f"{which}-{conversion_digest(config, chosen)}")
     folders[f"evaluation.sets.{which}.records"] = str(folder / "records")
     if config.data.store_features:
       folders[f"evaluation.sets.{which}.features"] = str(folder / "features" / name(encoder))

@@ -1,4 +1,4 @@
-"""python -m launch.sweep --config=configs/ablation.py --out=runs/ablation --mode=run --parallel=2.
+"""plan-jax sweep --config=configs/ablation.py --out=runs/ablation --mode=run --parallel=2.
 
 Runs the study that a config file describes: see `study.load`. What follows `--` goes to every run,
 e.g. `-- --config.train.steps=20`. What is complete is not run again; the rest goes on.
@@ -213,7 +213,7 @@ def _problem(run: Run, status: int) -> str:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog="python -m launch.sweep",
+    prog="plan-jax sweep",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,

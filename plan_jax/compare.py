@@ -1,6 +1,6 @@
 """Compares two runs: which differences between their metrics are real?
 
-  python -m plan_jax.compare runs/a runs/b
+  plan-jax compare runs/a runs/b
 
 Every metric whose scores both runs keep by example (`example_scores/`) is compared, b minus a on
 the same examples: 95 % percentile intervals of a paired bootstrap of patients, the same draws for
@@ -15,7 +15,7 @@ models, not two methods: for those, train several seeds of each (`launch.sweep`)
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,10 +181,10 @@ def _changes(a: _Task, b: _Task, draws: dict[str, int]) -> Iterator[differences.
   return differences.mean_changes(a.scores, b.scores, draws)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Prints the table, or one error with exit status 1."""
   parser = argparse.ArgumentParser(
-    prog="python -m plan_jax.compare",
+    prog="plan-jax compare",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -192,9 +192,9 @@ def main() -> None:
   parser.add_argument("b", type=Path, help="workdir of the second")
   parser.add_argument("--resamples", type=int, default=bootstrap.RESAMPLES, help="bootstrap draws")
   parser.add_argument("--seed", type=int, default=0, help="of the draws")
-  arguments = parser.parse_args()
+  options = parser.parse_args(arguments)
   try:
-    print(escape_lines(table(*compare(**vars(arguments)))))
+    print(escape_lines(table(*compare(**vars(options)))))
   except UserError as error:
     raise SystemExit(f"error: {error}") from None
 

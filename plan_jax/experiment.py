@@ -25,17 +25,24 @@ from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.train import Validate, train
-from plan_jax.training import features, pretrained
+from plan_jax.training import extension, features, pretrained
 
 
 @disk_errors()
-def run(config: ConfigDict, workdir: Workdir, mode: str, given: Collection[str] = ()) -> None:
+def run(
+  config: ConfigDict,
+  workdir: Workdir,
+  mode: str,
+  given: Collection[str] = (),
+  steps: int | None = None,
+) -> None:
   """Runs what `mode` names: "train", "evaluate", or "all" for both in turn.
 
   "features" makes the records and the stored features of all sets, and stops.
 
   A config of configs/baselines.py is evaluated, for nothing of it is trained. `given` are the keys
-  that the command line sets: weights do not replace them.
+  that the command line sets: weights do not replace them. With `steps` the
+  training is made longer, see `extension.extended`; `config` is then the run's own.
 
   Raises UserError where config, data or workdir are not fit, before any work if it can be known,
   and where another start has the workdir.
@@ -45,12 +52,17 @@ def run(config: ConfigDict, workdir: Workdir, mode: str, given: Collection[str] 
     if "baseline" in config:
       _run_baseline(config, workdir, mode)
     else:
-      _run(pretrained.with_settings(config, workdir, given), workdir, mode)
+      config = pretrained.with_settings(config, workdir, given)
+      _run(config, workdir, mode, steps)
 
 
-def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
+def _run(config: ConfigDict, workdir: Workdir, mode: str, steps: int | None) -> None:
+  if steps:
+    config = extension.extended(config, workdir, steps)
   config_lib.check(config)
   config_lib.check_devices(config)
+  if steps:
+    processes.on_primary(lambda: extension.extend(config, workdir))
   if mode == "features" and not config.data.store_features:
     raise UserError("--mode=features: needs config.data.store_features=True")
   if mode != "evaluate" and not workdir.begun():
@@ -80,6 +92,49 @@ def _run(config: ConfigDict, workdir: Workdir, mode: str) -> None:
     return
   log.info("evaluation is complete too (--mode=evaluate does it again)\n")
   log.info(f"{tables.headline(evaluated)}\n\nreport: {workdir.report}")
+
+
+@disk_errors()
+def evaluate_on(config: ConfigDict, workdir: Workdir, chosen: ConfigDict, out: str = "") -> None:
+  """Evaluates a run on a data set that is not its own; nothing of the run changes.
+
+  Args:
+    config: of the run.
+    workdir: of the run; its newest checkpoint may be of a training that goes on.
+    chosen: as an entry of config.evaluation.sets, or with a folder of records as its source; split
+      "all" stands for all images as one test split, and so does none for a manifest without a
+      column of splits.
+    out: folder of records, example_scores/, evaluation.json and the report; by default
+      WORKDIR/on/NAME-DIGEST, of the data set and how it is converted.
+
+  Raises UserError where run, data or folder are not fit.
+  """
+  config, chosen = ConfigDict(config.to_dict()), ConfigDict(chosen.to_dict())
+  config.mesh = {"data": -1, "fsdp": 1}  # of the devices here
+  config.evaluation.update(sets=ConfigDict(), transfer=ConfigDict())
+  name = datasets.settle(chosen)
+  config_lib.check(config)
+  digest = datasets.conversion_digest(config, chosen)
+  place = Workdir(out or workdir.path / "on" / f"{name}-{digest}")
+  model = load(workdir, config)  # before a conversion, which may take hours
+
+  def claim():
+    place.claim(ConfigDict({"on": chosen.to_dict()}))
+    if chosen.source and records.is_complete(records_folder):
+      log.info(f"converted before: delete {records_folder} if {chosen.source} has changed since")
+    make_records(chosen, records_folder, config.data)
+
+  records_folder = Path(chosen.records or place.path / "records")
+  with contextlib.ExitStack() as held:
+    processes.on_primary(lambda: held.enter_context(lock(place.path)))
+    processes.on_primary(claim)
+    stored = place.features if datasets.stores_features(config) else None
+    dataset = EvaluationSet(name, chosen.dataset, records_folder, chosen.split, False, stored)
+    sets = [datasets.checked(dataset, "--split")]
+    if stored:
+      features.store(config, [(records_folder, stored)], workdir)
+    title = f"{name}: {workdir.path.name} after {model.step} steps"
+    evaluate(model, config, place, sets, title=title)
 
 
 def _evaluate(

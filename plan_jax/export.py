@@ -1,6 +1,6 @@
 """A run as a folder to share, in the form of a Hugging Face repository.
 
-  python -m plan_jax.export --workdir=runs/a --out=exported
+  plan-jax export --workdir=runs/a --out=exported
 
   model.safetensors    every parameter and running statistic, float32, "image_encoder.stem.kernel"
   config.json          the run's config, the step, and the inputs of the function
@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +52,7 @@ from plan_jax.training.assembly import assemble
 from plan_jax.training.state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # the function is lowered for each of them
-_REMEDY = "fetch or export it again (python -m plan_jax.export)"
+_REMEDY = "fetch or export it again (plan-jax export)"
 _CARD = "README.md"  # a text of its own, which may be edited
 _TENSORS, _CONFIG, _FUNCTION = "model.safetensors", "config.json", "grounding.jax"
 
@@ -210,13 +210,13 @@ def _export(
   return jax_export.export(jax.jit(ground), platforms=PLATFORMS)(shapes, batch)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command line; an error is one line, with exit status 1."""
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(prog="plan-jax export", description=__doc__.split("\n")[0])
   parser.add_argument("--workdir", required=True, help="folder of the run")
   parser.add_argument("--out", required=True, help="new folder")
   parser.add_argument("--step", type=int, help="by default as config.checkpoint.evaluate")
-  options = parser.parse_args()
+  options = parser.parse_args(arguments)
   configure()
   try:
     log.info(f"exported to {write(Workdir(options.workdir), options.out, step=options.step)}")

@@ -1,17 +1,23 @@
 """The command: python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom."""
 
+import argparse
 import os
+import re
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from input_pipeline.errors import one_line
+from input_pipeline.errors import UserError, one_line
+from plan_jax.runtime import bundled
+from plan_jax.runtime.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The experiment, e.g. configs/phantom.py; --config.a.b=c overrides a key."
+  "config", None, "The experiment, e.g. configs/phantom.py; without, that of the run in --workdir."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 _MODE = flags.DEFINE_enum(
@@ -20,6 +26,17 @@ _MODE = flags.DEFINE_enum(
   ["all", "train", "evaluate", "features"],
   "The work to do; all: train, then evaluate; features: store those of a frozen encoder.",
 )
+_STEPS = flags.DEFINE_integer(
+  "steps", None, "Length of training, beyond its end too: trains on by a schedule of so many steps."
+)
+_ON = flags.DEFINE_string(
+  "on",
+  None,
+  "Evaluates the run on this data set: a folder with manifest.csv, or of records, or of --dataset.",
+)
+_DATASET = flags.DEFINE_string("dataset", "folder", "Reader of --on, e.g. nih14.")
+_SPLIT = flags.DEFINE_string("split", "", "Split of --on: train, validation, test, or all images.")
+_OUT = flags.DEFINE_string("out", "", "Folder of the results of --on; by default in WORKDIR/on.")
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   False,
@@ -30,21 +47,94 @@ _PROCESS = (
   flags.DEFINE_integer("num_processes", None, "Elsewhere: the number of processes."),
   flags.DEFINE_integer("process_id", None, "Elsewhere: the number of this process, from 0."),
 )
+_OF_ON = (_DATASET, _SPLIT, _OUT)
+_HELP = (_CONFIG, _WORKDIR, _MODE, _STEPS, _ON, *_OF_ON, _DISTRIBUTED, *_PROCESS)
 _CRASHED = 134  # the exit code of a process that aborts
+_OWN = str(bundled.root() / "configs" / "run.py")  # the config of a run that has begun
+
+
+def start(arguments: Sequence[str]) -> NoReturn:
+  """Starts this command anew in place of the running process.
+
+  The CPU backend allocates its temporaries anew each step; huge pages save a fifth of the time.
+  glibc reads the setting when a process starts, hence the new start.
+  """
+  os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+  os.execv(sys.executable, [sys.executable, "-m", "plan_jax.main", *arguments])
 
 
 def parse(argv: list[str]) -> list[str]:
   """Parses the flags; an error in them is one line, not a traceback."""
-  flags.mark_flags_as_required(["config", "workdir"])
+  if {"--help", "-h", "--helpfull"} & set(argv):
+    lines = (f"  --{flag.name:<20} {flags.FLAGS[flag.name].help}" for flag in _HELP)
+    print("usage: plan-jax train|evaluate --workdir=FOLDER ...\n", *lines, sep="\n")
+    print("  --config.KEY=VALUE     overrides a key; configs/base.py has them all")
+    sys.exit()
+  bundled.add_to_path()
+  flags.mark_flag_as_required("workdir")
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(_with_config(argv))
     _CONFIG.value.keys()  # a file that cannot be read is told here
     return rest
+  except UserError as error:
+    sys.exit(f"error: {error}")
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     is_file = "Traceback" in str(error) or isinstance(error, OSError)  # the error itself comes last
     text = str(error).strip().splitlines()[-1] if is_file else one_line(error)
     is_key = isinstance(error, (AttributeError, KeyError, TypeError))
-    sys.exit(f"error: in the flags: {text.strip()}{is_key * ' (configs/base.py has all keys)'}")
+    hint = is_key * " (configs/base.py has all keys)"
+    if is_key and any("config.evaluation.sets." in argument for argument in argv):
+      hint = " (to evaluate a run on other data: plan-jax evaluate --workdir=RUN --on=FOLDER)"
+    sys.exit(f"error: in the flags: {text.strip()}{hint}")
+
+
+def _with_config(argv: list[str]) -> list[str]:
+  """Completes --config: the library's own file of that name, or the run's config without any."""
+  for number, argument in enumerate(argv):
+    if match := re.fullmatch(r"--?config=(.*)", argument):
+      argv = [*argv[:number], f"--config={bundled.find(match[1])}", *argv[number + 1 :]]
+    if re.fullmatch(r"--?config(=.*)?", argument):
+      return argv
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+  parser.add_argument("--workdir", "-workdir", nargs="?")
+  if not (workdir := parser.parse_known_args(argv[1:])[0].workdir):
+    return argv
+  if not Workdir(workdir).config.exists():
+    raise UserError(
+      f"{workdir} holds no run: name its folder, or begin one by --config, e.g."
+      " --config=configs/phantom.py"
+    )
+  Workdir(workdir).read_config()  # raises where it is damaged
+  return [argv[0], f"--config={_OWN}:{workdir}", *argv[1:]]
+
+
+def _run() -> None:
+  """Runs what the flags say. Raises UserError."""
+  from configs.base import evaluation_set
+  from configs.local import localised
+  from plan_jax import experiment
+
+  overrides = config_flags.get_override_values(flags.FLAGS[_CONFIG.name])
+  config, workdir, mode = _CONFIG.value, Workdir(_WORKDIR.value), _MODE.value
+  is_own = flags.FLAGS[_CONFIG.name].config_filename.startswith(f"{_OWN}:")
+  if _STEPS.value is not None and (_STEPS.value < 1 or mode in ("evaluate", "features")):
+    raise UserError(f"--steps={_STEPS.value}: 1 or more, to train (not with --mode={mode})")
+  if _ON.value is None:
+    if given := [flag.name for flag in _OF_ON if flags.FLAGS[flag.name].present]:
+      raise UserError(f"--{given[0]} is for --on=FOLDER, another data set to evaluate on")
+    if is_own:  # small already, where it was to be
+      experiment.run(config, workdir, mode, overrides, _STEPS.value)
+      return
+    if _STEPS.value:
+      config.train.steps = _STEPS.value
+      overrides["train.steps"] = _STEPS.value
+    experiment.run(localised(config, overrides), workdir, mode, overrides)
+    return
+  if mode != "evaluate" or not is_own:
+    raise UserError("--on needs --mode=evaluate and the run's own config: leave out --config")
+  chosen = evaluation_set(_DATASET.value, split=_SPLIT.value)
+  chosen.source = _ON.value
+  experiment.evaluate_on(config, workdir, chosen, _OUT.value)
 
 
 def main(argv: list[str]) -> None:
@@ -54,18 +144,12 @@ def main(argv: list[str]) -> None:
   # Here, not above: converter and loader processes import this file, and need none of it.
   import jax
 
-  from configs.local import localised
-  from input_pipeline.errors import UserError
-  from plan_jax.experiment import run
+  from plan_jax.runtime import compilation, preemption, processes
   from plan_jax.runtime import logging as run_logging
-  from plan_jax.runtime import preemption, processes
-  from plan_jax.runtime.workdir import Workdir
 
   logging.set_verbosity(logging.WARNING)
   run_logging.configure()
-  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/plan_jax/compiled")
-  jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  compilation.use_cache()
   signal.signal(signal.SIGTERM, preemption.interrupt)
   try:
     if _DISTRIBUTED.value:
@@ -76,8 +160,7 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
     elif wrong := [flag.name for flag in _PROCESS if flag.value is not None]:
       raise UserError(f"--{wrong[0]} is for several processes: give --distributed too")
-    overrides = config_flags.get_override_values(flags.FLAGS[_CONFIG.name])
-    run(localised(_CONFIG.value, overrides), Workdir(_WORKDIR.value), _MODE.value, overrides)
+    _run()
   except UserError as error:
     processes.exit(1, f"error: {error}")
   except preemption.Preempted:
@@ -97,8 +180,5 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns that t
 
 if __name__ == "__main__":
   if "GLIBC_TUNABLES" not in os.environ:
-    # The CPU backend allocates its temporaries anew each step; huge pages save a fifth of the time.
-    # glibc reads the setting when a process starts, hence the new start.
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, [sys.executable, "-m", "plan_jax.main", *sys.argv[1:]])
+    start(sys.argv[1:])
   app.run(main, flags_parser=parse)

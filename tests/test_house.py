@@ -48,6 +48,8 @@ FLOORS = (
   "plan_jax.experiment",
   "plan_jax.main",
   "launch",
+  "plan_jax.commands",
+  "plan_jax.__main__",
   "benchmarks",
 )
 # Words of a private dialect, and the field's own instead.

@@ -1,13 +1,14 @@
 """Checks whether a data set is sound: one pass over its records, a table, and a page with images.
 
-  python -m input_pipeline.checks --records=data/images --out=check.html
-  python -m input_pipeline.checks --records=data/pretraining --against=data/evaluation
+  plan-jax check --records=data/images --out=check.html
+  plan-jax check --records=data/pretraining --against=data/evaluation
 
 Exit status: 0 sound (warnings may be listed), 1 problems were detected, 2 it cannot be checked.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.checks import page
@@ -18,7 +19,7 @@ from input_pipeline.terminal import escape
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog="python -m input_pipeline.checks",
+    prog="plan-jax check",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -31,24 +32,24 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command line: prints the table, ends with the exit status given above."""
-  arguments = _parser().parse_args()
+  options = _parser().parse_args(arguments)
   try:
-    if arguments.out and Path(arguments.out).is_dir():
-      raise UserError(f"{arguments.out} is a folder; --out names the page to write")
-    result = check(arguments.records, arguments.against, workers=arguments.workers)
-    print(describe(result, strict=arguments.strict))
-    if arguments.out:
-      page.write(arguments.out, result, strict=arguments.strict)
-      print(f"page: {escape(arguments.out)}")
+    if options.out and Path(options.out).is_dir():
+      raise UserError(f"{options.out} is a folder; --out names the page to write")
+    result = check(options.records, options.against, workers=options.workers)
+    print(describe(result, strict=options.strict))
+    if options.out:
+      page.write(options.out, result, strict=options.strict)
+      print(f"page: {escape(options.out)}")
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from None
   except KeyboardInterrupt:
     print("stopped: nothing was decided", file=sys.stderr)
     raise SystemExit(2) from None
-  raise SystemExit(0 if result.is_sound(strict=arguments.strict) else 1)
+  raise SystemExit(0 if result.is_sound(strict=options.strict) else 1)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Converts a raw data set into a folder of records: parallel, resumable, the same bytes every time.
 
-  python -m input_pipeline.conversion --dataset=folder --source=/data/images --out=/data/records
+  plan-jax convert --dataset=folder --source=/data/images --out=/data/records
 
 A conversion that was stopped, by Ctrl-C or a kill, goes on with the same command: finished shards
 stay. Images that cannot be read are left out and listed in `skipped.jsonl` of the output folder.
 """
 
+from collections.abc import Sequence
+
 from input_pipeline.conversion import command
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command line."""
-  parser = command.parser("python -m input_pipeline.conversion", __doc__)
+  parser = command.parser("plan-jax convert", __doc__)
   parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-  command.run(**vars(parser.parse_args()))
+  command.run(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """Data sets to evaluate on: a split of the run's own data, and the sets that it attaches."""
 
+import csv
+import hashlib
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,7 @@ from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 from input_pipeline.readers.by_name import FACTS
+from input_pipeline.readers.folder import MANIFEST
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
@@ -65,13 +70,13 @@ def own(config: ConfigDict, folder, features: Path | None = None) -> EvaluationS
   """Opens the run's own data. Raises UserError where the split is absent or not to be scored."""
   name, split = config.data.dataset, config.evaluation.split
   chosen = EvaluationSet(name, name, Path(folder), split, True, features)
-  return _checked(chosen, "config.evaluation.split")
+  return checked(chosen, "config.evaluation.split")
 
 
 def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
   """Opens the further sets that `make_attached` converted. Raises UserError as `own`."""
   return [
-    _checked(
+    checked(
       EvaluationSet(
         name,
         chosen.dataset,
@@ -154,6 +159,44 @@ def make_records(chosen: ConfigDict, folder: Path, limits: ConfigDict) -> None:
     log.info(convert.describe(summary))
 
 
+def settle(chosen: ConfigDict) -> str:
+  """Settles a data set that is given as a folder alone, its `source`; returns a name for it.
+
+  A folder of records is no source. Split "all" is a test split of all images; with none it is
+  "test", but "all" of a manifest without a column of splits.
+
+  Raises UserError where there is no such folder, or it has no manifest.
+  """
+  folder = Path(chosen.source).absolute()
+  manifest, info = folder / MANIFEST, folder / "dataset_info.json"
+  split, chosen.split = chosen.split, chosen.split or "test"
+  if not folder.is_dir():
+    raise UserError(f"--on={folder}: there is no such folder")
+  if info.exists():
+    records.splits(folder)  # raises where they are not whole
+    dataset = json.loads(info.read_bytes())["name"]
+    chosen.update(source="", records=str(folder), dataset=dataset)
+    if split == "all":
+      raise UserError(f"--split=all: {folder} holds records: name one of their splits")
+  else:
+    chosen.source = str(folder)
+    if chosen.dataset == "folder" and manifest.is_file():
+      with manifest.open(encoding="utf-8-sig", errors="replace") as file:
+        split = split or ("test" if "split" in next(csv.reader(file), ()) else "all")
+    if split == "all":
+      chosen.update(split="test", selection="all_test")
+  return re.sub(r"[^\w.-]", "_", folder.name) or "data"
+
+
+def conversion_digest(config: ConfigDict, chosen: ConfigDict) -> str:
+  """Computes 8 hex digits of all that the records of an evaluation set depend on."""
+  limits = ("stored_px", "max_decoded_px", "limit", "max_skipped_fraction")
+  settings = chosen.to_dict() | {key: config.data[key] for key in limits}
+  settings |= dict(records="", features="", split="")
+  text = json.dumps(settings, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
 def fingerprints(sets: Sequence[EvaluationSet]) -> dict[str, str]:
   """Computes the fingerprint of the records of each set, by its `data`."""
   return {chosen.data: records.fingerprint(chosen.folder) for chosen in sets}
@@ -169,7 +212,8 @@ def _features(config: ConfigDict, name: str, chosen: ConfigDict, workdir: Workdi
   return Path(chosen.features or workdir.path / f"features_{name}")
 
 
-def _checked(chosen: EvaluationSet, key: str) -> EvaluationSet:
+def checked(chosen: EvaluationSet, key: str) -> EvaluationSet:
+  """Returns the set itself. Raises UserError, naming the key, where there is nothing to score."""
   folder, split, splits = chosen.folder, chosen.split, records.splits(chosen.folder)
   if not splits.get(split):
     raise UserError(f"{key} {split!r} is not in {folder} (its splits: {', '.join(splits)})")

@@ -51,6 +51,7 @@ class Workdir:
     self.records_note = self.path / "records.json"  # their fingerprint
     self.tokenizer = self.path / "tokenizer"
     self.weights = self.path / "weights.json"  # what the encoders started from, if not at random
+    self.extended = self.path / "extended.json"  # schedules before the present one, if any
     self.checkpoints = self.path / "checkpoints"
     self.metrics = self.path / "metrics.jsonl"
     self.evaluation = self.path / "evaluation.json"
@@ -83,8 +84,9 @@ class Workdir:
         return
       if self.begun():
         raise WorkdirError(
-          f"{self.path} belongs to a run of another config ({differ}):"
-          " name another --workdir, or delete this one"
+          f"{self.path} belongs to a run of another config ({differ}): leave out --config to go on"
+          " with its own, name another --workdir, or delete this one; plan-jax evaluate"
+          " --workdir=RUN --on=FOLDER evaluates it on other data"
         )
       # Nothing was learned yet: a config that was mended replaces the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)
@@ -122,7 +124,8 @@ class Workdir:
     elif (before := self.read_records_note()) != fingerprint:
       raise WorkdirError(
         f"{self.path} was trained on records {before}, {folder} holds {fingerprint}: give back"
-        " config.data.records, or name another --workdir"
+        " config.data.records, or name another --workdir; plan-jax evaluate --workdir=RUN"
+        f" --on={folder} evaluates it on these"
       )
 
   def read_records_note(self) -> str:

@@ -1,9 +1,9 @@
 """The command of all transfer tasks: what can be learned on the image encoder of a run?
 
-  python -m plan_jax.transfer --task=detection --workdir=runs/a --records=FOLDER --out=OUT
-  python -m plan_jax.transfer --task=detection --help
+  plan-jax transfer --task=detection --workdir=runs/a --records=FOLDER --out=OUT
+  plan-jax transfer --task=detection --help
 
-Into --out go evaluation.json and example_scores/ (`python -m plan_jax.compare OUT OUT` compares
+Into --out go evaluation.json and example_scores/ (`plan-jax compare OUT OUT` compares
 two), and what the task's help names. The same command goes on where it stopped.
 """
 
@@ -22,7 +22,7 @@ from plan_jax.runtime.logging import configure
 from plan_jax.transfer.by_name import TASKS, learn
 from plan_jax.transfer.settings import SETTINGS, Settings
 
-_PROGRAM = "python -m plan_jax.transfer"
+_PROGRAM = "plan-jax transfer"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
