@@ -40,7 +40,7 @@ class Maps:
 
   grid = _GRID
 
-  def ground(self, images, phrases, of):
+  def maps(self, images, phrases, of):
     """Makes a map for each phrase."""
     rng = np.random.default_rng(len(phrases))
     maps = rng.random((len(phrases), *_GRID), np.float32)

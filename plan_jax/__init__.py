@@ -1,7 +1,8 @@
 """Word-pixel alignment pre-training on chest X-rays and their reports.
 
   model = plan_jax.load("runs/a")  # a plan_jax.Predictor
-  (heatmap,) = model.ground([image], ["small left effusion"])
+  grounding = model.ground("image.dcm", "small left effusion")
+  grounding.map, grounding.score, grounding.boxes(0.5), grounding.overlay()
 
 `plan_jax.train` and `plan_jax.evaluate` are modules: `plan_jax.train.train(config, workdir, ...)`.
 All is imported when it is first used.

@@ -164,7 +164,7 @@ def _view(model: Predictor, example: Example) -> report.ImageView:
     ]
     for sentence in (model.attend([image] * len(alone), alone) if alone else ())
   ]
-  maps = model.ground([image] * len(truth), [phrase.text for phrase in truth]) if truth else []
+  maps = model.maps([image] * len(truth), [phrase.text for phrase in truth]) if truth else []
   return report.ImageView(
     image=image,
     image_id=example.image_id,

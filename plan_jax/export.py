@@ -5,19 +5,19 @@
   model.safetensors    every parameter and running statistic, float32, "image_encoder.stem.kernel"
   config.json          the run's config, the step, and the inputs of the function
   tokenizer.json, ...  the vocabulary
+  calibration.json     peaks on validation images, where the run was evaluated at this step
   grounding.jax        phrase grounding as a function of weights and batch (jax.export)
   README.md            the model card: data, metrics with their protocols, limits
-  SHA256SUMS           of all but the card; `load` and `serving` check them
+  SHA256SUMS           of all but the card; `plan_jax.load` and `serving` check them
 
 In Python:
 
-  model = export.load("exported")  # the Predictor, as inference.load.load("runs/a") gives it
+  model = plan_jax.load("exported")  # the Predictor, as of the run
   serve = export.serving("exported")  # batch -> {"map", "peak"}
 """
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -26,8 +26,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax import export as jax_export
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
@@ -38,23 +37,21 @@ from input_pipeline.files import replace_text, replacing
 from input_pipeline.terminal import escape_lines
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.alignment.curriculum import Stage
+from plan_jax.inference import calibration, exported
+from plan_jax.inference.grounding import ground_pair
 from plan_jax.inference.load import load as load_run
-from plan_jax.inference.load import load_tokenizer, of_state
-from plan_jax.inference.predictor import Predictor, ground_pair
+from plan_jax.inference.load import load_tokenizer
 from plan_jax.inference.run_spec import run_spec
 from plan_jax.models import lora
 from plan_jax.models.two_towers import build
-from plan_jax.models.weights.files import WeightsError, read_safetensors
+from plan_jax.models.weights.files import read_safetensors
 from plan_jax.results import model_card
 from plan_jax.runtime.logging import configure, log
 from plan_jax.runtime.workdir import Workdir
-from plan_jax.training.assembly import assemble
-from plan_jax.training.state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # the function is lowered for each of them
-_REMEDY = "fetch or export it again (plan-jax export)"
 _CARD = "README.md"  # a text of its own, which may be edited
-_TENSORS, _CONFIG, _FUNCTION = "model.safetensors", "config.json", "grounding.jax"
+_FUNCTION = "grounding.jax"
 
 
 def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path:
@@ -81,56 +78,20 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
     merged = ConfigDict(config.to_dict())
     merged.model.image.update(lora_rank=0, lora_blocks=0)
     inputs = _inputs(config)
-    exported = _export(variables, model.stage, merged, load_tokenizer(workdir), inputs)
+    function = _export(variables, model.stage, merged, load_tokenizer(workdir), inputs)
     about = {"library": "plan_jax", "step": model.step, "run": merged.to_dict(), "inputs": inputs}
-    _, *grid = exported.out_avals[0].shape  # of "map"
+    _, *grid = function.out_avals[0].shape  # of "map"
     card = model_card.text(workdir, config, model.step, tuple(grid))  # with what the run learned
     shutil.copytree(workdir.tokenizer, temporary, dirs_exist_ok=True)
-    tensors = safetensors.save(_flat(variables))
-    (temporary / _TENSORS).write_bytes(tensors)
-    (temporary / _FUNCTION).write_bytes(exported.serialize())
-    replace_text(temporary / _CONFIG, json.dumps(about, indent=2) + "\n")
+    tensors = safetensors.save(exported.flat(variables))
+    (temporary / exported.TENSORS).write_bytes(tensors)
+    (temporary / _FUNCTION).write_bytes(function.serialize())
+    if model.calibration:
+      calibration.write(temporary / workdir.calibration.name, model.calibration)
+    replace_text(temporary / exported.CONFIG, json.dumps(about, indent=2) + "\n")
     replace_text(temporary / _CARD, escape_lines(card))
     digests.write_sums(temporary, without=(_CARD,))
   return out
-
-
-def load(folder: str | Path) -> Predictor:
-  """Loads the model of an exported folder, bit by bit that of the run.
-
-  Where a run has low-rank updates, these are merged into their kernels: equal to rounding.
-
-  Raises:
-    DamagedError: the folder is not whole, or not as it was written; the message names the file.
-    WeightsError: it does not fit this version; the message names the tensors.
-    UserError: `folder` is no path.
-  """
-  folder = _whole(folder)
-  about = json.loads((folder / _CONFIG).read_text())
-  config = ConfigDict(about["run"])
-  config.mesh = {"data": -1, "fsdp": 1}
-  tokenizer = Tokenizer(folder)
-  parts = assemble(config, tokenizer)
-  wanted = parts.abstract_state
-  names = _flat({"params": wanted.params, "batch_stats": wanted.batch_stats})
-  tensors = read_safetensors(folder / _TENSORS)
-  wrong = [f"missing {name}" for name in names if name not in tensors]
-  wrong += [f"unexpected {name}" for name in tensors if name not in names]
-  wrong += [
-    f"{name} is {tensors[name].shape}, not {x.shape}"
-    for name, x in names.items()
-    if name in tensors and tensors[name].shape != x.shape
-  ]
-  if wrong:
-    raise WeightsError(f"{folder / _TENSORS} does not fit its {_CONFIG}: {'; '.join(wrong)}")
-
-  def placed(part: str):
-    paths = flatten_dict(getattr(wanted, part))
-    tree = unflatten_dict({path: tensors[".".join(path)] for path in paths})
-    return jax.device_put(tree, getattr(parts.shardings, part))
-
-  state = TrainState(np.int32(about["step"]), placed("params"), placed("batch_stats"), ())
-  return of_state(parts, state, tokenizer)
 
 
 def serving(folder: str | Path) -> Callable[[dict], dict]:
@@ -138,7 +99,7 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
 
   The batch has the arrays that config.json names under "inputs", for any number of pairs b: "image"
   is letterboxed to the square, in [0, 1]; the others are of Tokenizer.encode. "map" [b, rows,
-  columns], maximum 1, and "peak" [b] are those of Predictor.ground_on_grid and peaks, float32;
+  columns], maximum 1, and "peak" [b] are those of Predictor.maps_on_grid and peaks, float32;
   products are as exact as the device's default. The file needs only jax to run, see
   docs/weights.md.
 
@@ -146,24 +107,10 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
     DamagedError: the folder is not whole, or not as it was written; the message names the file.
     UserError: `folder` is no path.
   """
-  folder = _whole(folder)
-  weights = jax.device_put(read_safetensors(folder / _TENSORS))
+  folder = exported.whole(folder)
+  weights = jax.device_put(read_safetensors(folder / exported.TENSORS))
   function = jax_export.deserialize(bytearray((folder / _FUNCTION).read_bytes()))
   return lambda batch: function.call(weights, {name: jnp.asarray(x) for name, x in batch.items()})
-
-
-def _whole(folder: str | Path) -> Path:
-  if not isinstance(folder, str | os.PathLike):
-    raise UserError(f"folder is of type {type(folder).__name__}: give the path of an exported one")
-  digests.check_sums(Path(folder), _REMEDY)
-  return Path(folder)
-
-
-def _flat(variables: dict) -> dict:
-  """Names the leaves "image_encoder.stem.kernel"; parameters and statistics share no name."""
-  return {
-    ".".join(path): leaf for tree in variables.values() for path, leaf in flatten_dict(tree).items()
-  }
 
 
 def _inputs(config: ConfigDict) -> dict[str, dict]:
@@ -187,8 +134,8 @@ def _export(
   network = build(config.model, tokenizer.vocabulary_size).clone(dtype=jnp.float32)
   spec = run_spec(network, tokenizer, config)
   ground_pairs = jax.vmap(partial(ground_pair, spec.attend), (0, 0, None))
-  weights = _flat(variables)
-  names = {part: list(_flat({part: tree})) for part, tree in variables.items()}
+  weights = exported.flat(variables)
+  names = {part: list(exported.flat({part: tree})) for part, tree in variables.items()}
 
   def ground(weights: dict, batch: dict) -> dict:
     variables = {

@@ -65,13 +65,13 @@ def run(request, tmp_path_factory):
 
 def test_round_trip_keeps_the_bits(run):
   """The weights that were evaluated (the running mean) and all that is made of them."""
-  before, after = load(run[0]), export.load(run[1])
-  with pytest.raises(UserError, match="is an exported folder: plan_jax.export.load loads it"):
-    load(run[1])
+  before, after = load(run[0]), load(run[1])
+  with pytest.raises(UserError, match="is an exported folder: give no step and no config"):
+    load(run[1], step=1)
   assert after.step == before.step == 1
   jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
   np.testing.assert_array_equal(
-    after.ground_on_grid(IMAGES, PHRASES), before.ground_on_grid(IMAGES, PHRASES)
+    after.maps_on_grid(IMAGES, PHRASES), before.maps_on_grid(IMAGES, PHRASES)
   )
   texts = [example.sentences for example in EXAMPLES]
   np.testing.assert_array_equal(after.embed_texts(texts), before.embed_texts(texts))
@@ -111,7 +111,7 @@ def test_function_equals_the_model(run, count, tmp_path):
     alone = served_alone(run[1], batch, tmp_path)
     for name in served:
       np.testing.assert_array_equal(alone[name], served[name])
-  want = model.ground_on_grid(IMAGES[:count], PHRASES[:count])
+  want = model.maps_on_grid(IMAGES[:count], PHRASES[:count])
   np.testing.assert_allclose(served["map"], want, atol=1e-5)
   np.testing.assert_allclose(
     served["peak"], model.peaks(IMAGES[:count], PHRASES[:count]), atol=1e-5
@@ -183,22 +183,22 @@ def test_errors(run, tmp_path):
     export.write(run[0], tmp_path / "new", step=9)
   assert not (tmp_path / "new").exists()
   with pytest.raises(DamagedError, match="SHA256SUMS is missing: the folder is not whole"):
-    export.load(tmp_path)
+    load(tmp_path)
   about = json.loads((run[1] / "config.json").read_text())
   about["run"]["model"]["embed_dim"] = 4
   other = tmp_path / "other"
   shutil.copytree(run[1], other)
   (other / "config.json").write_text(json.dumps(about))
   with pytest.raises(DamagedError, match="config.json is not as it was written"):
-    export.load(other)
+    load(other)
   digests.write_sums(other)
   with pytest.raises(WeightsError, match=r"pixel_head\.bias is \(8,\), not \(4,\)"):
-    export.load(other)
+    load(other)
 
 
 @pytest.mark.parametrize("folder", [None, 5])
 def test_what_is_no_path(folder):
-  for read in (export.load, export.serving, inspect.unwrap(load)):
+  for read in (export.serving, inspect.unwrap(load)):
     name = type(folder).__name__
     with pytest.raises(UserError, match=f"(folder|workdir) is of type {name}: give the path of"):
       read(folder)
@@ -223,7 +223,7 @@ NAMES = ("model.safetensors", "grounding.jax", "config.json", "tokenizer.json", 
 
 
 @pytest.mark.parametrize("name", [*NAMES, "tokenizer_config.json"])
-@pytest.mark.parametrize("read", [export.load, export.serving, files.read])
+@pytest.mark.parametrize("read", [load, export.serving, files.read])
 def test_a_damaged_export_is_one_line(run, name, read):
   assert set(NAMES) <= {path.name for path in run[1].iterdir()}
   for_each_damage(run[1] / name, lambda: read(run[1]))
@@ -242,7 +242,7 @@ def test_damaged_weights_are_one_line_without_the_config_and_by_themselves(run, 
 def test_the_card_may_be_edited(run, tmp_path):
   shutil.copytree(run[1], tmp_path / "out")
   (tmp_path / "out" / "README.md").write_text("My words.")
-  assert export.load(tmp_path / "out").step == 1
+  assert load(tmp_path / "out").step == 1
 
 
 def test_a_full_disk_leaves_nothing(run, tmp_path):

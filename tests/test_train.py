@@ -254,7 +254,7 @@ def test_every_method_learns_and_grounds(folder, method):
   assert ("loss_term" in metrics[-1]) == (method == "plan")
   model = load.of_state(assemble(config, run_steps.tokenizer), state, run_steps.tokenizer)
   image = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
-  maps = model.ground_on_grid([image, image], ["effusion", "mass"])
+  maps = model.maps_on_grid([image, image], ["effusion", "mass"])
   assert maps.shape == (2, 8, 8) and np.isfinite(maps).all() and (maps >= 0).all()
   assert np.isfinite(model.peaks([image, image], ["effusion", "mass"])).all()
 

@@ -56,6 +56,22 @@ def read(folder: Path) -> tuple:
   return backend, _special_names(folder, settings, backend.get_vocab())
 
 
+def knows(backend, text: str) -> bool:
+  """Tells whether the vocabulary knows a word of a text.
+
+  It does where one token of two letters or more is the word, or a token within has four letters: of
+  single letters and the like any nonsense can be spelt.
+  """
+  unknown = getattr(backend.model, "unk_token", None)
+  for start, end in reports.words(text):
+    encoding = backend.encode(text[start:end], add_special_tokens=False)
+    if unknown not in encoding.tokens:
+      lengths = [b - a for a, b in encoding.offsets]
+      if max(lengths, default=0) >= (2 if len(lengths) == 1 else 4):
+        return True
+  return False
+
+
 def save(backend, settings: dict, folder: Path) -> None:
   """Saves a tokenizer as transformers reads it. Raises DiskError."""
   folder = Path(folder)

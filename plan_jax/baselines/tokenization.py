@@ -151,6 +151,10 @@ class BaselineTexts:
     arrays = [to_arrays(reading, length, self.vocabulary.pad_id) for reading in readings]
     return EncodedTexts(arrays, sum(reading.cut for reading in readings))
 
+  def knows(self, text: str) -> bool:
+    """Tells whether the vocabulary knows a word of a text."""
+    return vocabularies.knows(self.vocabulary.backend, text)
+
   def words(self, text: Text) -> list[tuple[str, int]]:
     """The words that the baseline reads, and the places of their vectors."""
     reading = self.read(text)

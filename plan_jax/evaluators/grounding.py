@@ -130,7 +130,7 @@ def score_grounding(
   ids, labels, patients = [], [], []
   cropped, heatmaps = CroppedCounts(), _Heatmaps()
   for images, batch_phrases in phrase_batches(examples, batch):
-    maps = model.ground(images, [phrase.text for phrase in batch_phrases], of)
+    maps = model.maps(images, [phrase.text for phrase in batch_phrases], of)
     if len(maps) != len(batch_phrases):
       raise ValueError(f"the model gave {len(maps)} maps for {len(batch_phrases)} phrases")
     for phrase, array in zip(batch_phrases, maps, strict=True):

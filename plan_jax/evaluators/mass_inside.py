@@ -39,7 +39,7 @@ def score_mass_inside(model: Predictor, examples: Iterable[Example], *, batch: i
   """Scores every phrase; empty where there is none. Raises UserError as `phrase_batches`."""
   kept, values = [], []
   for images, phrases in phrase_batches(examples, batch):
-    maps = model.ground(images, [phrase.text for phrase in phrases], "words")
+    maps = model.maps(images, [phrase.text for phrase in phrases], "words")
     for phrase, heatmap in zip(phrases, maps, strict=True):
       values.append([mass_inside(heatmap, phrase.mask), phrase.mask.mean()])
     kept += phrases

@@ -71,7 +71,7 @@ def score_side(
   for images, phrases in phrase_batches(examples, batch, keep):
     texts = [phrase.text for phrase in phrases]
     asked = images * 2, texts + [mirror.swapped(text) for text in texts], "words"
-    maps, similarities = model.ground(*asked), model.similarities(*asked)
+    maps, similarities = model.maps(*asked), model.similarities(*asked)
     balances = [side_balance(heatmap) for heatmap in maps]
     # The nearest cell: its own value, and none of the margin beside the image.
     peaks = [

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import digests
 from input_pipeline.text.tokenizer import Tokenizer
+from plan_jax.inference import calibration, exported
 from plan_jax.inference.predictor import Predictor, weights_of
 from plan_jax.inference.run_spec import run_spec
 from plan_jax.runtime.checkpoints import Checkpoints
@@ -18,13 +19,13 @@ from plan_jax.training.state import TrainState
 def load(
   workdir: str | Path | Workdir, config: ConfigDict | None = None, *, step: int | None = None
 ) -> Predictor:
-  """Loads the model of a finished or running training.
+  """Loads the model of a finished or running training, or of an exported folder.
 
-    model = load("runs/a")
-    (heatmap,) = model.ground([image], ["small left effusion"])
+    model = plan_jax.load("runs/a")
+    grounding = model.ground("image.png", "small left effusion")
 
   Args:
-    workdir: folder of the run.
+    workdir: folder of the run, or of `plan_jax.export`, which has one step and its own config.
     config: of the run, for other evaluation settings; by default as it was trained.
     step: of a checkpoint; by default as config.checkpoint.evaluate says.
 
@@ -32,15 +33,20 @@ def load(
     WorkdirError: `workdir` holds no run, or an argument is of another type.
     CheckpointError: it has no such checkpoint.
     DamagedError: a file of it is not as it was written.
+    WeightsError: an exported folder does not fit this version.
   """
   if not isinstance(workdir, Workdir):
     workdir = Workdir(workdir)
-  if (workdir.path / "model.safetensors").is_file():
-    raise WorkdirError(f"{workdir.path} is an exported folder: plan_jax.export.load loads it")
+  if any((workdir.path / name).is_file() for name in (exported.TENSORS, digests.SUMS)):
+    if not (step is None and config is None):
+      raise WorkdirError(f"{workdir.path} is an exported folder: give no step and no config")
+    return _calibrated(of_state(*exported.read(workdir.path)), workdir)
   if not (step is None or isinstance(step, int | np.integer)) or isinstance(step, bool):
     raise WorkdirError(f"step is {step!r}: give a whole number, or leave it out")
   if config is None:
     config = workdir.load_config()
+    if "baseline" in config:
+      raise WorkdirError(f"{workdir.path} holds the evaluation of a baseline, and no model to load")
     config.mesh = {"data": -1, "fsdp": 1}  # of the devices here, not those it was trained on
   elif not isinstance(config, ConfigDict):
     raise WorkdirError(
@@ -57,7 +63,12 @@ def load(
     state = checkpoints.restore(parts.abstract_state, step)
   finally:
     checkpoints.close()
-  return of_state(parts, state, tokenizer)
+  return _calibrated(of_state(parts, state, tokenizer), workdir)
+
+
+def _calibrated(model: Predictor, workdir: Workdir) -> Predictor:
+  model.calibration = calibration.read(workdir.calibration, model.step)
+  return model
 
 
 def load_tokenizer(workdir: Workdir) -> Tokenizer:

@@ -5,17 +5,18 @@ from functools import partial
 from typing import final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from scipy import ndimage
 
 from input_pipeline.images import EncodedImage
-from plan_jax.alignment.curriculum import Stage
-from plan_jax.inference import inputs
+from plan_jax.inference import grounding, inputs
+from plan_jax.inference.grounding import Grounding
+from plan_jax.inference.image_inputs import is_image
 from plan_jax.inference.inputs import Images, InputError, Phrases, Texts
 from plan_jax.inference.spec import ModelSpec
+from plan_jax.runtime.logging import log
 from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
 from plan_jax.training.state import TrainState
 
@@ -26,8 +27,9 @@ _FEATURE_BYTES = 2**28  # of local features, on each device at a time
 class Predictor:
   """A model with its weights.
 
-  Images are uint8 [H, W] of any size; texts are sequences of sentences; phrases are strings. What
-  else is converted, or refused with an InputError, is said in inference/inputs.py. Work is done in
+  Images are paths, images of Pillow, DICOM datasets or arrays, of any size; texts are reports, or
+  sequences of sentences; phrases are strings. One stands for a list of one. What each becomes, and
+  what is refused with an InputError, is said in inference/image_inputs.py. Work is done in
   batches of one size, so that each function compiles once, and each batch is shared among the
   devices. With several processes all call the same with the same, and get the same.
 
@@ -37,6 +39,7 @@ class Predictor:
     variables: the weights in use, {"params", "batch_stats"}.
     step: of training; 0 of a baseline.
     stage: of the curriculum at that step, as which words are attended; None of a baseline.
+    calibration: peaks of the step on validation images; None where they were not measured.
   """
 
   def __init__(
@@ -47,7 +50,7 @@ class Predictor:
     self.has_significance = spec.has_significance
     self.map_sigma, self.map_nearest = spec.map_sigma, spec.map_nearest
     self._mesh, self._batch = mesh, -(-batch_size // mesh.size) * mesh.size
-    self._left_out = 0
+    self._left_out, self._warned = 0, set()
 
     def jit(function, **kwargs):
       if spec.matmul_precision is not None:
@@ -56,8 +59,12 @@ class Predictor:
       return jax.jit(function, out_shardings=everywhere(mesh), **kwargs)
 
     self._embed_images, self._embed_texts = jit(spec.embed_images), jit(spec.embed_texts)
-    ground_words = partial(ground_pair, spec.attend)
-    pairs = {"attend": spec.attend, "words": ground_words, "phrase": spec.ground_phrase}
+    pairs = {
+      "attend": spec.attend,
+      "words": partial(grounding.ground_pair, spec.attend),
+      "phrase": spec.ground_phrase,
+      "ground": partial(grounding.ground_words, spec.attend),
+    }
     self._pair_functions = {
       name: jit(jax.vmap(function, (0, 0, None)), static_argnums=2)
       for name, function in pairs.items()
@@ -70,6 +77,7 @@ class Predictor:
 
   def _set(self, variables: dict, step: int) -> None:
     self.variables, self.step, self.stage = variables, step, self.spec.stage_at(step)
+    self.calibration = None
 
   def take(self, state: TrainState) -> None:
     """Takes the weights and the stage of another point of training."""
@@ -109,21 +117,64 @@ class Predictor:
       lambda batch: self.spec.prompt_embedding(self._text_features(batch)), self._encode(texts)
     )
 
-  def ground(
+  def similarity(self, images: Images, texts: Texts) -> Float[np.ndarray, "N M"]:
+    """Cosine of each of N images and each of M texts, float32."""
+    return self.embed_images(images) @ self.embed_texts(texts).T
+
+  def ground(self, images: Images, phrases: Phrases) -> Grounding | list[Grounding]:
+    """Grounds a phrase in an image, or several: one image, one phrase, or as many of both.
+
+      result = model.ground("image.dcm", "small left pleural effusion")
+      result.overlay().save("overlay.png")
+
+    Returns a Grounding of one image and one phrase, else a list. A warning is logged once. Raises
+    InputError for what is no image or no phrase.
+    """
+    single = is_image(images) and isinstance(phrases, str)
+    images, phrases = inputs.pair(images, phrases)
+    texts = [(phrase,) for phrase in phrases]
+    batch = 2 ** (len(texts) - 1).bit_length()  # one image need not wait for a whole batch
+    (maps, similarity), (attention, weights) = self._pairs("ground", images, texts, batch)
+    grids = self._scaled(maps, similarity)
+    groundings = []
+    for i, (image, phrase) in enumerate(zip(images, phrases, strict=True)):
+      score = float(similarity[i].max())
+      groundings.append(
+        Grounding(
+          phrase,
+          image,
+          np.clip(self.to_image(grids[i], image.shape), 0, 1),
+          score,
+          self.calibration and self.calibration.quantile(score),
+          grounding.warning(phrase, score, self.spec.texts.knows(phrase), self.calibration),
+          [
+            (word, float(weights[i, w]), self.spec.on_grid(attention.weight[i, w]))
+            for word, w in self.spec.texts.words((phrase,))
+          ],
+          partial(self.to_image, shape=image.shape),
+        )
+      )
+    for warning in dict.fromkeys(each.warning for each in groundings if each.warning):
+      if warning not in self._warned:
+        log.warning(warning)
+        self._warned.add(warning)
+    return groundings if not single else groundings[0]
+
+  def maps(
     self, images: Images, phrases: Phrases, query: str = "words"
   ) -> list[Float[np.ndarray, "_ _"]]:
     """Maps of phrase i on image i, of the image's shape; maximum 1 on the grid.
 
-    NaN where the model crops the image. Arguments as of `ground_on_grid`.
+    NaN where the model crops the image. Arguments as of `maps_on_grid`.
     """
     images = inputs.check_images(images)
-    maps = self.ground_on_grid(images, phrases, query)
+    maps = self.maps_on_grid(images, phrases, query)
     return [
       np.clip(self.to_image(heatmap, image.shape), 0, 1)
       for heatmap, image in zip(maps, images, strict=True)
     ]
 
-  def ground_on_grid(
+  def maps_on_grid(
     self, images: Images, phrases: Phrases, query: str = "words"
   ) -> Float[np.ndarray, "N rows columns"]:
     """Maps of phrase i on image i, maximum 1, smoothed where the model's project smooths.
@@ -134,7 +185,9 @@ class Predictor:
       query: "words": their soft regions, weighted by significance; "phrase": the pixels like the
         phrase's own embedding (a run's: as a softmax; a baseline's: the positive cosine).
     """
-    maps, similarity = self._ground_pairs(images, phrases, query)
+    return self._scaled(*self._ground_pairs(images, phrases, query))
+
+  def _scaled(self, maps, similarity) -> Float[np.ndarray, "N rows columns"]:
     maps, similarity = (self.spec.on_grid(x) for x in (maps, similarity))
     if sigma := self.map_sigma:
       maps = np.maximum(ndimage.gaussian_filter(similarity, (0, sigma, sigma)), 0)
@@ -147,7 +200,7 @@ class Predictor:
     """Signed similarity of each pixel to the phrase.
 
     That of the words, by their weights, or the cosine with the phrase's own embedding. Arguments as
-    of `ground_on_grid`.
+    of `maps_on_grid`.
     """
     return self.spec.on_grid(self._ground_pairs(images, phrases, query)[1])
 
@@ -261,21 +314,22 @@ class Predictor:
       raise InputError(f"query is {query!r}: it is 'words' or 'phrase'")
     return self._pairs(query, images, [(phrase,) for phrase in inputs.check_phrases(phrases)])
 
-  def _pairs(self, name: str, images, texts):
+  def _pairs(self, name: str, images, texts, batch: int = 0):
     """A pair function of each image and its text; what is repeated is embedded once."""
     images = inputs.check_images(images)
     inputs.check_pairs(images, texts)
     image_places, images = _distinct(images, id)
     text_places, texts = _distinct(texts, tuple)
-    image = self._run(self._image_features, images)
-    text = self._run(self._text_features, self._encode(texts))
+    batch = min(self._batch, -(-batch // self._mesh.size) * self._mesh.size)
+    image = self._run(self._image_features, images, batch)
+    text = self._run(self._text_features, self._encode(texts), batch)
 
     def function(pairs):
       i, j = np.array(pairs).T
       batch = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], text)
       return self._pair_functions[name](*spread(batch, self._mesh), self.stage)
 
-    return self._run(function, list(zip(image_places, text_places, strict=True)))
+    return self._run(function, list(zip(image_places, text_places, strict=True)), batch)
 
   def _encode(self, texts, *, same_length: bool = False) -> list[dict]:
     encoded = self.spec.texts.encode(inputs.check_texts(texts), same_length=same_length)
@@ -316,19 +370,6 @@ def weights_of(state: TrainState) -> dict:
   """The weights that are evaluated: the parameters, or their running mean where there is one."""
   params = state.params if state.ema is None else state.ema
   return {"params": params, "batch_stats": state.batch_stats}
-
-
-def ground_pair(attend: Callable, image, text, stage: Stage | None) -> tuple[jax.Array, jax.Array]:
-  """Grounds the words of a phrase: map [P], or finer, of any scale, mean similarity [P].
-
-  Args:
-    attend: of a ModelSpec.
-    image, text: features without a batch axis.
-    stage: of the curriculum.
-  """
-  attention, weights = attend(image, text, stage)
-  similarity = weights @ attention.similarity / jnp.maximum(weights.sum(), 1e-12)
-  return weights @ attention.weight, similarity
 
 
 def _distinct(items: Sequence, key: Callable) -> tuple[list[int], list]:

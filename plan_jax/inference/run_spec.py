@@ -58,6 +58,10 @@ class RunTexts:
     encoded = [self._encode(text) for text in texts]
     return EncodedTexts([text.arrays() for text in encoded], sum(text.dropped for text in encoded))
 
+  def knows(self, text: str) -> bool:
+    """Tells whether the vocabulary knows a word of a text."""
+    return self.tokenizer.knows(text)
+
   def words(self, text: Text) -> list[tuple[str, int]]:
     """The words that fit, in order."""
     return [(word, w) for w, word in enumerate(self._encode(text).words)]

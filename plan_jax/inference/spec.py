@@ -59,6 +59,9 @@ class TextPreprocessing(Protocol):
   def encode(self, texts: Sequence[Text], *, same_length: bool = False) -> EncodedTexts:
     """Arrays of N texts; with `same_length` they have one shape in all calls."""
 
+  def knows(self, text: str) -> bool:
+    """Tells whether the vocabulary knows a word of a text."""
+
   def words(self, text: Text) -> list[tuple[str, int]]:
     """The words as the model reads them, and the place of each among the encoder's words."""
 

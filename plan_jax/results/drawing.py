@@ -6,10 +6,7 @@ import cv2
 import numpy as np
 
 STILL_PX = 260  # longest side of a still
-# 256 x (blue, green, red), perceptually even from black over violet and orange to yellow.
-COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_INFERNO)[0]
 _TRUTH = (242, 215, 38)  # blue, green, red
-_OPACITY = 0.7
 
 
 def outline(mask: np.ndarray) -> str:
@@ -34,17 +31,6 @@ def outlined(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(out, contours, -1, _TRUTH, max(1, max(size) // 200))
   return out
-
-
-def coloured(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-  """Mixes an image (uint8 [H, W]) with a map (float [h, w] in [0, 1]) as the page does, to BGR."""
-  height, width = image.shape
-  heatmap = np.clip(np.nan_to_num(np.asarray(heatmap, np.float32)), 0, 1)
-  heatmap = cv2.resize(heatmap, (width, height), interpolation=cv2.INTER_LINEAR)
-  share = (_OPACITY * np.minimum(1, 2 * heatmap))[..., None]
-  colour = COLOURS[np.round(255 * heatmap).astype(np.uint8)]
-  mixed = share * colour + (1 - share) * image[..., None]
-  return np.round(mixed).astype(np.uint8)
 
 
 def reduced(image: np.ndarray, most: int) -> np.ndarray:

@@ -29,10 +29,12 @@ Pre-trained with plan_jax, method `{method}`: every word of a report has a soft 
 ## Use
 
 ```python
+import plan_jax
 from plan_jax import export
 
-model = export.load("THIS_FOLDER")
-maps = model.ground([image], ["small left effusion"])  # image: uint8 [H, W]; map: float32 [H, W]
+model = plan_jax.load("THIS_FOLDER")
+grounding = model.ground("image.png", "small left effusion")  # or a DICOM, or an array
+grounding.map, grounding.score, grounding.boxes(0.5), grounding.overlay()
 serve = export.serving("THIS_FOLDER")  # the function of grounding.jax, see config.json "inputs"
 ```
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from input_pipeline import pages
 from input_pipeline.files import replace_bytes, replace_text
+from plan_jax.inference.overlay import COLOURS, coloured
 from plan_jax.results import drawing, plots, tables
 from plan_jax.results.rows import RUN, Row
 
@@ -77,8 +78,8 @@ def write_report(
   out; `notes` facts by name; `protocols` definitions by name, shown for those that the rows name.
   """
   views = [_image(image) for image in images]
-  colours = base64.b64encode(drawing.COLOURS[:, ::-1].tobytes()).decode()
-  stops = drawing.COLOURS[::17, ::-1].tolist()
+  colours = base64.b64encode(COLOURS[:, ::-1].tobytes()).decode()
+  stops = COLOURS[::17, ::-1].tolist()
   template = pages.environment(Path(__file__).parent).get_template("report.html")
   page = template.render(
     title=title,
@@ -209,5 +210,5 @@ def _image(view: ImageView) -> dict[str, object]:
 def _outlined(view: ImageView, phrase: Phrase) -> list[np.ndarray]:
   """Returns the image, and the image under the phrase's map, both with the true region."""
   plain = cv2.cvtColor(view.image, cv2.COLOR_GRAY2BGR)
-  mixed = drawing.coloured(view.image, phrase.heatmap)
+  mixed = coloured(view.image, phrase.heatmap)
   return [drawing.outlined(image, phrase.mask) for image in (plain, mixed)]

@@ -55,6 +55,7 @@ class Workdir:
     self.checkpoints = self.path / "checkpoints"
     self.metrics = self.path / "metrics.jsonl"
     self.evaluation = self.path / "evaluation.json"
+    self.calibration = self.path / "calibration.json"  # peaks on validation images, of one step
     self.example_scores = self.path / "example_scores"  # the scores behind it, one file a task
     self.report = self.path / "report" / "index.html"
 

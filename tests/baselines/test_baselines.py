@@ -58,7 +58,7 @@ def compare_gloria(model, mine, tokenizer):
   phrase = JOINED[:1]
   same(mine.similarities(IMAGES[1:2], phrase, "words")[0], each.mean(0))
   foreground = each.relu().mean(0)
-  same(mine.ground_on_grid(IMAGES[1:2], phrase, "words")[0], foreground / foreground.max())
+  same(mine.maps_on_grid(IMAGES[1:2], phrase, "words")[0], foreground / foreground.max())
   cosine = torch.nn.functional.cosine_similarity(region, report[:, None, None], dim=0)
   same(mine.similarities(IMAGES[1:2], phrase, "phrase")[0], cosine)
   assert mine.peaks(IMAGES[1:2], phrase)[0] == pytest.approx(each.mean(0).max().item(), rel=1e-4)
@@ -99,7 +99,7 @@ def compare_mgca(model, mine, tokenizer):
   phrase_cosine = (patches @ report).reshape(mine.grid)
   same(mine.similarities(IMAGES[2:], phrase, "phrase")[0], phrase_cosine)
   foreground = phrase_cosine.relu()
-  same(mine.ground_on_grid(IMAGES[2:], phrase, "phrase")[0], foreground / foreground.max())
+  same(mine.maps_on_grid(IMAGES[2:], phrase, "phrase")[0], foreground / foreground.max())
 
 
 @pytest.mark.parametrize("name", [pytest.param("mgca_resnet", marks=pytest.mark.slow), "mgca_vit"])
@@ -148,9 +148,9 @@ def compare_biovil(model, words, mine, tokenizer):
     same(mine.similarities(IMAGES[1:2], phrase, query)[0], cosine)
     smooth = torch.tensor(ndimage.gaussian_filter(cosine.numpy(), sigma=1.5))
     foreground = smooth.relu() / smooth.max()
-    same(mine.ground_on_grid(IMAGES[1:2], phrase, query)[0], foreground)
+    same(mine.maps_on_grid(IMAGES[1:2], phrase, query)[0], foreground)
     want = model.on_image(foreground, IMAGES[1].shape, "bilinear").numpy()
-    heatmap = mine.ground(IMAGES[1:2], phrase, query)[0]
+    heatmap = mine.maps(IMAGES[1:2], phrase, query)[0]
     np.testing.assert_allclose(heatmap, want, atol=1e-4)
     assert np.isnan(heatmap).any()
   assert mine.peaks(IMAGES[1:2], phrase)[0] == pytest.approx(cosine.max().item(), rel=1e-4)

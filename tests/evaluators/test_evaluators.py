@@ -72,7 +72,7 @@ class Model:
       ]
     ).astype(np.float32)
 
-  def ground(self, images, phrases, of):
+  def maps(self, images, phrases, of):
     maps = self.similarities(images, phrases, of)
     return [self.to_image(m / m.max(), image.shape) for m, image in zip(maps, images, strict=True)]
 

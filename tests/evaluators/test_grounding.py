@@ -48,8 +48,8 @@ def test_cropped_pixels_count_as_misses(capsys):
   class Cropping(_Oracle):
     """Sees the right half alone."""
 
-    def ground(self, images, phrases, of):
-      maps = super().ground(images, phrases, of)
+    def maps(self, images, phrases, of):
+      maps = super().maps(images, phrases, of)
       for heatmap in maps:
         heatmap[:, : heatmap.shape[1] // 2] = np.nan
       return maps
@@ -200,7 +200,7 @@ class _Oracle:
   def __init__(self, blur=0.01):
     self.blur, self.asked = blur, []
 
-  def ground(self, images, phrases, of):
+  def maps(self, images, phrases, of):
     self.asked.append(len(phrases))
     maps = []
     for image, phrase in zip(images, phrases, strict=True):
@@ -264,7 +264,7 @@ def test_without_training_regions_the_prior_baselines_are_missing():
 
 def test_wrong_maps_and_images_are_named():
   class Wrong(_Oracle):
-    def ground(self, images, phrases, of):
+    def maps(self, images, phrases, of):
       return [np.zeros((2, 2), np.float32) for _ in phrases]
 
   with pytest.raises(ValueError, match="image0, 'right lung'"):

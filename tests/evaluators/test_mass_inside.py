@@ -34,7 +34,7 @@ class Model:
   def __init__(self):
     self.asked = []
 
-  def ground(self, images, phrases, of):
+  def maps(self, images, phrases, of):
     assert of == "words"
     self.asked.append(len(phrases))
     return [

@@ -42,7 +42,7 @@ class Model:
     pairs = zip(images, phrases, strict=True)
     return np.stack([self.similarity(image, phrase) for image, phrase in pairs]).astype(np.float32)
 
-  def ground(self, images, phrases, of):
+  def maps(self, images, phrases, of):
     self.asked.append(list(phrases))
     maps = np.maximum(self.similarities(images, phrases, of), 0)
     tops = maps.max((1, 2), keepdims=True)

@@ -40,9 +40,9 @@ def test_sentence_order_does_not_change_a_report(model):
 @pytest.mark.parametrize("shape", [(64, 64), (40, 90), (130, 70)])
 def test_maps_cover_the_whole_image(model, shape):
   image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-  (heatmap,) = model.ground([image], ["small left effusion"])
+  (heatmap,) = model.maps([image], ["small left effusion"])
   assert heatmap.shape == shape and heatmap.min() >= 0 and 0.5 < heatmap.max() <= 1
-  grid = model.ground_on_grid([image], ["small left effusion"])
+  grid = model.maps_on_grid([image], ["small left effusion"])
   assert grid.shape == (1, 8, 8) and grid.max() == 1
 
 
@@ -59,7 +59,7 @@ def test_map_moves_with_the_image(model):
   """The way back from the grid keeps the place."""
   image = np.zeros((64, 64), np.uint8)
   image[8:24, 8:24] = 255
-  maps = model.ground([image, np.roll(image, 32, 1)], ["effusion"] * 2)
+  maps = model.maps([image, np.roll(image, 32, 1)], ["effusion"] * 2)
   flat = [np.abs(np.diff(heatmap, axis=1)).sum(0) for heatmap in maps]
   centre = [float((np.arange(63) * f).sum() / f.sum()) for f in flat]
   assert centre[1] > centre[0] + 5
@@ -82,7 +82,7 @@ def test_run_without_local_rounds_grounds_by_similarity(model):
   tokenizer = model.spec.texts.tokenizer
   parts = assemble(config, tokenizer)
   plain = of_state(parts, jax.device_get(parts.initial_state()), tokenizer)
-  (heatmap,) = plain.ground(IMAGES[:1], ["effusion"])
+  (heatmap,) = plain.maps(IMAGES[:1], ["effusion"])
   assert heatmap.shape == (64, 64) and heatmap.min() >= 0 and heatmap.max() <= 1
   assert not plain.has_local_scores
 
@@ -98,7 +98,7 @@ def test_words_are_attended_as_at_the_stage_of_training(tmp_path):
   for step in (50, 100):
     model.take(state.replace(step=np.int32(step)))
     assert model.step == step
-    maps.append(model.ground_on_grid(IMAGES[:1], ["small left effusion"]))
+    maps.append(model.maps_on_grid(IMAGES[:1], ["small left effusion"]))
   assert np.abs(maps[0] - maps[1]).max() > 1e-3
 
 

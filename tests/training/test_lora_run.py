@@ -86,10 +86,10 @@ def test_an_export_is_a_plain_encoder(trained, tmp_path):
   about = json.loads((out / "config.json").read_text())["run"]["model"]["image"]
   assert (about["lora_rank"], about["lora_blocks"]) == (0, 0)
   assert not [name for name in load_file(out / "model.safetensors") if "lora" in name]
-  before, after = load(run), export.load(out)
+  before, after = load(run), load(out)
   np.testing.assert_allclose(after.embed_images(IMAGES), before.embed_images(IMAGES), atol=1e-5)
   phrases = ["small left effusion"] * 3
-  maps = [model.ground_on_grid(IMAGES, phrases) for model in (after, before)]
+  maps = [model.maps_on_grid(IMAGES, phrases) for model in (after, before)]
   np.testing.assert_allclose(*maps, atol=1e-4)
   # Another run starts from it, with updates of its own.
   loaded = load_image(out, features.image_encoder(config.model.image))

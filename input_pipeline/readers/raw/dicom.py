@@ -5,11 +5,13 @@ DICOM PS3.3, C.11.1 (modality transform) and C.11.2 (VOI transform) give the for
 up.
 """
 
+import contextlib
 import io
 import itertools
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pydicom
@@ -18,6 +20,7 @@ from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, RLELossless
 
+from input_pipeline import images
 from input_pipeline.errors import one_line
 from input_pipeline.example import UnreadableError
 from input_pipeline.readers.raw.stored_images import check_size, encode_pgm, most_px
@@ -39,13 +42,32 @@ def to_image(data: bytes) -> tuple[bytes, str]:
   Raises UnreadableError: no DICOM, no pixel data, several frames, colour, more than 16 bits, more
   pixels than may be decoded, a compression without a decoder, damaged pixels.
   """
+  with _errors():
+    _check_inflated(data)
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    view = str(dataset.get("ViewPosition") or "").strip()
+    return encode_pgm(_grey(dataset)), view
+
+
+def is_dicom(data: bytes) -> bool:
+  """Tells whether bytes begin as a DICOM file does."""
+  return data[128:132] == b"DICM"
+
+
+def to_pixels(image: bytes | pydicom.Dataset) -> np.ndarray:
+  """Returns the pixels of a DICOM file, or of a dataset, as `to_image` does: uint8 [H, W]."""
+  if isinstance(image, bytes):
+    return images.decode(to_image(image)[0])
+  with _errors():
+    return _grey(image)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of values that break the standard but can be read
-      _check_inflated(data)
-      dataset = pydicom.dcmread(io.BytesIO(data))
-      grey = _grey(dataset)
-      view = str(dataset.get("ViewPosition") or "").strip()
+      yield
   except (UnreadableError, MemoryError):
     raise
   except Exception as error:  # pydicom and its decoders raise many kinds
@@ -53,7 +75,6 @@ def to_image(data: bytes) -> tuple[bytes, str]:
     raise UnreadableError(
       f"not a readable DICOM image ({type(error).__name__}: {reason})"
     ) from error
-  return encode_pgm(grey), view
 
 
 def _check_inflated(data: bytes) -> None:

@@ -73,11 +73,15 @@ def open_image(encoded: bytes) -> Image.Image:
   except UnidentifiedImageError:  # its message holds an address, another in each run
     read = ", ".join(CONTAINERS)
     raise UnreadableError(f"not a whole image of {read}; save other formats as PNG") from None
+  _check_opened(image)
+  return image
+
+
+def _check_opened(image: Image.Image) -> None:
   check_size(*image.size)
   frames = getattr(image, "n_frames", 1)
   if frames > 1 and image.format != "MPO":  # a JPEG with its preview
     raise UnreadableError(f"it has {frames} frames, not one image")
-  return image
 
 
 def image_size(image: bytes) -> tuple[int, int]:
@@ -181,6 +185,33 @@ def _turn_regions(example: Example, orientation: int) -> Example:
     mask = region.mask and encode_mask(_turn(images.decode(region.mask), orientation))
     regions.append(replace(region, boxes=boxes, mask=mask))
   return replace(example, width=size[0], height=size[1], regions=tuple(regions))
+
+
+def decode_grey(encoded: bytes) -> np.ndarray:
+  """Decodes an image of one of CONTAINERS whole and upright, as `store_image` does, [H, W].
+
+  uint8, or float32 in 0 to 255 where it has more than 8 bits and so is stretched. Raises
+  UnreadableError.
+  """
+  return _decode(encoded, most_px.get()).pixels  # so large a short side is never reduced to
+
+
+def pillow_pixels(image: Image.Image) -> np.ndarray:
+  """Takes the pixels of an image of Pillow, grey and upright, [H, W].
+
+  Colour becomes luma and transparency is left aside, as in a file: uint8. Those of more than 8 bits
+  keep their values and their dtype. Raises UnreadableError.
+  """
+  try:
+    _check_opened(image)
+    is_deep = image.mode[0] in "IF"
+    pixels = np.asarray(image if is_deep or image.mode == "L" else image.convert("L"))
+    is_upright = image.format == "TIFF"  # Pillow has turned it
+    return pixels if is_upright else _turn(pixels, image.getexif().get(_ORIENTATION, 1))
+  except (MemoryError, UnreadableError):
+    raise
+  except Exception as error:  # Pillow raises many kinds
+    raise UnreadableError(f"not a whole image ({error})") from error
 
 
 @dataclass(frozen=True)
