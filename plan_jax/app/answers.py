@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import importlib
 from collections.abc import Mapping
 
 import cv2
@@ -32,7 +33,8 @@ class Answers:
     self._ground = functools.lru_cache(_PANELS)(self._ground)
 
   def warm_up(self) -> None:
-    """Compiles what requests will call, so that the first does not wait for it."""
+    """Compiles and imports what requests will call, so that the first does not wait for it."""
+    importlib.import_module("input_pipeline.readers.raw.dicom")
     blank = np.zeros((64, 64), np.uint8)
     for model in self.models.values():
       model.ground(blank, "left effusion")

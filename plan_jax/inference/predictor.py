@@ -133,7 +133,7 @@ class Predictor:
     single = is_image(images) and isinstance(phrases, str)
     images, phrases = inputs.pair(images, phrases)
     texts = [(phrase,) for phrase in phrases]
-    batch = 2 ** (len(texts) - 1).bit_length()  # one image need not wait for a whole batch
+    batch = _least_batch(len(texts))
     (maps, similarity), (attention, weights) = self._pairs("ground", images, texts, batch)
     grids = self._scaled(maps, similarity)
     groundings = []
@@ -230,7 +230,7 @@ class Predictor:
   ) -> list[list[tuple[str, float, Float[np.ndarray, "rows columns"]]]]:
     """The words of text i in order: (word, its weight, its region on image i)."""
     texts = inputs.check_texts(texts)
-    attention, weights = self._pairs("attend", images, texts)
+    attention, weights = self._pairs("attend", images, texts, _least_batch(len(texts)))
     return [
       [
         (word, float(weights[i, w]), self.spec.on_grid(attention.weight[i, w]))
@@ -370,6 +370,11 @@ def weights_of(state: TrainState) -> dict:
   """The weights that are evaluated: the parameters, or their running mean where there is one."""
   params = state.params if state.ema is None else state.ema
   return {"params": params, "batch_stats": state.batch_stats}
+
+
+def _least_batch(count: int) -> int:
+  """Rounds up to a power of two, so that one image need not wait for a whole batch."""
+  return 2 ** (count - 1).bit_length()
 
 
 def _distinct(items: Sequence, key: Callable) -> tuple[list[int], list]:
