@@ -27,6 +27,7 @@ from plan_jax.results.rows import RUN, Row
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import curves, log
 from plan_jax.runtime.workdir import Workdir
+from plan_jax.training import extension
 
 # Data set, task, rows, files of per-example scores.
 Learned = Iterable[tuple[EvaluationSet, str, list[Row], list[Path]]]
@@ -80,7 +81,7 @@ def evaluate(
       rows=results,
       curves=curves(workdir.metrics),
       images=views,
-      notes=_notes(config, sets, _run_notes(model, config) if notes is None else notes),
+      notes=_notes(config, sets, _run_notes(model, config, workdir) if notes is None else notes),
       protocols=DEFINITIONS,
     )
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
@@ -186,17 +187,19 @@ def _notes(
     **model_notes,
     "seed": str(config.seed),
   }
-  if FACTS[config.data.dataset].synthetic:
+  if FACTS[sets[0].dataset].synthetic:
     notes["note"] = "synthetic images and reports: these metrics say nothing about patients"
   return notes
 
 
-def _run_notes(model: Predictor, config: ConfigDict) -> dict[str, str]:
+def _run_notes(model: Predictor, config: ConfigDict, workdir: Workdir) -> dict[str, str]:
+  earlier = extension.read(workdir).items()
+  led = "".join(f", to step {step} by a schedule of {steps}" for step, steps in earlier)
   image = config.model.image
   name = f"ResNet-{image.depth} x {image.width:g}"
   if image.name == "vit":
     name = f"ViT of {image.vit.depth} x {image.vit.embed_dim}"
   return {
-    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}",
+    "step": f"{model.step} of {config.train.steps}, batches of {config.train.batch_size}{led}",
     "model": f"{name}, {config.model.image_px} px, grid {model.grid[0]} x {model.grid[1]}",
   }

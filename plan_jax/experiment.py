@@ -105,24 +105,28 @@ def evaluate_on(config: ConfigDict, workdir: Workdir, chosen: ConfigDict, out: s
       "all" stands for all images as one test split, and so does none for a manifest without a
       column of splits.
     out: folder of records, example_scores/, evaluation.json and the report; by default
-      WORKDIR/on/NAME-DIGEST, of the data set and how it is converted.
+      WORKDIR/on/NAME-SPLIT-DIGEST, of the data set and how it is converted.
 
   Raises UserError where run, data or folder are not fit.
   """
   config, chosen = ConfigDict(config.to_dict()), ConfigDict(chosen.to_dict())
   config.mesh = {"data": -1, "fsdp": 1}  # of the devices here
+  config.data.limit = 0  # of the run's own images
   config.evaluation.update(sets=ConfigDict(), transfer=ConfigDict())
   name = datasets.settle(chosen)
   config_lib.check(config)
   digest = datasets.conversion_digest(config, chosen)
-  place = Workdir(out or workdir.path / "on" / f"{name}-{digest}")
+  place = Workdir(out or workdir.path / "on" / f"{name}-{chosen.split}-{digest}")
+  if out and place.evaluation.exists():
+    raise UserError(f"--out={out} holds an evaluation already: name another folder")
   model = load(workdir, config)  # before a conversion, which may take hours
 
   def claim():
     place.claim(ConfigDict({"on": chosen.to_dict()}))
-    if chosen.source and records.is_complete(records_folder):
-      log.info(f"converted before: delete {records_folder} if {chosen.source} has changed since")
-    make_records(chosen, records_folder, config.data)
+    if chosen.source:
+      if records.is_complete(records_folder):
+        log.info(f"converted before: delete {records_folder} if {chosen.source} has changed since")
+      make_records(chosen, records_folder, config.data)
 
   records_folder = Path(chosen.records or place.path / "records")
   with contextlib.ExitStack() as held:

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from input_pipeline.errors import UserError, one_line
 from plan_jax.runtime import bundled
-from plan_jax.runtime.workdir import Workdir
+from plan_jax.runtime.workdir import ON, Workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment, e.g. configs/phantom.py; without, that of the run in --workdir."
@@ -84,7 +84,7 @@ def parse(argv: list[str]) -> list[str]:
     is_key = isinstance(error, (AttributeError, KeyError, TypeError))
     hint = is_key * " (configs/base.py has all keys)"
     if is_key and any("config.evaluation.sets." in argument for argument in argv):
-      hint = " (to evaluate a run on other data: plan-jax evaluate --workdir=RUN --on=FOLDER)"
+      hint = ON
     sys.exit(f"error: in the flags: {text.strip()}{hint}")
 
 
@@ -122,13 +122,16 @@ def _run() -> None:
   if _ON.value is None:
     if given := [flag.name for flag in _OF_ON if flags.FLAGS[flag.name].present]:
       raise UserError(f"--{given[0]} is for --on=FOLDER, another data set to evaluate on")
-    if is_own:  # small already, where it was to be
-      experiment.run(config, workdir, mode, overrides, _STEPS.value)
-      return
-    if _STEPS.value:
-      config.train.steps = _STEPS.value
-      overrides["train.steps"] = _STEPS.value
-    experiment.run(localised(config, overrides), workdir, mode, overrides)
+    if not is_own:  # which is small already, where it was to be
+      if _STEPS.value:
+        config.train.steps = overrides["train.steps"] = _STEPS.value
+      config = localised(config, overrides)
+    try:
+      experiment.run(config, workdir, mode, overrides, _STEPS.value if is_own else None)
+    except UserError as error:
+      if mode == "evaluate" and any(key.startswith("data.") for key in overrides):
+        raise UserError(f"{error}{ON}") from error
+      raise
     return
   if mode != "evaluate" or not is_own:
     raise UserError("--on needs --mode=evaluate and the run's own config: leave out --config")

@@ -1,6 +1,5 @@
 """Data sets to evaluate on: a split of the run's own data, and the sets that it attaches."""
 
-import csv
 import hashlib
 import json
 import re
@@ -17,6 +16,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.example import Example
 from input_pipeline.readers.by_name import FACTS
 from input_pipeline.readers.folder import MANIFEST
+from input_pipeline.readers.raw import tables
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
@@ -181,8 +181,8 @@ def settle(chosen: ConfigDict) -> str:
   else:
     chosen.source = str(folder)
     if chosen.dataset == "folder" and manifest.is_file():
-      with manifest.open(encoding="utf-8-sig", errors="replace") as file:
-        split = split or ("test" if "split" in next(csv.reader(file), ()) else "all")
+      row = next(tables.read(manifest, ("image", "text")), ())
+      split = split or ("test" if "split" in row else "all")
     if split == "all":
       chosen.update(split="test", selection="all_test")
   return re.sub(r"[^\w.-]", "_", folder.name) or "data"

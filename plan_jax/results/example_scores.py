@@ -63,12 +63,12 @@ def write(path: str | os.PathLike, scores: ExampleScores) -> None:
   # The line's end tells the writer what to quote: "\r" too, which ends a line for the reader.
   file = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
   out = csv.writer(file, lineterminator="\r\n")
-  out.writerow([*_HEAD, *map(_quote, scores.metrics)])
+  out.writerow([*_HEAD, *map(quote, scores.metrics)])
   for name, group, patient, values in zip(
     scores.ids, scores.groups, scores.patients, scores.values.tolist(), strict=True
   ):
     image_id, _, phrase = name.partition("\t")
-    texts = map(_quote, (image_id, phrase, patient, group))
+    texts = map(quote, (image_id, phrase, patient, group))
     out.writerow([*texts, *("" if math.isnan(value) else repr(value) for value in values)])
   replace_text(path, "".join(lines))
 
@@ -109,7 +109,8 @@ def read(path: str | os.PathLike) -> ExampleScores:
   return ExampleScores(list(ids), groups, patients, tuple(map(_unquote, head[4:])), values)
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+  """Returns the text as a cell that no spreadsheet takes for a formula."""
   return f"'{text}" if _FORMULA.match(text) else text
 
 

@@ -30,6 +30,8 @@ FREE = (
   "train.log_every_steps",
 )
 
+ON = "; to evaluate a run on other data: plan-jax evaluate --workdir=RUN --on=FOLDER"
+
 
 class WorkdirError(UserError):
   """The folder is not fit for this run; the message names key and remedy."""
@@ -86,8 +88,7 @@ class Workdir:
       if self.begun():
         raise WorkdirError(
           f"{self.path} belongs to a run of another config ({differ}): leave out --config to go on"
-          " with its own, name another --workdir, or delete this one; plan-jax evaluate"
-          " --workdir=RUN --on=FOLDER evaluates it on other data"
+          " with its own, name another --workdir, or delete this one" + (not new) * ON
         )
       # Nothing was learned yet: a config that was mended replaces the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)
@@ -125,8 +126,7 @@ class Workdir:
     elif (before := self.read_records_note()) != fingerprint:
       raise WorkdirError(
         f"{self.path} was trained on records {before}, {folder} holds {fingerprint}: give back"
-        " config.data.records, or name another --workdir; plan-jax evaluate --workdir=RUN"
-        f" --on={folder} evaluates it on these"
+        " config.data.records, or name another --workdir"
       )
 
   def read_records_note(self) -> str:

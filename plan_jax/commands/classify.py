@@ -1,0 +1,64 @@
+"""Scores images for findings, zero-shot: by the names of classes in the words of a prompt set.
+
+  plan-jax classify --workdir=runs/a --image=image.dcm --class=pneumothorax --class=effusion
+  plan-jax classify --workdir=runs/a --image=FOLDER --class=effusion --json > scores.jsonl
+
+A line an image, of a folder or of a CSV table with the column image. A score, from 0 to 1, is
+that of a finding's prompts against those of its absence: it ranks images, and is no probability.
+Exit status 1 says that some images could not be read.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from input_pipeline.conversion.workers import progress_bar
+from input_pipeline.errors import UserError
+from input_pipeline.terminal import escape
+from plan_jax.commands import inputs
+from plan_jax.inference.load import load
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command line."""
+  options = _parser().parse_args(arguments)
+  with inputs.command():
+    images = inputs.list_images(options.image)
+    model = load(options.workdir)
+    failures = inputs.Failures(len(images))
+    with progress_bar("classify", len(images), show=len(images) > 1) as bar:
+      for path in images:
+        row: dict = {"image": str(path)}
+        try:
+          row["scores"] = model.classify(path, options.classes, options.prompts)
+        except UserError as error:
+          failures.add(str(path), error)
+          row["error"] = str(error)
+        print(json.dumps(row) if options.json else _text(row), flush=True)
+        bar.update()
+    failures.finish()
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="plan-jax classify",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add("--workdir", required=True, help="folder of a run, or of an exported model")
+  add("--image", required=True, help="an image, a folder of images, or a CSV table")
+  classes = "a finding's name; may be given several times"
+  add("--class", dest="classes", action="append", required=True, help=classes)
+  prompts = "prompt set, by its name, or a .json file (default %(default)s)"
+  add("--prompts", default="ours", help=prompts)
+  add("--json", action="store_true", help="one JSON object a line")
+  return parser
+
+
+def _text(row: dict) -> str:
+  if "error" in row:
+    return f"{escape(row['image'])}: error: {row['error']}"
+  listed = "  ".join(f"{escape(name)} {score:.3f}" for name, score in row["scores"].items())
+  return f"{escape(row['image'])}: {listed}"

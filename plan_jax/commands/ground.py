@@ -1,0 +1,217 @@
+"""Shows where in an image a phrase is: score, boxes, and the map over the image.
+
+  plan-jax ground --workdir=runs/a --image=image.dcm --phrase="left effusion" --out=overlay.png
+  plan-jax ground --workdir=runs/a --image=image.png --phrase=effusion --phrase=edema --json
+  plan-jax ground --workdir=runs/a --image=FOLDER --phrase="left effusion" --out=OUT
+  plan-jax ground --workdir=runs/a --image=table.csv --out=OUT
+
+A folder, or a CSV table with the columns image and phrase, is a batch: OUT/grounding.csv (with
+--json: grounding.jsonl) has a row an image and phrase, OUT/overlays/ the maps. Boxes are
+(x0, y0, x1, y1) in the image's own pixels, x1 and y1 exclusive, the largest first. Exit status 1
+says that some could not be read; their rows hold the error.
+"""
+
+import argparse
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+from input_pipeline.conversion.workers import progress_bar
+from input_pipeline.errors import UserError
+from input_pipeline.files import replacing
+from input_pipeline.terminal import escape
+from plan_jax.commands import inputs
+from plan_jax.inference.grounding import Grounding
+from plan_jax.inference.inputs import check_phrases
+from plan_jax.inference.load import load
+from plan_jax.inference.predictor import Predictor
+from plan_jax.results.example_scores import quote
+
+_COLUMNS = (
+  *("image", "phrase", "score", "quantile", "warning", "width", "height", "threshold", "boxes"),
+  *("overlay", "error"),
+)
+
+Jobs = list[tuple[Path, list[str]]]  # an image, and its phrases
+Emit = Callable[[dict], None]
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command line."""
+  options = _parser().parse_args(arguments)
+  with inputs.command(options.out):
+    jobs = _jobs(options.image, options.phrase)
+    total = sum(len(phrases) for _, phrases in jobs)
+    single = inputs.is_file(options.image)
+    folder = _folder(options.out, single, total)
+    model = load(options.workdir)
+    writer = _printer(options.json) if single else _file(folder, options.json)
+    failures = inputs.Failures(total)
+    with writer as emit, progress_bar("ground", total, show=not single) as bar:
+      number = 0
+      for path, phrases in jobs:
+        for row, result in _rows(model, path, phrases, options.threshold, failures):
+          number += 1
+          if result and options.out:
+            row["overlay"] = str(_save(result, folder or Path(options.out), number, path))
+          emit(row)
+          bar.update()
+    failures.finish()
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="plan-jax ground",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add("--workdir", required=True, help="folder of a run, or of an exported model")
+  add("--image", required=True, help="an image, a folder of images, or a CSV table")
+  add("--phrase", action="append", default=[], help="to be shown; may be given several times")
+  add("--out", help="overlay of one image and phrase, a .png file; else a new folder")
+  threshold = "of the boxes, a share of the map's maximum (default %(default)s)"
+  add("--threshold", type=_share, default=0.5, help=threshold)
+  add("--json", action="store_true", help="one JSON object a line")
+  return parser
+
+
+def _share(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = 0
+  if not 0 < value <= 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+  return value
+
+
+def _jobs(image: str, phrases: list[str]) -> Jobs:
+  """Lists images with their phrases. Raises UserError."""
+  if inputs.is_table(image):
+    if phrases:
+      raise UserError(f"--phrase: leave it out, {image} has a column of phrases")
+    rows = inputs.read_table(image, "image", "phrase")
+    return [
+      (inputs.beside(image, name), [row["phrase"] for row in group])
+      for name, group in groupby(rows, lambda row: row["image"])
+    ]
+  if not phrases:
+    raise UserError('--phrase is missing, e.g. --phrase="left effusion"')
+  return [(path, check_phrases(phrases)) for path in inputs.list_images(image)]
+
+
+def _folder(out: str | None, single: bool, total: int) -> Path | None:
+  """Makes the folder of a batch, or of several overlays; None for one file, or none."""
+  if not out:
+    if not single:
+      raise UserError("--out is missing: name a new folder for the results")
+    return None
+  if single and total == 1:
+    if not out.lower().endswith(".png") or Path(out).is_dir():
+      raise UserError(f"--out={out}: name a .png file")
+    return None
+  folder = Path(out)
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    raise UserError(f"--out={out} exists: name a new folder, or delete it")
+  (folder / "overlays").mkdir(parents=True, exist_ok=True)
+  return folder
+
+
+def _rows(
+  model: Predictor, path: Path, phrases: list[str], threshold: float, failures: inputs.Failures
+) -> Iterator[tuple[dict, Grounding | None]]:
+  """Yields the row of each phrase with its grounding; None where image or phrase cannot be read."""
+  try:
+    results = model.ground(path, phrases)
+  except UserError as error:
+    if len(phrases) > 1:  # of a table, one of which may have no word
+      for phrase in phrases:
+        yield from _rows(model, path, [phrase], threshold, failures)
+      return
+    failures.add(str(path), error)
+    yield {"image": str(path), "phrase": phrases[0], "error": str(error)}, None
+    return
+  for result in results:
+    row = {
+      "image": str(path),
+      "phrase": result.phrase,
+      "score": round(float(result.score), 6),
+      "quantile": None if result.quantile is None else round(float(result.quantile), 4),
+      "warning": result.warning,
+      "width": result.image.shape[1],
+      "height": result.image.shape[0],
+      "threshold": threshold,
+      "boxes": [
+        {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "score": round(float(score), 6)}
+        for x0, y0, x1, y1, score in result.boxes(threshold)
+      ],
+    }
+    yield row, result
+
+
+def _save(result: Grounding, out: Path, number: int, image: Path) -> Path:
+  """Writes an overlay, into a folder of overlays under a name of its own."""
+  if out.is_dir():
+    words = (re.sub(r"[^A-Za-z0-9.]+", "_", text)[:60] for text in (image.stem, result.phrase))
+    out = out / "overlays" / f"{number:05}-{'-'.join(words)}.png"
+  with replacing(out) as temporary:
+    result.overlay().save(temporary, format="PNG")
+  return out
+
+
+@contextmanager
+def _printer(as_json: bool) -> Iterator[Emit]:
+  """Prints each row: an object of JSON, or some lines."""
+  yield lambda row: print(json.dumps(row) if as_json else _text(row), flush=True)
+
+
+@contextmanager
+def _file(folder: Path, as_json: bool) -> Iterator[Emit]:
+  """Writes each row into a file, at once, so that what is done stays."""
+  path = folder / ("grounding.jsonl" if as_json else "grounding.csv")
+  with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    table = csv.writer(file)
+
+    def emit(row: dict) -> None:
+      if as_json:
+        file.write(json.dumps(row) + "\n")
+      else:
+        table.writerow([_cell(row.get(name)) for name in _COLUMNS])
+      file.flush()
+
+    if not as_json:
+      table.writerow(_COLUMNS)
+    yield emit
+  print(f"results: {escape(str(path))}")
+
+
+def _cell(value) -> str | float | None:
+  """Returns a value as a cell, which no spreadsheet takes for a formula."""
+  if isinstance(value, list):
+    return json.dumps(value)
+  return quote(value) if isinstance(value, str) else value
+
+
+def _text(row: dict) -> str:
+  """Writes the row of a grounding for a reader."""
+  lines = [f"{escape(row['image'])}: {escape(row['phrase'])}"]
+  if row.get("error"):
+    return f"{lines[0]}\n  error: {row['error']}"
+  quantile = row["quantile"]
+  share = (
+    "no quantile: the run has no calibration" if quantile is None else f"quantile {quantile:g}"
+  )
+  lines.append(f"  score {row['score']:.3f} ({share})")
+  lines += [f"  warning: {escape(row['warning'])}"] if row["warning"] else []
+  lines += [
+    f"  box x {box['x0']}-{box['x1']}, y {box['y0']}-{box['y1']}, highest {box['score']:.2f}"
+    for box in row["boxes"]
+  ]
+  lines += [f"  overlay: {escape(row['overlay'])}"] if "overlay" in row else []
+  return "\n".join(lines)
