@@ -246,37 +246,37 @@ class Panel {
     this.part("canvas").toBlob((blob) => save(blob, "overlay.png"));
   }
 
-  json() {
+  // The facts of what is shown, named as by plan-jax ground --json.
+  facts() {
     const common = { image: image.name, width: image.width, height: image.height, model: this.model };
     const { text } = this.question;
+    if (this.words.length) {
+      return { ...common, report: text, words: this.words.map(({ text, weight }) => ({ text, weight })) };
+    }
     const { score, quantile, warning } = this.answer;
-    const found = this.words.length
-      ? { report: text, words: this.words.map(({ text, weight }) => ({ text, weight })) }
-      : {
-          phrase: text, score, quantile, warning, threshold: threshold(),
-          frame: "pixels of the image, x1 and y1 exclusive",
-          boxes: this.boxes().map(([x0, y0, x1, y1, score]) => ({ x0, y0, x1, y1, score })),
-        };
-    save(new Blob([JSON.stringify({ ...common, ...found }, null, 2) + "\n"]), "grounding.json");
+    const boxes = this.boxes().map(([x0, y0, x1, y1, score]) => ({ x0, y0, x1, y1, score }));
+    const frame = "pixels of the image, x1 and y1 exclusive";
+    return { ...common, phrase: text, score, quantile, warning, threshold: threshold(), frame, boxes };
   }
 
+  json() {
+    save(new Blob([JSON.stringify(this.facts(), null, 2) + "\n"]), "grounding.json");
+  }
+
+  // A row a word or box; a phrase without a box has a row too.
   csv() {
-    const common = [image.name, image.width, image.height, this.model];
-    const rows = this.words.length
-      ? [["word", "weight"], ...this.words.map((word) => [word.text, word.weight])]
-      : [["phrase", "score", "threshold", "x0", "y0", "x1", "y1", "box_score"],
-         ...this.boxes().map((box) => [this.question.text, this.answer.score, threshold(), ...box])];
-    const [columns, ...values] = rows;
-    const lines = [["image", "image_width", "image_height", "model", ...columns],
-                   ...values.map((row) => [...common, ...row])];
-    save(new Blob([lines.map((row) => row.map(cell).join(",") + "\r\n").join("")]), "grounding.csv");
+    const { words, boxes, ...common } = this.facts();
+    const parts = words ?? (boxes.length ? boxes.map(({ score, ...box }) => ({ ...box, box_score: score })) : [{}]);
+    const rows = parts.map((part) => ({ ...common, ...part }));
+    const lines = [Object.keys(rows[0]), ...rows.map(Object.values)];
+    save(new Blob([lines.map((line) => line.map(cell).join(",") + "\r\n").join("")]), "grounding.csv");
   }
 }
 
 // A cell of text that a spreadsheet would take for a formula gets an apostrophe before it.
 function cell(value) {
-  if (typeof value === "number") return String(value);
-  const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+  if (typeof value !== "string") return String(value ?? "");
+  const text = /^'*[=+\-@\t\r]/.test(value) ? `'${value}` : value;
   return `"${text.replaceAll('"', '""')}"`;
 }
 
