@@ -14,7 +14,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -23,7 +23,6 @@ from input_pipeline.readers.raw.stored_images import MAX_DECODED_PX
 from plan_jax.app.answers import Answers
 from plan_jax.app.guard import Guard, Hosts
 from plan_jax.app.images import UnknownError
-from plan_jax.runtime.logging import log
 
 _FOLDER = Path(__file__).parent
 _IMAGE_BYTES = 2 * MAX_DECODED_PX + 2**20  # 16 bits a pixel, and a header
@@ -73,7 +72,8 @@ def application(answers: Answers, hosts: Hosts) -> Starlette:
       HTTPException: lambda _, error: _refusal(error.detail, error.status_code),
       UnknownError: lambda _, error: _refusal(str(error), 404),
       UserError: lambda _, error: _refusal(str(error), 400),
-      Exception: _failure,
+      ClientDisconnect: lambda *_: Response(status_code=400),  # of a page that was left
+      Exception: lambda *_: _refusal("the app failed on this; its log says why", 500),
     },
   )
 
@@ -109,8 +109,3 @@ def _fields(body: bytes, kinds: dict[str, type]) -> dict:
 
 def _refusal(message: str, status: int) -> Response:
   return JSONResponse({"error": message}, status)
-
-
-def _failure(request: Request, error: Exception) -> Response:
-  log.error(f"{request.url.path}: {type(error).__name__}: {error}")
-  return _refusal("the app failed on this; its log says why", 500)

@@ -14,14 +14,16 @@ from fakes.images import noise, png
 from input_pipeline import images, records
 from plan_jax.app.images import samples
 from plan_jax.commands import app
-from tiny_runs import untrained
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  path = tmp_path_factory.mktemp("run")
-  untrained(path, **{"data.records": str(path / "records")})
-  return path / "a"
+def whole(run, tmp_path_factory):
+  """The run beside whose files its records lie."""
+  folder = tmp_path_factory.mktemp("whole") / "a"
+  folder.mkdir()
+  for path in (*run.iterdir(), run.parent / "records"):
+    (folder / path.name).symlink_to(path)
+  return folder
 
 
 @pytest.fixture
@@ -47,8 +49,8 @@ def heard(caplog, monkeypatch):
   return caplog
 
 
-def test_the_app_says_what_the_model_does(run, served, heard):
-  app.main([f"--workdir={run}", "--port=0"])
+def test_the_app_says_what_the_model_does(whole, served, heard):
+  app.main([f"--workdir={whole}", "--port=0"])
   lines = messages(heard)
   assert re.fullmatch(r"ready: http://127\.0\.0\.1:\d+  \(Ctrl-C ends it\)", lines[-1])
   assert not [line for line in lines if "no password" in line]
@@ -59,7 +61,7 @@ def test_the_app_says_what_the_model_does(run, served, heard):
   name = client.post("/images", content=png(image)).json()["image"]
   question = {"image": name, "model": "a", "text": "small left effusion"}
   answer = client.post("/phrase", json=question | {"threshold": 0.5}).json()
-  grounding = plan_jax.load(run).ground(image, question["text"])
+  grounding = plan_jax.load(whole).ground(image, question["text"])
   assert answer["score"] == pytest.approx(grounding.score, rel=1e-5)
   assert answer["boxes"] == [pytest.approx(list(box), rel=1e-3) for box in grounding.boxes(0.5)]
   report = client.post("/report", json=question | {"text": "Heart is normal. Heart is normal."})
@@ -67,29 +69,23 @@ def test_the_app_says_what_the_model_does(run, served, heard):
   assert report.json()["warning"].startswith("3 words are left out")
 
 
-def test_two_models_and_another_host(run, served, heard):
-  app.main([f"--workdir={run}", f"--workdir={run / '..' / 'a'}", "--host=0.0.0.0", "--port=0"])
+def test_two_models_and_another_host(whole, served, heard):
+  app.main([f"--workdir={whole}", f"--workdir={whole / '..' / 'a'}", "--host=0.0.0.0", "--port=0"])
   assert "no password and no encryption" in messages(heard)[-2]
   client = TestClient(served[0], base_url="http://192.0.2.7")
-  assert client.get("/about").json()["models"] == [str(run), str(run / ".." / "a")]
+  assert client.get("/about").json()["models"] == [str(whole), str(whole / ".." / "a")]
 
 
-def test_samples_are_test_images(run):
+def test_samples_are_test_images(run, whole):
   source = records.RecordSource(run.parent / "records", "test")
-  shown = samples(run)
+  shown = samples(whole)
   assert len(shown) == 8
   for place in (0, 7):
     assert (shown[place] == images.decode(source[place].image)).all()
 
 
-def test_a_run_without_records_has_no_samples(tmp_path, run, heard):
-  for name in ("config.json", "checkpoints"):
-    (tmp_path / name).symlink_to(run / name)
-  (run.parent / "records").rename(run.parent / "away")
-  try:
-    assert samples(tmp_path) == []
-  finally:
-    (run.parent / "away").rename(run.parent / "records")
+def test_a_run_without_records_has_no_samples(run, heard):
+  assert samples(run) == []
   assert "no test images to choose from" in messages(heard)[-1]
 
 
