@@ -18,7 +18,8 @@ def test_one_image_and_phrase(run, images, tmp_path, capsys):
   text = capsys.readouterr().out
   assert text.startswith(f"{images}/0.png: left effusion\n  score ") and "  box x " in text
   assert text.endswith(f"  overlay: {out}\n")
-  assert Image.open(out).size == (64, 64)
+  with Image.open(out) as overlay:
+    assert overlay.size == (64, 64)
   run_command(*given, "--phrase=edema", "--json", "--threshold=1")
   first, second = map(json.loads, capsys.readouterr().out.splitlines())
   assert (first["phrase"], second["phrase"]) == ("left effusion", "edema")
@@ -33,7 +34,7 @@ def test_a_folder_is_a_batch_and_what_cannot_be_read_is_counted(run, images, tmp
     run_command(f"--workdir={run}", f"--image={images}", "--phrase=+effusion", f"--out={out}")
   printed = capsys.readouterr()
   assert "1 files of" in printed.err and "broken.png" in printed.err
-  lines = list(csv.DictReader((out / "grounding.csv").open()))
+  lines = list(csv.DictReader((out / "grounding.csv").read_text().splitlines()))
   assert [line["phrase"] for line in lines] == ["'+effusion"] * 4  # no formula
   assert [bool(line["error"]) for line in lines] == [False, False, False, True]
   overlays = sorted(path.name for path in (out / "overlays").iterdir())
