@@ -31,7 +31,7 @@ from plan_jax.runtime.logging import curves, log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training import extension
 
-_CALIBRATION_IMAGES = 500
+_CALIBRATION_IMAGES = 200
 # Data set, task, rows, files of per-example scores.
 Learned = Iterable[tuple[EvaluationSet, str, list[Row], list[Path]]]
 

@@ -22,7 +22,8 @@ from input_pipeline.text import reports
 from input_pipeline.text.diagnostic_terms import Terms
 
 REMEDY = "delete it and evaluate again (--mode=evaluate)"
-_SEED, _BATCH = 0, 64  # of the random phrases; images at a time
+_SEED, _DRAWN = 0, 3  # of the random phrases; how many an image
+_BATCH = 64  # images at a time
 _SHARES = np.linspace(0, 1, 101)
 _CHANCE = 0.95  # share of the random phrases that a phrase should exceed
 
@@ -59,7 +60,7 @@ def measure(model: Any, examples: Iterable[Example], terms: Terms) -> Calibratio
     phrases, images, is_drawn = [], [], []
     for example in kept[start : start + _BATCH]:
       named = [sentence for sentence in example.sentences if any(terms.named(sentence))]
-      chosen = [" ".join(draw.choices(words, k=draw.randint(2, 4))) for _ in example.sentences]
+      chosen = [" ".join(draw.choices(words, k=draw.randint(2, 4))) for _ in range(_DRAWN)]
       phrases += named + chosen
       images += [model_input(example)] * len(named + chosen)
       is_drawn += [False] * len(named) + [True] * len(chosen)

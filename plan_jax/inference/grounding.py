@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from scipy import ndimage
 
 from input_pipeline.terminal import escape
 from plan_jax.alignment.curriculum import Stage
@@ -90,6 +89,8 @@ class Grounding:
     """
     if isinstance(threshold, bool) or not 0 < threshold <= 1:
       raise InputError(f"threshold is {threshold!r}: give a share of the maximum, above 0 and to 1")
+    from scipy import ndimage  # takes its time to import
+
     heatmap = np.nan_to_num(self.map)
     top = heatmap.max()
     parts, count = ndimage.label((heatmap >= threshold * top) & (top > 0), _NEIGHBOURS)

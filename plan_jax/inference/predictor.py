@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
-from scipy import ndimage
 
 from input_pipeline.images import EncodedImage
 from plan_jax.inference import grounding, inputs
@@ -105,14 +104,13 @@ class Predictor:
     return self._run(lambda batch: self._image_features(batch).embedding, images)
 
   def embed_texts(self, texts: Texts) -> Float[np.ndarray, "N D"]:
-    """Embeddings of N texts, float32, unit norm."""
+    """Embeddings of N texts, float32, unit norm; a string is a whole report."""
     return self._run(lambda batch: self._text_features(batch).embedding, self._encode(texts))
 
   def embed_prompts(self, texts: Texts) -> Float[np.ndarray, "N D"]:
     """Embeddings of N prompts, float32, of the norm with which the mean of several is taken.
 
-    The unit norm, but of a model whose project takes the mean before the norm. `texts` as of
-    `embed_texts`.
+    The unit norm, but of a model whose project takes the mean before the norm.
     """
     return self._run(
       lambda batch: self.spec.prompt_embedding(self._text_features(batch)), self._encode(texts)
@@ -207,6 +205,8 @@ class Predictor:
   def _scaled(self, maps, similarity) -> Float[np.ndarray, "N rows columns"]:
     maps, similarity = (self.spec.on_grid(x) for x in (maps, similarity))
     if sigma := self.map_sigma:
+      from scipy import ndimage  # takes its time to import
+
       maps = np.maximum(ndimage.gaussian_filter(similarity, (0, sigma, sigma)), 0)
     top = maps.max((1, 2), keepdims=True)
     return maps / np.where(top > 0, top, 1)
