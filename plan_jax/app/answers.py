@@ -22,7 +22,7 @@ _PANELS = 2  # of the page, which asks for their boxes at other thresholds
 
 
 class Answers:
-  """What models say about images; for one thread.
+  """Models and what they say about images; for one thread.
 
   All methods raise UnknownError for a name of no image or model, and InputError for a text without
   a word, or a threshold that is no share of a map's maximum.

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import plan_jax
 from input_pipeline.errors import UserError
+from plan_jax.inference.load import load
 from plan_jax.runtime.logging import configure, log
 
 
@@ -43,7 +43,7 @@ def _serve(options: argparse.Namespace) -> None:
   hosts = Hosts(options.host)
   # It listens before the work: where it fails, that is in vain.
   with _listen(options.host, options.port) as listener:
-    models = {name: plan_jax.load(path) for name, path in _named(options.workdir).items()}
+    models = {name: load(path) for name, path in _named(options.workdir).items()}
     answers = Answers(models, Images(samples(options.workdir[0])))
     log.info("compiling, so that the first map comes at once ...")
     answers.warm_up()
