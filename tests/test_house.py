@@ -39,6 +39,7 @@ FLOORS = (
   "plan_jax.results",
   "plan_jax.evaluators",
   "plan_jax.transfer",
+  "plan_jax.app",
   "configs",
   "plan_jax.config",
   "plan_jax.train",

@@ -149,8 +149,7 @@ class Predictor:
     single = is_image(images) and isinstance(phrases, str)
     images, phrases = inputs.pair(images, phrases)
     texts = [(phrase,) for phrase in phrases]
-    batch = 2 ** (len(texts) - 1).bit_length()  # one image need not wait for a whole batch
-    (maps, similarity), (attention, weights) = self._pairs("ground", images, texts, batch)
+    (maps, similarity), (attention, weights) = self._pairs("ground", images, texts, few=True)
     grids = self._scaled(maps, similarity)
     groundings = []
     for i, (image, phrase) in enumerate(zip(images, phrases, strict=True)):
@@ -247,7 +246,7 @@ class Predictor:
   ) -> list[list[tuple[str, float, Float[np.ndarray, "rows columns"]]]]:
     """The words of text i in order: (word, its weight, its region on image i)."""
     texts = inputs.check_texts(texts)
-    attention, weights = self._pairs("attend", images, texts)
+    attention, weights = self._pairs("attend", images, texts, few=True)
     return [
       [
         (word, float(weights[i, w]), self.spec.on_grid(attention.weight[i, w]))
@@ -331,12 +330,13 @@ class Predictor:
       raise InputError(f"query is {query!r}: it is 'words' or 'phrase'")
     return self._pairs(query, images, [(phrase,) for phrase in inputs.check_phrases(phrases)])
 
-  def _pairs(self, name: str, images, texts, batch: int = 0):
-    """A pair function of each image and its text; what is repeated is embedded once."""
+  def _pairs(self, name: str, images, texts, *, few: bool = False):
+    """A pair function of each image and its text, once embedded; `few` do not wait for a batch."""
     images = inputs.check_images(images)
     inputs.check_pairs(images, texts)
     image_places, images = _distinct(images, id)
     text_places, texts = _distinct(texts, tuple)
+    batch = 2 ** (len(image_places) - 1).bit_length() if few else self._batch
     batch = min(self._batch, -(-batch // self._mesh.size) * self._mesh.size)
     image = self._run(self._image_features, images, batch)
     text = self._run(self._text_features, self._encode(texts), batch)
