@@ -181,7 +181,7 @@ def _evaluation() -> dict:
     max_tokens=384,  # a whole report
     max_words=256,
     rerank_top=32,  # retrieved candidates that local scores re-order; 0: none
-    prompts=("ours",),  # for zero-shot: of plan_jax/evaluators/prompt_sets, or .json files
+    prompts=("ours",),  # for zero-shot: of plan_jax/inference/prompt_sets, or .json files
     compatibility=False,  # also by the published protocols of others
     resamples=1000,  # of the bootstrap
     report_images=12,  # of each set

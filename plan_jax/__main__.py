@@ -7,7 +7,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import plan_jax
 from input_pipeline.terminal import escape
 from plan_jax.runtime import bundled
 
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = (f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items())
     print("usage: plan-jax NAME ...\n", *lines, "\nplan-jax NAME --help has the flags.", sep="\n")
   elif name == "--version":
-    print(f"plan-jax {plan_jax.__version__}")
+    print(f"plan-jax {importlib.import_module('plan_jax').__version__}")
   elif name not in COMMANDS:
     print(f"error: no command {escape(name)!r}: plan-jax --help lists them", file=sys.stderr)
     raise SystemExit(2)

@@ -13,12 +13,14 @@ from input_pipeline.disk import disk_errors
 from input_pipeline.example import Example
 from input_pipeline.files import replacing
 from input_pipeline.readers.by_name import FACTS
-from plan_jax.evaluators import grounding, labelled_images, prompts, retrieval, zero_shot
+from input_pipeline.text import diagnostic_terms
+from plan_jax.evaluators import grounding, labelled_images, retrieval, zero_shot
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.by_name import DEFINITIONS, configured
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints
 from plan_jax.evaluators.embeddings import Embeddings, embed_pairs
 from plan_jax.evaluators.phrases import phrases
+from plan_jax.inference import calibration, prompts
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results import example_scores, report, rows, tables
 from plan_jax.results.contact_sheet import spread_over
@@ -29,6 +31,7 @@ from plan_jax.runtime.logging import curves, log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training import extension
 
+_CALIBRATION_IMAGES = 500
 # Data set, task, rows, files of per-example scores.
 Learned = Iterable[tuple[EvaluationSet, str, list[Row], list[Path]]]
 
@@ -62,6 +65,8 @@ def evaluate(
     log.info(model.note)
   log.info(tables.table(results))
 
+  calibrated = _calibrate(model, config, sets[0])
+
   def write(complete: bool) -> None:
     with replacing(workdir.example_scores) as folder:
       folder.mkdir()
@@ -84,6 +89,8 @@ def evaluate(
       notes=_notes(config, sets, _run_notes(model, config, workdir) if notes is None else notes),
       protocols=DEFINITIONS,
     )
+    if calibrated:
+      calibration.write(workdir.calibration, calibrated)
     report.save_overlays(workdir.report.with_name("overlays.png"), views)
     evaluation = rows.Evaluation(model.step, results, fingerprints(sets), complete)
     rows.write(workdir.evaluation, evaluation)
@@ -114,6 +121,18 @@ def _score(
   if not results:
     log.info(f"{dataset.data} has nothing to score: no regions, no texts, no finding of both kinds")
   return results, by_task
+
+
+def _calibrate(
+  model: Predictor, config: ConfigDict, own: EvaluationSet
+) -> calibration.Calibration | None:
+  """Measures peaks on validation images, spread over the split; None without, and of a baseline."""
+  if "baseline" in config or not (own.is_own and own.has("text", "validation")):
+    return None
+  log.info(f"calibrating step {model.step} on {own.name}/validation")
+  source = records.RecordSource(own.folder, "validation", where="text", features=own.features)
+  examples = (source[i] for i in spread_over(len(source), _CALIBRATION_IMAGES))
+  return calibration.measure(model, examples, diagnostic_terms.load(config.text.terms))
 
 
 def validation_scalars(

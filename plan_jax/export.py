@@ -18,6 +18,7 @@ In Python:
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -107,7 +108,10 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
     DamagedError: the folder is not whole, or not as it was written; the message names the file.
     UserError: `folder` is no path.
   """
-  folder = exported.whole(folder)
+  if not isinstance(folder, str | os.PathLike):
+    raise UserError(f"folder is of type {type(folder).__name__}: give the path of an exported one")
+  folder = Path(folder)
+  exported.check(folder)
   weights = jax.device_put(read_safetensors(folder / exported.TENSORS))
   function = jax_export.deserialize(bytearray((folder / _FUNCTION).read_bytes()))
   return lambda batch: function.call(weights, {name: jnp.asarray(x) for name, x in batch.items()})

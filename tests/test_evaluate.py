@@ -22,6 +22,7 @@ from plan_jax import evaluate
 from plan_jax.evaluators import datasets
 from plan_jax.evaluators.by_name import configured
 from plan_jax.evaluators.embeddings import Embeddings
+from plan_jax.inference import calibration
 from plan_jax.inference.load import load, of_state
 from plan_jax.metrics import localization
 from plan_jax.results import example_scores, tables
@@ -77,6 +78,13 @@ def test_every_task_has_rows_beside_its_chance_baselines(run):
   page = workdir.report.read_text()
   for text in ("Presence on phantom/test", "Protocol terms-v1", "mean peak absent"):
     assert text in page
+
+
+def test_the_step_is_calibrated_on_its_validation_images(run):
+  _, model, workdir, _ = run
+  measured = calibration.read(workdir.calibration, 6)
+  assert measured.step == model.step == 6 and len(measured.affirmed) == 101
+  assert -1 <= measured.affirmed[0] < measured.affirmed[100] <= 1 and -1 < measured.chance < 1
 
 
 def test_protocols_that_need_more_images_or_are_published(tmp_path):

@@ -18,6 +18,7 @@ from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer as tokens
 from plan_jax import export
 from plan_jax.evaluators import datasets
+from plan_jax.inference import calibration
 from plan_jax.inference.load import load
 from plan_jax.models.weights import files
 from plan_jax.models.weights.files import WeightsError
@@ -134,6 +135,17 @@ def test_another_run_can_start_from_it(run):
     assert not any(n.startswith(name) for n in loaded.provenance["left_aside"])
 
 
+def test_the_calibration_of_its_step_goes_along(tmp_path):
+  source = make_run(tmp_path / "run")
+  measured = calibration.Calibration(1, [0.25] * 101, 0.1)
+  calibration.write(source.calibration, measured)
+  out = export.write(source, tmp_path / "out")
+  assert load(out).calibration == load(source).calibration == measured
+  for_each_damage(out / "calibration.json", lambda: load(out))
+  calibration.write(source.calibration, calibration.Calibration(2, [0.25] * 101, 0.1))
+  assert load(source).calibration is None
+
+
 def test_model_card(run):
   card = (run[1] / "README.md").read_text()
   for part in (
@@ -182,8 +194,10 @@ def test_errors(run, tmp_path):
   with pytest.raises(UserError, match="no checkpoint of step 9"):
     export.write(run[0], tmp_path / "new", step=9)
   assert not (tmp_path / "new").exists()
-  with pytest.raises(DamagedError, match="SHA256SUMS is missing: the folder is not whole"):
+  with pytest.raises(WorkdirError, match=r"holds no run \(no config.json\)"):
     load(tmp_path)
+  with pytest.raises(DamagedError, match="SHA256SUMS is missing: the folder is not whole"):
+    export.serving(tmp_path)
   about = json.loads((run[1] / "config.json").read_text())
   about["run"]["model"]["embed_dim"] = 4
   other = tmp_path / "other"

@@ -3,9 +3,9 @@
   plan-jax classify --workdir=runs/a --image=image.dcm --class=pneumothorax --class=effusion
   plan-jax classify --workdir=runs/a --image=FOLDER --class=effusion --json > scores.jsonl
 
-A line an image, of a folder or of a CSV table with the column image. A score is that of "present"
-against "absent", from 0 to 1: it ranks images, and is no probability of a disease. Exit status 1
-says that some images could not be read.
+A line an image, of a folder or of a CSV table with the column image. A score, from 0 to 1, is
+that of a finding's prompts against those of its absence: it ranks images, and is no probability.
+Exit status 1 says that some images could not be read.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
       for path in images:
         row: dict = {"image": str(path)}
         try:
-          row["scores"] = scores(model, path, options.classes, options.prompts)
+          row["scores"] = model.classify(path, options.classes, options.prompts)
         except UserError as error:
           failures.add(str(path), error)
           row["error"] = str(error)

@@ -204,7 +204,9 @@ def _text(row: dict) -> str:
   if row.get("error"):
     return f"{lines[0]}\n  error: {row['error']}"
   quantile = row["quantile"]
-  share = "no validation phrases to compare with" if quantile is None else f"quantile {quantile:g}"
+  share = "no quantile: the run has no calibration"
+  if quantile is not None:
+    share = f"quantile {quantile:g} of the validation phrases"
   lines.append(f"  score {row['score']:.3f} ({share})")
   lines += [f"  warning: {escape(row['warning'])}"] if row["warning"] else []
   lines += [

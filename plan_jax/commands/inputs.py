@@ -11,6 +11,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.readers.raw import tables
 from input_pipeline.terminal import escape
 from plan_jax.runtime import compilation
+from plan_jax.runtime.logging import log
 
 # Files of a folder that may be images; DICOM files often have no suffix.
 SUFFIXES = ("", ".dcm", ".dicom", ".jpeg", ".jpg", ".png")
@@ -24,7 +25,10 @@ def command(out: str | None = None) -> Iterator[None]:
   The log goes to stderr, for stdout has the results.
   """
   compilation.use_cache()
-  logging.basicConfig(level=logging.WARNING, format="%(message)s")
+  if not log.handlers:
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.WARNING)
+    log.propagate = False
   try:
     with disk_errors(Path(out) if out else None):
       yield

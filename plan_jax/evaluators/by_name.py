@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.text import diagnostic_terms
-from plan_jax.evaluators import grounding, mass_inside, presence, prompts, retrieval, side, terms
+from plan_jax.evaluators import grounding, mass_inside, presence, retrieval, side, terms
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.class_retrieval import ClassRetrieval
 from plan_jax.evaluators.grounding import Grounding
@@ -19,6 +19,7 @@ from plan_jax.evaluators.retrieval_compat import PublishedRetrieval
 from plan_jax.evaluators.side import Side
 from plan_jax.evaluators.terms import Terms
 from plan_jax.evaluators.zero_shot import ZeroShot
+from plan_jax.inference import prompts
 
 # In the order of their rows.
 EVALUATORS = {

@@ -65,15 +65,14 @@ from plan_jax.evaluators.classification import (
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.evaluators.labelled_images import Images
-from plan_jax.evaluators.prompts import Prompts, PromptSet
 from plan_jax.evaluators.zero_shot_classes import (
   Classes,
   class_names,
   class_rows,
   class_scores,
-  similarities,
 )
 from plan_jax.inference.predictor import Predictor
+from plan_jax.inference.prompts import PromptSet, embed, presence_scores
 from plan_jax.metrics import classification
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
@@ -164,9 +163,11 @@ def score_zero_shot(
   if silent := [name for name, each in texts.items() if each is None]:
     notify(f"zero-shot, prompts {prompts.name}: no prompts for {terminal.join(silent)}; left out")
   texts = {name: each for name, each in texts.items() if each}
-  embeddings = _embed_prompts(model, [t for each in texts.values() for side in each for t in side])
+  embeddings = embed(model, [t for each in texts.values() for side in each for t in side])
   findings = [name for name in findings if name in texts]
-  columns = {f: presence_scores(images, texts[f], embeddings, prompts.ensemble) for f in findings}
+  columns = {
+    f: presence_scores(images.embeddings, texts[f], embeddings, prompts.ensemble) for f in findings
+  }
   scores, views = finding_scores(columns, images)
   thresholds = None
   if validation is not None:
@@ -174,7 +175,7 @@ def score_zero_shot(
     known = [name for name in findings if name in binary]
     for name in known:
       places, present = validation.labelled(name)
-      column = presence_scores(validation, texts[name], embeddings, prompts.ensemble)
+      column = presence_scores(validation.embeddings, texts[name], embeddings, prompts.ensemble)
       thresholds[name] = classification.best_threshold(column[places], present), len(places)
     if without := [name for name in findings if name not in known]:
       notify(
@@ -192,20 +193,6 @@ def score_zero_shot(
         " single finding with prompts and a second image, and are left out"
       )
   return Scores(prompts, scores, views, thresholds, single)
-
-
-def presence_scores(
-  images: Images, prompts: Prompts, embeddings: dict[str, np.ndarray], ensemble: str
-) -> np.ndarray:
-  """Scores N images for a finding, float64 [N]; `embeddings` are the embeddings of the prompts."""
-
-  def similarity(texts: Sequence[str]) -> np.ndarray:
-    return similarities(images.embeddings, np.stack([embeddings[text] for text in texts]), ensemble)
-
-  positive = similarity(prompts.positive)
-  if not prompts.negative:
-    return positive
-  return 1 / (1 + np.exp(similarity(prompts.negative) - positive))
 
 
 def zero_shot_rows(
@@ -254,11 +241,3 @@ def _finding_rows(head: tuple[str, str, str], scores: Scores, draws: dict[str, i
     for name, (value, images) in (scores.thresholds or {}).items()
   ]
   return rows + view_rows(head, scores.example_scores, scores.views, draws)
-
-
-def _embed_prompts(model: Predictor, texts: list[str]) -> dict[str, np.ndarray]:
-  distinct = list(dict.fromkeys(texts))
-  if not distinct:
-    return {}
-  embeddings = np.asarray(model.embed_prompts([(text,) for text in distinct]), np.float32)
-  return dict(zip(distinct, embeddings, strict=True))

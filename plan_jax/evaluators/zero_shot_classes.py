@@ -14,6 +14,7 @@ from input_pipeline.images import decode_batches
 from plan_jax.evaluators.class_retrieval import single_finding
 from plan_jax.evaluators.labelled_images import Images
 from plan_jax.inference.predictor import Predictor
+from plan_jax.inference.prompts import cosines, similarities
 from plan_jax.metrics import bootstrap, classification
 from plan_jax.metrics.bootstrap import MACRO
 from plan_jax.results.example_scores import ExampleScores, example_id
@@ -87,30 +88,6 @@ def class_scores(
     [images.patients[i] for i in kept],
     has_local,
   )
-
-
-def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.ndarray:
-  """Compares images [N, D], unit norm, with prompts [P, D] of one finding: float64 [N].
-
-  `ensemble` is "embeddings", "similarities" or "highest". Raises ValueError where one is NaN.
-  """
-  if ensemble == "embeddings":
-    mean = prompts.astype(np.float64).mean(0)
-    norm = np.linalg.norm(mean)
-    similarity = images @ (mean / norm if norm > 1e-12 else mean)
-  else:
-    each = cosines(images, prompts)
-    similarity = each.max(1) if ensemble == "highest" else each.mean(1)
-  if np.isnan(similarity).any():
-    raise ValueError("a similarity of image and prompt is NaN")
-  return similarity
-
-
-def cosines(images: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-  """Compares images [N, D], unit norm, with prompts [P, D] one by one: float64 [N, P]."""
-  norms = np.linalg.norm(prompts, axis=1)
-  is_unit = (norms < 1e-12) | (np.abs(norms - 1) < 1e-5)  # left as they are, to the bit
-  return (images @ prompts.T).astype(np.float64) / np.where(is_unit, 1, norms)
 
 
 def image_similarities(

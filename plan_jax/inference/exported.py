@@ -1,7 +1,6 @@
 """Exported folders, read back; `plan_jax.export` writes them."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -10,7 +9,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline import digests
-from input_pipeline.errors import UserError
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.models.weights.files import WeightsError, read_safetensors
 from plan_jax.training.assembly import Assembly, assemble
@@ -20,7 +18,7 @@ TENSORS, CONFIG = "model.safetensors", "config.json"
 _REMEDY = "fetch or export it again (plan-jax export)"
 
 
-def read(folder: str | Path) -> tuple[Assembly, TrainState, Tokenizer]:
+def read(folder: Path) -> tuple[Assembly, TrainState, Tokenizer]:
   """Reads the model of an exported folder, bit by bit that of the run.
 
   Where a run has low-rank updates, these are merged into their kernels: equal to rounding.
@@ -28,9 +26,8 @@ def read(folder: str | Path) -> tuple[Assembly, TrainState, Tokenizer]:
   Raises:
     DamagedError: the folder is not whole, or not as it was written; the message names the file.
     WeightsError: it does not fit this version; the message names the tensors.
-    UserError: `folder` is no path.
   """
-  folder = whole(folder)
+  check(folder)
   about = json.loads((folder / CONFIG).read_text())
   config = ConfigDict(about["run"])
   config.mesh = {"data": -1, "fsdp": 1}
@@ -58,12 +55,9 @@ def read(folder: str | Path) -> tuple[Assembly, TrainState, Tokenizer]:
   return parts, state, tokenizer
 
 
-def whole(folder: str | Path) -> Path:
-  """Checks that an exported folder is as it was written. Raises DamagedError, UserError."""
-  if not isinstance(folder, str | os.PathLike):
-    raise UserError(f"folder is of type {type(folder).__name__}: give the path of an exported one")
-  digests.check_sums(Path(folder), _REMEDY)
-  return Path(folder)
+def check(folder: Path) -> None:
+  """Checks that an exported folder is as it was written. Raises DamagedError."""
+  digests.check_sums(folder, _REMEDY)
 
 
 def flat(variables: dict) -> dict:

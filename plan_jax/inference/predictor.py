@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from input_pipeline.images import EncodedImage
 from plan_jax.inference import grounding, inputs
+from plan_jax.inference import prompts as prompt_sets
 from plan_jax.inference.grounding import Grounding
 from plan_jax.inference.image_inputs import is_image
 from plan_jax.inference.inputs import Images, InputError, Phrases, Texts
@@ -50,7 +51,7 @@ class Predictor:
     self.has_significance = spec.has_significance
     self.map_sigma, self.map_nearest = spec.map_sigma, spec.map_nearest
     self._mesh, self._batch = mesh, -(-batch_size // mesh.size) * mesh.size
-    self._left_out, self._warned = 0, set()
+    self._left_out, self._warned = 0, {""}
 
     def jit(function, **kwargs):
       if spec.matmul_precision is not None:
@@ -121,14 +122,31 @@ class Predictor:
     """Cosine of each of N images and each of M texts, float32."""
     return self.embed_images(images) @ self.embed_texts(texts).T
 
+  def classify(
+    self, images: Images, classes: Sequence[str], prompts: str = "ours"
+  ) -> dict[str, float] | list[dict[str, float]]:
+    """Scores images for classes, from 0 to 1 where the prompts speak of absence too.
+
+      model.classify("image.png", ["pneumothorax", "effusion"])["effusion"]
+
+    The score is that of the protocol "zero-shot-v1", whose thresholds come from validation images:
+    .5 is none. Each class has its own; they do not sum to 1. `prompts` is the name of a set, or a
+    .json file, see `plan_jax.inference.prompts`.
+
+    Returns the scores of one image by class, of several a list of them. Raises InputError for a
+    class without prompts, and PromptsError.
+    """
+    scores = prompt_sets.classify(self, self.embed_images(images), classes, prompts)
+    return scores[0] if is_image(images) else scores
+
   def ground(self, images: Images, phrases: Phrases) -> Grounding | list[Grounding]:
     """Grounds a phrase in an image, or several: one image, one phrase, or as many of both.
 
       result = model.ground("image.dcm", "small left pleural effusion")
       result.overlay().save("overlay.png")
 
-    Returns a Grounding of one image and one phrase, else a list. A warning is logged once. Raises
-    InputError for what is no image or no phrase.
+    Returns a Grounding of one image and one phrase, else a list. A warning is logged once.
+    Raises InputError for what is no image or no phrase.
     """
     single = is_image(images) and isinstance(phrases, str)
     images, phrases = inputs.pair(images, phrases)
@@ -154,11 +172,10 @@ class Predictor:
           partial(self.to_image, shape=image.shape),
         )
       )
-    for warning in dict.fromkeys(each.warning for each in groundings if each.warning):
-      if warning not in self._warned:
+      if (warning := groundings[-1].warning) not in self._warned:
         log.warning(warning)
         self._warned.add(warning)
-    return groundings if not single else groundings[0]
+    return groundings[0] if single else groundings
 
   def maps(
     self, images: Images, phrases: Phrases, query: str = "words"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from plan_jax.evaluators.zero_shot_classes import similarities
+from plan_jax.inference.prompts import similarities
 from plan_jax.models.bert import Bert
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import load_text

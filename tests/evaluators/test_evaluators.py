@@ -10,9 +10,9 @@ import pytest
 
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import diagnostic_terms, reports
-from plan_jax.evaluators import prompts
 from plan_jax.evaluators.by_name import EVALUATORS
 from plan_jax.evaluators.embeddings import Embeddings
+from plan_jax.inference import prompts
 from plan_jax.results.rows import RUN
 
 EXAMPLES = [radiograph.example(1, i, 64) for i in range(40)]

@@ -9,9 +9,10 @@ import pytest
 
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
-from plan_jax.evaluators import labelled_images, prompts, zero_shot, zero_shot_classes
+from plan_jax.evaluators import labelled_images, zero_shot, zero_shot_classes
 from plan_jax.evaluators.classification import RANKED
-from plan_jax.evaluators.prompts import Prompts, PromptSet
+from plan_jax.inference import prompts
+from plan_jax.inference.prompts import Prompts, PromptSet
 from plan_jax.metrics import auc, classification
 from plan_jax.results.example_scores import SCORED
 
@@ -140,10 +141,10 @@ def test_scores_by_hand(ensemble):
 def test_prompts_that_cancel_and_embeddings_that_are_no_numbers():
   images = np.eye(3, dtype=np.float32)
   opposite = np.array([[1, 0, 0], [-1, 0, 0]], np.float32)
-  np.testing.assert_array_equal(zero_shot_classes.similarities(images, opposite, "embeddings"), 0)
+  np.testing.assert_array_equal(prompts.similarities(images, opposite, "embeddings"), 0)
   for ensemble in prompts.ENSEMBLES:
     with pytest.raises(ValueError, match="NaN"):
-      zero_shot_classes.similarities(images * np.nan, opposite, ensemble)
+      prompts.similarities(images * np.nan, opposite, ensemble)
   np.testing.assert_array_equal(zero_shot_classes.standardised(np.full(4, 0.3)), 0)
 
 

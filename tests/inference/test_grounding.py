@@ -9,7 +9,7 @@ from input_pipeline.digests import DamagedError
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import diagnostic_terms
 from input_pipeline.text import tokenizer as tokens
-from plan_jax.inference import calibration
+from plan_jax.inference import calibration, prompts
 from plan_jax.inference.calibration import Calibration
 from plan_jax.inference.grounding import Box, Grounding
 from plan_jax.inference.inputs import InputError
@@ -201,3 +201,22 @@ def test_similarity_is_a_cosine(model):
   image, text = model.embed_images(IMAGE), model.embed_texts(texts)
   np.testing.assert_allclose(table[1:], image @ text.T, atol=1e-5)
   assert (np.abs(table) <= 1.00001).all() and model.similarity(IMAGE, texts[0]).shape == (1, 1)
+
+
+def test_classes_score_as_the_zero_shot_evaluator_has_it(model):
+  names, (chosen,) = ["pneumothorax", "Effusion", "odd thing"], prompts.load(["ours"])
+  scores = model.classify([IMAGE, IMAGE[:, ::-1]], names)
+  assert [list(each) for each in scores] == [names] * 2
+  image = model.embed_images(IMAGE)
+  for name, score in model.classify(IMAGE, names).items():
+    positive, negative = (
+      prompts.similarities(image, model.embed_prompts([(t,) for t in texts]), chosen.ensemble)[0]
+      for texts in chosen.prompts(name)
+    )
+    assert score == pytest.approx(1 / (1 + np.exp(negative - positive)), abs=1e-4)
+    assert scores[0][name] == pytest.approx(score, abs=1e-4) and 0 < score < 1
+  assert set(model.classify(IMAGE, "effusion")) == {"effusion"}
+  with pytest.raises(InputError, match="prompts 'ours' have none for the class 'other opacity'"):
+    model.classify(IMAGE, ["effusion", "other opacity"])
+  with pytest.raises(prompts.PromptsError, match="there is no set 'mine'; it must be one of"):
+    model.classify(IMAGE, ["effusion"], "mine")

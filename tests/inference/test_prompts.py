@@ -6,7 +6,7 @@ import pytest
 
 from input_pipeline.phantom.radiograph import FINDINGS
 from input_pipeline.readers import chestx_det10, chexpert, nih14, rsna
-from plan_jax.evaluators import prompts
+from plan_jax.inference import prompts
 
 VINDR = (
   "Aortic enlargement",

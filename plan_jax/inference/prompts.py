@@ -1,9 +1,9 @@
 """Prompts: the sentences that stand for a finding in zero-shot classification.
 
-A set of prompts is a JSON file, one of those in `plan_jax/evaluators/prompt_sets` or a user's own:
+A set of prompts is a JSON file, one of those in `plan_jax/inference/prompt_sets` or a user's own:
 
   {"source": what style the set is after, and whose words they are,
-   "ensemble": "embeddings" (default), "similarities" or "highest", see `zero_shot`,
+   "ensemble": "embeddings" (default), "similarities" or "highest", see `similarities`,
    "findings": {finding: {"positive": [...], "negative": [...]}, finding: another finding's name},
    "template": {"positive": ["There is {}."], "negative": ["There is no {}."]}}
 
@@ -19,12 +19,16 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_regular
 from input_pipeline.readers.raw.tables import parse_json
 from input_pipeline.text import reports
+from plan_jax.inference.inputs import InputError, check_phrases
 
 FOLDER = Path(__file__).parent / "prompt_sets"
 ENSEMBLES = ("embeddings", "similarities", "highest")
@@ -99,6 +103,77 @@ def written(label: str) -> str:
   """Writes a label as in a sentence: "Nodule/Mass" becomes "nodule or mass", "ILD" stays."""
   words = label.replace("_", " ").replace("/", " or ").split()
   return " ".join(word if word.isupper() else word.lower() for word in words)
+
+
+def similarities(images: np.ndarray, prompts: np.ndarray, ensemble: str) -> np.ndarray:
+  """Compares images [N, D], unit norm, with prompts [P, D] of one finding: float64 [N].
+
+  `ensemble` is "embeddings", "similarities" or "highest". Raises ValueError where one is NaN.
+  """
+  if ensemble == "embeddings":
+    mean = prompts.astype(np.float64).mean(0)
+    norm = np.linalg.norm(mean)
+    similarity = images @ (mean / norm if norm > 1e-12 else mean)
+  else:
+    each = cosines(images, prompts)
+    similarity = each.max(1) if ensemble == "highest" else each.mean(1)
+  if np.isnan(similarity).any():
+    raise ValueError("a similarity of image and prompt is NaN")
+  return similarity
+
+
+def cosines(images: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+  """Compares images [N, D], unit norm, with prompts [P, D] one by one: float64 [N, P]."""
+  norms = np.linalg.norm(prompts, axis=1)
+  is_unit = (norms < 1e-12) | (np.abs(norms - 1) < 1e-5)  # left as they are, to the bit
+  return (images @ prompts.T).astype(np.float64) / np.where(is_unit, 1, norms)
+
+
+def embed(model: Any, texts: Sequence[str]) -> dict[str, Float[np.ndarray, " D"]]:
+  """Embeds prompts with a Predictor, each once, by their text."""
+  distinct = list(dict.fromkeys(texts))
+  if not distinct:
+    return {}
+  embeddings = np.asarray(model.embed_prompts([(text,) for text in distinct]), np.float32)
+  return dict(zip(distinct, embeddings, strict=True))
+
+
+def presence_scores(
+  images: np.ndarray, prompts: Prompts, embeddings: dict[str, np.ndarray], ensemble: str
+) -> np.ndarray:
+  """Scores N embedded images [N, D] for a finding, float64 [N], as "zero-shot-v1" has it.
+
+  With negative prompts exp(s+) / (exp(s+) + exp(s-)), else s+ alone. `embeddings` are those of the
+  prompts.
+  """
+
+  def similarity(texts: Sequence[str]) -> np.ndarray:
+    return similarities(images, np.stack([embeddings[text] for text in texts]), ensemble)
+
+  positive = similarity(prompts.positive)
+  if not prompts.negative:
+    return positive
+  return 1 / (1 + np.exp(similarity(prompts.negative) - positive))
+
+
+def classify(
+  model: Any, images: np.ndarray, classes: Sequence[str], name: str
+) -> list[dict[str, float]]:
+  """Scores embedded images [N, D] for classes by the set of that name, each {class: score}.
+
+  Raises InputError for a class without prompts, and PromptsError.
+  """
+  (chosen,) = load([name])
+  classes = check_phrases(classes)
+  texts = {each: chosen.prompts(each) for each in classes}
+  if silent := [each for each, prompts in texts.items() if prompts is None]:
+    raise InputError(f"the prompts {chosen.name!r} have none for the class {silent[0]!r}")
+  embeddings = embed(model, [text for each in texts.values() for side in each for text in side])
+  columns = {
+    each: presence_scores(images, prompts, embeddings, chosen.ensemble).tolist()
+    for each, prompts in texts.items()
+  }
+  return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _path(name: str) -> Path:

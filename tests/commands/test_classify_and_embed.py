@@ -1,0 +1,45 @@
+import json
+
+import numpy as np
+import pytest
+
+from plan_jax.commands import classify, embed
+
+
+def test_classify(run, images, capsys):
+  classes = "--class=effusion", "--class=edema"
+  classify.main([f"--workdir={run}", f"--image={images}/0.png", *classes])
+  text = capsys.readouterr().out
+  with pytest.raises(SystemExit, match="1 of 4 could not be read"):
+    classify.main([f"--workdir={run}", f"--image={images}", *classes, "--json"])
+  lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert [sorted(line.get("scores", {})) for line in lines] == [["edema", "effusion"]] * 3 + [[]]
+  assert f"effusion {lines[0]['scores']['effusion']:.3f}" in text and "error" in lines[3]
+
+
+def test_embed_images_and_texts(run, images, tmp_path):
+  out = tmp_path / "images.npz"
+  with pytest.raises(SystemExit, match="1 of 4 could not be read"):
+    embed.main([f"--workdir={run}", f"--images={images}", f"--out={out}"])
+  written = np.load(out)
+  assert [name.rpartition("/")[2] for name in written["names"]] == ["0.png", "1.png", "2.png"]
+  np.testing.assert_allclose(np.linalg.norm(written["embeddings"], axis=1), 1, rtol=1e-3)
+  (tmp_path / "texts.txt").write_text("There is edema.\n\nNo effusion.\n")
+  (tmp_path / "texts.csv").write_text("text\nThere is edema.\nNo effusion.\n")
+  for name, names in (("texts.txt", ["line 1", "line 3"]), ("texts.csv", ["row 2", "row 3"])):
+    embed.main([f"--workdir={run}", f"--texts={tmp_path / name}", f"--out={tmp_path}/{name}.npz"])
+    assert np.load(f"{tmp_path}/{name}.npz")["names"].tolist() == names
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--images=x.png", "--out=x.csv"], "name a .npz file"),
+    (["--texts=none.txt", "--out=x.npz"], "none.txt cannot be read"),
+    (["--texts=none.csv", "--out=x.npz"], "none.csv"),
+  ],
+)
+def test_errors_of_embed_are_one_line(run, arguments, message):
+  with pytest.raises(SystemExit) as caught:
+    embed.main([f"--workdir={run}", *arguments])
+  assert str(caught.value).startswith("error: ") and message in str(caught.value)

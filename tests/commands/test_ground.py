@@ -1,0 +1,79 @@
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+from plan_jax.commands import ground
+
+
+def run_command(*arguments):
+  ground.main([str(argument) for argument in arguments])
+
+
+def test_one_image_and_phrase(run, images, tmp_path, capsys):
+  out = tmp_path / "overlay.png"
+  given = f"--workdir={run}", f"--image={images}/0.png", "--phrase=left effusion"
+  run_command(*given, f"--out={out}")
+  text = capsys.readouterr().out
+  assert text.startswith(f"{images}/0.png: left effusion\n  score ") and "  box x " in text
+  assert text.endswith(f"  overlay: {out}\n")
+  with Image.open(out) as overlay:
+    assert overlay.size == (64, 64)
+  run_command(*given, "--phrase=edema", "--json", "--threshold=1")
+  first, second = map(json.loads, capsys.readouterr().out.splitlines())
+  assert (first["phrase"], second["phrase"]) == ("left effusion", "edema")
+  assert first["width"] == first["height"] == 64 and first["threshold"] == 1
+  assert set(first["boxes"][0]) == {"x0", "y0", "x1", "y1", "score"}
+  assert f"score {first['score']:.3f}" in text
+
+
+def test_a_folder_is_a_batch_and_what_cannot_be_read_is_counted(run, images, tmp_path, capsys):
+  out = tmp_path / "out"
+  with pytest.raises(SystemExit, match="error: 1 of 4 could not be read"):
+    run_command(f"--workdir={run}", f"--image={images}", "--phrase=+effusion", f"--out={out}")
+  printed = capsys.readouterr()
+  assert "1 files of" in printed.err and "broken.png" in printed.err
+  lines = list(csv.DictReader((out / "grounding.csv").read_text().splitlines()))
+  assert [line["phrase"] for line in lines] == ["'+effusion"] * 4  # no formula
+  assert [bool(line["error"]) for line in lines] == [False, False, False, True]
+  overlays = sorted(path.name for path in (out / "overlays").iterdir())
+  assert overlays == [f"0000{i + 1}-{i}-_effusion.png" for i in range(3)]
+  with pytest.raises(SystemExit, match="exists: name a new folder"):
+    run_command(f"--workdir={run}", f"--image={images}", "--phrase=effusion", f"--out={out}")
+
+
+def test_a_table_names_images_beside_it_and_their_phrases(run, images, tmp_path, capsys):
+  table = images / "table.csv"
+  table.write_text('image,phrase\n0.png,"left ../../\x1b[2J"\n0.png,...\n1.png,edema\n')
+  out = tmp_path / "out"
+  with pytest.raises(SystemExit, match="1 of 3 could not be read"):
+    run_command(f"--workdir={run}", f"--image={table}", f"--out={out}", "--json")
+  assert "\x1b" not in "".join(capsys.readouterr())
+  lines = [json.loads(line) for line in (out / "grounding.jsonl").read_text().splitlines()]
+  assert ["error" in line for line in lines] == [False, True, False]
+  assert "has no word" in lines[1]["error"]
+  assert all(path.parent == out / "overlays" for path in out.rglob("*.png"))
+  table.unlink()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--image=IMAGES/0.png"], "--phrase is missing"),
+    (["--image=IMAGES/0.png", "--phrase=..."], "has no word"),
+    (["--image=IMAGES", "--phrase=edema"], "--out is missing"),
+    (["--image=IMAGES/0.png", "--phrase=edema", "--out=x.jpg"], "name a .png file"),
+    (["--image=IMAGES/none.csv", "--phrase=edema"], "--phrase: leave it out"),
+    (["--image=IMAGES/none.csv", "--out=OUT"], "none.csv"),
+    (["--image=IMAGES/0.png", "--phrase=edema", "--workdir=OUT"], "holds no run"),
+    (["--image=IMAGES/0.png", "--phrase=edema", "--threshold=2"], "2"),
+  ],
+)
+def test_errors_are_one_line_before_any_work(run, images, tmp_path, capsys, arguments, message):
+  replaced = [a.replace("IMAGES", str(images)).replace("OUT", f"{tmp_path}/o") for a in arguments]
+  with pytest.raises(SystemExit) as caught:
+    run_command(f"--workdir={run}", *replaced)
+  if message != "2":  # which is argparse's
+    assert str(caught.value).startswith("error: ") and message in str(caught.value)
+  assert caught.value.code != 0 and not list(tmp_path.iterdir())
