@@ -30,6 +30,7 @@ _MAY_BE_EMPTY = (
   *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
   *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
 )
+_PLANE = ("ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 _LONG_STRING, _SHORT_TEXT = 64, 1024  # characters of the value representations LO and ST
 _SERIES_NUMBER = 9000  # behind those of modalities
 
@@ -141,6 +142,8 @@ def _read(source) -> tuple[str, pydicom.Dataset, np.ndarray]:
   for keyword in _MAY_BE_EMPTY:
     if keyword not in header:
       setattr(header, keyword, "")
+  if not all(header.get(keyword) for keyword in _PLANE):  # highdicom wants all or no position
+    header.pop("ImagePositionPatient", None)
   return name, header, shown
 
 
