@@ -142,8 +142,9 @@ def _read(source) -> tuple[str, pydicom.Dataset, np.ndarray]:
   for keyword in _MAY_BE_EMPTY:
     if keyword not in header:
       setattr(header, keyword, "")
-  if not all(header.get(keyword) for keyword in _PLANE):  # highdicom wants all or no position
+  if not all(header.get(keyword) for keyword in _PLANE):  # all or none, the source has the rest
     header.pop("ImagePositionPatient", None)
+    header.pop("PixelSpacing", None)
   return name, header, shown
 
 
@@ -182,7 +183,7 @@ def _describe(grounding: Grounding, threshold: float | None) -> str:
     + ("" if grounding.quantile is None else f", quantile {grounding.quantile:.3f}"),
   ]
   if np.isnan(grounding.map).any():
-    lines.append("The model does not see margins of the image, where the value is 0")
+    lines.append("The model does not see the margins, where all is 0")
   return ". ".join([*lines, grounding.warning]) if grounding.warning else ". ".join(lines)
 
 

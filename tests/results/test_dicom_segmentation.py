@@ -35,12 +35,12 @@ FULL = IDS | {
   "Modality": "DX",
   "Manufacturer": "Maker",
   "PatientOrientation": ["L", "F"],
+  "PixelSpacing": [0.2, 0.2],
 }
 FRAME = FULL | {"FrameOfReferenceUID": "1.2.9"}
 PLACED = FRAME | {
   "ImagePositionPatient": [0, 0, 0],
   "ImageOrientationPatient": [1, 0, 0, 0, 0, -1],
-  "PixelSpacing": [0.2, 0.2],
   "SliceThickness": 1,
 }
 
@@ -145,7 +145,7 @@ def test_a_reading_inverts_but_never_flips(tmp_path):
   normal = dicom.to_pixels(fake.image(ramp))
   path = write(tmp_path, ramp, photometric="MONOCHROME1", PatientOrientation=["R", "H"], **IDS)
   shown = dicom.to_pixels(path.read_bytes())
-  np.testing.assert_array_equal(shown, 255 - normal)
+  np.testing.assert_allclose(shown.astype(int), 255 - normal.astype(int), atol=1)
   assert (np.diff(normal.ravel().astype(int)) >= 0).all() and normal[0, 0] < normal[-1, -1]
   heatmap = np.zeros(ramp.shape, np.float32)
   heatmap[2, 7] = 1
