@@ -109,6 +109,11 @@ def evaluate_on(config: ConfigDict, workdir: Workdir, chosen: ConfigDict, out: s
 
   Raises UserError where run, data or folder are not fit.
   """
+  if "baseline" in config:
+    raise UserError(
+      f"--on: {workdir.path} is of a baseline: evaluate that anew, in another --workdir, with"
+      " --config=configs/baselines.py:NAME and the data in --config.data.source"
+    )
   config, chosen = ConfigDict(config.to_dict()), ConfigDict(chosen.to_dict())
   config.mesh = {"data": -1, "fsdp": 1}  # of the devices here
   config.data.limit = 0  # of the run's own images
@@ -122,7 +127,10 @@ def evaluate_on(config: ConfigDict, workdir: Workdir, chosen: ConfigDict, out: s
   model = load(workdir, config)  # before a conversion, which may take hours
 
   def claim():
-    place.claim(ConfigDict({"on": chosen.to_dict()}))
+    try:
+      place.claim(ConfigDict({"on": chosen.to_dict()}))
+    except UserError as error:
+      raise UserError(str(error).replace("--workdir", "--out")) from error
     if chosen.source:
       if records.is_complete(records_folder):
         log.info(f"converted before: delete {records_folder} if {chosen.source} has changed since")

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import signal
 import sys
 import traceback
@@ -90,22 +89,22 @@ def parse(argv: list[str]) -> list[str]:
 
 def _with_config(argv: list[str]) -> list[str]:
   """Completes --config: the library's own file of that name, or the run's config without any."""
-  for number, argument in enumerate(argv):
-    if match := re.fullmatch(r"--?config=(.*)", argument):
-      argv = [*argv[:number], f"--config={bundled.find(match[1])}", *argv[number + 1 :]]
-    if re.fullmatch(r"--?config(=.*)?", argument):
-      return argv
-  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-  parser.add_argument("--workdir", "-workdir", nargs="?")
-  if not (workdir := parser.parse_known_args(argv[1:])[0].workdir):
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  for name in ("config", "workdir"):
+    parser.add_argument(f"--{name}", f"-{name}", nargs="?", const="")  # empty: absl tells
+  given, rest = parser.parse_known_args(argv[1:])
+  if not given.workdir:
     return argv
-  if not Workdir(workdir).config.exists():
-    raise UserError(
-      f"{workdir} holds no run: name its folder, or begin one by --config, e.g."
-      " --config=configs/phantom.py"
-    )
-  Workdir(workdir).read_config()  # raises where it is damaged
-  return [argv[0], f"--config={_OWN}:{workdir}", *argv[1:]]
+  config = bundled.find(given.config or "")
+  if given.config is None:
+    if not Workdir(given.workdir).config.exists():
+      raise UserError(
+        f"{given.workdir} holds no run: name its folder, or begin one by --config, e.g."
+        " --config=configs/phantom.py"
+      )
+    Workdir(given.workdir).read_config()  # raises where it is damaged
+    config = f"{_OWN}:{given.workdir}"
+  return [argv[0], f"--config={config}", f"--workdir={given.workdir}", *rest]
 
 
 def _run() -> None:

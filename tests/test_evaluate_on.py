@@ -81,6 +81,18 @@ def test_splits(run, tmp_path):
   assert (chosen.split, chosen.selection) == ("test", "all_test")
 
 
+def test_no_foreign_folder_is_written_to_and_no_baseline_taken(run, tmp_path):
+  (tmp_path / "notes.txt").write_text("mine")
+  chosen = given(run.path.parent / "records", "validation")
+  with pytest.raises(UserError, match="not empty and holds no config.json: name an empty --out"):
+    experiment.evaluate_on(run.load_config(), run, chosen, str(tmp_path))
+  assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+  baseline = run.load_config()
+  baseline.baseline = {"name": "gloria"}
+  with pytest.raises(UserError, match="is of a baseline"):
+    experiment.evaluate_on(baseline, run, chosen)
+
+
 @pytest.mark.parametrize(
   ("folder", "split", "message"),
   [
