@@ -66,10 +66,7 @@ def main(arguments: Sequence[str]) -> None:
           results += [result] if result else []
           emit(row)
           bar.update()
-        try:
-          files.add(model, path, results)
-        except UserError as error:
-          failures.add(str(path), error)
+        files.add(model, path, results, failures)
     files.finish()
     failures.finish()
 

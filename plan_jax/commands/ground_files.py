@@ -8,6 +8,7 @@ from pathlib import Path
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text, replacing
+from plan_jax.commands.inputs import Failures
 from plan_jax.inference.grounding import Grounding
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results import box_files
@@ -38,8 +39,10 @@ class GroundFiles:
         raise UserError("--dicom-out needs highdicom: pip install 'plan_jax[dicom]'")
       _check_new("--dicom-out", folder, *([".dcm"] if single else []))
 
-  def add(self, model: Predictor, path: Path, groundings: Sequence[Grounding]) -> None:
-    """Takes the groundings of an image; writes its Segmentation. Raises UserError."""
+  def add(
+    self, model: Predictor, path: Path, groundings: Sequence[Grounding], failures: Failures
+  ) -> None:
+    """Takes the groundings of an image; writes its Segmentation, or counts it as a failure."""
     self._images += 1
     if not groundings:
       return
@@ -48,12 +51,16 @@ class GroundFiles:
       self._rows += [box_files.phrase_boxes(str(path), each, threshold) for each in groundings]
     if not self._options.dicom_out:
       return
-    from plan_jax.results.dicom_segmentation import to_segmentation
+    from plan_jax.results.dicom_segmentation import SegmentationError, to_segmentation
     from plan_jax.transfer.encoder import fingerprint
 
     self._model = self._model or fingerprint(model.variables)
     kind = None if self._options.dicom_type == "fractional" else threshold
-    segmentation = to_segmentation(groundings, path, self._model, kind)
+    try:
+      segmentation = to_segmentation(groundings, path, self._model, kind)
+    except SegmentationError as error:
+      failures.add(str(path), error)
+      return
     out = Path(self._options.dicom_out)
     if not self._single:
       out /= f"{self._images:05}-{re.sub(r'[^A-Za-z0-9.]+', '_', path.stem)[:60]}.dcm"
