@@ -29,6 +29,7 @@ FLOORS = (
   "input_pipeline.readers",
   "input_pipeline.conversion",
   "input_pipeline.checks",
+  "plan_jax",  # the version, and names that are imported when used
   "plan_jax.alignment",
   "plan_jax.metrics",
   "plan_jax.runtime",

@@ -4,6 +4,8 @@
   plan-jax ground --workdir=runs/a --image=image.png --phrase=effusion --phrase=edema --json
   plan-jax ground --workdir=runs/a --image=FOLDER --phrase="left effusion" --out=OUT
   plan-jax ground --workdir=runs/a --image=table.csv --out=OUT
+  plan-jax ground --workdir=runs/a --image=image.dcm --phrase=effusion --dicom-out=regions.dcm
+  plan-jax ground --workdir=runs/a --image=image.png --phrase=effusion --boxes-out=boxes.json
 
 A folder, or a CSV table with the columns image and phrase, is a batch: OUT/grounding.csv (with
 --json: grounding.jsonl) has a row an image and phrase, OUT/overlays/ the maps. Boxes are
@@ -24,7 +26,8 @@ from input_pipeline.conversion.workers import progress_bar
 from input_pipeline.errors import UserError
 from input_pipeline.files import replacing
 from input_pipeline.terminal import escape
-from plan_jax.commands import inputs
+from plan_jax.commands import ground_files, inputs
+from plan_jax.commands.ground_files import GroundFiles
 from plan_jax.inference.grounding import Grounding
 from plan_jax.inference.inputs import check_phrases
 from plan_jax.inference.load import load
@@ -47,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     jobs = _jobs(options.image, options.phrase)
     total = sum(len(phrases) for _, phrases in jobs)
     single = inputs.is_file(options.image)
+    files = GroundFiles(options, single)
     folder = _folder(options.out, single, total)
     model = load(options.workdir)
     writer = _printer(options.json) if single else _file(folder, options.json)
@@ -54,12 +58,16 @@ def main(arguments: Sequence[str]) -> None:
     with writer as emit, progress_bar("ground", total, show=not single) as bar:
       number = 0
       for path, phrases in jobs:
+        results = []
         for row, result in _rows(model, path, phrases, options.threshold, failures):
           number += 1
           if result and options.out:
             row["overlay"] = str(_save(result, folder or Path(options.out), number, path))
+          results += [result] if result else []
           emit(row)
           bar.update()
+        files.add(model, path, results, failures)
+    files.finish()
     failures.finish()
 
 
@@ -78,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
   threshold = "of the boxes, a share of the map's maximum (default %(default)s)"
   add("--threshold", type=_share, default=0.5, help=threshold)
   add("--json", action="store_true", help="one JSON object a line")
+  ground_files.add_options(parser)
   return parser
 
 

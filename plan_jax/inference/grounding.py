@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from input_pipeline.terminal import escape
@@ -87,18 +87,23 @@ class Grounding:
 
     Raises InputError where `threshold` is not above 0 and at most 1.
     """
-    if isinstance(threshold, bool) or not 0 < threshold <= 1:
-      raise InputError(f"threshold is {threshold!r}: give a share of the maximum, above 0 and to 1")
     from scipy import ndimage  # takes its time to import
 
     heatmap = np.nan_to_num(self.map)
-    top = heatmap.max()
-    parts, count = ndimage.label((heatmap >= threshold * top) & (top > 0), _NEIGHBOURS)
+    parts, count = ndimage.label(self.region(threshold), _NEIGHBOURS)
     sizes, boxes = np.bincount(parts.ravel(), minlength=count + 1)[1:], []
     for rows, columns in ndimage.find_objects(parts):
       score = float(heatmap[rows, columns].max())
       boxes.append(Box(columns.start, rows.start, columns.stop, rows.stop, score))
     return [boxes[i] for i in np.argsort(-sizes, kind="stable")]
+
+  def region(self, threshold: float = 0.5) -> Bool[np.ndarray, "H W"]:
+    """Marks the pixels of `boxes`. Raises InputError as that does."""
+    if isinstance(threshold, bool) or not 0 < threshold <= 1:
+      raise InputError(f"threshold is {threshold!r}: give a share of the maximum, above 0 and to 1")
+    heatmap = np.nan_to_num(self.map)
+    top = heatmap.max()
+    return (heatmap >= threshold * top) & (top > 0)
 
   def overlay(self, alpha: float = OPACITY) -> Image.Image:
     """Mixes the image with its map in colour, RGB; `alpha` is the colour's share at the most.

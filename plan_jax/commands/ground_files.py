@@ -1,0 +1,82 @@
+"""Files that `plan-jax ground` writes beside its overlays: DICOM Segmentations, and boxes."""
+
+import argparse
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text, replacing
+from plan_jax.commands.inputs import Failures
+from plan_jax.inference.grounding import Grounding
+from plan_jax.inference.predictor import Predictor
+from plan_jax.results import box_files
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `GroundFiles`."""
+  add = parser.add_argument
+  add("--boxes-out", help="boxes of all images, a new file: .json (COCO) or .csv")
+  segmentation = "DICOM Segmentation of a DICOM image, a new .dcm file; of several, a new folder"
+  add("--dicom-out", help=segmentation)
+  kinds = "regions at --threshold, which viewers show, or the maps themselves (default %(default)s)"
+  add("--dicom-type", choices=("binary", "fractional"), default="binary", help=kinds)
+
+
+class GroundFiles:
+  """Files of --boxes-out and --dicom-out."""
+
+  def __init__(self, options: argparse.Namespace, single: bool):
+    """Checks the flags; `single` says that they are of one image. Raises UserError."""
+    self._options, self._single = options, single
+    self._rows: list[box_files.PhraseBoxes] = []
+    self._images, self._model = 0, ""
+    if boxes := options.boxes_out:
+      _check_new("--boxes-out", boxes, ".json", ".csv")
+    if folder := options.dicom_out:
+      if importlib.util.find_spec("highdicom") is None:
+        raise UserError("--dicom-out needs highdicom: pip install 'plan_jax[dicom]'")
+      _check_new("--dicom-out", folder, *([".dcm"] if single else []))
+
+  def add(
+    self, model: Predictor, path: Path, groundings: Sequence[Grounding], failures: Failures
+  ) -> None:
+    """Takes the groundings of an image; writes its Segmentation, or counts it as a failure."""
+    self._images += 1
+    if not groundings:
+      return
+    threshold = self._options.threshold
+    if self._options.boxes_out:
+      self._rows += [box_files.phrase_boxes(str(path), each, threshold) for each in groundings]
+    if not self._options.dicom_out:
+      return
+    from plan_jax.results.dicom_segmentation import SegmentationError, to_segmentation
+    from plan_jax.transfer.encoder import fingerprint
+
+    self._model = self._model or fingerprint(model.variables)
+    kind = None if self._options.dicom_type == "fractional" else threshold
+    try:
+      segmentation = to_segmentation(groundings, path, self._model, kind)
+    except SegmentationError as error:
+      failures.add(str(path), error)
+      return
+    out = Path(self._options.dicom_out)
+    if not self._single:
+      out /= f"{self._images:05}-{re.sub(r'[^A-Za-z0-9.]+', '_', path.stem)[:60]}.dcm"
+    with replacing(out) as temporary:
+      segmentation.save_as(temporary, enforce_file_format=True)
+
+  def finish(self) -> None:
+    """Writes the boxes."""
+    if out := self._options.boxes_out:
+      write = box_files.to_csv if out.lower().endswith(".csv") else box_files.to_coco
+      replace_text(out, write(self._rows))
+
+
+def _check_new(flag: str, out: str, *suffixes: str) -> None:
+  """Raises UserError where a path exists, so that no image is lost, or has another suffix."""
+  if suffixes and Path(out).suffix.lower() not in suffixes:
+    raise UserError(f"{flag}={out}: name a {' or '.join(suffixes)} file")
+  if Path(out).exists():
+    raise UserError(f"{flag}={out} exists: name another, or delete it")
