@@ -36,11 +36,8 @@ def rounds(**values) -> dict[str, object]:
   return {f"curriculum.refine.{key}": value for key, value in values.items()}
 
 
-# One round of soft regions as the contrast alone makes them: neither diffusion nor sides.
-PLAIN = {
-  f"alignment.{key}": 0 if key.endswith("steps") else 0.0
-  for key in ("smooth_steps", "spread_steps", "side_weight", "swap_weight", "move_weight")
-}
+# Soft regions as the contrast alone makes them: neither diffusion nor sides.
+PLAIN = {"alignment.smooth_steps": 0, "alignment.spread_steps": 0, "alignment.side_weight": 0.0}
 METHODS = [{}, PLAIN, *({"alignment.method": name} for name in ("none", "gloria", "sparc", "mgca"))]
 
 
@@ -50,14 +47,13 @@ def sweep() -> list[dict[str, object]]:
   two = rounds(local_weight=(0.5, 1.0), tau=(0.2, 0.2), gamma=(0.0, 1.0))
   no_filter = {"alignment.term_weight": 0.0}
   no_filter |= {f"curriculum.{s}.term_filter": False for s in every_stage}
-  no_sides = {key: value for key, value in PLAIN.items() if key.endswith("weight")}
   parts = [
     {"alignment.smooth_steps": 0},
     {"alignment.spread_steps": 0},
     {"alignment.smooth_steps": 0, "alignment.spread_steps": 0},
-    no_sides,
-    {"alignment.swap_weight": 0.0, "alignment.move_weight": 0.0},
-    {"alignment.move_weight": 0.0},
+    {"alignment.side_weight": 0.0},
+    {"alignment.swap_weight": 1.0},
+    {"alignment.swap_weight": 1.0, "alignment.move_weight": 0.2},
     {"alignment.evidence": "cosine"},
     # Other regions, soft and hard.
     *({"alignment.sparsifier": name} for name in ("minmax", "entmax15", "topk", "box")),

@@ -35,9 +35,8 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.alignment.dtype = "float32"
   config.model.image.spread_stage = 1
-  config.alignment.update(smooth_steps=4, spread_steps=4)
+  config.alignment.update(smooth_steps=4, spread_steps=4, side_weight=1.0)
   config.alignment.update(spread_tau=0.05, spread_radius_fraction=0.09)
-  config.alignment.update(side_weight=1.0, swap_weight=1.0, move_weight=0.2)
   config.alignment.tile_mib = 16  # what a CPU's cache can hold
 
   config.curriculum.refine.start_fraction = 0.65
