@@ -138,7 +138,8 @@ def on_mesh(monkeypatch, data, fsdp):
   made = jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
   monkeypatch.setattr("plan_jax.training.assembly.make_mesh", lambda *_: made)
   monkeypatch.setattr(mesh, "_SMALL", 64)
-  return tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0, **ONE_STAGE})
+  swaps = {"alignment.swap_weight": 1.0, "alignment.move_weight": 0.2}
+  return tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0, **ONE_STAGE, **swaps})
 
 
 @pytest.fixture(scope="module")
