@@ -66,7 +66,7 @@ def test_the_modules_are_there():
     (["evaluate", "--workdir=RUN", "--on=none", "--split=tset"], "<train|validation|test|all>"),
     (["train", "--workdir=NEW", "--config=configs/baselines.py:gloria", "--steps=3"], "a baseline"),
     (["evaluate", "--workdir=RUN", "--config=configs/run.py:RUN", "--on=none"], "no such folder"),
-    (["evaluate", "--workdir=RUN", "--config=configs/run.py:NEW", "--on=none"], "holds no run"),
+    (["evaluate", "--workdir=NEW", "--config=configs/run.py:RUN", "--on=none"], "run's own config"),
   ],
 )
 def test_errors_of_a_run_are_one_line(run, tmp_path, arguments, message):
