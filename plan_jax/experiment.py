@@ -148,7 +148,7 @@ def evaluate_on(config: ConfigDict, workdir: Workdir, chosen: ConfigDict, out: s
     sets = [datasets.checked(dataset, "--split")]
     if stored:
       features.store(config, [(records_folder, stored)], workdir)
-    title = f"{name}: {workdir.path.name} after {model.step} steps"
+    title = f"{name}: {workdir.path.resolve().name} after {model.step} steps"
     evaluate(model, config, place, sets, title=title)
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -37,7 +38,9 @@ _ON = flags.DEFINE_string(
   "Evaluates the run on this data set: a folder with manifest.csv, or of records, or of --dataset.",
 )
 _DATASET = flags.DEFINE_string("dataset", "folder", "Reader of --on, e.g. nih14.")
-_SPLIT = flags.DEFINE_string("split", "", "Split of --on: train, validation, test, or all images.")
+_SPLIT = flags.DEFINE_enum(
+  "split", None, ["train", "validation", "test", "all"], "Split of --on; all: all of its images."
+)
 _OUT = flags.DEFINE_string("out", "", "Folder of the results of --on; by default in WORKDIR/on.")
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
@@ -110,6 +113,10 @@ def _with_config(argv: list[str]) -> list[str]:
   return [argv[0], f"--config={config}", f"--workdir={given.workdir}", *rest]
 
 
+def _is_same(path: str, other: str) -> bool:
+  return Path(path).resolve() == Path(other).resolve()
+
+
 def _run() -> None:
   """Runs what the flags say. Raises UserError."""
   from configs.base import evaluation_set
@@ -118,9 +125,12 @@ def _run() -> None:
 
   overrides = config_flags.get_override_values(flags.FLAGS[_CONFIG.name])
   config, workdir, mode = _CONFIG.value, Workdir(_WORKDIR.value), _MODE.value
-  is_own = flags.FLAGS[_CONFIG.name].config_filename.startswith(f"{_OWN}:")
+  file, _, run = flags.FLAGS[_CONFIG.name].config_filename.partition(":")
+  is_own = all(map(_is_same, (file, run), (_OWN, _WORKDIR.value)))
   if _STEPS.value is not None and (_STEPS.value < 1 or mode in ("evaluate", "features")):
     raise UserError(f"--steps={_STEPS.value}: 1 or more, to train (not with --mode={mode})")
+  if _STEPS.value is not None and "baseline" in config:
+    raise UserError(f"--steps={_STEPS.value}: a baseline is not trained; leave --steps out")
   if _ON.value is None:
     if given := [flag.name for flag in _OF_ON if flags.FLAGS[flag.name].present]:
       raise UserError(f"--{given[0]} is for --on=FOLDER, another data set to evaluate on")
@@ -137,7 +147,7 @@ def _run() -> None:
     return
   if mode != "evaluate" or not is_own:
     raise UserError("--on needs --mode=evaluate and the run's own config: leave out --config")
-  chosen = evaluation_set(_DATASET.value, split=_SPLIT.value)
+  chosen = evaluation_set(_DATASET.value, split=_SPLIT.value or "")
   chosen.source = _ON.value
   experiment.evaluate_on(config, workdir, chosen, _OUT.value)
 

@@ -81,6 +81,13 @@ def test_splits(run, tmp_path):
   assert (chosen.split, chosen.selection) == ("test", "all_test")
 
 
+@pytest.mark.parametrize("source", ["..", "x/..", "."])
+def test_a_folder_has_its_own_name(tmp_path, monkeypatch, source):
+  (tmp_path / "images" / "x").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path / "images" / ("x" if source == ".." else ""))
+  assert datasets.settle(given(source)) == "images"
+
+
 def test_no_foreign_folder_is_written_to_and_no_baseline_taken(run, tmp_path):
   (tmp_path / "notes.txt").write_text("mine")
   chosen = given(run.path.parent / "records", "validation")

@@ -30,7 +30,7 @@ def write(path: str | os.PathLike, result: Check, *, strict: bool = False) -> No
   by_split = group_by(result.images, split_of).items()
   template = pages.environment(Path(__file__).parent).get_template("page.html")
   text = template.render(
-    title=f"{result.verdict(strict=strict).capitalize()}: {Path(result.records).name}",
+    title=f"{result.verdict(strict=strict).capitalize()}: {Path(result.records).resolve().name}",
     notes=result.notes(),
     findings={level: result.all_findings(level) for level in ("error", "warning")},
     tables=result.tables,

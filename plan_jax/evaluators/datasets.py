@@ -167,7 +167,7 @@ def settle(chosen: ConfigDict) -> str:
 
   Raises UserError where there is no such folder, or it has no manifest.
   """
-  folder = Path(chosen.source).absolute()
+  folder = Path(chosen.source).resolve()  # ".." has no name
   manifest, info = folder / MANIFEST, folder / "dataset_info.json"
   split, chosen.split = chosen.split, chosen.split or "test"
   if not folder.is_dir():

@@ -82,7 +82,7 @@ class Workdir:
         )
       self.path.mkdir(parents=True, exist_ok=True)
     else:
-      differ = _differences(self.read_config(), config.to_dict())
+      differ = differences(self.read_config(), config.to_dict())
       if not differ:
         return
       if self.begun():
@@ -105,7 +105,7 @@ class Workdir:
     before = self.read_config().get("baseline")
     if before is None:
       raise WorkdirError(f"{self.path} belongs to a run: name another --workdir for the baseline")
-    differ = _differences({"baseline": before}, {"baseline": config.baseline.to_dict()})
+    differ = differences({"baseline": before}, {"baseline": config.baseline.to_dict()})
     if differ and self.evaluation.exists():
       raise WorkdirError(
         f"{self.path} holds the evaluation of another baseline ({differ}): name another --workdir,"
@@ -156,9 +156,9 @@ def _with_tuples(value):
   return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
-def _differences(before: dict, now: dict) -> str:
-  """Lists the keys that differ, but for FREE ones; `now` need not have gone through JSON."""
-  before, now = flatten(before), flatten(json.loads(json.dumps(now)))
+def differences(before: dict, now: dict) -> str:
+  """Lists the keys that differ, but for FREE ones; neither need have gone through JSON."""
+  before, now = (flatten(json.loads(json.dumps(config))) for config in (before, now))
   return "; ".join(
     f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
     for key in sorted(before.keys() | now.keys())

@@ -1,5 +1,7 @@
 """A longer training: a run that goes on to more steps than its config named."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from input_pipeline import digests
@@ -7,7 +9,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import log
-from plan_jax.runtime.workdir import Workdir
+from plan_jax.runtime.workdir import Workdir, WorkdirError, differences
 
 
 def extended(config: ConfigDict, workdir: Workdir, steps: int) -> ConfigDict:
@@ -33,24 +35,43 @@ def extended(config: ConfigDict, workdir: Workdir, steps: int) -> ConfigDict:
       " another --workdir for a shorter one"
     )
   for stage in config.curriculum.values():
-    stage.start_fraction *= before / steps
+    stage.start_fraction = _scaled(stage.start_fraction, before, steps)
   return config
 
 
+def _scaled(fraction: float, before: int, steps: int) -> float:
+  """Scales a share of `before` steps to one of `steps` that begins at the very same step."""
+  begin, fraction = math.ceil(fraction * before), fraction * before / steps
+  while late := math.ceil(fraction * steps) - begin:  # by rounding, where a stage begins on a step
+    fraction = math.nextafter(fraction, -late)
+  return fraction
+
+
 def extend(config: ConfigDict, workdir: Workdir) -> None:
-  """Writes `extended`'s config of a run that has begun, and until where the one before led it."""
-  before = workdir.load_config().train.steps
-  if not workdir.begun() or before == config.train.steps:
+  """Writes `extended`'s config of a run that has begun, and until where the one before led it.
+
+  Raises WorkdirError, naming the keys, where `config` differs in more than its length.
+  """
+  written = workdir.load_config()
+  before, steps = written.train.steps, config.train.steps
+  if not workdir.begun() or before == steps:
     return
+  longer = extended(written, workdir, steps)
+  if differ := differences(longer.to_dict(), config.to_dict()):
+    raise WorkdirError(
+      f"--steps={steps}: {workdir.path} belongs to a run of another config ({differ}): leave these"
+      " keys out, or name another --workdir"
+    )
   checkpoints = Checkpoints(workdir.checkpoints, create=False)
   step = checkpoints.latest()
   checkpoints.close()
-  note = read(workdir) | {str(step): before}
+  note = read(workdir)
+  note.setdefault(str(step), before)  # where no step was done since, the schedule before led here
   replace_text(workdir.extended, digests.seal(note, indent=2))
-  replace_text(workdir.config, digests.seal(config.to_dict(), indent=2))
+  replace_text(workdir.config, digests.seal(longer.to_dict(), indent=2))
   log.info(
-    f"trains on from step {step} to {config.train.steps}, by the learning rates of a schedule of"
-    f" {config.train.steps} steps (before: {before}); stages begin where they did. A training of so"
+    f"trains on from step {step} to {steps}, by the learning rates of a schedule of"
+    f" {steps} steps (before: {before}); stages begin where they did. A training of so"
     " many steps from the start may end elsewhere"
   )
 

@@ -63,8 +63,12 @@ def test_the_modules_are_there():
     (["train", "--workdir=none"], "none holds no run: name its folder, or begin one by --config"),
     (["evaluate", "--workdir=RUN", "--config.evaluation.sets.x.source=y"], "--on=FOLDER"),
     (["train", "--workdir=RUN", "--config=configs/none.py"], "configs/none.py"),
+    (["evaluate", "--workdir=RUN", "--on=none", "--split=tset"], "<train|validation|test|all>"),
+    (["train", "--workdir=NEW", "--config=configs/baselines.py:gloria", "--steps=3"], "a baseline"),
+    (["evaluate", "--workdir=RUN", "--config=configs/run.py:RUN", "--on=none"], "no such folder"),
+    (["evaluate", "--workdir=NEW", "--config=configs/run.py:RUN", "--on=none"], "run's own config"),
   ],
 )
 def test_errors_of_a_run_are_one_line(run, tmp_path, arguments, message):
-  done = run_command(*[a.replace("RUN", str(run)) for a in arguments])
+  done = run_command(*[a.replace("RUN", str(run)).replace("NEW", str(tmp_path)) for a in arguments])
   assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
