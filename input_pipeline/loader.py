@@ -72,7 +72,7 @@ class Encode(RandomMap):
     return {
       "image": image,
       **text.arrays(),
-      **(self._swapped(sentences, text, half) if self.swaps else {}),
+      **(self._swapped(sentences, text, half, [i for _, i in named]) if self.swaps else {}),
       "term": term & text.word_mask,
       "half": half,
       "report_key": np.int32(key),
@@ -80,19 +80,35 @@ class Encode(RandomMap):
       "dropped_sentences": np.int32(text.dropped),
     }
 
-  def _swapped(self, sentences, text: Encoded, half: np.ndarray) -> dict[str, np.ndarray]:
-    """Exchanges left and right in the sentences that name one side.
+  def _swapped(self, sentences, text: Encoded, half, owners) -> dict[str, np.ndarray]:
+    """Exchanges left and right in sentences of one half, which are then untrue of the image.
 
-    Where that changes a number of tokens, as of "RLL" in a foreign vocabulary, nothing is swapped.
+    Not where another sentence names what they name on the other side. Where the number of tokens
+    changes, as of "RLL" in a foreign vocabulary, nothing is exchanged. `owners` are the sentences
+    of the words, `half` as in the row.
     """
+    terms = [self._term_words(sentence) for sentence in sentences]
+    sides = [mirror.sides(sentence) for sentence in sentences]
+    untrue = [
+      mirror.half(sentence) != 0
+      and not any(sides[j] - sides[i] and terms[j] & terms[i] for j in range(len(sides)))
+      for i, sentence in enumerate(sentences)
+    ]
     swapped = self.tokenizer.encode(
-      [mirror.swapped(x) if mirror.half(x) else x for x in sentences],
+      [mirror.swapped(x) if swaps else x for x, swaps in zip(sentences, untrue, strict=True)],
       max_tokens=self.max_tokens,
       max_words=self.max_words,
     )
-    same = np.array_equal(swapped.word_index, text.word_index)
-    tokens, half = (swapped.tokens, -half) if same else (text.tokens, np.zeros_like(half))
-    return {"swapped_tokens": tokens, "swapped_half": half}
+    if not np.array_equal(swapped.word_index, text.word_index):
+      return {"swapped_tokens": text.tokens, "swapped_half": np.zeros_like(half)}
+    exchanged = np.zeros_like(half)
+    exchanged[: len(owners)] = [untrue[i] for i in owners]
+    return {"swapped_tokens": swapped.tokens, "swapped_half": -half * exchanged}
+
+  def _term_words(self, sentence: str) -> set[str]:
+    spans, flags = reports.words(sentence), self.terms.named(sentence)
+    words = [sentence[start:end].lower() for start, end in spans]
+    return {word.rstrip("s") for word, flag in zip(words, flags, strict=True) if flag}
 
   def _image(self, example: Example, flips: bool, rng: np.random.Generator) -> np.ndarray:
     if example.features is not None:
@@ -136,7 +152,8 @@ def batches(
     image [B, S, S, 1] float32 in [0, 1], or stored features [B, P, C] float16; tokens,
     word_index, sentence_index, position [B, L] int32; word_mask, term [B, W] bool (term: a word
     that names something visible); half [B, W] int32 (of a term: the half of the image that its
-    sentence names, see `mirror.half`; 0 in lateral views); report_key, study_key,
+    sentence names, see `mirror.half`; 0 in lateral views); where `encode` swaps also
+    swapped_tokens [B, L] and swapped_half [B, W]; report_key, study_key,
     dropped_sentences [B] int32. S is image_px, L max_tokens, W max_words.
 
   Raises:

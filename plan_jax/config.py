@@ -149,7 +149,7 @@ def _check_stored_features(run: RunConfig, config: ConfigDict) -> None:
   )
   _require(
     key,
-    not run.model.image.spread_stage,
+    run.model.image.name == "vit" or not run.model.image.spread_stage,
     "needs model.image.spread_stage=0: the last features alone are stored",
   )
   encoder = {"image_encoder": abstract_params(config)["image_encoder"]}

@@ -1,6 +1,7 @@
-"""The code of docs/python.md and of the docstrings of the public face runs as it stands."""
+"""The code of docs/python.md, the notebook, and the docstrings of the public face run."""
 
 import inspect
+import json
 import re
 import textwrap
 
@@ -49,6 +50,22 @@ def test_the_page_runs(folder, monkeypatch):
   assert names["images"].shape[0] == names["texts"].shape[0] == 2
   assert names["table"].shape == (2, 2) and set(names["scores"]) == {"pneumothorax", "effusion"}
   np.testing.assert_allclose(names["results"][0].map, names["results"][1].map, atol=1e-3)
+
+
+def test_the_notebook_runs(folder):
+  """Cell by cell, as Jupyter does, on another run."""
+  cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())["cells"]
+  cells = [cell for cell in cells if cell["cell_type"] == "code"]
+  assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+  place, *blocks = ("".join(cell["source"]) for cell in cells)
+  assert place == 'run = "../runs/phantom"'
+  names = {"run": str(folder / "runs" / "phantom")}
+  for block in blocks:
+    exec(block, names)
+  assert names["result"].map.shape == (128, 128) and names["sheet"].size == (384, 128)
+  assert "no word that the model knows" in names["nonsense"].warning
+  assert set(names["scores"]) == {"pneumothorax", "effusion", "cardiomegaly"}
+  assert names["table"].shape == (4, 4)
 
 
 def test_the_docstrings_run(folder, monkeypatch):

@@ -62,10 +62,10 @@ def _own_regions(
   size = square_side(x.pixels.shape[1], "sides need")
   across = jnp.tile(jnp.sign(2 * jnp.arange(size) - (size - 1)), size).astype(jnp.float32)
   rounds = plan.rounds(alignment, stage)
-  weight, similarity = jax.vmap(lambda image, text: plan.own_regions(image, text, rounds))(
+  attention, evidence = jax.vmap(lambda image, text: plan.own_regions(image, text, rounds))(
     x.pixels, words
   )
-  return _OwnRegions((1 + half * (weight @ across)) / 2, (weight * similarity).sum(-1))
+  return _OwnRegions((1 + half * (attention.weight @ across)) / 2, evidence)
 
 
 def _surprise(share: Float[Array, "B W"]) -> Float[Array, "B W"]:

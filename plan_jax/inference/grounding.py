@@ -85,8 +85,8 @@ class Grounding:
 
     Pixels that touch, at a corner too, are of one part. A map that is 0 has none.
 
-      for x0, y0, x1, y1, score in grounding.boxes(0.5):
-        crop = grounding.image[y0:y1, x0:x1]
+        for x0, y0, x1, y1, score in grounding.boxes(0.5):
+          crop = grounding.image[y0:y1, x0:x1]
 
     Raises InputError where `threshold` is not above 0 and at most 1.
     """

@@ -21,8 +21,8 @@ def load(
 ) -> Predictor:
   """Loads the model of a finished or running training, or of an exported folder.
 
-    model = plan_jax.load("runs/a")
-    grounding = model.ground("image.png", "small left effusion")
+      model = plan_jax.load("runs/a")
+      grounding = model.ground("image.png", "small left effusion")
 
   Args:
     workdir: folder of the run, or of `plan_jax.export`, which has one step and its own config.

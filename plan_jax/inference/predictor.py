@@ -34,8 +34,8 @@ class Predictor:
   seldom; devices share a batch. Several processes call the same with the same, and get the same.
 
   Attributes:
-    spec: description of the model.
-    grid, local_bytes, has_significance, map_sigma, map_nearest: of `spec`.
+    spec: description of the model; its `grid`, `local_bytes`, `has_significance`, `map_sigma` and
+      `map_nearest` are attributes here too.
     variables: the weights in use, {"params", "batch_stats"}.
     step: of training; 0 of a baseline.
     stage: of the curriculum at that step, as which words are attended; None of a baseline.
@@ -125,7 +125,7 @@ class Predictor:
   ) -> dict[str, float] | list[dict[str, float]]:
     """Scores images for classes, from 0 to 1 where the prompts speak of absence too.
 
-      model.classify("image.png", ["pneumothorax", "effusion"])["effusion"]
+        model.classify("image.png", ["pneumothorax", "effusion"])["effusion"]
 
     The score is that of the protocol "zero-shot-v1", whose thresholds come from validation images:
     .5 is none. Each class has its own; they do not sum to 1. `prompts` is the name of a set, or a
@@ -140,8 +140,8 @@ class Predictor:
   def ground(self, images: Images, phrases: Phrases) -> Grounding | list[Grounding]:
     """Grounds a phrase in an image, or several: one image, one phrase, or as many of both.
 
-      result = model.ground("image.dcm", "small left pleural effusion")
-      result.overlay().save("overlay.png")
+        result = model.ground("image.dcm", "small left pleural effusion")
+        result.overlay().save("overlay.png")
 
     Returns a Grounding of one image and one phrase, else a list. A warning is logged once.
     Raises InputError for what is no image or no phrase.

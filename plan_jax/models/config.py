@@ -85,9 +85,8 @@ class ImageEncoderConfig(Section):
       self.output_stride <= reach,
       f"{self.stages} stages reach a stride of {reach} only",
     )
-    stages = 0 if self.name == "vit" else self.stages
-    rule = "must be 0: a vit has one grid" if self.name == "vit" else f"there are {stages} stages"
-    self.require("spread_stage", self.spread_stage <= stages, rule)
+    holds = self.name == "vit" or self.spread_stage <= self.stages
+    self.require("spread_stage", holds, f"there are {self.stages} stages")
     for key, other in (("lora_rank", "lora_blocks"), ("lora_blocks", "lora_rank")):
       holds = self.name == "vit" or not getattr(self, key)
       self.require(key, holds, f"must be 0: a {self.name} has no attention (name='vit' has)")

@@ -196,7 +196,8 @@ def build(model, vocabulary_size: int, *, freeze: Sequence[str] = ()) -> TwoTowe
     image_name=model.image.name,
     text_name=model.text.name,
     adapter=model.image.adapter,
-    spread_stage=model.image.get("spread_stage", 0),  # a run's config may be older than the key
+    # A run's config may be older than the key.
+    spread_stage=model.image.get("spread_stage", 0) if model.image.name == "resnet" else 0,
     embed_dim=model.embed_dim,
     scale_init=model.scale_init,
     scale_max=model.scale_max,

@@ -6,6 +6,7 @@ from pathlib import Path
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from input_pipeline import terminal
 from input_pipeline.text.tokenizer import Tokenizer
 from input_pipeline.text.vocabulary import TokenizerError
 from plan_jax.models.two_towers import image_encoder, text_encoder
@@ -62,7 +63,7 @@ def log_settings(written: ConfigDict, config: ConfigDict) -> None:
   before, now = (flatten_dict(c.model.to_dict(), sep=".") for c in (written, config))
   changed = [f"{k}={x} (was {before.get(k)})" for k, x in now.items() if x != before.get(k)]
   if changed:
-    log.info(f"config.model as its weights have it: {', '.join(changed)}")
+    log.info(f"config.model as its weights have it: {terminal.join(changed)}")
 
 
 def _settings_before(workdir: Workdir, encoder: str, weights: str) -> dict:

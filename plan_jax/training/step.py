@@ -36,6 +36,8 @@ def make_step(
   """
   base = jax.random.fold_in(jax.random.key(seed), 1)
 
+  swaps_sides = alignment.swaps_sides and bool(stage.local_weight)
+
   def encode(params, batch_stats, batch, key):
     params = freezing.without_gradient(params, config.freeze)
     variables, rngs = {"params": params, "batch_stats": batch_stats}, {"dropout": key}
@@ -50,7 +52,7 @@ def make_step(
       "significance": text.significance,
       "attention": text.attention,
     }
-    if alignment.swaps_sides:
+    if swaps_sides:
       swapped = batch | {"tokens": batch["swapped_tokens"]}
       swapped = model.apply(variables, swapped, train=True, rngs=rngs, method="embed_texts")
       features["swapped"] = swapped.words
@@ -59,7 +61,7 @@ def make_step(
   def loss(features, params, batch):
     params = freezing.without_gradient(params, config.freeze)
     scales = model.apply({"params": params}, method="scales")
-    if alignment.swaps_sides:
+    if swaps_sides:
       features |= {"swapped": SwappedWords(features["swapped"], batch["swapped_half"])}
     embedded = EmbeddedBatch(
       **features,

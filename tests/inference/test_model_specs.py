@@ -24,9 +24,8 @@ RUN = ("plan", "plan-spread", "gloria-run")
 def make_run(folder, name):
   tokenizer = tokens.train([" ".join(text) for text in TEXTS], folder, vocabulary_size=200)
   config = tiny(**{"evaluation.batch_size": 3})
-  if name == "plan-spread":  # on a grid that is twice as fine
-    config.alignment.spread_steps = 2
-    config.model.image.spread_stage = 1
+  if name == "plan":
+    config.alignment.spread_steps = 0  # else on a grid that is twice as fine
   if name == "gloria-run":
     config.alignment.method = "gloria"
     config.curriculum.refine.update(local_weight=(1.0,), tau=(0.2,), gamma=(0.0,))

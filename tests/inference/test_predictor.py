@@ -43,7 +43,7 @@ def test_maps_cover_the_whole_image(model, shape):
   (heatmap,) = model.maps([image], ["small left effusion"])
   assert heatmap.shape == shape and heatmap.min() >= 0 and 0.5 < heatmap.max() <= 1
   grid = model.maps_on_grid([image], ["small left effusion"])
-  assert grid.shape == (1, 8, 8) and grid.max() == 1
+  assert grid.shape == (1, 16, 16) and grid.max() == 1
 
 
 def test_every_word_has_a_region_that_sums_to_one(model):

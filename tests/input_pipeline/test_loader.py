@@ -192,7 +192,7 @@ def test_words_of_a_sentence_that_was_cut_keep_their_half(encode):
 
 
 def test_sentences_of_one_side_come_with_left_and_right_exchanged(encode):
-  sentences = ("Small left effusion.", "Nodules, right and left.", "Right apex: nodule.")
+  sentences = ("Small left effusion.", "Fractures, right and left.", "Right apex: nodule.")
   example = replace(IMAGES[0], sentences=sentences)
   encode = replace(encode, augment=None)
   row = replace(encode, swaps=True).random_map(example, np.random.default_rng(0))
@@ -205,6 +205,28 @@ def test_sentences_of_one_side_come_with_left_and_right_exchanged(encode):
   np.testing.assert_array_equal(row["swapped_tokens"], want.tokens)
   np.testing.assert_array_equal(row["swapped_half"], -row["half"])
   assert (row["half"] != 0).sum() == 2
+
+
+@pytest.mark.parametrize(
+  ("other", "exchanged"),
+  [
+    ("Small right effusion.", False),
+    ("Bilateral effusions.", False),
+    ("No right effusion.", True),
+    ("Right nodule.", True),
+  ],
+)
+def test_a_sentence_is_not_exchanged_where_its_opposite_is_true_too(encode, other, exchanged):
+  sentences = ("Large left effusion.", other)
+  example = replace(IMAGES[0], sentences=sentences)
+  row = replace(encode, swaps=True).random_map(example, np.random.default_rng(0))
+  large_first = encode.tokenizer.encode(sentences[:1], max_tokens=48, max_words=24).tokens[1]
+  ordered = sentences if row["tokens"][1] == large_first else sentences[::-1]
+  wanted = [mirror.swapped(x) if mirror.half(x) and exchanged else x for x in ordered]
+  want = encode.tokenizer.encode(wanted, max_tokens=48, max_words=24)
+  np.testing.assert_array_equal(row["swapped_tokens"], want.tokens)
+  swapped = row["swapped_half"][row["half"] == 1]
+  assert swapped.size and (swapped == (-1 if exchanged else 0)).all()
 
 
 def test_nothing_is_exchanged_where_the_number_of_tokens_changes(encode, monkeypatch):

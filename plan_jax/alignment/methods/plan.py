@@ -98,7 +98,7 @@ def smoothed(image, alignment: Alignment) -> Float[Array, "B P D"]:
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   """Returns the regions of the stage's last round, spread along the image where that is chosen."""
   a = alignment
-  attention = own_regions(image.pixels, text.words, rounds(a, stage))
+  attention, _ = own_regions(image.pixels, text.words, rounds(a, stage))
   if not a.spread_steps:
     return attention
   diffusion = Diffusion(a.spread_steps, a.spread_tau, a.spread_radius_fraction)
@@ -107,11 +107,11 @@ def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
 
 def own_regions(
   pixels: Float[Array, "P D"], words: Float[Array, "W D"], settings: Rounds
-) -> WordAttention:
-  """Computes the regions of words in one image in the last round; pixels and words of any norm."""
+) -> tuple[WordAttention, Float[Array, " W"]]:
+  """Computes regions and evidence of words in one image in the last round, from any norm."""
   keys = prepare(l2_normalize(pixels)[None], gram=settings.needs_gram, dtype=settings.dtype)
   last = refine(keys, l2_normalize(words)[None], settings)[-1]
-  return WordAttention(last.weight[0, :, 0], last.similarity[0, :, 0])
+  return WordAttention(last.weight[0, :, 0], last.similarity[0, :, 0]), last.evidence[0, :, 0]
 
 
 METHOD = base.Method(losses, attend, pair_score)
