@@ -233,6 +233,12 @@ def test_arguments_of_another_type(run, arguments, message):
   assert inspect.unwrap(load)(run[0], step=np.int64(1)).step == 1
 
 
+def test_an_evaluation_on_other_data_is_no_model(tmp_path):
+  (tmp_path / "config.json").write_text(digests.seal({"on": {"split": "test"}}))
+  with pytest.raises(WorkdirError, match="on other data, and no model to load: name the run's own"):
+    load(tmp_path)
+
+
 NAMES = ("model.safetensors", "grounding.jax", "config.json", "tokenizer.json", digests.SUMS)
 
 

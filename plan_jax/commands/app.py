@@ -40,6 +40,9 @@ def _serve(options: argparse.Namespace) -> None:
     raise UserError(
       f"{error.name} is not installed: pip install 'plan_jax[app]' brings what the app needs"
     ) from None
+  count = len(options.workdir)
+  if count > 2 or len({Path(workdir).resolve() for workdir in options.workdir}) < count:
+    raise UserError("--workdir: give one folder, or two that differ, for models side by side")
   hosts = Hosts(options.host)
   # It listens before the work: where it fails, that is in vain.
   with _listen(options.host, options.port) as listener:

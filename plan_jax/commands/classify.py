@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
           row["error"] = str(error)
         print(json.dumps(row) if options.json else _text(row), flush=True)
         bar.update()
-    failures.finish()
+    failures.finish(model.note)
 
 
 def _parser() -> argparse.ArgumentParser:

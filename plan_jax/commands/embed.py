@@ -33,13 +33,13 @@ def main(arguments: Sequence[str]) -> None:
   with inputs.command(options.out):
     if Path(options.out).suffix != ".npz":
       raise UserError(f"--out={options.out}: name a .npz file")
-    if options.images:
+    if options.texts is None:
       items = [(str(path), path) for path in inputs.list_images(options.images)]
     else:
       items = _texts(options.texts)
     model = load(options.workdir)
     embed, check = model.embed_images, check_images
-    if options.texts:
+    if options.texts is not None:
       embed, check = model.embed_texts, check_texts
     names, parts, failures = [], [], inputs.Failures(len(items))
     with progress_bar("embed", len(items)) as bar:
@@ -54,13 +54,13 @@ def main(arguments: Sequence[str]) -> None:
           bar.update()
         parts += [embed(chunk)] if chunk else []
     if not parts:
-      failures.finish()
+      failures.finish(model.note)
     embeddings = np.concatenate(parts)
     with replacing(options.out) as temporary, temporary.open("wb") as file:
       np.savez(file, embeddings=embeddings, names=np.array(names))
     count, width = embeddings.shape
     print(f"{escape(options.out)}: {count} embeddings of {width} numbers")
-    failures.finish()
+    failures.finish(model.note)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from input_pipeline.conversion.workers import progress_bar
 from input_pipeline.errors import UserError
@@ -29,7 +30,7 @@ from input_pipeline.terminal import escape
 from plan_jax.commands import ground_files, inputs
 from plan_jax.commands.ground_files import GroundFiles
 from plan_jax.inference.grounding import Grounding
-from plan_jax.inference.inputs import check_phrases
+from plan_jax.inference.inputs import check_images, check_phrases
 from plan_jax.inference.load import load
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results.example_scores import quote
@@ -38,6 +39,7 @@ _COLUMNS = (
   *("image", "phrase", "score", "quantile", "warning", "width", "height", "threshold", "boxes"),
   *("overlay", "error"),
 )
+_TOGETHER = 16  # phrases, whose maps are as large as their image
 
 Jobs = list[tuple[Path, list[str]]]  # an image, and its phrases
 Emit = Callable[[dict], None]
@@ -53,22 +55,24 @@ def main(arguments: Sequence[str]) -> None:
     files = GroundFiles(options, single)
     folder = _folder(options.out, single, total)
     model = load(options.workdir)
+    if folder:
+      (folder / "overlays").mkdir(parents=True, exist_ok=True)
     writer = _printer(options.json) if single else _file(folder, options.json)
     failures = inputs.Failures(total)
     with writer as emit, progress_bar("ground", total, show=not single) as bar:
       number = 0
       for path, phrases in jobs:
-        results = []
         for row, result in _rows(model, path, phrases, options.threshold, failures):
           number += 1
+          if result:
+            files.take(path, result)
           if result and options.out:
             row["overlay"] = str(_save(result, folder or Path(options.out), number, path))
-          results += [result] if result else []
           emit(row)
           bar.update()
-        files.add(model, path, results, failures)
+        files.add(model, path, failures)
     files.finish()
-    failures.finish()
+    failures.finish(model.note)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,7 +120,7 @@ def _jobs(image: str, phrases: list[str]) -> Jobs:
 
 
 def _folder(out: str | None, single: bool, total: int) -> Path | None:
-  """Makes the folder of a batch, or of several overlays; None for one file, or none."""
+  """Checks the folder of a batch, or of several overlays; None for one file, or none."""
   if not out:
     if not single:
       raise UserError("--out is missing: name a new folder for the results")
@@ -128,7 +132,6 @@ def _folder(out: str | None, single: bool, total: int) -> Path | None:
   folder = Path(out)
   if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
     raise UserError(f"--out={out} exists: name a new folder, or delete it")
-  (folder / "overlays").mkdir(parents=True, exist_ok=True)
   return folder
 
 
@@ -136,20 +139,13 @@ def _rows(
   model: Predictor, path: Path, phrases: list[str], threshold: float, failures: inputs.Failures
 ) -> Iterator[tuple[dict, Grounding | None]]:
   """Yields the row of each phrase with its grounding; None where image or phrase cannot be read."""
-  try:
-    results = model.ground(path, phrases)
-  except UserError as error:
-    if len(phrases) > 1:  # of a table, one of which may have no word
-      for phrase in phrases:
-        yield from _rows(model, path, [phrase], threshold, failures)
-      return
-    failures.add(str(path), error)
-    yield {"image": str(path), "phrase": phrases[0], "error": str(error)}, None
-    return
-  for result in results:
-    row = {
-      "image": str(path),
-      "phrase": result.phrase,
+  for phrase, result in zip(phrases, _ground(model, path, phrases, _TOGETHER), strict=True):
+    row = {"image": str(path), "phrase": phrase}
+    if isinstance(result, UserError):
+      failures.add(str(path), result)
+      yield row | {"error": str(result)}, None
+      continue
+    row |= {
       "score": round(float(result.score), 6),
       "quantile": None if result.quantile is None else round(float(result.quantile), 4),
       "warning": result.warning,
@@ -162,6 +158,24 @@ def _rows(
       ],
     }
     yield row, result
+
+
+def _ground(
+  model: Predictor, image: Any, phrases: list[str], together: int
+) -> Iterator[Grounding | UserError]:
+  """Yields the grounding of each phrase, or its error; holds the maps of some `together`."""
+  try:
+    (image,) = check_images(image)  # read once
+  except UserError as error:
+    yield from [error] * len(phrases)
+    return
+  for start in range(0, len(phrases), together):
+    chunk = phrases[start : start + together]
+    try:
+      yield from model.ground(image, chunk)
+    except UserError as error:
+      # Of a table, of whose phrases one may have no word.
+      yield from [error] if together == 1 else _ground(model, image, chunk, 1)
 
 
 def _save(result: Grounding, out: Path, number: int, image: Path) -> Path:

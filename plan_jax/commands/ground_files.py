@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import UserError
@@ -31,6 +30,7 @@ class GroundFiles:
     """Checks the flags; `single` says that they are of one image. Raises UserError."""
     self._options, self._single = options, single
     self._rows: list[box_files.PhraseBoxes] = []
+    self._kept: list[Grounding] = []  # of one image, for its Segmentation
     self._images, self._model = 0, ""
     if boxes := options.boxes_out:
       _check_new("--boxes-out", boxes, ".json", ".csv")
@@ -39,23 +39,25 @@ class GroundFiles:
         raise UserError("--dicom-out needs highdicom: pip install 'plan_jax[dicom]'")
       _check_new("--dicom-out", folder, *([".dcm"] if single else []))
 
-  def add(
-    self, model: Predictor, path: Path, groundings: Sequence[Grounding], failures: Failures
-  ) -> None:
-    """Takes the groundings of an image; writes its Segmentation, or counts it as a failure."""
-    self._images += 1
-    if not groundings:
-      return
-    threshold = self._options.threshold
+  def take(self, path: Path, grounding: Grounding) -> None:
+    """Takes a grounding of an image."""
     if self._options.boxes_out:
-      self._rows += [box_files.phrase_boxes(str(path), each, threshold) for each in groundings]
-    if not self._options.dicom_out:
+      threshold = self._options.threshold
+      self._rows.append(box_files.phrase_boxes(str(path), grounding, threshold))
+    if self._options.dicom_out:
+      self._kept.append(grounding)
+
+  def add(self, model: Predictor, path: Path, failures: Failures) -> None:
+    """Writes the Segmentation of an image, whose groundings were taken, or counts a failure."""
+    self._images += 1
+    groundings, self._kept = self._kept, []
+    if not groundings:
       return
     from plan_jax.results.dicom_segmentation import SegmentationError, to_segmentation
     from plan_jax.transfer.encoder import fingerprint
 
     self._model = self._model or fingerprint(model.variables)
-    kind = None if self._options.dicom_type == "fractional" else threshold
+    kind = None if self._options.dicom_type == "fractional" else self._options.threshold
     try:
       segmentation = to_segmentation(groundings, path, self._model, kind)
     except SegmentationError as error:

@@ -67,6 +67,8 @@ def list_images(given: str) -> list[Path]:
   Files of a folder whose names are not of images are left aside, and counted on stderr. Raises
   UserError where there is none.
   """
+  if not given:
+    raise UserError("the images have an empty name: name an image, a folder, or a CSV table")
   if is_table(given):
     return [beside(given, row["image"]) for row in read_table(given, "image")]
   if is_file(given):
@@ -92,8 +94,13 @@ class Failures:
     text = str(error)
     self._errors.append(text if escape(item) in text else f"{escape(item)}: {text}")
 
-  def finish(self) -> None:
-    """Lists the first on stderr, and ends the process with exit status 1 where there are any."""
+  def finish(self, note: str) -> None:
+    """Lists the first on stderr, and ends the process with exit status 1 where there are any.
+
+    Before, it logs a line about what else is amiss, `Predictor.note`, if it is not empty.
+    """
+    if note:
+      log.warning(note)
     if not self._errors:
       return
     shown = self._errors[:_LISTED]

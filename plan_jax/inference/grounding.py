@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -11,10 +12,12 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from input_pipeline.terminal import escape
+from input_pipeline.text import reports
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.inference.calibration import Calibration
 from plan_jax.inference.image_inputs import InputError
 from plan_jax.inference.overlay import OPACITY, coloured
+from plan_jax.inference.spec import TextPreprocessing
 
 _NEIGHBOURS = np.ones((3, 3))  # pixels that touch at a corner are connected
 
@@ -99,7 +102,7 @@ class Grounding:
 
   def region(self, threshold: float = 0.5) -> Bool[np.ndarray, "H W"]:
     """Marks the pixels of `boxes`. Raises InputError as that does."""
-    if isinstance(threshold, bool) or not 0 < threshold <= 1:
+    if not (_is_share(threshold) and threshold):
       raise InputError(f"threshold is {threshold!r}: give a share of the maximum, above 0 and to 1")
     heatmap = np.nan_to_num(self.map)
     top = heatmap.max()
@@ -110,7 +113,7 @@ class Grounding:
 
     Raises InputError where `alpha` is not from 0 to 1.
     """
-    if isinstance(alpha, bool) or not 0 <= alpha <= 1:
+    if not _is_share(alpha):
       raise InputError(f"alpha is {alpha!r}: give a share from 0 to 1")
     return Image.fromarray(coloured(self.image, self.map, alpha)[..., ::-1])
 
@@ -133,14 +136,23 @@ def ground_words(attend: Callable, image, text, stage: Stage | None):
   return ground_pair(attend, image, text, stage), attend(image, text, stage)
 
 
-def warning(phrase: str, score: float, is_known: bool, calibration: Calibration | None) -> str:
-  """Writes a line about a phrase that has no known word, or peaks as a random one; else ""."""
+def warning(
+  phrase: str, score: float, texts: TextPreprocessing, calibration: Calibration | None
+) -> str:
+  """Writes a line about a phrase that is unknown, or cut, or peaks as a random one; else ""."""
   name = repr(escape(phrase[:60]))
-  if not is_known:
+  if not texts.knows(phrase):
     return f"{name} has no word that the model knows: its map says nothing"
+  count, read = len(reports.words(phrase)), len(texts.report_words((phrase,)))
+  if read < count:
+    return f"{name} is too long: the map is of the first {read} of its {count} words"
   if calibration and score <= calibration.chance:
     return f"{name} lights no more than a random phrase: the map does not show that it is there"
   return ""
+
+
+def _is_share(value: object) -> bool:
+  return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _scaled(grid: np.ndarray) -> np.ndarray:

@@ -130,8 +130,7 @@ def _eight_bits(name: str, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
     return pixels, False
   if pixels.dtype == bool:
     return np.uint8(255) * pixels, False
-  kind = pixels.dtype.kind
-  if kind in "fV":  # V: bfloat16
+  if pixels.dtype.kind == "f" or pixels.dtype == jax.numpy.bfloat16:
     values = pixels.astype(np.float32)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # also of NaN
@@ -139,7 +138,7 @@ def _eight_bits(name: str, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
         f"{name} is {_form(pixels)} of values from {low:g} to {high:g}: {_SCALE}, or give uint8"
       )
     return np.rint(255 * values).astype(np.uint8), False
-  if pixels.dtype != np.uint16:
+  if pixels.dtype.newbyteorder("=") != np.uint16:
     raise InputError(f"{name} is {_form(pixels)}; an image is uint8 [H, W]: {_WINDOW}")
   values = pixels.astype(np.float32) - pixels.min()
   return np.rint(values * (255 / max(values.max(), 1))).astype(np.uint8), True

@@ -47,6 +47,11 @@ def load(
     config = workdir.load_config()
     if "baseline" in config:
       raise WorkdirError(f"{workdir.path} holds the evaluation of a baseline, and no model to load")
+    if "on" in config:
+      raise WorkdirError(
+        f"{workdir.path} holds an evaluation of a run on other data, and no model to load: name"
+        " the run's own folder"
+      )
     config.mesh = {"data": -1, "fsdp": 1}  # of the devices here, not those it was trained on
   elif not isinstance(config, ConfigDict):
     raise WorkdirError(

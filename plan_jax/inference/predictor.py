@@ -30,8 +30,8 @@ class Predictor:
   Images are paths, images of Pillow, DICOM datasets or arrays, of any size; texts are reports, or
   sequences of sentences; phrases are strings. One stands for a list of one. What each becomes, and
   what is refused with an InputError, is said in inference/image_inputs.py. Work is done in
-  batches of one size, so that each function compiles once, and each batch is shared among the
-  devices. With several processes all call the same with the same, and get the same.
+  batches of one size, of `ground` and `attend` in smaller powers of 2, so that functions compile
+  seldom; devices share a batch. Several processes call the same with the same, and get the same.
 
   Attributes:
     spec: description of the model; its `grid`, `local_bytes`, `has_significance`, `map_sigma` and
@@ -161,7 +161,7 @@ class Predictor:
           np.clip(self.to_image(grids[i], image.shape), 0, 1),
           score,
           self.calibration and self.calibration.quantile(score),
-          grounding.warning(phrase, score, self.spec.texts.knows(phrase), self.calibration),
+          grounding.warning(phrase, score, self.spec.texts, self.calibration),
           [
             (word, float(weights[i, w]), self.spec.on_grid(attention.weight[i, w]))
             for word, w in self.spec.texts.words((phrase,))

@@ -8,7 +8,7 @@ from input_pipeline.terminal import escape_lines
 
 DEFINITIONS = {
   "95 % interval": "Range in which the value stays when other patients are drawn: the middle 95 %"
-  " of 1,000 bootstrap draws of patients. It holds for this model and these data.",
+  " of bootstrap draws of patients. It holds for this model and these data.",
   "absolute CNR": "Size of the signed CNR: a map that is dark in the true region scores as well.",
   "accuracy": "Share of the answers that are right.",
   "AUC": "Probability that an example with the finding scores higher than one without: .5 is"

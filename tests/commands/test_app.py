@@ -69,11 +69,15 @@ def test_the_app_says_what_the_model_does(whole, served, heard):
   assert report.json()["warning"].startswith("3 words are left out")
 
 
-def test_two_models_and_another_host(whole, served, heard):
-  app.main([f"--workdir={whole}", f"--workdir={whole / '..' / 'a'}", "--host=0.0.0.0", "--port=0"])
+def test_two_models_and_another_host(whole, served, heard, tmp_path):
+  other = tmp_path / "a"
+  other.mkdir()
+  for path in whole.iterdir():
+    (other / path.name).symlink_to(path)
+  app.main([f"--workdir={whole}", f"--workdir={other}", "--host=0.0.0.0", "--port=0"])
   assert "no password and no encryption" in messages(heard)[-2]
   client = TestClient(served[0], base_url="http://192.0.2.7")
-  assert client.get("/about").json()["models"] == [str(whole), str(whole / ".." / "a")]
+  assert client.get("/about").json()["models"] == [str(whole), str(other)]
 
 
 def test_samples_are_test_images(run, whole):
@@ -95,6 +99,8 @@ def test_a_run_without_records_has_no_samples(run, heard):
     (["--workdir=nowhere", "--port=0"], "nowhere holds no run"),
     (["--workdir=nowhere", "--host=192.0.2.7"], "error: --host=192.0.2.7 --port=8765: "),
     (["--workdir=nowhere", "--port=70000"], "error: --port=70000 is no port"),
+    (["--workdir=a", "--workdir=./a"], "error: --workdir: give one folder, or two that differ"),
+    (["--workdir=a", "--workdir=b", "--workdir=c"], "error: --workdir: give one folder, or two"),
   ],
 )
 def test_mistakes_are_one_line(arguments, message):

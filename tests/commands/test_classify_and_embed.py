@@ -31,12 +31,30 @@ def test_embed_images_and_texts(run, images, tmp_path):
     assert np.load(f"{tmp_path}/{name}.npz")["names"].tolist() == names
 
 
+def test_texts_beyond_the_limits_are_counted(run, images, tmp_path, caplog):
+  long, out = "effusion " * 400, tmp_path / "texts.npz"
+  (tmp_path / "texts.txt").write_text(f"There is edema.\n{long}\n")
+  embed.main([f"--workdir={run}", f"--texts={tmp_path}/texts.txt", f"--out={out}"])
+  assert "1 sentences found no room" in caplog.text
+  caplog.clear()
+  prompts = tmp_path / "prompts.json"
+  prompts.write_text(json.dumps({"source": "a test", "findings": {"edema": {"positive": [long]}}}))
+  given = f"--workdir={run}", f"--image={images}/0.png", "--class=edema"
+  classify.main([*given, f"--prompts={prompts}"])
+  assert "1 sentences found no room" in caplog.text
+  caplog.clear()
+  classify.main([*given])
+  assert "found no room" not in caplog.text
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (["--images=x.png", "--out=x.csv"], "name a .npz file"),
     (["--texts=none.txt", "--out=x.npz"], "none.txt cannot be read"),
     (["--texts=none.csv", "--out=x.npz"], "none.csv"),
+    (["--images=", "--out=x.npz"], "the images have an empty name"),
+    (["--texts=", "--out=x.npz"], "--texts= cannot be read"),
   ],
 )
 def test_errors_of_embed_are_one_line(run, arguments, message):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from plan_jax.commands import ground
+from plan_jax.inference.predictor import Predictor
 
 
 def run_command(*arguments):
@@ -57,6 +58,35 @@ def test_a_table_names_images_beside_it_and_their_phrases(run, images, tmp_path,
   table.unlink()
 
 
+def test_many_phrases_of_an_image_are_grounded_some_at_a_time(
+  run, images, capsys, caplog, monkeypatch
+):
+  phrases = [f"effusion {i}" for i in range(4)] + ["edema " * 400]
+  calls, whole = [], Predictor.ground
+
+  def counted(model, image, chunk):
+    calls.append(len(chunk))
+    return whole(model, image, chunk)
+
+  monkeypatch.setattr(Predictor, "ground", counted)
+  given = f"--workdir={run}", f"--image={images}/0.png", *(f"--phrase={p}" for p in phrases)
+  run_command(*given, "--json")
+  together = capsys.readouterr().out
+  monkeypatch.setattr(ground, "_TOGETHER", 2)
+  run_command(*given, "--json")
+  apart = capsys.readouterr().out
+  assert calls == [5, 2, 2, 1]
+  # Where tests run, the log goes to stdout too.
+  rows, others = (
+    [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    for out in (together, apart)
+  )
+  for row, other in zip(rows, others, strict=True):
+    assert row["phrase"] == other["phrase"]
+    assert row["score"] == pytest.approx(other["score"], abs=1e-4)
+  assert "is too long" in rows[-1]["warning"] and "1 sentences found no room" in caplog.text
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
@@ -67,6 +97,8 @@ def test_a_table_names_images_beside_it_and_their_phrases(run, images, tmp_path,
     (["--image=IMAGES/none.csv", "--phrase=edema"], "--phrase: leave it out"),
     (["--image=IMAGES/none.csv", "--out=OUT"], "none.csv"),
     (["--image=IMAGES/0.png", "--phrase=edema", "--workdir=OUT"], "holds no run"),
+    (["--image=IMAGES", "--phrase=edema", "--workdir=OUT", "--out=OUT2"], "holds no run"),
+    (["--image=", "--phrase=edema", "--out=OUT"], "the images have an empty name"),
     (["--image=IMAGES/0.png", "--phrase=edema", "--threshold=2"], "2"),
   ],
 )

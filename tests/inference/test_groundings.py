@@ -1,5 +1,7 @@
 """Groundings: in the pixels of the image, scored against the run's own validation images."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -106,6 +108,13 @@ def test_a_phrase_without_a_known_word(model, phrase, known, caplog):
   assert len(caplog.records) == (not known)  # logged once
 
 
+def test_a_phrase_that_is_cut(model):
+  room = len(model.significances([("effusion " * 400,)])[0])
+  assert model.ground(IMAGE, "effusion " * room).warning == ""
+  warning = model.ground(IMAGE, "effusion " * (room + 3)).warning
+  assert warning.endswith(f"is too long: the map is of the first {room} of its {room + 3} words")
+
+
 def test_score_against_the_validation_images(calibrated):
   score = float(calibrated.peaks([IMAGE], ["left effusion"])[0])
   for chance, warned in ((score + 0.01, True), (score - 0.01, False)):
@@ -172,10 +181,20 @@ def test_boxes_are_the_parts_of_the_map():
   assert grounding(np.zeros((3, 3))).boxes() == grounding(np.full((3, 3), np.nan)).boxes() == []
 
 
-@pytest.mark.parametrize("threshold", [0, 1.1, -1, float("nan"), True])
+@pytest.mark.parametrize("threshold", [0, 1.1, -1, float("nan"), True, "0.5", None])
 def test_thresholds_that_are_no_share(threshold):
+  result = grounding(np.ones((2, 2)))
   with pytest.raises(InputError, match="threshold is .*: give a share of the maximum"):
-    grounding(np.ones((2, 2))).boxes(threshold)
+    inspect.unwrap(Grounding.region)(result, threshold)
+  if isinstance(threshold, (int, float)):
+    with pytest.raises(InputError, match="threshold is"):
+      result.boxes(threshold)
+
+
+@pytest.mark.parametrize("alpha", [2, -0.1, "x", None, True])
+def test_opacities_that_are_no_share(alpha):
+  with pytest.raises(InputError, match=f"alpha is {alpha!r}: give a share from 0 to 1"):
+    inspect.unwrap(Grounding.overlay)(grounding(np.ones((2, 2))), alpha)
 
 
 def test_overlay():
@@ -190,8 +209,6 @@ def test_overlay():
   red, _, blue = pixels[5, 15].astype(int)
   assert red > 150 and red > blue  # towards yellow
   assert (np.asarray(grounding(heatmap, image).overlay(0)) == 100).all()
-  with pytest.raises(InputError, match="alpha is 2: give a share from 0 to 1"):
-    grounding(heatmap, image).overlay(2)
 
 
 def test_similarity_is_a_cosine(model):

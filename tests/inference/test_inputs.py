@@ -65,6 +65,8 @@ def test_images_as_they_should_be_are_not_copied():
     (RAMP.astype(np.int64), "int64.*window it"),
     (PIL.Image.fromarray(RAMP.astype(np.int32)), "int32.*window it"),
     (RAMP.astype(complex), "complex128.*window it"),
+    (RAMP.astype([("grey", "f4")]), r".*'grey', '<f4'.*window it"),
+    (np.zeros((5, 8), "V3"), r"\|V3 \[5, 8\].*window it"),
     (
       np.concatenate([GREY, GREY[..., :1]], -1),
       r"uint8 \[5, 8, 4\], with transparency; .*without the last channel, image\[\.\.\., :-1\]",
@@ -127,7 +129,12 @@ def png(pixels, **options) -> bytes:
 DEEP = (RAMP.astype(np.uint16) * 16 + 7).astype(np.uint16)
 
 
-@pytest.mark.parametrize("image", [DEEP, PIL.Image.fromarray(DEEP), png(DEEP)])
+BIG_ENDIAN = PIL.Image.frombytes("I;16B", RAMP.shape[::-1], DEEP.astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize(
+  "image", [DEEP, DEEP.astype(">u2"), PIL.Image.fromarray(DEEP), BIG_ENDIAN, png(DEEP)]
+)
 def test_sixteen_bits_are_stretched_and_that_is_logged(image, caplog):
   (pixels,) = check_images(image)
   assert pixels.dtype == np.uint8

@@ -36,6 +36,10 @@ def test_entries_are_the_linked_words():
   assert glossary.entries()[0][2] == DEFINITIONS["AUC"]
 
 
+def test_the_number_of_draws_is_of_the_config():
+  assert not re.search(r"\d,?\d{3}|\d bootstrap", DEFINITIONS["95 % interval"])
+
+
 @pytest.mark.parametrize(
   "metric", [*localization.METRICS, *(metric for _, _, metric in rows.HEADLINES)]
 )
