@@ -40,7 +40,7 @@ def phrase_boxes(file_name: str, grounding: Grounding, threshold: float = 0.5) -
   """Takes the boxes of a grounding, and lets go of its maps.
 
     rows = [phrase_boxes("image.png", each) for each in model.ground("image.png", phrases)]
-    Path("boxes.json").write_text(to_coco(rows))
+    text = to_coco(rows)
 
   Names and phrases are escaped, as `input_pipeline.terminal` does. Raises InputError of `boxes`.
   """

@@ -135,6 +135,7 @@ STORED = {
   "data.augment": False,
   "train.freeze": ("image_encoder",),
   "model.image.weights": "/models/any",
+  "model.image.spread_stage": 0,
 }
 
 
