@@ -3,6 +3,7 @@
 import base64
 import functools
 import importlib
+import logging
 from collections.abc import Mapping
 
 import cv2
@@ -15,6 +16,7 @@ from plan_jax.inference.grounding import Grounding
 from plan_jax.inference.overlay import COLOURS
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results.drawing import reduced
+from plan_jax.runtime.logging import log
 
 _IMAGE_PX, _MAP_PX, _WORD_PX = 1024, 512, 128  # longest sides of what the page gets
 _CROPPED = 255  # level of a pixel that the model does not see; the others are 0 to 254
@@ -36,9 +38,12 @@ class Answers:
     """Compiles and imports what requests will call, so that the first does not wait for it."""
     importlib.import_module("input_pipeline.readers.raw.dicom")
     blank = np.zeros((64, 64), np.uint8)
+    level = log.level
+    log.setLevel(logging.ERROR)  # that a blank image shows nothing is no news
     for model in self.models.values():
       model.ground(blank, "left effusion")
       model.attend(blank, "left effusion")
+    log.setLevel(level)
 
   def about(self) -> dict:
     """Lists names of models and sample images, and the colours of levels, uint8 [256, 3] RGB."""

@@ -16,6 +16,8 @@ from input_pipeline.conversion.workers import progress_bar
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape
 from plan_jax.commands import inputs
+from plan_jax.inference import prompts
+from plan_jax.inference.inputs import check_phrases
 from plan_jax.inference.load import load
 
 
@@ -24,6 +26,8 @@ def main(arguments: Sequence[str]) -> None:
   options = _parser().parse_args(arguments)
   with inputs.command():
     images = inputs.list_images(options.image)
+    check_phrases(options.classes)
+    prompts.load([options.prompts])
     model = load(options.workdir)
     failures = inputs.Failures(len(images))
     with progress_bar("classify", len(images), show=len(images) > 1) as bar:
@@ -32,6 +36,8 @@ def main(arguments: Sequence[str]) -> None:
         try:
           row["scores"] = model.classify(path, options.classes, options.prompts)
         except UserError as error:
+          if len(images) == 1:
+            raise
           failures.add(str(path), error)
           row["error"] = str(error)
         print(json.dumps(row) if options.json else _text(row), flush=True)
@@ -51,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
   add("--image", required=True, help="an image, a folder of images, or a CSV table")
   classes = "a finding's name; may be given several times"
   add("--class", dest="classes", action="append", required=True, help=classes)
-  prompts = "prompt set, by its name, or a .json file (default %(default)s)"
-  add("--prompts", default="ours", help=prompts)
+  which = "prompt set, by its name, or a .json file (default %(default)s)"
+  add("--prompts", default="ours", help=which)
   add("--json", action="store_true", help="one JSON object a line")
   return parser
 

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str]) -> None:
       number = 0
       for path, phrases in jobs:
         for row, result in _rows(model, path, phrases, options.threshold, failures):
+          if single and "error" in row:
+            raise UserError(row["error"])
           number += 1
           if result:
             files.take(path, result)
@@ -126,10 +128,11 @@ def _folder(out: str | None, single: bool, total: int) -> Path | None:
       raise UserError("--out is missing: name a new folder for the results")
     return None
   if single and total == 1:
-    if not out.lower().endswith(".png") or Path(out).is_dir():
-      raise UserError(f"--out={out}: name a .png file")
+    ground_files.check_new("--out", out, ".png")
     return None
   folder = Path(out)
+  if folder.suffix.lower() == ".png":
+    raise UserError(f"--out={out}: there are several overlays, name a new folder")
   if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
     raise UserError(f"--out={out} exists: name a new folder, or delete it")
   return folder
@@ -183,8 +186,11 @@ def _save(result: Grounding, out: Path, number: int, image: Path) -> Path:
   if out.is_dir():
     words = (re.sub(r"[^A-Za-z0-9.]+", "_", text)[:60] for text in (image.stem, result.phrase))
     out = out / "overlays" / f"{number:05}-{'-'.join(words)}.png"
-  with replacing(out) as temporary:
-    result.overlay().save(temporary, format="PNG")
+  try:
+    with replacing(out) as temporary:
+      result.overlay().save(temporary, format="PNG")
+  except (FileNotFoundError, PermissionError) as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
   return out
 
 

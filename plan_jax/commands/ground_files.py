@@ -33,11 +33,11 @@ class GroundFiles:
     self._kept: list[Grounding] = []  # of one image, for its Segmentation
     self._images, self._model = 0, ""
     if boxes := options.boxes_out:
-      _check_new("--boxes-out", boxes, ".json", ".csv")
+      check_new("--boxes-out", boxes, ".json", ".csv")
     if folder := options.dicom_out:
       if importlib.util.find_spec("highdicom") is None:
         raise UserError("--dicom-out needs highdicom: pip install 'plan_jax[dicom]'")
-      _check_new("--dicom-out", folder, *([".dcm"] if single else []))
+      check_new("--dicom-out", folder, *([".dcm"] if single else []))
 
   def take(self, path: Path, grounding: Grounding) -> None:
     """Takes a grounding of an image."""
@@ -76,7 +76,7 @@ class GroundFiles:
       replace_text(out, write(self._rows))
 
 
-def _check_new(flag: str, out: str, *suffixes: str) -> None:
+def check_new(flag: str, out: str, *suffixes: str) -> None:
   """Raises UserError where a path exists, so that no image is lost, or has another suffix."""
   if suffixes and Path(out).suffix.lower() not in suffixes:
     raise UserError(f"{flag}={out}: name a {' or '.join(suffixes)} file")

@@ -161,10 +161,14 @@ def classify(
 ) -> list[dict[str, float]]:
   """Scores embedded images [N, D] for classes by the set of that name, each {class: score}.
 
-  Raises InputError for a class without prompts, and PromptsError.
+  Raises InputError for a class without prompts or without a known word, and PromptsError.
   """
   (chosen,) = load([name])
   classes = check_phrases(classes)
+  if not classes:
+    raise InputError("classes is empty: name at least one finding")
+  if unknown := [each for each in classes if not model.spec.texts.knows(each)]:
+    raise InputError(f"the class {unknown[0]!r} has no word that the model knows")
   texts = {each: chosen.prompts(each) for each in classes}
   if silent := [each for each, prompts in texts.items() if prompts is None]:
     raise InputError(f"the prompts {chosen.name!r} have none for the class {silent[0]!r}")

@@ -61,3 +61,20 @@ def test_errors_of_embed_are_one_line(run, arguments, message):
   with pytest.raises(SystemExit) as caught:
     embed.main([f"--workdir={run}", *arguments])
   assert str(caught.value).startswith("error: ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--image=IMAGES/0.png", "--class=zxqv"], "the class 'zxqv' has no word that the model knows"),
+    (["--image=IMAGES/0.png", "--class="], "has no word"),
+    (["--image=IMAGES/0.png", "--class=edema", "--prompts=none"], "there is no set 'none'"),
+    (["--image=IMAGES/broken.png", "--class=edema"], "broken.png"),
+  ],
+)
+def test_errors_of_classify_are_one_line(run, images, capsys, arguments, message):
+  with pytest.raises(SystemExit) as caught:
+    classify.main([f"--workdir={run}", *(a.replace("IMAGES", str(images)) for a in arguments)])
+  error = str(caught.value)
+  assert error.startswith("error: ") and message in error and "\n" not in error
+  assert not capsys.readouterr().out

@@ -100,6 +100,17 @@ def test_many_phrases_of_an_image_are_grounded_some_at_a_time(
     (["--image=IMAGES", "--phrase=edema", "--workdir=OUT", "--out=OUT2"], "holds no run"),
     (["--image=", "--phrase=edema", "--out=OUT"], "the images have an empty name"),
     (["--image=IMAGES/0.png", "--phrase=edema", "--threshold=2"], "2"),
+    (
+      ["--image=IMAGES/0.png", "--phrase=edema", "--out=IMAGES/0.png"],
+      "0.png exists: name another",
+    ),
+    (["--image=IMAGES/0.png", "--phrase=a", "--phrase=b", "--out=OUT.png"], "several overlays"),
+    (["--image=IMAGES/broken.png", "--phrase=edema"], "broken.png"),
+    (["--image=IMAGES/none.png", "--phrase=edema"], "none.png cannot be read"),
+    (
+      ["--image=IMAGES/0.png", "--phrase=edema", "--out=/proc/x.png"],
+      "/proc/x.png cannot be written",
+    ),
   ],
 )
 def test_errors_are_one_line_before_any_work(run, images, tmp_path, capsys, arguments, message):
@@ -107,5 +118,8 @@ def test_errors_are_one_line_before_any_work(run, images, tmp_path, capsys, argu
   with pytest.raises(SystemExit) as caught:
     run_command(f"--workdir={run}", *replaced)
   if message != "2":  # which is argparse's
+    assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("error: ") and message in str(caught.value)
+  with Image.open(images / "0.png") as image:
+    assert image.mode == "L"  # as it was
   assert caught.value.code != 0 and not list(tmp_path.iterdir())

@@ -221,7 +221,7 @@ def test_similarity_is_a_cosine(model):
 
 
 def test_classes_score_as_the_zero_shot_evaluator_has_it(model):
-  names, (chosen,) = ["pneumothorax", "Effusion", "odd thing"], prompts.load(["ours"])
+  names, (chosen,) = ["pneumothorax", "Effusion", "odd mass"], prompts.load(["ours"])
   scores = model.classify([IMAGE, IMAGE[:, ::-1]], names)
   assert [list(each) for each in scores] == [names] * 2
   image = model.embed_images(IMAGE)
@@ -237,3 +237,5 @@ def test_classes_score_as_the_zero_shot_evaluator_has_it(model):
     model.classify(IMAGE, ["effusion", "other opacity"])
   with pytest.raises(prompts.PromptsError, match="there is no set 'mine'; it must be one of"):
     model.classify(IMAGE, ["effusion"], "mine")
+  with pytest.raises(InputError, match="classes is empty"):
+    model.classify(IMAGE, [])
