@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.disk import disk_errors
+from input_pipeline.disk import DiskError, disk_errors
 
 TEMPORARY = "*.tmp-" + 32 * "[0-9a-f]"  # names of `temporary_path`
 
@@ -31,8 +31,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
       path.parent.mkdir(parents=True, exist_ok=True)
       yield temporary
       os.replace(temporary, path)
-  except BaseException:
+  except BaseException as error:
     remove(temporary)
+    # Its folder is there, but takes no files, as /proc.
+    missing = isinstance(error, FileNotFoundError) and error.filename2 is None
+    if missing and str(error.filename) == str(temporary):
+      raise DiskError(f"{path} cannot be written ({error.strerror}); name another path") from error
     raise
 
 

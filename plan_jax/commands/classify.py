@@ -46,14 +46,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="plan-jax classify",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = inputs.parser("classify", __doc__)
   add = parser.add_argument
-  add("--workdir", required=True, help="folder of a run, or of an exported model")
   add("--image", required=True, help="an image, a folder of images, or a CSV table")
   classes = "a finding's name; may be given several times"
   add("--class", dest="classes", action="append", required=True, help=classes)

@@ -64,13 +64,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="plan-jax embed",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  parser.add_argument("--workdir", required=True, help="folder of a run, or of an exported model")
+  parser = inputs.parser("embed", __doc__)
   given = parser.add_mutually_exclusive_group(required=True)
   given.add_argument("--images", help="a folder, an image, or a CSV table with the column image")
   given.add_argument("--texts", help="a CSV table with the column text, or a .txt file")

@@ -78,14 +78,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="plan-jax ground",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = inputs.parser("ground", __doc__)
   add = parser.add_argument
-  add("--workdir", required=True, help="folder of a run, or of an exported model")
   add("--image", required=True, help="an image, a folder of images, or a CSV table")
   add("--phrase", action="append", default=[], help="to be shown; may be given several times")
   add("--out", help="overlay of one image and phrase, a .png file; else a new folder")
@@ -186,11 +180,8 @@ def _save(result: Grounding, out: Path, number: int, image: Path) -> Path:
   if out.is_dir():
     words = (re.sub(r"[^A-Za-z0-9.]+", "_", text)[:60] for text in (image.stem, result.phrase))
     out = out / "overlays" / f"{number:05}-{'-'.join(words)}.png"
-  try:
-    with replacing(out) as temporary:
-      result.overlay().save(temporary, format="PNG")
-  except (FileNotFoundError, PermissionError) as error:
-    raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
+  with replacing(out) as temporary:
+    result.overlay().save(temporary, format="PNG")
   return out
 
 

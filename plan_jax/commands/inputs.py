@@ -1,5 +1,6 @@
 """Images and texts of a command line: a file, a folder, or a CSV table; what fails is counted."""
 
+import argparse
 import contextlib
 import logging
 import sys
@@ -36,6 +37,18 @@ def command(out: str | None = None) -> Iterator[None]:
     raise SystemExit(f"error: {error}") from None
   except KeyboardInterrupt:
     raise SystemExit("stopped") from None
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+  """Makes the parser of a command that loads a model, with its --workdir."""
+  made = argparse.ArgumentParser(
+    prog=f"plan-jax {name}",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  made.add_argument("--workdir", required=True, help="folder of a run, or of an exported model")
+  return made
 
 
 def is_table(given: str) -> bool:

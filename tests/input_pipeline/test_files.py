@@ -55,3 +55,11 @@ def test_a_folder_appears_whole_and_takes_nothing_s_place(tmp_path):
   with pytest.raises(DiskError, match="Directory not empty; name another path"):
     write("second")
   assert names(tmp_path) == ["a"] and (tmp_path / "a" / "file").read_text() == "first"
+
+
+def test_a_folder_that_takes_no_files_is_one_line(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "temporary_path", lambda path: tmp_path / "none" / "a.tmp")
+  with pytest.raises(DiskError, match=r"a cannot be written \(No such file or directory\); name"):
+    files.replace_text(tmp_path / "a", "text")
+  with pytest.raises(FileNotFoundError), files.replacing(tmp_path / "a"):  # nothing was written
+    pass
