@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from input_pipeline.command_line import Parser
 from input_pipeline.disk import disk_errors
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
@@ -211,13 +212,8 @@ def _problem(run: Run, status: int) -> str:
   return f", exit status {status}: {last}"
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="plan-jax sweep",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+def _parser() -> Parser:
+  parser = Parser("plan-jax sweep", __doc__)
   add = parser.add_argument
   mode = "print commands, run here, submit, or gather the tables (default print)"
   against = "row that the others are compared with, as in the table (default %(default)s)"

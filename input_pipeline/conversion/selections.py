@@ -11,7 +11,6 @@ as
   {"name", "seed", "hash", "splits": {"train": [image ids], "validation": [...], "test": [...]}}
 """
 
-import argparse
 import hashlib
 import json
 from collections import Counter
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from input_pipeline.command_line import Parser
 from input_pipeline.conversion.selection_builders import SELECTIONS, SelectionError, eligible
 from input_pipeline.errors import UserError
 from input_pipeline.example import SPLITS
@@ -110,11 +110,9 @@ def select(items: Sequence[Item], selection: Selection) -> list[Item]:
   return chosen
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m input_pipeline.conversion.selections",
-    description="Makes a selection, prints its counts and hash, and writes it to share it.",
-  )
+def _parser() -> Parser:
+  about = "Makes a selection, prints its counts and hash, and writes it to share it."
+  parser = Parser("python -m input_pipeline.conversion.selections", about)
   add = parser.add_argument
   add("--dataset", required=True, choices=readers.READERS, help="which reader lists the images")
   add("--source", default="", help="folder of the raw data")
