@@ -110,6 +110,18 @@ def select(items: Sequence[Item], selection: Selection) -> list[Item]:
   return chosen
 
 
+def cut(source: Source, selection: Selection) -> Source:
+  """Cuts a source to a selection; its note on splits stays where those of all images stay.
+
+  Raises SelectionError as `select`.
+  """
+  items = select(source.items, selection)
+  before = {item.image_id: item.split for item in source.items}
+  is_kept = all(item.split == before[item.image_id] for item in items)
+  notes = tuple(note for note in source.notes if is_kept or note != source.split_note)
+  return replace(source, items=items, notes=notes)
+
+
 def _parser() -> Parser:
   about = "Makes a selection, prints its counts and hash, and writes it to share it."
   parser = Parser("python -m input_pipeline.conversion.selections", about)
@@ -125,9 +137,9 @@ def _parser() -> Parser:
   return parser
 
 
-def _describe(source: Source, selection: Selection, chosen: Sequence[Item]) -> list[str]:
+def _describe(source: Source, selection: Selection, chosen: Source) -> list[str]:
   """Returns the lines that the command prints."""
-  lines = [f"note: {note}" for note in source.notes]
+  lines = [f"note: {note}" for note in chosen.notes]
   if source.left_out:
     key, reason = source.left_out[0]
     count = len(source.left_out)
@@ -137,7 +149,7 @@ def _describe(source: Source, selection: Selection, chosen: Sequence[Item]) -> l
     lines.append(f"eligible: {counts}")
   lines.append(f"{selection.name}, seed {selection.seed}: hash {selection.hash}")
   for split in SPLITS:
-    images = [item for item in chosen if item.split == split]
+    images = [item for item in chosen.items if item.split == split]
     labels = Counter(label for item in images for label, value in item.labels if value == 1)
     counts = ", ".join(f"{label} {count}" for label, count in labels.most_common())
     if images:
@@ -157,8 +169,8 @@ def main() -> None:
   try:
     source = readers.open_reader(dataset, folder, arguments)
     selection = make(name, source.items, seed)
-    chosen = select(source.items, selection)
-    check_patients(chosen)
+    chosen = cut(source, selection)
+    check_patients(chosen.items)
     if out:
       replace_text(out, selection.to_json())
   except UserError as error:

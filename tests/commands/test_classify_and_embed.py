@@ -12,7 +12,9 @@ def test_classify(run, images, capsys):
   text = capsys.readouterr().out
   with pytest.raises(SystemExit, match="1 of 4 could not be read"):
     classify.main([f"--workdir={run}", f"--image={images}", *classes, "--json"])
-  lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  # Where tests run, the log goes to stdout too.
+  printed = capsys.readouterr().out.splitlines()
+  lines = [json.loads(line) for line in printed if line.startswith("{")]
   assert [sorted(line.get("scores", {})) for line in lines] == [["edema", "effusion"]] * 3 + [[]]
   assert f"effusion {lines[0]['scores']['effusion']:.3f}" in text and "error" in lines[3]
 
@@ -21,7 +23,7 @@ def test_embed_images_and_texts(run, images, tmp_path, capsys):
   out = tmp_path / "images.npz"
   with pytest.raises(SystemExit, match="1 of 4 could not be read"):
     embed.main([f"--workdir={run}", f"--images={images}", f"--out={out}"])
-  assert capsys.readouterr().out == f"3 embeddings of 16 numbers: {out}\n"
+  assert capsys.readouterr().out.endswith(f"3 embeddings of 8 numbers: {out}\n")
   written = np.load(out)
   assert [name.rpartition("/")[2] for name in written["names"]] == ["0.png", "1.png", "2.png"]
   np.testing.assert_allclose(np.linalg.norm(written["embeddings"], axis=1), 1, rtol=1e-3)
