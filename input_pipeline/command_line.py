@@ -1,9 +1,28 @@
 """Command lines whose mistakes are one line."""
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from input_pipeline.terminal import escape
+
+
+def at_least(least: int) -> Callable[[str], int]:
+  """Makes the type of a flag that is a whole number, 0 or 1 at the least."""
+
+  def read(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+      raise argparse.ArgumentTypeError(f"{text!r} is not {least} or more")
+    return int(text)
+
+  return read
+
+
+def path(text: str) -> str:
+  """Reads a flag that names a path. Raises ArgumentTypeError where it is empty."""
+  if not text:
+    raise argparse.ArgumentTypeError("the path is empty")
+  return text
 
 
 class Parser(argparse.ArgumentParser):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, at_least
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape_lines
 from plan_jax.evaluators import differences
@@ -193,8 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("a", type=Path, help="workdir of the first run")
   parser.add_argument("b", type=Path, help="workdir of the second")
   parser.add_argument("--all", action="store_true", help="show the rows of each finding too")
-  parser.add_argument("--resamples", type=int, default=bootstrap.RESAMPLES, help="bootstrap draws")
-  parser.add_argument("--seed", type=int, default=0, help="of the draws")
+  parser.add_argument(
+    "--resamples", type=at_least(1), default=bootstrap.RESAMPLES, help="bootstrap draws"
+  )
+  parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws")
   options = vars(parser.parse_args(arguments))
   every = options.pop("all")
   try:

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     from plan_jax.inference.load import load
 
     images = inputs.list_images(options.image)
-    check_phrases(options.classes)
+    check_phrases(options.classes, "--class")
     prompts.load([options.prompts])
     model = load(options.workdir)
     failures = inputs.Failures(len(images))

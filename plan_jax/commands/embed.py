@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, path
 from input_pipeline.conversion.workers import progress_bar
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_regular, replacing
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
 
     if Path(options.out).suffix != ".npz":
       raise UserError(f"--out={options.out}: name a .npz file")
+    inputs.check_place("--out", options.out)
     if options.texts is None:
       items = [(str(path), path) for path in inputs.list_images(options.images)]
     else:
@@ -69,7 +70,7 @@ def _parser() -> Parser:
   given = parser.add_mutually_exclusive_group(required=True)
   given.add_argument("--images", help="a folder, an image, or a CSV table with the column image")
   given.add_argument("--texts", help="a CSV table with the column text, or a .txt file")
-  parser.add_argument("--out", required=True, help="the .npz file to write")
+  parser.add_argument("--out", type=path, required=True, help="the .npz file to write")
   return parser
 
 

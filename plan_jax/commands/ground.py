@@ -16,7 +16,7 @@ says that some could not be read; their rows hold the error.
 import argparse
 from collections.abc import Sequence
 
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, path
 from plan_jax.commands import inputs
 
 
@@ -34,13 +34,13 @@ def _parser() -> Parser:
   add = parser.add_argument
   add("--image", required=True, help="an image, a folder of images, or a CSV table")
   add("--phrase", action="append", default=[], help="to be shown; may be given several times")
-  add("--out", help="overlay of one image and phrase, a .png file; else a new folder")
+  add("--out", type=path, help="overlay of one image and phrase, a .png file; else a new folder")
   threshold = "of the boxes, a share of the map's maximum (default %(default)s)"
   add("--threshold", type=_share, default=0.5, help=threshold)
   add("--json", action="store_true", help="one JSON object a line")
-  add("--boxes-out", help="boxes of all images, a new file: .json (COCO) or .csv")
+  add("--boxes-out", type=path, help="boxes of all images, a new file: .json (COCO) or .csv")
   segmentation = "DICOM Segmentation of a DICOM image, a new .dcm file; of several, a new folder"
-  add("--dicom-out", help=segmentation)
+  add("--dicom-out", type=path, help=segmentation)
   kinds = "regions at --threshold, which viewers show, or the maps themselves (default %(default)s)"
   add("--dicom-type", choices=("binary", "fractional"), default="binary", help=kinds)
   return parser

@@ -9,7 +9,7 @@ from pathlib import Path
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_regular, replace_text, replacing
 from input_pipeline.readers.raw import dicom
-from plan_jax.commands.inputs import Failures, print_path
+from plan_jax.commands.inputs import Failures, check_place, print_path
 from plan_jax.inference.grounding import Grounding
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results import box_files
@@ -83,13 +83,14 @@ def _may_be_dicom(path: Path) -> bool:
   """Tells whether a file is DICOM; of one that cannot be read, its reader says why."""
   try:
     return dicom.is_dicom(read_regular(path))
-  except OSError:
+  except (OSError, ValueError):
     return True
 
 
 def check_new(flag: str, out: str, *suffixes: str) -> None:
-  """Raises UserError where a path exists, so that no image is lost, or has another suffix."""
+  """Raises UserError where a path exists, so that no image is lost, or cannot be written."""
   if suffixes and Path(out).suffix.lower() not in suffixes:
     raise UserError(f"{flag}={out}: name a {' or '.join(suffixes)} file")
   if Path(out).exists():
     raise UserError(f"{flag}={out} exists: name another, or delete it")
+  check_place(flag, out)

@@ -74,7 +74,7 @@ def _jobs(image: str, phrases: list[str]) -> Jobs:
     ]
   if not phrases:
     raise UserError('--phrase is missing, e.g. --phrase="left effusion"')
-  return [(path, check_phrases(phrases)) for path in inputs.list_images(image)]
+  return [(path, check_phrases(phrases, "--phrase")) for path in inputs.list_images(image)]
 
 
 def _folder(out: str | None, single: bool, total: int) -> Path | None:
@@ -91,6 +91,7 @@ def _folder(out: str | None, single: bool, total: int) -> Path | None:
     raise UserError(f"--out={out}: there are several overlays, name a new folder")
   if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
     raise UserError(f"--out={out} exists: name a new folder, or delete it")
+  inputs.check_place("--out", str(folder / "overlays"))
   return folder
 
 

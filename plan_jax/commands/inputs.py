@@ -42,6 +42,13 @@ def command(out: str | None = None) -> Iterator[None]:
     raise SystemExit("stopped") from None
 
 
+def check_place(flag: str, out: str) -> None:
+  """Raises UserError, before the work, where no file can be written."""
+  folder = next(path for path in Path(out).absolute().parents if path.exists())
+  if Path(out).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+    raise UserError(f"{flag}={out} cannot be written: name another path")
+
+
 def print_path(kind: str, path: str | Path, stream: TextIO | None = None) -> None:
   """Prints a path that was written, to stdout where no stream is given."""
   print(f"{kind}: {escape(str(path))}", file=stream)

@@ -83,7 +83,7 @@ def parse(argv: list[str]) -> list[str]:
     text = f"error: {escape(one_line(error))} (plan-jax {command} --help lists the flags)"
     print(text, file=sys.stderr)
     sys.exit(2)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except Exception as error:  # whatever the file of --config does
     sys.exit(f"error: in the flags: {escape(_config_error(error, argv))}")
 
 
@@ -92,7 +92,8 @@ def _config_error(error: Exception, argv: list[str]) -> str:
   if "Traceback" in str(error) or isinstance(error, OSError):
     return str(error).strip().splitlines()[-1].strip()  # of a file: the error itself comes last
   if not isinstance(error, (AttributeError, KeyError, TypeError)):
-    return one_line(error)
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return kind + one_line(error)
   is_set, text = any("config.evaluation.sets." in argument for argument in argv), one_line(error)
   text = text if " " in text else f"there is no key {text}"
   return text + (ON_OTHER_DATA if is_set else " (configs/base.py has all keys)")

@@ -54,6 +54,7 @@ def test_texts_beyond_the_limits_are_counted(run, images, tmp_path, caplog):
   ("arguments", "message"),
   [
     (["--images=x.png", "--out=x.csv"], "name a .npz file"),
+    (["--images=x.png", "--out=/dev/null/x.npz"], "--out=/dev/null/x.npz cannot be written"),
     (["--texts=none.txt", "--out=x.npz"], "none.txt cannot be read"),
     (["--texts=none.csv", "--out=x.npz"], "none.csv"),
     (["--images=", "--out=x.npz"], "the images have an empty name"),
@@ -70,7 +71,7 @@ def test_errors_of_embed_are_one_line(run, arguments, message):
   ("arguments", "message"),
   [
     (["--image=IMAGES/0.png", "--class=zxqv"], "the class 'zxqv' has no word that the model knows"),
-    (["--image=IMAGES/0.png", "--class="], "has no word"),
+    (["--image=IMAGES/0.png", "--class="], "--class[0] has no word"),
     (["--image=IMAGES/0.png", "--class=edema", "--prompts=none"], "there is no set 'none'"),
     (["--image=IMAGES/broken.png", "--class=edema"], "broken.png"),
   ],

@@ -115,7 +115,10 @@ def test_a_folder_gives_every_image_that_can_be_read(images, tmp_path, suffix, c
   ("arguments", "message"),
   [
     (["--image=IMAGES/0.png"], "--phrase is missing"),
-    (["--image=IMAGES/0.png", "--phrase=..."], "has no word"),
+    (["--image=IMAGES/0.png", "--phrase=..."], "--phrase[0] has no word"),
+    (["--image=IMAGES/0.png", "--phrase=a", "--out=IMAGES/0.png/x.png"], "cannot be written"),
+    (["--image=IMAGES/0.png", "--phrase=a", "--boxes-out=IMAGES/0.png/x.csv"], "cannot be written"),
+    (["--image=IMAGES", "--phrase=a", "--out=IMAGES/0.png/x"], "cannot be written"),
     (["--image=IMAGES", "--phrase=edema"], "--out is missing"),
     (["--image=IMAGES/0.png", "--phrase=edema", "--out=x.jpg"], "name a .png file"),
     (["--image=IMAGES/none.csv", "--phrase=edema"], "--phrase: leave it out"),
