@@ -50,7 +50,8 @@ class GroundFiles:
     if not groundings:
       return
     if not _may_be_dicom(path):
-      failures.add(str(path), UserError(f"{path} {_NO_DICOM}"), "no DICOM images for --dicom-out")
+      error = UserError(f"{path} {_NO_DICOM}")
+      failures.add(str(path), error, "without a DICOM Segmentation: no DICOM image")
       return
     from plan_jax.results.dicom_segmentation import SegmentationError, to_segmentation
     from plan_jax.transfer.encoder import fingerprint

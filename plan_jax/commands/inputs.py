@@ -105,7 +105,7 @@ def list_images(given: str) -> list[Path]:
       images.append(path)
     else:
       aside[suffix] += 1
-  reasons = ", ".join(f"{count} {reason}" for reason, count in aside.most_common())
+  reasons = ", ".join(f"{count} {reason}" for reason, count in aside.most_common(8))
   if not images:
     raise UserError(
       f"{given} holds no image{f' by name, but {reasons}' * bool(aside)}: name a folder of"

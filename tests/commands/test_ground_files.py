@@ -51,7 +51,7 @@ def test_a_folder_in_which_one_is_no_dicom(run, radiographs, tmp_path, capsys):
   pytest.importorskip("highdicom")
   flags = [f"--{flag}={tmp_path / flag}" for flag in ("out", "dicom-out")]
   flags.append(f"--boxes-out={tmp_path}/boxes.csv")
-  with pytest.raises(SystemExit, match="^error: 1 no DICOM images for --dicom-out$"):
+  with pytest.raises(SystemExit, match="^error: 1 without a DICOM Segmentation: no DICOM image$"):
     run_command(run, f"--image={radiographs}", *flags)
   printed = capsys.readouterr()
   assert "plain.png is no DICOM image, which a DICOM Segmentation" in printed.err
