@@ -26,6 +26,7 @@ class GroundFiles:
     self._rows: list[box_files.PhraseBoxes] = []
     self._kept: list[Grounding] = []  # of one image, for its Segmentation
     self._images, self._model = 0, ""
+    self._error: UserError | None = None  # the last of a Segmentation
     if boxes := options.boxes_out:
       check_new("--boxes-out", boxes, ".json", ".csv")
     if folder := options.dicom_out:
@@ -61,7 +62,9 @@ class GroundFiles:
     try:
       segmentation = to_segmentation(groundings, path, self._model, kind)
     except SegmentationError as error:
-      failures.add(str(path), error, "without a DICOM Segmentation")
+      self._error = error
+      if not self._single:
+        failures.add(str(path), error, "without a DICOM Segmentation")
       return
     out = Path(self._options.dicom_out)
     if not self._single:
@@ -70,7 +73,10 @@ class GroundFiles:
       segmentation.save_as(temporary, enforce_file_format=True)
 
   def finish(self) -> None:
-    """Writes the boxes, and prints the paths; not among the rows of JSON on stdout."""
+    """Writes the boxes, and prints the paths; not among the rows of JSON on stdout.
+
+    Raises UserError where there is no Segmentation of the one image.
+    """
     stream = sys.stderr if self._single and self._options.json else None
     if (out := self._options.dicom_out) and Path(out).exists():
       print_path("segmentation" if self._single else "segmentations", out, stream)
@@ -78,6 +84,8 @@ class GroundFiles:
       write = box_files.to_csv if out.lower().endswith(".csv") else box_files.to_coco
       replace_text(out, write(self._rows))
       print_path("boxes", out, stream)
+    if self._single and self._error:
+      raise self._error
 
 
 def _may_be_dicom(path: Path) -> bool:

@@ -1,5 +1,7 @@
 import csv
+import errno
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -95,6 +97,15 @@ def test_a_warning_is_given_once(run, images, capsys, caplog):
   run_command(f"--workdir={run}", f"--image={images}/0.png", "--phrase=zxqv")
   assert "warning" not in capsys.readouterr().out
   assert caplog.text.count("'zxqv' has no word that the model knows") == 1
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+  def refuse(path):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  with pytest.raises(UserError, match=f"{tmp_path} cannot be read .Permission denied"):
+    inputs.list_images(str(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", [".TIF", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".pgm", ""])

@@ -84,3 +84,13 @@ def test_without_highdicom(radiographs, tmp_path, monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(SystemExit, match=r"pip install 'plan_jax\[dicom\]'"):
     run_command(tmp_path, f"--image={radiographs}/a 0.dcm", f"--dicom-out={tmp_path}/a.dcm")
+
+
+def test_one_image_that_cannot_be_referred_to_is_one_line(run, tmp_path, capsys):
+  pytest.importorskip("highdicom")
+  image, boxes = tmp_path / "a.dcm", tmp_path / "boxes.csv"
+  image.write_bytes(fake.image(np.zeros((40, 56), np.uint8), StudyInstanceUID="1.2.3"))
+  flags = f"--image={image}", f"--dicom-out={tmp_path}/out.dcm", f"--boxes-out={boxes}"
+  with pytest.raises(SystemExit, match="^error: .*a.dcm has no SeriesInstanceUID") as caught:
+    run_command(run, *flags)
+  assert "\n" not in str(caught.value) and boxes.exists()
