@@ -19,13 +19,22 @@ class TokenizerError(UserError):
 
 
 def read(folder: Path) -> tuple:
+  """Reads a tokenizer as `read_backend` does, and its special tokens by the names of transformers.
+
+  Raises TokenizerError also where the vocabulary has no [CLS], [SEP] or [PAD].
+  """
+  backend, settings = read_backend(folder)
+  return backend, _special_names(folder, settings, backend.get_vocab())
+
+
+def read_backend(folder: Path) -> tuple:
   """Reads tokenizer.json, or vocab.txt as BERT's WordPiece with the case of its settings.
 
-  Returns the Tokenizer of the library tokenizers, without padding and truncation, and the special
-  tokens by the names of transformers. The class that tokenizer_config.json names is not used.
+  Returns the Tokenizer of the library tokenizers, without padding and truncation, and the content
+  of tokenizer_config.json. The class that it names is not used.
 
   Raises TokenizerError, naming the folder, where there is neither file, one is broken, both
-  disagree, or the vocabulary has no [CLS], [SEP] or [PAD], or a token of several words.
+  disagree, or the vocabulary has a token of several words.
   """
   folder = Path(folder)
   if not folder.is_dir():
@@ -53,7 +62,7 @@ def read(folder: Path) -> tuple:
         f"{path}: the added token {token.content!r} holds several words, which could not be told"
         " apart: take it out"
       )
-  return backend, _special_names(folder, settings, backend.get_vocab())
+  return backend, settings
 
 
 def knows(backend, text: str) -> bool:
