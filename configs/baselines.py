@@ -14,7 +14,10 @@ from ml_collections import ConfigDict
 
 from configs import base, mimic, phantom, variants
 
-BASELINES = ("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t", "clip", "chexzero")
+BASELINES = (
+  *("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t"),
+  *("clip", "chexzero", "biomedclip", "siglip", "medsiglip"),
+)
 _DATA = {"": base.get_config, "mimic": mimic.get_config, "phantom": phantom.get_config}
 _SECTIONS = ("seed", "data", "evaluation", "mesh")  # of base.py: nothing is trained
 _TRAINING_KEYS = ("every_steps", "during_images", "max_tokens", "max_words", "transfer")

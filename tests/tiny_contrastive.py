@@ -1,25 +1,44 @@
-"""Tiny CLIP of transformers' classes with random weights, as checkpoints in its projects' names.
+"""Tiny CLIP and SigLIP of transformers' classes with random weights, as checkpoints.
 
 Preprocessing is written from the code that is named at each part; a text is one string, as theirs.
 """
 
 import json
+import re
+import string
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from torch.nn import functional
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import (
+  AutoTokenizer,
+  CLIPConfig,
+  CLIPModel,
+  CLIPTokenizer,
+  SiglipConfig,
+  SiglipModel,
+)
 
 import tiny_baselines
 import torch_reference as reference
 from input_pipeline.phantom import radiograph
 from tiny_baselines import IMAGES, JOINED
+from torch_baselines import bert
 
+SENTENCES = [" ".join(radiograph.example(1, i, 96).sentences) for i in range(40)]
 SIZES = dict(hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
+TINY = dict(
+  text=SIZES | dict(max_position_embeddings=40),
+  vision=SIZES | dict(image_size=32, patch_size=8),
+  projection=24,
+)
+VIT_B_32 = dict(text={}, vision={}, projection=512)  # of transformers' CLIPConfig
 CLIP_PIXELS = (
   (0.48145466, 0.4578275, 0.40821073),
   (0.26862954, 0.26130258, 0.27577711),
@@ -36,10 +55,9 @@ def byte_pairs(tmp_path_factory):
 def save_byte_pairs(folder):
   """Orders tokens as OpenAI does: bytes, bytes that end a word, pairs, and the special ones."""
   trained = CLIPTokenizer().backend_tokenizer
-  texts = [" ".join(radiograph.example(1, i, 96).sentences) for i in range(4)]
   letters = ByteLevel.alphabet()
   trainer = BpeTrainer(vocab_size=700, end_of_word_suffix="</w>", initial_alphabet=letters)
-  trained.train_from_iterator(texts, trainer)
+  trained.train_from_iterator(SENTENCES, trainer)
   merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
   tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
   tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -52,18 +70,22 @@ def files_of(folder, name, vocabulary, tokenizer):
   """A tiny checkpoint of any baseline, as `config.baseline` names it."""
   if name in ("clip", "chexzero"):
     byte_pairs = save_byte_pairs(folder / "byte_pairs")
-    return dict(weights=clip(folder, byte_pairs)[-1], tokenizer=byte_pairs)
+    return dict(weights=clip(folder, byte_pairs, **TINY)[-1], tokenizer=byte_pairs)
+  if name == "biomedclip":
+    return dict(weights=biomedclip(folder, tokenizer)[-1], tokenizer=vocabulary)
+  if name in ("siglip", "medsiglip"):
+    return dict(weights=siglip(folder)[-1])
   return tiny_baselines.files_of(folder, name, vocabulary, tokenizer)
 
 
-def clip(folder, byte_pairs, side=32):
-  """A tiny CLIP, its folder as transformers saves it, and a file in OpenAI's names."""
+def clip(folder, byte_pairs, text, vision, projection):
+  """A CLIP, its folder as transformers saves it, and a file in OpenAI's names."""
   tokenizer = AutoTokenizer.from_pretrained(str(byte_pairs), local_files_only=True)
   end = tokenizer.eos_token_id
   special = dict(bos_token_id=end - 1, eos_token_id=end, pad_token_id=end)
-  text = SIZES | special | dict(vocab_size=len(tokenizer), max_position_embeddings=40)
-  vision = SIZES | dict(image_size=side, patch_size=8)
-  model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+  text = text | special | dict(vocab_size=len(tokenizer))
+  config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection)
+  model, side = CLIPModel(config), config.vision_config.image_size
   reference.randomise(model)
   with torch.no_grad():
     model.logit_scale.fill_(2.5)
@@ -92,7 +114,9 @@ def openai_names(tensors):
     plain[f"vision_model.post_layernorm.{bias}"] = f"visual.ln_post.{bias}"
     plain[f"text_model.final_layer_norm.{bias}"] = f"ln_final.{bias}"
     for ours, theirs in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
-      for number in range(SIZES["num_hidden_layers"]):
+      for number in range(
+        sum(f"{ours}." in name and "layer_norm1.bias" in name for name in tensors)
+      ):
         start, block = f"{ours}.encoder.layers.{number}", f"{theirs}.resblocks.{number}"
         for one, other in (
           ("self_attn.out_proj", "attn.out_proj"),
@@ -127,9 +151,116 @@ def chexzero_square(image, side):
   square.paste(
     colours.resize(size, Image.Resampling.LANCZOS), ((320 - size[0]) // 2, (320 - size[1]) // 2)
   )
-  pixels = torch.tensor(np.array(square)).float()[None, None]
+  pixels = torch.tensor(np.array(square)).double()[None, None]
   small = functional.interpolate(pixels, (side, side), mode="bicubic", align_corners=False)
-  return small[0, 0] / 255
+  return (small[0, 0] / 255).float()
+
+
+def siglip(folder):
+  """A tiny SigLIP, and its folder with a tokenizer of pieces; heads are not of 64 channels."""
+  folder = folder / "siglip"
+  folder.mkdir()
+  pieces = Tokenizer(Unigram())
+  pieces.pre_tokenizer = Metaspace()
+  special = dict(unk_token="<unk>", special_tokens=["<pad>", "</s>", "<unk>"])
+  trainer = UnigramTrainer(vocab_size=300, show_progress=False, **special)
+  pieces.train_from_iterator([canonical(text) for text in SENTENCES], trainer)
+  pieces.save(str(folder / "tokenizer.json"))
+  sizes = SIZES | dict(num_attention_heads=4)
+  text = sizes | dict(vocab_size=pieces.get_vocab_size(), bos_token_id=0, eos_token_id=1)
+  vision = sizes | dict(image_size=32, patch_size=8)
+  model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+  reference.randomise(model)
+  with torch.no_grad():
+    model.logit_scale.fill_(1.5)
+    model.logit_bias.fill_(-0.7)
+    patches, _ = siglip_image(model, squashed(IMAGES[1], 32))
+    if (patches @ siglip_text(model, pieces, JOINED[0])).mean() < 0:
+      for x in model.text_model.head.parameters():
+        x.neg_()  # an image that is like the text somewhere
+  model.save_pretrained(folder)
+  return model, pieces, folder
+
+
+def canonical(text):
+  """transformers' SiglipTokenizer.canonicalize_text."""
+  text = text.lower().translate(str.maketrans("", "", string.punctuation))
+  return re.sub(r"\s+", " ", text).strip()
+
+
+def squashed(image, side):
+  """[side, side] in [0, 1] (SiglipImageProcessor)."""
+  image = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+  return torch.tensor(np.array(image)).float() / 255
+
+
+def squashed_bilinear(image, side):
+  """tf.image.resize("bilinear", antialias=False), to whole grey values (MedSigLIP's card)."""
+  pixels = torch.tensor(image).double()[None, None]
+  small = functional.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
+  return (small[0, 0] + 1e-9).floor().float() / 255
+
+
+@torch.no_grad()
+def siglip_image(model, pixels):
+  """Patches [P, D], each pooled alone, and the image [D], unit norm."""
+  x, vision = normalised(pixels, ((0.5,) * 3, (0.5,) * 3)), model.vision_model
+  patches = vision.head(vision(x).last_hidden_state[0][:, None])
+  return unit(patches), unit(model.get_image_features(x).pooler_output)[0]
+
+
+@torch.no_grad()
+def siglip_text(model, pieces, text):
+  """The text [D], unit norm."""
+  ids = pieces.encode(canonical(text), add_special_tokens=False).ids[:63] + [1]
+  ids = torch.tensor([ids + [1] * (64 - len(ids))])
+  return unit(model.get_text_features(input_ids=ids).pooler_output)[0]
+
+
+class BiomedClip(torch.nn.Module):
+  """open_clip's CustomTextCLIP (timm_model.py, hf_model.py) with timm's ViT and a BERT."""
+
+  def __init__(self, words, out=24):
+    super().__init__()
+    self.visual, self.text = torch.nn.Module(), torch.nn.Module()
+    self.visual.trunk = reference.ViT(128, 2, 2, 96)
+    self.visual.head = torch.nn.Module()
+    self.visual.head.proj = torch.nn.Linear(128, out, bias=False)
+    self.text.transformer = words
+    inside, outside = (words.config.hidden_size + out) // 2, words.config.hidden_size
+    self.text.proj = torch.nn.Sequential(
+      torch.nn.Linear(outside, inside, bias=False),
+      torch.nn.GELU(),
+      torch.nn.Linear(inside, out, bias=False),
+    )
+    self.logit_scale = torch.nn.Parameter(torch.tensor(1.0))
+
+  @torch.no_grad()
+  def image(self, pixels):
+    """Projected patches [P, D] and the image [D], unit norm."""
+    tokens = self.visual.head.proj(self.visual.trunk.tokens(normalised(pixels, CLIP_PIXELS)))
+    return unit(tokens[0, 1:]), unit(tokens[0, 0])
+
+  @torch.no_grad()
+  def words(self, tokenizer, text, most=128):
+    """The text [D], unit norm."""
+    more = dict(return_tensors="pt", padding="max_length", truncation=True, max_length=most)
+    ids = tokenizer(text, **more)["input_ids"]
+    seen = (ids != tokenizer.pad_token_id).long()
+    out = self.text.transformer(input_ids=ids, attention_mask=seen)
+    return unit(self.text.proj(out.last_hidden_state[:, 0]))[0]
+
+
+def biomedclip(folder, tokenizer):
+  """A tiny BiomedCLIP and its file; the ViT reads 224 px."""
+  model = BiomedClip(bert(len(tokenizer), 128, 2, add_pooling_layer=False))
+  reference.randomise(model)
+  with torch.no_grad():
+    model.logit_scale.fill_(2.5)
+    if (model.image(middle(IMAGES[1], 224))[0] @ model.words(tokenizer, JOINED[0])).mean() < 0:
+      model.visual.head.proj.weight.neg_()  # an image that is like the text somewhere
+  torch.save(model.state_dict(), folder / "biomedclip.bin")
+  return model, folder / "biomedclip.bin"
 
 
 def normalised(pixels, mean_and_std):

@@ -30,6 +30,8 @@ def read(folder: Path) -> tuple:
 def read_backend(folder: Path) -> tuple:
   """Reads tokenizer.json, or vocab.txt as BERT's WordPiece with the case of its settings.
 
+  A spiece.model alone is read with the library sentencepiece.
+
   Returns the Tokenizer of the library tokenizers, without padding and truncation, and the content
   of tokenizer_config.json. The class that it names is not used.
 
@@ -42,13 +44,13 @@ def read_backend(folder: Path) -> tuple:
       f"there is no folder {folder}, and nothing is downloaded: name one on this machine"
     )
   settings = _settings(folder / "tokenizer_config.json")
-  path = next((folder / x for x in ("tokenizer.json", "vocab.txt") if (folder / x).is_file()), None)
+  path = next((folder / name for name in _READERS if (folder / name).is_file()), None)
   if path is None:
     raise TokenizerError(
       f"{folder} holds neither tokenizer.json nor vocab.txt: name a local Hugging Face folder"
     )
   try:
-    backend = (_whole if path.suffix == ".json" else _bare)(path, settings)
+    backend = _READERS[path.name](path, settings)
   except TokenizerError:
     raise
   except Exception as error:  # the library has no class of its own
@@ -71,7 +73,7 @@ def knows(backend, text: str) -> bool:
   It does where one token of two letters or more is the word, or a token within has four letters: of
   single letters and the like any nonsense can be spelt.
   """
-  unknown = getattr(backend.model, "unk_token", None)
+  unknown = getattr(backend.model, "unk_token", "<unk>")
   for start, end in reports.words(text):
     encoding = backend.encode(text[start:end], add_special_tokens=False)
     if unknown not in encoding.tokens:
@@ -122,6 +124,29 @@ def _bare(path: Path, settings: dict):
     strip_accents=settings.get("strip_accents"),
   )
   return Tokenizer.from_str(tokenizer.to_str())
+
+
+def _pieces(path: Path, settings: dict):
+  try:
+    from sentencepiece import sentencepiece_model_pb2
+  except ImportError as error:
+    raise TokenizerError(
+      f"{path} is there without tokenizer.json: pip install sentencepiece protobuf, or save"
+      " tokenizer.json beside it"
+    ) from error
+  from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+  model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+  pieces = [(piece.piece, piece.score) for piece in model.pieces]
+  trainer = model.trainer_spec
+  tokenizer = Tokenizer(models.Unigram(pieces, trainer.unk_id, trainer.byte_fallback))
+  if charsmap := model.normalizer_spec.precompiled_charsmap:
+    tokenizer.normalizer = normalizers.Precompiled(charsmap)
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+  return tokenizer
+
+
+_READERS = {"tokenizer.json": _whole, "vocab.txt": _bare, "spiece.model": _pieces}
 
 
 def _special_names(folder: Path, settings: dict, tokens: dict[str, int]) -> dict[str, str]:

@@ -64,6 +64,7 @@ class Baseline(NamedTuple):
     layout: `encoder` of its weights' layouts; empty: the baseline's name.
     vocabulary: whose folder the tokens come from.
     special: first, last and padding token, see `Vocabulary`.
+    padded: as of BaselineTexts.
     fields: whatever else of the ModelSpec is the baseline's own.
   """
 
@@ -80,6 +81,7 @@ class Baseline(NamedTuple):
   layout: str = ""
   vocabulary: str = "Bio_ClinicalBERT"
   special: tuple[str, str, str] = tokenization.BERT
+  padded: bool = False
   fields: Mapping = {}
 
   def spec(self, network: nn.Module, variables: dict, vocabulary: Vocabulary) -> ModelSpec:
@@ -101,7 +103,7 @@ class Baseline(NamedTuple):
     return ModelSpec(
       title=self.title,
       images=images,
-      texts=BaselineTexts(vocabulary, max_tokens, self.reader),
+      texts=BaselineTexts(vocabulary, max_tokens, self.reader, self.padded),
       grid=(round(pixels**0.5),) * 2,
       embed_images=embed_images,
       embed_texts=partial(self.embed_texts, network),

@@ -55,15 +55,20 @@ class Clip(nn.Module):
 
   def embed_images(self, image: jax.Array) -> ImageEmbeddings:
     """Embeds [B, S, S, 1] float32 in [0, 1]."""
-    grid, pooled = self.image_encoder(image, class_too=True)
-    pixels = self.image_head(grid.reshape(grid.shape[0], -1, grid.shape[-1]))
-    return ImageEmbeddings(l2_normalize(pixels), l2_normalize(self.image_head(pooled)))
+    return embed_images(self.image_encoder, self.image_head, image)
 
   def embed_texts(self, batch: dict) -> TextEmbeddings:
     """Embeds arrays of `BaselineTexts`."""
     hidden = self.text_encoder(batch["tokens"])
     end = (batch["sentence_index"] >= 0).sum(1) - 1
     return whole_texts(self.text_head(hidden[jnp.arange(len(end)), end]))
+
+
+def embed_images(encoder: ViT, head: nn.Module, image: jax.Array) -> ImageEmbeddings:
+  """Projects the patches and the class token of [B, S, S, 1]."""
+  grid, pooled = encoder(image, class_too=True)
+  pixels = head(grid.reshape(grid.shape[0], -1, grid.shape[-1]))
+  return ImageEmbeddings(l2_normalize(pixels), l2_normalize(head(pooled)))
 
 
 def _build(shapes: dict, settings: dict, *, mean: Sequence[float], std: Sequence[float]) -> Clip:

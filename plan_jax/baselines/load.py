@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from plan_jax.baselines import biovil, clip, gloria, mgca, tokenization
+from plan_jax.baselines import biomedclip, biovil, clip, gloria, mgca, siglip, tokenization
 from plan_jax.inference.predictor import Predictor
 from plan_jax.models.weights.load import load_baseline
 from plan_jax.runtime.mesh import everywhere, make_mesh
@@ -22,6 +22,9 @@ BASELINES = {
   "biovil_t": biovil.BIOVIL_T,
   "clip": clip.CLIP,
   "chexzero": clip.CHEXZERO,
+  "biomedclip": biomedclip.BIOMEDCLIP,
+  "siglip": siglip.SIGLIP,
+  "medsiglip": siglip.MEDSIGLIP,
 }
 _SIDE_PX = 448  # of an image to read shapes with: whole patches of 8, 14, 16 and 32 pixels
 

@@ -171,6 +171,42 @@ class MiddleOfShortSide:
     return image
 
 
+@dataclass(frozen=True)
+class WholeImage:
+  """The whole image as a square, out of proportion, as SigLIP and MedSigLIP take it.
+
+  Attributes:
+    input_px: side of the square.
+    antialias: bicubic with anti-aliasing (Pillow's); else bilinear without, rounded down to whole
+      grey values (tf.image.resize, as MedSigLIP is evaluated).
+  """
+
+  input_px: int
+  antialias: bool
+
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the network's input, in [0, 1]."""
+    if self.antialias:
+      side = (self.input_px, self.input_px)
+      square = np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC))
+    else:
+      places = (_centres(length, self.input_px) for length in image.shape)
+      square = np.floor(resample(image.astype(np.float32), *places) + 1e-4)  # of rounding
+    return square.astype(np.float32) / 255
+
+  def to_image(
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape."""
+    places = (_centres(count, length) for count, length in zip(grid.shape, shape, strict=True))
+    return resample(np.asarray(grid, np.float32), *places, nearest=nearest)
+
+
+def _centres(count: int, length: int) -> np.ndarray:
+  """Centres of `length` pixels, counted in `count` cells that tile the same stretch."""
+  return (np.arange(length) + 0.5) * count / length - 0.5
+
+
 def resample(
   grid: Float[np.ndarray, "h w"],
   rows: Float[np.ndarray, " H"],

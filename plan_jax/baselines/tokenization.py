@@ -2,6 +2,7 @@
 
 import html
 import re
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from plan_jax.inference.spec import EncodedTexts, Text
 
 BERT = ("[CLS]", "[SEP]", "[PAD]")
 CLIP = ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>")
+SIGLIP = ("", "</s>", "</s>")
 _BREAK = re.compile(r"[0-9]+\.|\.")  # between the statements of a report
 _LENGTHS = (16, 32, 64, 128, 256, 512)  # of batches, so that few programs are compiled
 
@@ -121,6 +123,11 @@ def unescaped(text: str) -> str:
   return html.unescape(html.unescape(text)).strip()
 
 
+def canonical(text: str) -> str:
+  """Takes punctuation and capitals away, as SigLIP does."""
+  return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
 def read_plain(
   vocabulary: Vocabulary,
   max_tokens: int,
@@ -152,11 +159,13 @@ class BaselineTexts:
     vocabulary: the tokens.
     max_tokens: with [CLS] and [SEP]; what goes beyond is cut.
     reader: `read_cleaned` or `read_plain`.
+    padded: whether all texts have `max_tokens`, of a model that attends to padding.
   """
 
   vocabulary: Vocabulary
   max_tokens: int
   reader: Callable[[Vocabulary, int, Text], Reading]
+  padded: bool = False
 
   def read(self, text: Text) -> Reading:
     """Reads the sentences of a text."""
@@ -166,7 +175,7 @@ class BaselineTexts:
     """Arrays of N texts, see `to_arrays`; counts the texts that were cut."""
     readings = [self.read(text) for text in texts]
     length = self.max_tokens
-    if not same_length:
+    if not (same_length or self.padded):
       longest = max((len(reading.tokens) for reading in readings), default=0)
       length = min(next(n for n in (*_LENGTHS, longest) if n >= longest), length)
     arrays = [to_arrays(reading, length, self.vocabulary.pad_id) for reading in readings]
@@ -174,7 +183,7 @@ class BaselineTexts:
 
   def knows(self, text: str) -> bool:
     """Tells whether the vocabulary knows a word of a text."""
-    return vocabularies.knows(self.vocabulary.backend, text)
+    return vocabularies.knows(self.vocabulary.backend, text.lower())  # as all of them read
 
   def words(self, text: Text) -> list[tuple[str, int]]:
     """The words that the baseline reads, and the places of their vectors."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import UserError
-from plan_jax.baselines import load
+from plan_jax.baselines import load, tokenization
 from plan_jax.baselines.preprocessing import MiddleOfShortSide
 from plan_jax.inference import prompts
 
@@ -15,7 +15,8 @@ theirs = pytest.importorskip("tiny_contrastive")
 tiny_baselines = pytest.importorskip("tiny_baselines")
 IMAGES, TEXTS, JOINED = tiny_baselines.IMAGES, tiny_baselines.TEXTS, tiny_baselines.JOINED
 started, config_of = tiny_baselines.started, tiny_baselines.config_of
-byte_pairs = theirs.byte_pairs
+byte_pairs, vocabulary = theirs.byte_pairs, tiny_baselines.vocabulary
+tokenizer = tiny_baselines.tokenizer
 
 
 def same(value, want):
@@ -40,7 +41,7 @@ def compare(mine, images, texts):
 
 @pytest.mark.parametrize("openai", [False, True])
 def test_clip(tmp_path, byte_pairs, openai):
-  model, tokenizer, folder, file = theirs.clip(tmp_path, byte_pairs)
+  model, tokenizer, folder, file = theirs.clip(tmp_path, byte_pairs, **theirs.TINY)
   mine = started("clip", weights=file if openai else folder, tokenizer=byte_pairs)
   compare(
     mine,
@@ -48,23 +49,34 @@ def test_clip(tmp_path, byte_pairs, openai):
     [theirs.clip_text(model, tokenizer, text) for text in JOINED],
   )
   assert mine.global_scale() == pytest.approx(np.exp(2.5)) and mine.grid == (4, 4)
-  assert mine.note.startswith("2 texts were longer than the 40 tokens that CLIP reads")
+  assert mine.note.startswith("1 texts were longer than the 40 tokens that CLIP reads")
   mapped = mine.maps(IMAGES[1:2], JOINED[:1])[0]
   assert mapped.shape == IMAGES[1].shape and np.isnan(mapped).any()  # what the middle leaves out
 
 
+@pytest.mark.slow
+def test_chexzero_at_its_size(tmp_path, byte_pairs):
+  model, tokenizer, _, file = theirs.clip(tmp_path, byte_pairs, **theirs.VIT_B_32)
+  mine = started("chexzero", weights=file, tokenizer=byte_pairs)
+  squares = [theirs.chexzero_square(image, 224) for image in IMAGES]
+  images = [theirs.clip_image(model, square, theirs.CHEXZERO_PIXELS) for square in squares]
+  compare(mine, images, [theirs.clip_text(model, tokenizer, text, 77) for text in JOINED])
+  assert mine.grid == (7, 7)
+
+
 @pytest.mark.parametrize("openai", [False, True])
 def test_chexzero(tmp_path, byte_pairs, openai):
-  model, tokenizer, folder, file = theirs.clip(tmp_path, byte_pairs)
+  model, tokenizer, folder, file = theirs.clip(tmp_path, byte_pairs, **theirs.TINY)
   mine = started("chexzero", weights=file if openai else folder, tokenizer=byte_pairs)
   squares = [theirs.chexzero_square(image, 32) for image in IMAGES]
   images = [theirs.clip_image(model, square, theirs.CHEXZERO_PIXELS) for square in squares]
   compare(mine, images, [theirs.clip_text(model, tokenizer, text) for text in JOINED])
   # Its score of a finding: softmax of the cosines with the label, and with the label denied.
-  scores = mine.classify(IMAGES, ["Effusion"], prompts="chexzero")
-  yes, no = (theirs.clip_text(model, tokenizer, text) for text in ("Effusion", "no Effusion"))
+  label = "Pleural Effusion"
+  scores = mine.classify(IMAGES, [label], prompts="chexzero")
+  yes, no = (theirs.clip_text(model, tokenizer, text) for text in (label, f"no {label}"))
   want = [torch.stack([image @ yes, image @ no]).softmax(0)[0].item() for _, image in images]
-  same([score["Effusion"] for score in scores], want)
+  same([score[label] for score in scores], want)
   # Patches tile the square around the image; nothing of the image is left out.
   grid = np.arange(16, dtype=np.float32).reshape(4, 4)
   want = torch.nn.functional.interpolate(
@@ -74,6 +86,80 @@ def test_chexzero(tmp_path, byte_pairs, openai):
   same(mine.to_image(grid, (320, 160)), want[:, 80:240])
 
 
+@pytest.mark.parametrize(
+  ("name", "square"), [("siglip", "squashed"), ("medsiglip", "squashed_bilinear")]
+)
+def test_siglip(tmp_path, name, square):
+  model, pieces, folder = theirs.siglip(tmp_path)
+  mine = started(name, weights=folder)
+  squares = [getattr(theirs, square)(image, 32) for image in IMAGES]
+  images = [theirs.siglip_image(model, pixels) for pixels in squares]
+  texts = [theirs.siglip_text(model, pieces, text) for text in JOINED]
+  compare(mine, images, texts)
+  assert mine.global_scale() == pytest.approx(np.exp(1.5))
+  assert mine.note.startswith("1 texts were longer than the 64 tokens")
+  # Its score of a finding: each text has a sigmoid of its own.
+  file = tmp_path / "one.json"
+  file.write_text(json.dumps({"source": "test", "template": {"positive": ["There is {}."]}}))
+  label = "Pneumothorax"
+  scores = mine.classify(IMAGES, [label], prompts=str(file))
+  text = theirs.siglip_text(model, pieces, "There is pneumothorax.")
+  want = [torch.sigmoid(np.exp(1.5) * image @ text - 0.7).item() for _, image in images]
+  same([score[label] for score in scores], want)
+  mapped = mine.maps(IMAGES[1:2], JOINED[:1])[0]
+  assert np.isfinite(mapped).all()  # the whole image is seen
+  grid = np.arange(16, dtype=np.float32).reshape(4, 4)
+  want = torch.nn.functional.interpolate(
+    torch.tensor(grid)[None, None], (50, 30), mode="bilinear", align_corners=False
+  )[0, 0]
+  same(mine.to_image(grid, (50, 30)), want)
+
+
+def test_biomedclip(tmp_path, vocabulary, tokenizer):
+  model, file = theirs.biomedclip(tmp_path, tokenizer)
+  mine = started("biomedclip", weights=file, tokenizer=vocabulary)
+  images = [model.image(theirs.middle(image, 224)) for image in IMAGES]
+  compare(mine, images, [model.words(tokenizer, text) for text in JOINED])
+  assert mine.grid == (14, 14) and mine.global_scale() == pytest.approx(np.exp(2.5))
+  tensors = torch.load(file)
+  tensors["text.transformer.pooler.dense.bias"] = torch.ones(2)
+  tensors["text.proj.0.bias"] = torch.ones(76)
+  torch.save(tensors, file)
+  with pytest.raises(UserError, match="does not fit weights: unexpected text.proj.0.bias$"):
+    load.load(config_of("biomedclip", weights=file, tokenizer=vocabulary))
+
+
+def test_what_does_not_fit_siglip(tmp_path, byte_pairs):
+  _, _, folder = theirs.siglip(tmp_path)
+  with pytest.raises(UserError, match="weights: .*name the folder that it lies in: config.json"):
+    load.load(config_of("siglip", weights=folder / "model.safetensors", tokenizer=folder))
+  with pytest.raises(UserError, match="tokenizer: .* is no vocabulary with </s>"):
+    load.load(config_of("siglip", weights=folder, tokenizer=byte_pairs))
+  with pytest.raises(UserError, match="no checkpoint of OpenAI CLIP or Hugging Face CLIP: it is"):
+    load.load(config_of("clip", weights=folder, tokenizer=byte_pairs))
+  (folder / "tokenizer.json").unlink()
+  (folder / "spiece.model").write_bytes(b"no model")
+  with pytest.raises(UserError, match="weights: .*(pip install sentencepiece|no whole tokenizer)"):
+    load.load(config_of("siglip", weights=folder))
+
+
+def test_pieces_are_those_of_transformers(tmp_path):
+  """Of spiece.model alone, with names of special tokens in a text read as letters."""
+  trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+  from transformers import SiglipTokenizer
+
+  (tmp_path / "texts.txt").write_text("\n".join(map(theirs.canonical, theirs.SENTENCES)))
+  ids = dict(bos_id=0, eos_id=1, unk_id=2, pad_id=-1, vocab_size=150, hard_vocab_limit=False)
+  names = dict(input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "spiece"))
+  trainer.train(**names, **ids, minloglevel=2)
+  whole = SiglipTokenizer(vocab_file=str(tmp_path / "spiece.model"))
+  vocabulary = tokenization.Vocabulary(tmp_path, "key", tokenization.SIGLIP)
+  texts = tokenization.BaselineTexts(vocabulary, 64, load.siglip.SIGLIP.reader, padded=True)
+  for text in [*JOINED, "1. Heart:  1.5 cm, é ½!", ""]:
+    want = whole(text, padding="max_length", max_length=64, truncation=True)["input_ids"]
+    assert texts.encode([(text,)]).arrays[0]["tokens"].tolist() == want
+
+
 @pytest.mark.parametrize("shape", [(200, 300), (333, 257), (320, 320), (97, 40)])
 def test_pixels_at_the_networks_size(shape):
   image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
@@ -81,14 +167,18 @@ def test_pixels_at_the_networks_size(shape):
   same(load.clip._square(_Sizes).fit(image), want)
   short = MiddleOfShortSide(224, 224, resampling="BICUBIC", spread=False)
   same(short.fit(image), theirs.middle(image, 224))
+  same(load.siglip.SIGLIP.images(_Sizes).fit(image), theirs.squashed(image, 224))
+  square = load.siglip.MEDSIGLIP.images(_Sizes).fit(image)
+  assert (np.abs(square - theirs.squashed_bilinear(image, 224).numpy()) > 1e-5).mean() < 1e-3
 
 
 class _Sizes:
   image = dict(grid=7, patch_px=32)
 
 
-def test_what_does_not_fit_clip(tmp_path, byte_pairs):
-  model, _, folder, file = theirs.clip(tmp_path, byte_pairs)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_does_not_fit_clip(tmp_path, byte_pairs, vocabulary):
+  model, _, folder, file = theirs.clip(tmp_path, byte_pairs, **theirs.TINY)
   with pytest.raises(UserError, match="tokenizer: is empty; .* openai/clip-vit-base-patch32"):
     load.load(config_of("chexzero", weights=file))
   with pytest.raises(UserError, match="weights: .* holds neither tokenizer.json"):
@@ -101,7 +191,7 @@ def test_what_does_not_fit_clip(tmp_path, byte_pairs):
   loaded = load.load(config_of("chexzero", weights=file, tokenizer=folder))
   assert loaded.provenance["weights"]["left_aside"] == ["input_resolution"]
   with pytest.raises(UserError, match="no checkpoint of GLoRIA: it is OpenAI CLIP's"):
-    load.load(config_of("gloria", weights=file, tokenizer=folder))
+    load.load(config_of("gloria", weights=file, tokenizer=vocabulary))
   tensors["text_projection"] = tensors["text_projection"][0]
   tensors["visual.ln_new.bias"] = tensors.pop("visual.ln_post.bias")
   torch.save(tensors, file)

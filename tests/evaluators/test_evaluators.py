@@ -60,6 +60,10 @@ class Model:
   embed_prompts = embed_texts
 
   @staticmethod
+  def probability(cosine):
+    return cosine
+
+  @staticmethod
   def _units(vectors):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 

@@ -55,6 +55,9 @@ class Model:
     assert all(len(text) == 1 for text in texts)
     return self._embed("texts", self.texts, [text[0] for text in texts])
 
+  def probability(self, cosine):
+    return cosine
+
 
 def unit(x):
   return np.asarray(x, float) / np.linalg.norm(x)
@@ -136,6 +139,10 @@ def test_scores_by_hand(ensemble):
     np.testing.assert_allclose(similar, table.max(1), atol=1e-6)
   elif ensemble == "similarities":
     np.testing.assert_allclose(similar, table.mean(1), atol=1e-6)
+  # A model that makes a probability of it says that instead.
+  model.probability = lambda cosine: 1 / (1 + np.exp(-3 * cosine))
+  told = zero_shot.score_zero_shot(model, images, alone).example_scores.values[:, 0]
+  np.testing.assert_allclose(told, 1 / (1 + np.exp(-3 * similar)), atol=1e-6)
 
 
 def test_prompts_that_cancel_and_embeddings_that_are_no_numbers():

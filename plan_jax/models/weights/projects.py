@@ -1,6 +1,6 @@
 """Layouts of one encoder of other projects' checkpoints: ResNets, ViTs and BERTs."""
 
-from plan_jax.models.weights.layouts import Layout, Row, under
+from plan_jax.models.weights.layouts import Layout, Row, into, under
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -138,16 +138,15 @@ CLIP_VISION = (
   Row(r"embeddings\.position_embedding", "", "position_table"),
   *_CLIP_TRUNK,
 )
-SIGLIP_VISION = (
-  Row(r"head\.probe", "pooling/probe", "class_token"),
-  Row(r"head\.attention", "pooling", "in_proj"),
-  Row(r"head\.attention\.out_proj", "pooling/attention_out", "dense"),
-  Row(r"head\.layernorm", "pooling/mlp_norm", "layer_norm"),
-  Row(r"head\.mlp\.fc1", "pooling/mlp_in", "dense"),
-  Row(r"head\.mlp\.fc2", "pooling/mlp_out", "dense"),
-  Row(r"embeddings\.position_embedding", "", "patch_positions"),
-  *_CLIP_TRUNK,
+SIGLIP_POOLING = (
+  Row(r"head\.probe", "probe", "class_token"),
+  Row(r"head\.attention", "", "in_proj"),
+  Row(r"head\.attention\.out_proj", "attention_out", "dense"),
+  Row(r"head\.layernorm", "mlp_norm", "layer_norm"),
+  Row(r"head\.mlp\.fc1", "mlp_in", "dense"),
+  Row(r"head\.mlp\.fc2", "mlp_out", "dense"),
 )
+SIGLIP_TRUNK = (Row(r"embeddings\.position_embedding", "", "patch_positions"), *_CLIP_TRUNK)
 
 BERT = (
   Row(r"embeddings\.word_embeddings", "token_embedding", "embedding"),
@@ -275,7 +274,7 @@ _LANGUAGE_SUPERVISED = (
   Layout(
     "Hugging Face SigLIP",
     "vit",
-    under(r"(?:vision_model\.)?", SIGLIP_VISION),
+    under(r"(?:vision_model\.)?", into("pooling", SIGLIP_POOLING) + SIGLIP_TRUNK),
     _CLIP_ASIDE,
     _HALF,
     variant="siglip",

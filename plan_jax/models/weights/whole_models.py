@@ -13,6 +13,8 @@ from plan_jax.models.weights.projects import (
   GLORIA_RESNET,
   MGCA_ATTENTION,
   RESNET,
+  SIGLIP_POOLING,
+  SIGLIP_TRUNK,
   VIT,
   not_bert,
 )
@@ -103,6 +105,22 @@ _NO_PATCH_BIAS = ("image_encoder/patch_embedding/bias",)
 _CLIP_ASIDE = (r"(text|vision)_model\.embeddings\.position_ids",)
 _OPENAI_ASIDE = ("input_resolution", "context_length", "vocab_size")
 
+_SIGLIP = (
+  *into("pooling", under(r"vision_model\.", SIGLIP_POOLING)),
+  *into("image_encoder", under(r"vision_model\.", SIGLIP_TRUNK)),
+  *into("text_encoder", under(r"text_model\.", _HF_CLIP_TEXT)),
+  Row(r"text_model\.head", "text_head", "dense"),
+  Row("logit_scale", "log_scale", "scalar"),
+  Row("logit_bias", "logit_bias", "scalar"),
+)
+_BIOMEDCLIP = (
+  *into("image_encoder", under(r"visual\.trunk\.", VIT)),
+  Row(r"visual\.head\.proj", "image_head", "dense"),
+  *into("text_encoder", under(r"text\.transformer\.", BERT)),
+  Row(r"text\.proj\.0", "text_in", "dense"),
+  Row(r"text\.proj\.2", "text_out", "dense"),
+  Row("logit_scale", "log_scale", "scalar"),
+)
 _CXR_BERT = into("text_encoder", under(r"bert\.", BERT) + CXR_BERT_PROJECTOR)
 
 # The text encoder of BioViL is a file of its own.
@@ -116,4 +134,6 @@ BASELINE_LAYOUTS = (
   Layout("CXR-BERT", "cxr_bert", _CXR_BERT, (*not_bert(r"bert\."), r"cls\..+")),
   Layout("OpenAI CLIP", "clip", _OPENAI_CLIP, _OPENAI_ASIDE, zeros=_NO_PATCH_BIAS),
   Layout("Hugging Face CLIP", "clip", _HF_CLIP, _CLIP_ASIDE, zeros=_NO_PATCH_BIAS),
+  Layout("Hugging Face SigLIP", "siglip", _SIGLIP, _CLIP_ASIDE),
+  Layout("BiomedCLIP", "biomedclip", _BIOMEDCLIP, not_bert(r"text\.transformer\.")),
 )
