@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import base, mimic, phantom, variants
 
 BASELINES = (
-  *("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t"),
+  *("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t", "afloc"),
   *("clip", "chexzero", "biomedclip", "siglip", "medsiglip"),
 )
 _DATA = {"": base.get_config, "mimic": mimic.get_config, "phantom": phantom.get_config}

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from plan_jax.baselines import biomedclip, biovil, clip, gloria, mgca, siglip, tokenization
+from plan_jax.baselines import afloc, biomedclip, biovil, clip, gloria, mgca, siglip, tokenization
 from plan_jax.inference.predictor import Predictor
 from plan_jax.models.weights.load import load_baseline
 from plan_jax.runtime.mesh import everywhere, make_mesh
@@ -20,6 +20,7 @@ BASELINES = {
   "mgca_vit": mgca.MGCA_VIT,
   "biovil": biovil.BIOVIL,
   "biovil_t": biovil.BIOVIL_T,
+  "afloc": afloc.AFLOC,
   "clip": clip.CLIP,
   "chexzero": clip.CHEXZERO,
   "biomedclip": biomedclip.BIOMEDCLIP,

@@ -10,7 +10,6 @@ from plan_jax.models.weights.projects import (
   CLIP_BLOCKS,
   CLIP_VISION,
   CXR_BERT_PROJECTOR,
-  GLORIA_RESNET,
   MGCA_ATTENTION,
   RESNET,
   SIGLIP_POOLING,
@@ -44,12 +43,18 @@ def _mgca(name: str, trunk: tuple[Row, ...]) -> Layout:
   return Layout(f"MGCA {name}", f"mgca_{name.lower()}", rows, aside, zeros=zeros)
 
 
-_GLORIA = (
-  *into("image_encoder", GLORIA_RESNET),
-  Row(r"gloria\.img_encoder\.global_embedder", "image_head", "dense"),
-  Row(r"gloria\.img_encoder\.local_embedder", "pixel_head", "convolution"),
-  *into("text_encoder", under(r"gloria\.text_encoder\.model\.", BERT)),
-)
+def _gloria(name: str, *aside: str) -> Layout:
+  """Lists GLoRIA, or what goes by its names under another."""
+  start = name.lower()
+  rows = (
+    *into("image_encoder", under(rf"{start}\.img_encoder\.model\.", RESNET)),
+    Row(rf"{start}\.img_encoder\.global_embedder", "image_head", "dense"),
+    Row(rf"{start}\.img_encoder\.local_embedder", "pixel_head", "convolution"),
+    *into("text_encoder", under(rf"{start}\.text_encoder\.model\.", BERT)),
+  )
+  return Layout(name, start, rows, (*not_bert(rf"{start}\.text_encoder\.model\."), *aside))
+
+
 _BIOVIL = into("image_encoder", BIOVIL_RESNET) + BIOVIL_PROJECTOR
 _BIOVIL_T = (
   Row(r"encoder\.backbone_to_vit", "reduced", "convolution"),
@@ -125,7 +130,9 @@ _CXR_BERT = into("text_encoder", under(r"bert\.", BERT) + CXR_BERT_PROJECTOR)
 
 # The text encoder of BioViL is a file of its own.
 BASELINE_LAYOUTS = (
-  Layout("GLoRIA", "gloria", _GLORIA, not_bert(r"gloria\.text_encoder\.model\.")),
+  _gloria("GLoRIA"),
+  # Of words, by which it is trained and does not ground.
+  _gloria("AFLoc", r"afloc\.img_encoder\.local(2|_f)_embedder\.weight"),
   _mgca("ResNet", RESNET),
   _mgca("ViT", VIT),
   # The pooler compares with an earlier image, and is not asked for without.
