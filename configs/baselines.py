@@ -6,8 +6,8 @@ r"""Another project's whole model, by its own checkpoint, under our protocols (d
     --config.data.dataset=folder --config.data.source=FOLDER --workdir=runs/gloria
 
 Variants: those of BASELINES; with ",mimic" or ",phantom" the data are those of configs/mimic.py or
-configs/phantom.py. `--config.data.records=runs/a/records` evaluates on
-the very records of a run, so that `plan_jax.compare` can compare the two.
+configs/phantom.py. `--config.data.records=runs/a/records` evaluates on the very records of a run,
+so that `plan_jax.compare` can compare the two.
 """
 
 from ml_collections import ConfigDict

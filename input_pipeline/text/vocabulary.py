@@ -126,7 +126,7 @@ def _bare(path: Path, settings: dict):
   return Tokenizer.from_str(tokenizer.to_str())
 
 
-def _pieces(path: Path, settings: dict):
+def _sentencepiece(path: Path, settings: dict):
   try:
     from sentencepiece import sentencepiece_model_pb2
   except ImportError as error:
@@ -137,16 +137,16 @@ def _pieces(path: Path, settings: dict):
   from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
   model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
-  pieces = [(piece.piece, piece.score) for piece in model.pieces]
+  tokens = [(token.piece, token.score) for token in model.pieces]
   trainer = model.trainer_spec
-  tokenizer = Tokenizer(models.Unigram(pieces, trainer.unk_id, trainer.byte_fallback))
+  tokenizer = Tokenizer(models.Unigram(tokens, trainer.unk_id, trainer.byte_fallback))
   if charsmap := model.normalizer_spec.precompiled_charsmap:
     tokenizer.normalizer = normalizers.Precompiled(charsmap)
   tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
   return tokenizer
 
 
-_READERS = {"tokenizer.json": _whole, "vocab.txt": _bare, "spiece.model": _pieces}
+_READERS = {"tokenizer.json": _whole, "vocab.txt": _bare, "spiece.model": _sentencepiece}
 
 
 def _special_names(folder: Path, settings: dict, tokens: dict[str, int]) -> dict[str, str]:

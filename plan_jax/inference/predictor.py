@@ -116,12 +116,6 @@ class Predictor:
       lambda batch: self.spec.prompt_embedding(self._text_features(batch)), self._encode(texts)
     )
 
-  def probability(self, cosine: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Scores of images by their cosine with a text: the model's probability, else the cosine."""
-    if self.spec.probability is None:
-      return cosine
-    return np.asarray(self.spec.probability(self.variables, cosine), np.float64)
-
   def similarity(self, images: Images, texts: Texts) -> Float[np.ndarray, "N M"]:
     """Cosine of each of N images and each of M texts, float32."""
     return self.embed_images(images) @ self.embed_texts(texts).T

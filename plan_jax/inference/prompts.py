@@ -148,7 +148,7 @@ def presence_scores(
   """Scores N embedded images [N, D] for a finding, float64 [N], as "zero-shot-v1" has it.
 
   With negative prompts exp(s+) / (exp(s+) + exp(s-)), else s+ alone, or the probability that the
-  Predictor makes of it. `embeddings` are those of the prompts.
+  Predictor's model tells by it. `embeddings` are those of the prompts.
   """
 
   def similarity(texts: Sequence[str]) -> np.ndarray:
@@ -156,7 +156,9 @@ def presence_scores(
 
   positive = similarity(prompts.positive)
   if not prompts.negative:
-    return model.probability(positive)
+    if model.spec.probability is None:
+      return positive
+    return np.asarray(model.spec.probability(model.variables, positive), np.float64)
   return 1 / (1 + np.exp(similarity(prompts.negative) - positive))
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -34,7 +35,8 @@ def example(i, labels, view="PA", patient=None, image=None):
 class Model:
   """An image is looked up by its grey, a text by itself; says how often it is asked."""
 
-  has_local_scores = False
+  has_local_scores, variables = False, 3
+  spec = SimpleNamespace(probability=None)
 
   def __init__(self, seed=0, images=None, texts=None):
     self.rng, self.images, self.texts = np.random.default_rng(seed), images or {}, texts or {}
@@ -54,9 +56,6 @@ class Model:
   def embed_prompts(self, texts):
     assert all(len(text) == 1 for text in texts)
     return self._embed("texts", self.texts, [text[0] for text in texts])
-
-  def probability(self, cosine):
-    return cosine
 
 
 def unit(x):
@@ -140,7 +139,7 @@ def test_scores_by_hand(ensemble):
   elif ensemble == "similarities":
     np.testing.assert_allclose(similar, table.mean(1), atol=1e-6)
   # A model that makes a probability of it says that instead.
-  model.probability = lambda cosine: 1 / (1 + np.exp(-3 * cosine))
+  model.spec = SimpleNamespace(probability=lambda scale, cos: 1 / (1 + np.exp(-scale * cos)))
   told = zero_shot.score_zero_shot(model, images, alone).example_scores.values[:, 0]
   np.testing.assert_allclose(told, 1 / (1 + np.exp(-3 * similar)), atol=1e-6)
 
