@@ -5,16 +5,19 @@ r"""Another project's whole model, by its own checkpoint, under our protocols (d
     --config.baseline.tokenizer=/models/Bio_ClinicalBERT \
     --config.data.dataset=folder --config.data.source=FOLDER --workdir=runs/gloria
 
-Variants: gloria, mgca_resnet, mgca_vit, biovil, biovil_t; with ",mimic" or ",phantom" the data are
-those of configs/mimic.py or configs/phantom.py. `--config.data.records=runs/a/records` evaluates on
-the very records of a run, so that `plan_jax.compare` can compare the two.
+Variants: those of BASELINES; with ",mimic" or ",phantom" the data are those of configs/mimic.py or
+configs/phantom.py. `--config.data.records=runs/a/records` evaluates on the very records of a run,
+so that `plan_jax.compare` can compare the two.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base, mimic, phantom, variants
 
-BASELINES = ("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t")
+BASELINES = (
+  *("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t", "afloc"),
+  *("clip", "chexzero", "biomedclip", "siglip", "medsiglip"),
+)
 _DATA = {"": base.get_config, "mimic": mimic.get_config, "phantom": phantom.get_config}
 _SECTIONS = ("seed", "data", "evaluation", "mesh")  # of base.py: nothing is trained
 _TRAINING_KEYS = ("every_steps", "during_images", "max_tokens", "max_words", "transfer")
@@ -27,6 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict({key: run[key] for key in _SECTIONS})
   config.text = ConfigDict(dict(terms=run.text.terms))
   config.evaluation.compatibility = True
+  if name == "chexzero":
+    config.evaluation.prompts = ("ours", "chexzero")
   if data != "mimic":
     mimic.attach(config)
     for entry in config.evaluation.sets.values():
@@ -38,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
       name=name,
       weights="",  # the baseline's checkpoint; of BioViL, that of the images
       text="",  # BioViL's text encoder: a local Hugging Face folder
-      tokenizer="",  # of a local Hugging Face folder; of BioViL, empty: that of `text`
+      tokenizer="",  # a local Hugging Face folder; empty: that of `text`, or of `weights`
     )
   )
   return config

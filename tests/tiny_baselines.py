@@ -57,6 +57,8 @@ def files_of(folder, name, vocabulary, tokenizer) -> dict[str, Path]:
   """A tiny checkpoint of any baseline, as `config.baseline` names it."""
   if name == "gloria":
     return dict(weights=gloria(folder, tokenizer)[1], tokenizer=vocabulary)
+  if name == "afloc":
+    return dict(weights=afloc(folder, tokenizer)[1], tokenizer=vocabulary)
   if name.startswith("mgca"):
     return dict(weights=mgca(folder, tokenizer, name)[1], tokenizer=vocabulary)
   *_, weights, text = biovil(folder, tokenizer, name)
@@ -76,6 +78,16 @@ def gloria(folder, tokenizer, size=128, layers=5, resnet=TINY_RESNET):
   tensors["gloria.text_encoder.model.embeddings.position_ids"] = torch.arange(128)[None]
   torch.save({"state_dict": tensors, "epoch": 1}, folder / "gloria.ckpt")
   return model, folder / "gloria.ckpt"
+
+
+def afloc(folder, tokenizer):
+  """A tiny AFLoc, which is GLoRIA's module under another name with one projection more."""
+  model, _ = gloria(folder, tokenizer)
+  tensors = {name.replace("gloria.", "afloc.", 1): x for name, x in model.state_dict().items()}
+  channels = TINY_RESNET["base"] * 2
+  tensors["afloc.img_encoder.local2_embedder.weight"] = torch.ones(128, channels, 1, 1)
+  torch.save({"state_dict": tensors}, folder / "afloc.ckpt")
+  return model, folder / "afloc.ckpt"
 
 
 def mgca(

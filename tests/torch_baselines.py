@@ -182,10 +182,10 @@ class Gloria(nn.Module):
     self.gloria.text_encoder = nn.Module()
     self.gloria.text_encoder.model = text
 
-  def image(self, image):
-    """Regions [D, 19, 19] and the image [D]."""
+  def image(self, image, side=256):
+    """Regions [D, 19, 19] and the image [D]; AFLoc is evaluated with a side of 224."""
     encoder = self.gloria.img_encoder
-    third, last = stages(encoder.model, enlarged(padded_square(image)))
+    third, last = stages(encoder.model, enlarged(padded_square(image, side)))
     pooled = nn.AdaptiveAvgPool2d((1, 1))(last).flatten(1)
     return encoder.local_embedder(third)[0], encoder.global_embedder(pooled)[0]
 

@@ -19,13 +19,24 @@ class TokenizerError(UserError):
 
 
 def read(folder: Path) -> tuple:
+  """Reads a tokenizer as `read_backend` does, and its special tokens by the names of transformers.
+
+  Raises TokenizerError also where the vocabulary has no [CLS], [SEP] or [PAD].
+  """
+  backend, settings = read_backend(folder)
+  return backend, _special_names(folder, settings, backend.get_vocab())
+
+
+def read_backend(folder: Path) -> tuple:
   """Reads tokenizer.json, or vocab.txt as BERT's WordPiece with the case of its settings.
 
-  Returns the Tokenizer of the library tokenizers, without padding and truncation, and the special
-  tokens by the names of transformers. The class that tokenizer_config.json names is not used.
+  A spiece.model alone is read with the library sentencepiece.
+
+  Returns the Tokenizer of the library tokenizers, without padding and truncation, and the content
+  of tokenizer_config.json. The class that it names is not used.
 
   Raises TokenizerError, naming the folder, where there is neither file, one is broken, both
-  disagree, or the vocabulary has no [CLS], [SEP] or [PAD], or a token of several words.
+  disagree, or the vocabulary has a token of several words.
   """
   folder = Path(folder)
   if not folder.is_dir():
@@ -33,13 +44,13 @@ def read(folder: Path) -> tuple:
       f"there is no folder {folder}, and nothing is downloaded: name one on this machine"
     )
   settings = _settings(folder / "tokenizer_config.json")
-  path = next((folder / x for x in ("tokenizer.json", "vocab.txt") if (folder / x).is_file()), None)
+  path = next((folder / name for name in _READERS if (folder / name).is_file()), None)
   if path is None:
     raise TokenizerError(
       f"{folder} holds neither tokenizer.json nor vocab.txt: name a local Hugging Face folder"
     )
   try:
-    backend = (_whole if path.suffix == ".json" else _bare)(path, settings)
+    backend = _READERS[path.name](path, settings)
   except TokenizerError:
     raise
   except Exception as error:  # the library has no class of its own
@@ -53,7 +64,7 @@ def read(folder: Path) -> tuple:
         f"{path}: the added token {token.content!r} holds several words, which could not be told"
         " apart: take it out"
       )
-  return backend, _special_names(folder, settings, backend.get_vocab())
+  return backend, settings
 
 
 def knows(backend, text: str) -> bool:
@@ -62,7 +73,7 @@ def knows(backend, text: str) -> bool:
   It does where one token of two letters or more is the word, or a token within has four letters: of
   single letters and the like any nonsense can be spelt.
   """
-  unknown = getattr(backend.model, "unk_token", None)
+  unknown = getattr(backend.model, "unk_token", "<unk>")
   for start, end in reports.words(text):
     encoding = backend.encode(text[start:end], add_special_tokens=False)
     if unknown not in encoding.tokens:
@@ -113,6 +124,29 @@ def _bare(path: Path, settings: dict):
     strip_accents=settings.get("strip_accents"),
   )
   return Tokenizer.from_str(tokenizer.to_str())
+
+
+def _sentencepiece(path: Path, settings: dict):
+  try:
+    from sentencepiece import sentencepiece_model_pb2
+  except ImportError as error:
+    raise TokenizerError(
+      f"{path} is there without tokenizer.json: pip install sentencepiece protobuf, or save"
+      " tokenizer.json beside it"
+    ) from error
+  from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+  model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+  tokens = [(token.piece, token.score) for token in model.pieces]
+  trainer = model.trainer_spec
+  tokenizer = Tokenizer(models.Unigram(tokens, trainer.unk_id, trainer.byte_fallback))
+  if charsmap := model.normalizer_spec.precompiled_charsmap:
+    tokenizer.normalizer = normalizers.Precompiled(charsmap)
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+  return tokenizer
+
+
+_READERS = {"tokenizer.json": _whole, "vocab.txt": _bare, "spiece.model": _sentencepiece}
 
 
 def _special_names(folder: Path, settings: dict, tokens: dict[str, int]) -> dict[str, str]:

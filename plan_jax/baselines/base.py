@@ -9,9 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from plan_jax.alignment.methods.base import positive_regions
+from plan_jax.alignment.similarity import l2_normalize
+from plan_jax.baselines import tokenization
 from plan_jax.baselines.tokenization import BaselineTexts, Reading, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
 from plan_jax.models.weights.files import WeightsError
+from plan_jax.models.weights.settings import section
 from plan_jax.models.weights.sizes import sizes
 
 
@@ -49,19 +53,24 @@ class Baseline(NamedTuple):
     title: of its project.
     build: (shapes, settings) -> the network, see models.weights.load.load_baseline; it has
       `embed_images` of [B, S, S, 1] and `embed_texts` of `BaselineTexts` arrays.
-    images: preprocessing.
+    images: network -> preprocessing.
     reader, max_tokens: of texts, see `BaselineTexts`.
     attend: as of ModelSpec.
     phrase_similarity: signed similarity [P] of an image and a phrase without a batch axis.
     embed_texts: (network, variables, arrays) -> TextEmbeddings.
-    global_scale: inverse temperature; None without one.
+    global_scale: inverse temperature that the project fixes; that of a network with a parameter
+      "log_scale" is learned; None without one.
     separate_text: whether the text encoder is a folder of its own.
+    layout: `encoder` of its weights' layouts; empty: the baseline's name.
+    vocabulary: whose folder the tokens come from.
+    special: first, last and padding token, see `Vocabulary`.
+    padded: as of BaselineTexts.
     fields: whatever else of the ModelSpec is the baseline's own.
   """
 
   title: str
   build: Callable[[dict, dict], nn.Module]
-  images: ImagePreprocessing
+  images: Callable[[nn.Module], ImagePreprocessing]
   reader: Callable[..., Reading]
   max_tokens: int
   attend: Callable
@@ -69,23 +78,32 @@ class Baseline(NamedTuple):
   embed_texts: Callable[[nn.Module, dict, dict], TextEmbeddings] = _embed_texts
   global_scale: float | None = None
   separate_text: bool = False
+  layout: str = ""
+  vocabulary: str = "Bio_ClinicalBERT"
+  special: tuple[str, str, str] = tokenization.BERT
+  padded: bool = False
   fields: Mapping = {}
 
   def spec(self, network: nn.Module, variables: dict, vocabulary: Vocabulary) -> ModelSpec:
     """Makes the ModelSpec; `variables` are the weights, or their shapes."""
     max_tokens = min(self.max_tokens, network.text["max_position"])
     embed_images = partial(network.apply, method="embed_images")
-    image = jax.ShapeDtypeStruct((1, *(self.images.input_px,) * 2, 1), jnp.float32)
+    images = self.images(network)
+    image = jax.ShapeDtypeStruct((1, *(images.input_px,) * 2, 1), jnp.float32)
     _, pixels, channels = jax.eval_shape(embed_images, variables, image).pixels.shape
 
     def ground_phrase(image, text, stage):
       similarity = self.phrase_similarity(image, text)
       return jax.nn.relu(similarity), similarity
 
+    def scales(variables):
+      learned = variables["params"].get("log_scale")
+      return self.global_scale if learned is None else jnp.exp(learned), 1.0
+
     return ModelSpec(
       title=self.title,
-      images=self.images,
-      texts=BaselineTexts(vocabulary, max_tokens, self.reader),
+      images=images,
+      texts=BaselineTexts(vocabulary, max_tokens, self.reader, self.padded),
       grid=(round(pixels**0.5),) * 2,
       embed_images=embed_images,
       embed_texts=partial(self.embed_texts, network),
@@ -94,12 +112,23 @@ class Baseline(NamedTuple):
       local_bytes=2 * channels * (pixels + max_tokens),
       note=f"{{}} texts were longer than the {max_tokens} tokens that {self.title} reads, and were"
       " cut",
-      scales=lambda variables: (self.global_scale, 1.0),
+      scales=scales,
       has_local_scores=lambda stage: "local_logits" in self.fields,
       # Values of the original are in float32, which accelerators would round by default.
       matmul_precision="float32",
       **self.fields,
     )
+
+
+def whole_texts(embedding: Float[jax.Array, "B D"]) -> TextEmbeddings:
+  """Makes features of texts without words, in whose place is the text before its norm."""
+  none = jnp.zeros((len(embedding), 1))
+  return TextEmbeddings(embedding[:, None], none > 0, none, l2_normalize(embedding))
+
+
+def attend_whole(image: ImageEmbeddings, text: TextEmbeddings, stage):
+  """One region, for the text as a whole."""
+  return positive_regions((image.pixels @ text.embedding)[None]), jnp.ones(1)
 
 
 def sums(tokens: jax.Array, owner: jax.Array) -> jax.Array:
@@ -113,17 +142,31 @@ def hidden_states(encoder: nn.Module, batch: dict) -> jax.Array:
   return encoder(batch["tokens"], batch["sentence_index"], batch["position"]).astype(jnp.float32)
 
 
-def image_sizes(shapes: dict, encoder: str) -> dict:
-  """Arguments of the encoder, "resnet" or "vit", that `shapes` has under "image_encoder"."""
-  return sizes(shapes, encoder, "image_encoder")
+def image_sizes(shapes: dict, encoder: str, settings: Mapping = {}) -> dict:
+  """Arguments of the encoder, "resnet" or "vit", that `shapes` has under "image_encoder".
+
+  Raises WeightsError as `text_sizes`.
+  """
+  arguments = sizes(shapes, encoder, "image_encoder")
+  return _with_heads(arguments, section(settings, "vision_config"))
 
 
-def bert_sizes(shapes: dict, settings: dict) -> dict:
-  """Arguments of the BERT that `shapes` has under "text_encoder"; `settings` of a config.json.
+def text_sizes(shapes: dict, settings: Mapping) -> dict:
+  """Arguments of the text encoder that `shapes` has under "text_encoder".
 
-  Raises WeightsError where the number of heads there does not divide the width.
+  `settings` are those of a config.json. Raises WeightsError where the number of heads there does
+  not divide the width.
   """
   arguments = {"vocabulary_size": 1} | sizes(shapes, "bert", "text_encoder")
+  return _with_heads(arguments, section(settings, "text_config", settings))
+
+
+def bert_sizes(shapes: dict, settings: Mapping) -> dict:
+  """Arguments of the BERT, see `text_sizes`."""
+  return text_sizes(shapes, settings) | {"dropout": 0.0}
+
+
+def _with_heads(arguments: dict, settings: Mapping) -> dict:
   if "num_attention_heads" in settings:
     heads, width = settings["num_attention_heads"], arguments.get("embed_dim", 0)
     if not isinstance(heads, int) or heads < 1 or width % heads:
@@ -132,4 +175,4 @@ def bert_sizes(shapes: dict, settings: dict) -> dict:
         f" {width}: fetch the folder again"
       )
     arguments["num_heads"] = heads
-  return arguments | {"dropout": 0.0}
+  return arguments

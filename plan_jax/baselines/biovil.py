@@ -16,10 +16,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plan_jax.alignment.methods.base import positive_regions
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.baselines import base
-from plan_jax.baselines.base import Baseline, ImageEmbeddings, TextEmbeddings, hidden_states
+from plan_jax.baselines.base import (
+  Baseline,
+  ImageEmbeddings,
+  TextEmbeddings,
+  hidden_states,
+  whole_texts,
+)
 from plan_jax.baselines.preprocessing import MiddleOfShortSide
 from plan_jax.baselines.tokenization import read_plain
 from plan_jax.models.bert import Bert
@@ -64,14 +69,7 @@ class BioVil(nn.Module):
 
   def embed_texts(self, batch: dict) -> TextEmbeddings:
     """Embeds arrays of `BaselineTexts`; in the place of words is the text before its norm."""
-    projected = hidden_states(self.text_encoder, batch)[:, :1]
-    none = jnp.zeros(projected.shape[:2])
-    return TextEmbeddings(projected, none > 0, none, l2_normalize(projected[:, 0]))
-
-
-def _attend(image: ImageEmbeddings, text: TextEmbeddings, stage):
-  """One region, for the text as a whole."""
-  return positive_regions((image.pixels @ text.embedding)[None]), jnp.ones(1)
+    return whole_texts(hidden_states(self.text_encoder, batch)[:, 0])
 
 
 def _build(shapes: dict, settings: dict) -> BioVil:
@@ -86,10 +84,10 @@ BIOVIL, BIOVIL_T = (
   Baseline(
     title,
     _build,
-    MiddleOfShortSide(crop_px),
+    lambda network, crop_px=crop_px: MiddleOfShortSide(crop_px),
     read_plain,
     max_tokens=512,
-    attend=_attend,
+    attend=base.attend_whole,
     separate_text=True,
     fields=dict(map_sigma=1.5, map_nearest=True, prompt_embedding=lambda text: text.words[:, 0]),
   )

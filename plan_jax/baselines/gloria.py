@@ -96,7 +96,7 @@ def _build(shapes: dict, settings: dict) -> Gloria:
 GLORIA = Baseline(
   "GLoRIA",
   _build,
-  ENLARGED,
+  lambda network: ENLARGED,
   read_cleaned,
   max_tokens=97,
   attend=_attend,

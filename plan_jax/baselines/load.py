@@ -1,6 +1,7 @@
 """Other projects' whole models as Predictors, by the name and the files of `config.baseline`."""
 
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from plan_jax.baselines import biovil, gloria, mgca, tokenization
+from plan_jax.baselines import afloc, biomedclip, biovil, clip, gloria, mgca, siglip, tokenization
 from plan_jax.inference.predictor import Predictor
 from plan_jax.models.weights.load import load_baseline
 from plan_jax.runtime.mesh import everywhere, make_mesh
@@ -19,7 +20,14 @@ BASELINES = {
   "mgca_vit": mgca.MGCA_VIT,
   "biovil": biovil.BIOVIL,
   "biovil_t": biovil.BIOVIL_T,
+  "afloc": afloc.AFLOC,
+  "clip": clip.CLIP,
+  "chexzero": clip.CHEXZERO,
+  "biomedclip": biomedclip.BIOMEDCLIP,
+  "siglip": siglip.SIGLIP,
+  "medsiglip": siglip.MEDSIGLIP,
 }
+_SIDE_PX = 448  # of an image to read shapes with: whole patches of 8, 14, 16 and 32 pixels
 
 
 class LoadedBaseline(NamedTuple):
@@ -40,7 +48,8 @@ def check(config: ConfigDict) -> None:
   baseline = config.baseline
   if baseline.name not in BASELINES:
     raise UserError(f"name: is {baseline.name!r}; it must be one of {', '.join(BASELINES)}")
-  title, separate_text = BASELINES[baseline.name].title, BASELINES[baseline.name].separate_text
+  chosen = BASELINES[baseline.name]
+  title, separate_text = chosen.title, chosen.separate_text
   if not baseline.weights:
     raise UserError(
       f"weights: is empty; name the checkpoint of {title} on this machine (docs/baselines.md)"
@@ -52,10 +61,10 @@ def check(config: ConfigDict) -> None:
     )
   if not separate_text and baseline.text:
     raise UserError(f"text: the checkpoint of {title} holds its text encoder; leave the key empty")
-  if not separate_text and not baseline.tokenizer:
+  if not separate_text and not baseline.tokenizer and not Path(baseline.weights).is_dir():
     raise UserError(
-      "tokenizer: is empty; name the local Hugging Face folder of"
-      " Bio_ClinicalBERT, for its vocabulary"
+      f"tokenizer: is empty; name the local Hugging Face folder of {chosen.vocabulary}, for its"
+      " vocabulary"
     )
 
 
@@ -68,9 +77,9 @@ def load(config: ConfigDict) -> LoadedBaseline:
   """
   check(config)
   given, baseline = config.baseline, BASELINES[config.baseline.name]
-  key = "tokenizer" if given.tokenizer else "text"
-  folder = given.tokenizer or given.text
-  vocabulary = tokenization.Vocabulary(folder, key)
+  key = next(key for key in ("tokenizer", "text", "weights") if given[key])
+  folder = given[key]
+  vocabulary = tokenization.Vocabulary(folder, key, baseline.special)
   network, parts = _network(config)
   if vocabulary.size != network.text["vocabulary_size"]:
     raise UserError(
@@ -95,15 +104,14 @@ def load(config: ConfigDict) -> LoadedBaseline:
 def _network(config: ConfigDict):
   """The network, and its weights by their keys of config.baseline."""
   given, baseline = config.baseline, BASELINES[config.baseline.name]
-  side = baseline.images.input_px
-  image = np.zeros((1, side, side, 1), np.float32)
+  image = np.zeros((1, _SIDE_PX, _SIDE_PX, 1), np.float32)
   empty = tokenization.Reading([0, 0], [0, 1], [], False)
   text = {name: x[None] for name, x in tokenization.to_arrays(empty, 2, 0).items()}
-  read = partial(load_baseline, build=baseline.build)
+  read, layout = partial(load_baseline, build=baseline.build), baseline.layout or given.name
   if not baseline.separate_text:
-    network, weights = read(given.weights, given.name, inputs=(image, text))
+    network, weights = read(given.weights, layout, inputs=(image, text))
     return network, {"weights": weights}
-  network, weights = read(given.weights, given.name, inputs=(image,), method="embed_images")
+  network, weights = read(given.weights, layout, inputs=(image,), method="embed_images")
   half, words = read(given.text, "cxr_bert", inputs=(text,), method="embed_texts", key="text")
   if network.embed_dim != half.embed_dim:
     raise UserError(

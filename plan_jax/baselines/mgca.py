@@ -129,7 +129,7 @@ def _build(shapes: dict, settings: dict, *, is_vit: bool) -> Mgca:
 MGCA_RESNET = Baseline(
   "MGCA (ResNet)",
   partial(_build, is_vit=False),
-  ENLARGED,
+  lambda network: ENLARGED,
   read_cleaned,
   max_tokens=112,
   attend=_attend,
@@ -140,5 +140,5 @@ MGCA_RESNET = Baseline(
 MGCA_VIT = MGCA_RESNET._replace(
   title="MGCA (ViT)",
   build=partial(_build, is_vit=True),
-  images=PaddedSquare(cell_px=16.0, first_px=7.5),
+  images=lambda network: PaddedSquare(cell_px=16.0, first_px=7.5),
 )

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from plan_jax.models.vit import bicubic
+
 
 @dataclass(frozen=True)
 class PaddedSquare:
@@ -37,11 +39,7 @@ class PaddedSquare:
 
   def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
     """Brings an image to the network's input, in [0, 1]."""
-    (rows, columns), (top, left) = self._placed(image.shape)
-    square = np.zeros((self.side_px, self.side_px), np.uint8)
-    square[top : top + rows, left : left + columns] = cv2.resize(
-      image, (columns, rows), interpolation=cv2.INTER_AREA
-    )
+    square = self._square(image)
     edge = self._edge
     middle = square[edge : edge + self.crop_px, edge : edge + self.crop_px].astype(np.float32) / 255
     if not self.enlarged_px:
@@ -62,6 +60,15 @@ class PaddedSquare:
       image[(slice(None),) * axis + ((place < -0.5) | (place > self.crop_px - 0.5),)] = np.nan
     return image
 
+  def _square(self, image: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "s s"]:
+    (rows, columns), (top, left) = self._placed(image.shape)
+    square = np.zeros((self.side_px, self.side_px), np.uint8)
+    square[top : top + rows, left : left + columns] = self._resized(image, columns, rows)
+    return square
+
+  def _resized(self, image: np.ndarray, columns: int, rows: int) -> np.ndarray:
+    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+
   @property
   def _edge(self) -> int:
     """Width of what is cut off the square on each side."""
@@ -75,19 +82,51 @@ class PaddedSquare:
 
 
 @dataclass(frozen=True)
-class MiddleOfShortSide:
-  """The square of BioViL: the middle of the image, its shorter side brought to `short_px`.
+class ReducedSquare(PaddedSquare):
+  """The square of CheXzero: longer side to 320 (Lanczos), black margin, then `network_px`.
 
-  Grey values are spread to 0 to 255 before. The way back is the project's own: the cells tile the
-  square of the image that the middle was, its side and its margin in whole pixels.
+  The last step is torch's bicubic without anti-aliasing, which may leave [0, 1] a little.
+
+  Attributes:
+    network_px: side of the network's input.
+  """
+
+  side_px: int = 320
+  crop_px: int = 320
+  network_px: int = 224
+
+  @property
+  def input_px(self) -> int:
+    """Side of the network's input."""
+    return self.network_px
+
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the network's input."""
+    matrix = bicubic(self.side_px, self.network_px)
+    return matrix @ (self._square(image).astype(np.float32) / 255) @ matrix.T
+
+  def _resized(self, image: np.ndarray, columns: int, rows: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS))
+
+
+@dataclass(frozen=True)
+class MiddleOfShortSide:
+  """The middle of the image, its shorter side brought to `short_px`, as BioViL and CLIP have it.
+
+  The way back is BioViL's own: the cells tile the square of the image that the middle was, its side
+  and its margin in whole pixels.
 
   Attributes:
     crop_px: side of the middle, and of the network's input.
     short_px: of the image before.
+    resampling: Pillow's name of it.
+    spread: whether grey values are spread to 0 to 255 before.
   """
 
   crop_px: int
   short_px: int = 512
+  resampling: str = "BILINEAR"
+  spread: bool = True
 
   @property
   def input_px(self) -> int:
@@ -95,9 +134,11 @@ class MiddleOfShortSide:
     return self.crop_px
 
   def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
-    """Brings an image to the network's input, in [0, 1]; a constant image becomes 0."""
-    grey = image.astype(np.float64) - image.min()
-    grey = (grey / max(grey.max(), 1) * 255).astype(np.uint8)
+    """Brings an image to the network's input, in [0, 1]; where spread, a constant one becomes 0."""
+    grey = image
+    if self.spread:
+      grey = image.astype(np.float64) - image.min()
+      grey = (grey / max(grey.max(), 1) * 255).astype(np.uint8)
     height, width = image.shape
     if min(image.shape) != self.short_px:
       height, width = (
@@ -106,7 +147,8 @@ class MiddleOfShortSide:
         else int(self.short_px * length / min(image.shape))
         for length in image.shape
       )
-      resized = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
+      how = Image.Resampling[self.resampling]
+      resized = Image.fromarray(grey).resize((width, height), how)
       grey = np.asarray(resized)
     top, left = (round((length - self.crop_px) / 2) for length in (height, width))
     middle = grey[top : top + self.crop_px, left : left + self.crop_px]
@@ -127,6 +169,42 @@ class MiddleOfShortSide:
       np.asarray(grid, np.float32), *places, nearest=nearest
     )
     return image
+
+
+@dataclass(frozen=True)
+class WholeImage:
+  """The whole image as a square, out of proportion, as SigLIP and MedSigLIP take it.
+
+  Attributes:
+    input_px: side of the square.
+    antialias: bicubic with anti-aliasing (Pillow's); else bilinear without, rounded down to whole
+      grey values (tf.image.resize, as MedSigLIP is evaluated).
+  """
+
+  input_px: int
+  antialias: bool
+
+  def fit(self, image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
+    """Brings an image to the network's input, in [0, 1]."""
+    if self.antialias:
+      side = (self.input_px, self.input_px)
+      square = np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC))
+    else:
+      places = (_centres(length, self.input_px) for length in image.shape)
+      square = np.floor(resample(image.astype(np.float32), *places) + 1e-4)  # of rounding
+    return square.astype(np.float32) / 255
+
+  def to_image(
+    self, grid: Float[np.ndarray, "rows columns"], shape: tuple[int, int], *, nearest: bool = False
+  ) -> Float[np.ndarray, "H W"]:
+    """Brings a map to an image of that shape."""
+    places = (_centres(count, length) for count, length in zip(grid.shape, shape, strict=True))
+    return resample(np.asarray(grid, np.float32), *places, nearest=nearest)
+
+
+def _centres(count: int, length: int) -> np.ndarray:
+  """Centres of `length` pixels, counted in `count` cells that tile the same stretch."""
+  return (np.arange(length) + 0.5) * count / length - 0.5
 
 
 def resample(

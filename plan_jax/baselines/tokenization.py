@@ -1,6 +1,8 @@
 """Texts as the baselines read them: tokens, and the word that each token belongs to."""
 
+import html
 import re
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,9 @@ from input_pipeline.text import vocabulary as vocabularies
 from input_pipeline.text.vocabulary import TokenizerError
 from plan_jax.inference.spec import EncodedTexts, Text
 
-_NAMES = ("[CLS]", "[SEP]", "[PAD]")
+BERT = ("[CLS]", "[SEP]", "[PAD]")
+CLIP = ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>")
+SIGLIP = ("", "</s>", "</s>")
 _BREAK = re.compile(r"[0-9]+\.|\.")  # between the statements of a report
 _LENGTHS = (16, 32, 64, 128, 256, 512)  # of batches, so that few programs are compiled
 
@@ -24,27 +28,30 @@ class Vocabulary:
 
   Attributes:
     backend: of the tokenizer, without special tokens.
-    class_id, separator_id, pad_id: the special ones.
+    first_ids, last_id, pad_id: the special ones, before (if any) and behind a text's own.
     size: how many tokens there are.
   """
 
-  def __init__(self, folder: str | Path, key: str):
+  def __init__(self, folder: str | Path, key: str, special: tuple[str, str, str] = BERT):
     """Reads tokenizer.json, or vocab.txt with the case that tokenizer_config.json says.
 
+    `special` are the first, the last and the padding token; the first may be empty.
+
     Raises UserError, naming `key` of the config, where there is neither, one of them is broken, or
-    it is no BERT's vocabulary.
+    the vocabulary has no such tokens.
     """
     advice = "name the folder of the weights' own vocabulary"
     try:
-      self.backend, _ = vocabularies.read(Path(folder))
+      self.backend, _ = vocabularies.read_backend(Path(folder))
     except TokenizerError as error:
       raise UserError(f"{key}: {error}; {advice}") from error
     tokens = self.backend.get_vocab(with_added_tokens=False)
-    if any(name not in tokens for name in _NAMES):
-      raise UserError(
-        f"{key}: {folder} is no BERT's vocabulary, with {', '.join(_NAMES)}; {advice}"
-      )
-    self.class_id, self.separator_id, self.pad_id = (tokens[name] for name in _NAMES)
+    names = dict.fromkeys(filter(None, special))
+    if any(name not in tokens for name in names):
+      raise UserError(f"{key}: {folder} is no vocabulary with {', '.join(names)}; {advice}")
+    first, last, pad = special
+    self.first_ids = [tokens[first]] if first else []
+    self.last_id, self.pad_id = tokens[last], tokens[pad]
     self.size = len(tokens)
 
 
@@ -102,24 +109,45 @@ def read_cleaned(vocabulary: Vocabulary, max_tokens: int, sentences: Text) -> Re
   room = max_tokens - 2
   cut, owner = len(owner) > room, owner[:room]
   words = words[: max(owner, default=0)]
-  ids = [vocabulary.class_id, *tokens.ids[:room], vocabulary.separator_id]
+  ids = [*vocabulary.first_ids, *tokens.ids[:room], vocabulary.last_id]
   return Reading(ids, [0, *owner, len(words) + 1], words, cut)
 
 
-def read_plain(vocabulary: Vocabulary, max_tokens: int, sentences: Text) -> Reading:
-  """Reads as CXR-BERT does: the text as it is, without the punctuation at its end.
+def without_end(text: str) -> str:
+  """Takes the punctuation off a text's end, as CXR-BERT has it."""
+  return text.rstrip("!?.")
+
+
+def unescaped(text: str) -> str:
+  """Reads entities of HTML as their letters, twice, as CLIP does."""
+  return html.unescape(html.unescape(text)).strip()
+
+
+def canonical(text: str) -> str:
+  """Takes punctuation and capitals away, as SigLIP does."""
+  return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
+def read_plain(
+  vocabulary: Vocabulary,
+  max_tokens: int,
+  sentences: Text,
+  *,
+  clean: Callable[[str], str] = without_end,
+) -> Reading:
+  """Reads a cleaned text as it is.
 
   Words are those of `input_pipeline.text.reports`, and have no vectors.
   """
-  text = " ".join(sentences).rstrip("!?.")
+  text = clean(" ".join(sentences))
   ids = vocabulary.backend.encode(text, add_special_tokens=False).ids
   words = [
     Word(sentence[start:end], number, start, end)
     for number, sentence in enumerate(sentences)
     for start, end in reports.words(sentence)
   ]
-  room = max_tokens - 2
-  tokens = [vocabulary.class_id, *ids[:room], vocabulary.separator_id]
+  room = max_tokens - 1 - len(vocabulary.first_ids)
+  tokens = [*vocabulary.first_ids, *ids[:room], vocabulary.last_id]
   return Reading(tokens, [0] + [-1] * (len(tokens) - 1), words, len(ids) > room)
 
 
@@ -131,11 +159,13 @@ class BaselineTexts:
     vocabulary: the tokens.
     max_tokens: with [CLS] and [SEP]; what goes beyond is cut.
     reader: `read_cleaned` or `read_plain`.
+    padded: whether all texts have `max_tokens`, of a model that attends to padding.
   """
 
   vocabulary: Vocabulary
   max_tokens: int
   reader: Callable[[Vocabulary, int, Text], Reading]
+  padded: bool = False
 
   def read(self, text: Text) -> Reading:
     """Reads the sentences of a text."""
@@ -145,7 +175,7 @@ class BaselineTexts:
     """Arrays of N texts, see `to_arrays`; counts the texts that were cut."""
     readings = [self.read(text) for text in texts]
     length = self.max_tokens
-    if not same_length:
+    if not (same_length or self.padded):
       longest = max((len(reading.tokens) for reading in readings), default=0)
       length = min(next(n for n in (*_LENGTHS, longest) if n >= longest), length)
     arrays = [to_arrays(reading, length, self.vocabulary.pad_id) for reading in readings]
@@ -153,7 +183,7 @@ class BaselineTexts:
 
   def knows(self, text: str) -> bool:
     """Tells whether the vocabulary knows a word of a text."""
-    return vocabularies.knows(self.vocabulary.backend, text)
+    return vocabularies.knows(self.vocabulary.backend, text.lower())  # as all of them read
 
   def words(self, text: Text) -> list[tuple[str, int]]:
     """The words that the baseline reads, and the places of their vectors."""

@@ -11,7 +11,8 @@ Protocol "zero-shot-v1" (task "zero-shot-SET", for each set of prompts):
   "similarities" (their mean) or "highest". With negative prompts the score is
   exp(s+) / (exp(s+) + exp(s-)), without a temperature (Tiu et al., "Expert-level detection of
   pathologies from unannotated chest X-ray images via self-supervised learning", Nature Biomedical
-  Engineering 2022); without, it is s+ alone.
+  Engineering 2022); without, it is s+ alone, or a probability that the model was trained to tell by
+  it (SigLIP's sigmoid(scale s+ + bias)), which ranks images alike.
 - AUC (see `auc`) and average precision (see `classification`) need no threshold. F1, accuracy, MCC,
   sensitivity and specificity take an image as positive where its score reaches the threshold, that
   of the highest F1 on the validation split (row "threshold"). A finding that is not both present
@@ -166,7 +167,8 @@ def score_zero_shot(
   embeddings = embed(model, [t for each in texts.values() for side in each for t in side])
   findings = [name for name in findings if name in texts]
   columns = {
-    f: presence_scores(images.embeddings, texts[f], embeddings, prompts.ensemble) for f in findings
+    f: presence_scores(model, images.embeddings, texts[f], embeddings, prompts.ensemble)
+    for f in findings
   }
   scores, views = finding_scores(columns, images)
   thresholds = None
@@ -175,7 +177,8 @@ def score_zero_shot(
     known = [name for name in findings if name in binary]
     for name in known:
       places, present = validation.labelled(name)
-      column = presence_scores(validation.embeddings, texts[name], embeddings, prompts.ensemble)
+      embedded = validation.embeddings
+      column = presence_scores(model, embedded, texts[name], embeddings, prompts.ensemble)
       thresholds[name] = classification.best_threshold(column[places], present), len(places)
     if without := [name for name in findings if name not in known]:
       notify(

@@ -139,12 +139,16 @@ def embed(model: Any, texts: Sequence[str]) -> dict[str, Float[np.ndarray, " D"]
 
 
 def presence_scores(
-  images: np.ndarray, prompts: Prompts, embeddings: dict[str, np.ndarray], ensemble: str
+  model: Any,
+  images: np.ndarray,
+  prompts: Prompts,
+  embeddings: dict[str, np.ndarray],
+  ensemble: str,
 ) -> np.ndarray:
   """Scores N embedded images [N, D] for a finding, float64 [N], as "zero-shot-v1" has it.
 
-  With negative prompts exp(s+) / (exp(s+) + exp(s-)), else s+ alone. `embeddings` are those of the
-  prompts.
+  With negative prompts exp(s+) / (exp(s+) + exp(s-)), else s+ alone, or the probability that the
+  Predictor's model tells by it. `embeddings` are those of the prompts.
   """
 
   def similarity(texts: Sequence[str]) -> np.ndarray:
@@ -152,7 +156,9 @@ def presence_scores(
 
   positive = similarity(prompts.positive)
   if not prompts.negative:
-    return positive
+    if model.spec.probability is None:
+      return positive
+    return np.asarray(model.spec.probability(model.variables, positive), np.float64)
   return 1 / (1 + np.exp(similarity(prompts.negative) - positive))
 
 
@@ -174,7 +180,7 @@ def classify(
     raise InputError(f"the prompts {chosen.name!r} have none for the class {silent[0]!r}")
   embeddings = embed(model, [text for each in texts.values() for side in each for text in side])
   columns = {
-    each: presence_scores(images, prompts, embeddings, chosen.ensemble).tolist()
+    each: presence_scores(model, images, prompts, embeddings, chosen.ensemble).tolist()
     for each, prompts in texts.items()
   }
   return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

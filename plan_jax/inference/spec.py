@@ -98,6 +98,8 @@ class ModelSpec:
     local_similarity: the same with scale 1, in units of `similarity_divisor`.
     similarity_divisor: fixed temperature that `local_similarity` contains.
     has_significance: whether the model weighs its words.
+    probability: (variables, cosine) -> probability that an image and a text belong together, of a
+      model that is trained to tell it; None: it tells none.
     map_sigma, map_nearest: Gaussian on the grid (in cells) and interpolation of the model's
       published map, see evaluators.grounding_compat.
     matmul_precision: of products; None for the device's default.
@@ -121,6 +123,7 @@ class ModelSpec:
   similarity_divisor: float = 1.0
   has_significance: bool = False
   prompt_embedding: Callable = lambda text: text.embedding
+  probability: Callable[[dict, jax.Array], jax.Array] | None = None
   map_sigma: float = 0.0
   map_nearest: bool = False
   matmul_precision: str | None = None

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from plan_jax.models import lora
 from plan_jax.models.layers.attention import attend
@@ -78,9 +78,16 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L C"], rotation: Float[Array, "2 P c"] | None = None
+    self,
+    x: Float[Array, "B L C"],
+    rotation: Float[Array, "2 P c"] | None = None,
+    mask: Bool[Array, "B 1 L L"] | None = None,
   ) -> Float[Array, "B L C"]:
-    """Applies the block; the last P tokens are turned by the cosines and sines of `rotation`."""
+    """Applies the block.
+
+    The last P tokens are turned by the cosines and sines of `rotation`; `mask` tells which tokens a
+    token attends to, None: all.
+    """
     embed_dim = x.shape[-1]
     dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general)
     norm = partial(nn.LayerNorm, self.variant.epsilon, dtype=self.dtype)
@@ -99,7 +106,8 @@ class Block(nn.Module):
     query, key, value = (x.reshape(shape) for x in (query, key, value))
     if rotation is not None:
       query, key = rotate(query, rotation), rotate(key, rotation)
-    y = dense(embed_dim, name="attention_out")(attend(query, key, value).reshape(x.shape))
+    y = attend(query, key, value, mask).reshape(x.shape)
+    y = dense(embed_dim, name="attention_out")(y)
     x += scaled(y, "attention_scale")
     y = norm(name="mlp_norm")(x)
     hidden = dense(self.mlp_dim, name="mlp_in")(y)
@@ -261,11 +269,11 @@ def interpolate(
     return position
   if antialias:
     return jax.image.resize(position, (rows, columns, position.shape[2]), "cubic", antialias=True)
-  down, across = _bicubic(position.shape[0], rows), _bicubic(position.shape[1], columns)
+  down, across = bicubic(position.shape[0], rows), bicubic(position.shape[1], columns)
   return jnp.einsum("rh,cw,hwd->rcd", down, across, position)
 
 
-def _bicubic(size: int, to: int) -> np.ndarray:
+def bicubic(size: int, to: int) -> np.ndarray:
   """Makes the matrix float32 [to, size] of torch's bicubic resampling without anti-aliasing."""
   place = (np.arange(to) + 0.5) * size / to - 0.5
   tap = np.floor(place)[:, None] + np.arange(-1, 3)

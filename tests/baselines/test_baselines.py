@@ -182,6 +182,31 @@ def test_biovil(tmp_path, vocabulary, tokenizer, name, side):
   assert (mine.map_sigma, mine.map_nearest) == (1.5, True)
 
 
+def test_afloc(tmp_path, vocabulary, tokenizer):
+  model, path = tiny_baselines.afloc(tmp_path, tokenizer)
+  mine = started("afloc", weights=path, tokenizer=vocabulary)
+  with torch.no_grad():
+    images = [model.image(image, 224) for image in IMAGES]
+    texts = [model.text(tokenizer, text)[2] for text in JOINED]
+  same(mine.embed_images(IMAGES), torch.stack([unit(image) for _, image in images]), tolerance=1e-5)
+  readable = [0, 1, 3]
+  want = torch.stack([unit(texts[i]) for i in readable])
+  same(mine.embed_texts([TEXTS[i] for i in readable]), want, tolerance=1e-5)
+  # localization/common.py: dot product with the report, smoothed, tiled over the square.
+  smooth = torch.tensor(
+    ndimage.gaussian_filter(torch.einsum("d,dyx->yx", texts[0], images[0][0]).numpy(), sigma=1.5)
+  )
+  assert smooth.max() > 0
+  want = smooth.relu() / smooth.max()
+  for query in ("words", "phrase"):
+    same(mine.maps_on_grid(IMAGES[:1], JOINED[:1], query)[0], want, tolerance=1e-5)
+  side = IMAGES[0].shape
+  want = torch.nn.functional.interpolate(want[None, None], side, mode="bilinear")[0, 0]
+  same(mine.maps(IMAGES[:1], JOINED[:1])[0], want)
+  words = [word for word, _, _ in mine.attend(IMAGES[:1], TEXTS[:1])[0]]
+  assert words == ["small", "left", "pleural", "effusion"] and not mine.has_local_scores
+
+
 def test_gloria(tmp_path, vocabulary, tokenizer):
   model, path = gloria(tmp_path, tokenizer)
   mine = started("gloria", weights=path, tokenizer=vocabulary)

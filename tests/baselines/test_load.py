@@ -25,9 +25,9 @@ vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
   [
     ("gloria", {}, "weights: is empty; name the checkpoint of GLoRIA"),
     (
-      "clip",
+      "convirt",
       {"weights": "x"},
-      "name: is 'clip'; it must be one of gloria, mgca_resnet",
+      "name: is 'convirt'; it must be one of gloria, mgca_resnet",
     ),
     ("mgca_vit", {"weights": "x"}, "tokenizer: is empty; .* Bio_ClinicalBERT"),
     ("biovil_t", {"weights": "x"}, "text: is empty; .* goes with BioViL-T"),

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -48,6 +49,7 @@ def numbers(key, *shape):
 class Model:
   """Answers by hashes of images and texts."""
 
+  spec = SimpleNamespace(probability=None)
   grid, map_sigma, map_nearest = (4, 5), 0.0, False
   has_significance, has_local_scores, local_bytes = True, True, 100
 

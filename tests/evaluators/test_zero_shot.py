@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -34,7 +35,8 @@ def example(i, labels, view="PA", patient=None, image=None):
 class Model:
   """An image is looked up by its grey, a text by itself; says how often it is asked."""
 
-  has_local_scores = False
+  has_local_scores, variables = False, 3
+  spec = SimpleNamespace(probability=None)
 
   def __init__(self, seed=0, images=None, texts=None):
     self.rng, self.images, self.texts = np.random.default_rng(seed), images or {}, texts or {}
@@ -136,6 +138,10 @@ def test_scores_by_hand(ensemble):
     np.testing.assert_allclose(similar, table.max(1), atol=1e-6)
   elif ensemble == "similarities":
     np.testing.assert_allclose(similar, table.mean(1), atol=1e-6)
+  # A model that makes a probability of it says that instead.
+  model.spec = SimpleNamespace(probability=lambda scale, cos: 1 / (1 + np.exp(-scale * cos)))
+  told = zero_shot.score_zero_shot(model, images, alone).example_scores.values[:, 0]
+  np.testing.assert_allclose(told, 1 / (1 + np.exp(-3 * similar)), atol=1e-6)
 
 
 def test_prompts_that_cancel_and_embeddings_that_are_no_numbers():

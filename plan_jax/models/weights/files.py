@@ -102,6 +102,12 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
   try:
     content = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # broken files fail in every way
+    if "TorchScript" in str(error):
+      raise WeightsError(
+        f"{path} is a TorchScript archive, which holds code, and is not loaded. Where you trust it,"
+        " keep the tensors alone: torch.save(torch.jit.load(PATH, map_location='cpu').state_dict(),"
+        " NEW_PATH)"
+      ) from error
     if "global" in str(error).lower():
       raise WeightsError(
         f"{path} holds code besides tensors, and is not loaded. Where you trust it, keep the"

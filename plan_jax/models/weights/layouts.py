@@ -26,7 +26,7 @@ class Layout(NamedTuple):
 
   Attributes:
     name: of the project and the encoder.
-    encoder: "resnet", "vit", "bert" or "mpnet"; of a whole model, its name in BASELINE_LAYOUTS.
+    encoder: "resnet", "vit", "bert" or "mpnet"; of a whole model, the baseline's own.
     rows: every tensor that is ours; the first row tells that a file has this layout.
     left_aside: patterns of the names that are not ours: heads, and the other encoder.
     normalisation: (mean, std) of pixels in the project; None: it depends on the weights.
@@ -143,6 +143,7 @@ KINDS: Mapping[str, Mapping[str, tuple[Target, ...]]] = {
   "first_row_only": {"weight": _param("embedding", lambda x: np.broadcast_to(x[:1], x.shape))},
   "class_token": {"": _param("", np.ravel)},
   "array": {"": _param("")},
+  "scalar": {"": _param("", lambda x: x.reshape(()))},
   "registers": {"": _param("", lambda x: x[0])},
   "positions": {"": _POSITIONS + _param("class_position", class_position)},
   "position_table": {"weight": _POSITIONS + _param("class_position", class_position)},

@@ -19,9 +19,10 @@ from plan_jax.models.vit import VARIANTS, ViT
 from plan_jax.models.weights import files, layouts
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.layouts import Layout
-from plan_jax.models.weights.projects import BASELINE_LAYOUTS, IMAGE_LAYOUTS, TEXT_LAYOUTS
+from plan_jax.models.weights.projects import IMAGE_LAYOUTS, TEXT_LAYOUTS
 from plan_jax.models.weights.settings import section
 from plan_jax.models.weights.sizes import HEAD_DIM, read_sizes, usual_heads
+from plan_jax.models.weights.whole_models import BASELINE_LAYOUTS
 
 _ENCODERS = {"resnet": ResNet, "vit": ViT, "bert": Bert, "mpnet": MPNet}
 # Entries of a config.json that change the computation and no tensor, and ours; of ViTs by variant.
@@ -107,7 +108,7 @@ def load_baseline(
 
   Args:
     path: of its checkpoint.
-    name: of BASELINE_LAYOUTS.
+    name: `encoder` of one or several of BASELINE_LAYOUTS.
     build: (path of ours -> shape, settings of a folder's config.json) -> the model; see
       `sizes.sizes`.
     inputs: arrays that the model's `method` can be called with, for its shapes.
@@ -119,24 +120,29 @@ def load_baseline(
       computation; names are missing or unexpected, or shapes differ.
   """
   weights = _read(path, key)
-  wanted = BASELINE_LAYOUTS[name]
-  layout = layouts.find(BASELINE_LAYOUTS.values(), weights.tensors)
-  if layout is not wanted:
+  layout = layouts.find(BASELINE_LAYOUTS, weights.tensors)
+  if layout is None or layout.encoder != name:
+    wanted = " or ".join(layout.name for layout in BASELINE_LAYOUTS if layout.encoder == name)
     holds = f"it is {layout.name}'s" if layout else f"it begins with {_first_names(weights)}"
     raise WeightsError(
-      f"{key}: {path} is no checkpoint of {wanted.name}: {holds}; the variants of"
+      f"{key}: {path} is no checkpoint of {wanted}: {holds}; the variants of"
       " configs/baselines.py, and what each wants, are in docs/baselines.md"
     )
-  placement = _place(weights.tensors, wanted, lambda _: False)
+  placement = _place(weights.tensors, layout, lambda _: False)
   try:
     model = build(placement.shapes(), weights.settings)
-    problems = _variant_problems(wanted, weights.settings, placement.shapes())
+    parts = (section(weights.settings, f"{name}_config") for name in ("vision", "text"))
+    problems = [
+      problem
+      for settings in (weights.settings, *parts)
+      for problem in _variant_problems(layout, settings, placement.shapes())
+    ]
   except WeightsError as error:
     problems = [str(error)]
   if problems:
     raise WeightsError(f"{key}: {path}: {'; '.join(problems)}")
-  _settle(path, key, wanted, placement, _shapes(model, inputs, method))
-  return model, _loaded(path, wanted, weights.sha256, placement)
+  _settle(path, key, layout, placement, _shapes(model, inputs, method))
+  return model, _loaded(path, layout, weights.sha256, placement)
 
 
 def _load(path, encoder: nn.Module, known: Sequence[Layout], key: str) -> LoadedEncoder:
@@ -176,7 +182,7 @@ def _first_names(weights: files.Weights) -> str:
 def _loaded(path, layout: Layout, sha256: str, placement: _Placement) -> LoadedEncoder:
   trees = {"params": {}, "batch_stats": {}}
   for (collection, ours), (_, array) in placement.arrays.items():
-    trees[collection][ours] = np.ascontiguousarray(array)
+    trees[collection][ours] = np.asarray(array, order="C")
   provenance = {
     "source": f"{layout.name}: {Path(path).name}",
     "sha256": sha256,
@@ -300,8 +306,7 @@ def _size_problems(key, encoder, layout: Layout, shapes: dict, settings: dict) -
 
 def _variant_problems(layout: Layout, settings: dict, shapes: dict) -> list[str]:
   """Lists settings of a config.json that change the computation and no tensor."""
-  is_vit = layout.encoder == "vit"
-  variant = layout.variant or "vit" if is_vit else layout.encoder
+  variant = layout.variant or "vit" if layout.encoder == "vit" else layout.encoder
   ours = dict(_VARIANT.get(variant, {}))
   if variant == "dinov3" and "block1/mlp_gate/kernel" in shapes:
     ours["hidden_act"] = "silu"
@@ -311,7 +316,7 @@ def _variant_problems(layout: Layout, settings: dict, shapes: dict) -> list[str]
     if settings.get(name, value) != value
   ]
   epsilon = settings.get("layer_norm_eps", 0)
-  most = max(_MOST_EPSILON, VARIANTS[variant].epsilon if is_vit else 0)
+  most = max(_MOST_EPSILON, VARIANTS[variant].epsilon if variant in VARIANTS else 0)
   if not (isinstance(epsilon, int | float) and epsilon <= most):
     problems.append(f"its config.json has layer_norm_eps {epsilon!r}, ours is at most {most}")
   return problems

@@ -1,4 +1,4 @@
-"""Layouts of other projects' checkpoints: ResNets, ViTs, BERTs and whole models."""
+"""Layouts of one encoder of other projects' checkpoints: ResNets, ViTs and BERTs."""
 
 from plan_jax.models.weights.layouts import Layout, Row, into, under
 
@@ -117,8 +117,7 @@ HF_DINOV3 = (
 )
 
 _CLIP_LAYER = r"encoder\.layers\.(\d+)"
-_CLIP_BLOCKS = (
-  Row(r"embeddings\.patch_embedding", "patch_embedding", "patches"),
+CLIP_BLOCKS = (
   Row(rf"{_CLIP_LAYER}\.layer_norm1", r"block\1+1/attention_norm", "layer_norm"),
   Row(rf"{_CLIP_LAYER}\.layer_norm2", r"block\1+1/mlp_norm", "layer_norm"),
   Row(rf"{_CLIP_LAYER}\.self_attn\.q_proj", r"block\1+1/query", "dense"),
@@ -127,24 +126,27 @@ _CLIP_BLOCKS = (
   Row(rf"{_CLIP_LAYER}\.self_attn\.out_proj", r"block\1+1/attention_out", "dense"),
   Row(rf"{_CLIP_LAYER}\.mlp\.fc1", r"block\1+1/mlp_in", "dense"),
   Row(rf"{_CLIP_LAYER}\.mlp\.fc2", r"block\1+1/mlp_out", "dense"),
+)
+_CLIP_TRUNK = (
+  Row(r"embeddings\.patch_embedding", "patch_embedding", "patches"),
+  *CLIP_BLOCKS,
   Row("post_layernorm", "norm", "layer_norm"),
 )
 CLIP_VISION = (
   Row("pre_layrnorm", "first_norm", "layer_norm"),  # spelt so by its authors
   Row(r"embeddings\.class_embedding", "class_token", "class_token"),
   Row(r"embeddings\.position_embedding", "", "position_table"),
-  *_CLIP_BLOCKS,
+  *_CLIP_TRUNK,
 )
-SIGLIP_VISION = (
-  Row(r"head\.probe", "pooling/probe", "class_token"),
-  Row(r"head\.attention", "pooling", "in_proj"),
-  Row(r"head\.attention\.out_proj", "pooling/attention_out", "dense"),
-  Row(r"head\.layernorm", "pooling/mlp_norm", "layer_norm"),
-  Row(r"head\.mlp\.fc1", "pooling/mlp_in", "dense"),
-  Row(r"head\.mlp\.fc2", "pooling/mlp_out", "dense"),
-  Row(r"embeddings\.position_embedding", "", "patch_positions"),
-  *_CLIP_BLOCKS,
+SIGLIP_POOLING = (
+  Row(r"head\.probe", "probe", "class_token"),
+  Row(r"head\.attention", "", "in_proj"),
+  Row(r"head\.attention\.out_proj", "attention_out", "dense"),
+  Row(r"head\.layernorm", "mlp_norm", "layer_norm"),
+  Row(r"head\.mlp\.fc1", "mlp_in", "dense"),
+  Row(r"head\.mlp\.fc2", "mlp_out", "dense"),
 )
+SIGLIP_TRUNK = (Row(r"embeddings\.position_embedding", "", "patch_positions"), *_CLIP_TRUNK)
 
 BERT = (
   Row(r"embeddings\.word_embeddings", "token_embedding", "embedding"),
@@ -188,7 +190,7 @@ CXR_BERT_PROJECTOR = (
 )
 
 
-def _not_bert(prefix: str) -> tuple[str, ...]:
+def not_bert(prefix: str) -> tuple[str, ...]:
   """Lists a buffer, a head behind [CLS], and attention to another sequence (unused by MGCA)."""
   names = (r"embeddings\.position_ids", r"pooler\..+", rf"{_HF_LAYER}\.crossattention\..+")
   return tuple(prefix + name for name in names)
@@ -212,11 +214,11 @@ _OUR_HEADS = (
   "log_scale",
 )
 _GLORIA_HEADS = (r"gloria\.img_encoder\.(global|local)_embedder\..+",)
-_MGCA_ATTENTION = (r"prototype_layer\..+", r"(patch|word)_local_atten_layer\..+")
-_MGCA_HEADS = (r"(img|text)_encoder_q\.(global|local)_embed\..+", *_MGCA_ATTENTION)
+MGCA_ATTENTION = (r"prototype_layer\..+", r"(patch|word)_local_atten_layer\..+")
+_MGCA_HEADS = (r"(img|text)_encoder_q\.(global|local)_embed\..+", *MGCA_ATTENTION)
 _CONVIRT_HEADS = (r"(img|text)_encoder\.(global|local)_embed\..+",)
 _NUMBERED_HEADS = (r"(res|bert)_l[12]\..+",)
-_BIOVIL_HEADS = (r"encoder\.encoder\.fc\..+", r"classifier\..+")
+BIOVIL_HEADS = (r"encoder\.encoder\.fc\..+", r"classifier\..+")
 
 
 def _of_mgca(name: str, rows: tuple[Row, ...], end: str, heads: tuple[str, ...]) -> Layout:
@@ -230,7 +232,7 @@ _HUB_RESNET = under(r"(?:resnet\.)?", HF_RESNET)
 _HUB_VIT = under(r"(?:vit\.)?", HF_VIT)
 # With BioViL-T's second image; its projector is behind both.
 _SECOND_IMAGE = (r"encoder\.(backbone_to_vit|vit_pooler)\..+", r"encoder\.missing_previous_emb")
-_BIOVIL_ASIDE = (*_BIOVIL_HEADS, *_SECOND_IMAGE)
+_BIOVIL_ASIDE = (*BIOVIL_HEADS, *_SECOND_IMAGE)
 _MASK_TOKEN = r"(?:.+\.)?mask_token"
 _CLIP_ASIDE = (
   r"text_model\..+",
@@ -272,7 +274,7 @@ _LANGUAGE_SUPERVISED = (
   Layout(
     "Hugging Face SigLIP",
     "vit",
-    under(r"(?:vision_model\.)?", SIGLIP_VISION),
+    under(r"(?:vision_model\.)?", into("pooling", SIGLIP_POOLING) + SIGLIP_TRUNK),
     _CLIP_ASIDE,
     _HALF,
     variant="siglip",
@@ -304,7 +306,7 @@ def _bert_of(
   name: str, prefix: str, image: str, heads: tuple[str, ...], rows: tuple[Row, ...] = BERT
 ) -> Layout:
   """Lists the text encoder of a joint checkpoint."""
-  aside = (*_not_bert(rf"{prefix}\."), rf"{image}\..+", *heads)
+  aside = (*not_bert(rf"{prefix}\."), rf"{image}\..+", *heads)
   zeros = ("type_embedding",) if rows is BLIP_BERT else ()
   return Layout(name, "bert", under(rf"{prefix}\.", rows), aside, zeros=zeros)
 
@@ -315,13 +317,13 @@ TEXT_LAYOUTS = (
     "MPNet",
     "mpnet",
     under(r"(?:mpnet\.)?", MPNET),
-    (*_not_bert(r"(mpnet\.)?"), r"lm_head\..+"),
+    (*not_bert(r"(mpnet\.)?"), r"lm_head\..+"),
   ),
   Layout(
     "BERT",
     "bert",
     under(r"(?:bert\.)?", BERT) + CXR_BERT_PROJECTOR,
-    (*_not_bert(r"(bert\.)?"), r"cls\..+"),
+    (*not_bert(r"(bert\.)?"), r"cls\..+"),
   ),
   _bert_of("GLoRIA", r"gloria\.text_encoder\.model", r"gloria\.img_encoder", _GLORIA_HEADS),
   _bert_of("MGCA", r"text_encoder_q\.model", "img_encoder_q", _MGCA_HEADS, BLIP_BERT),
@@ -330,59 +332,3 @@ TEXT_LAYOUTS = (
   Layout("plan_jax MPNet", "mpnet", _ours("text_encoder", "position_bias"), _NOT_OUR_TEXT),
   Layout("plan_jax", "bert", _ours("text_encoder", "token_embedding"), _NOT_OUR_TEXT),
 )
-
-
-# --- whole models, heads and all --------------------------------------------------------------
-
-
-def _mgca_head(module: str, path: str, kind: str) -> tuple[Row, ...]:
-  """Lists a dense layer, batch norm, ReLU, dense layer, batch norm."""
-  return (
-    Row(rf"{module}\.head\.0", f"{path}/hidden", kind),
-    Row(rf"{module}\.head\.1", f"{path}/hidden_norm", "batch_norm"),
-    Row(rf"{module}\.head\.3", f"{path}/out", kind),
-    Row(rf"{module}\.head\.4", f"{path}/out_norm", "batch_norm"),
-  )
-
-
-def _mgca(name: str, trunk: tuple[Row, ...]) -> Layout:
-  rows = (
-    *into("image_encoder", under(r"img_encoder_q\.model\.", trunk)),
-    *_mgca_head(r"img_encoder_q\.global_embed", "image_head", "dense"),
-    *_mgca_head(r"img_encoder_q\.local_embed", "pixel_head", "convolution_1d"),
-    *into("text_encoder", under(r"text_encoder_q\.model\.", BLIP_BERT)),
-    *_mgca_head(r"text_encoder_q\.global_embed", "report_head", "dense"),
-    *_mgca_head(r"text_encoder_q\.local_embed", "word_head", "convolution_1d"),
-  )
-  aside = (*_not_bert(r"text_encoder_q\.model\."), *_MGCA_ATTENTION)
-  zeros = ("text_encoder/type_embedding",)
-  return Layout(f"MGCA {name}", f"mgca_{name.lower()}", rows, aside, zeros=zeros)
-
-
-_GLORIA = (
-  *into("image_encoder", GLORIA_RESNET),
-  Row(r"gloria\.img_encoder\.global_embedder", "image_head", "dense"),
-  Row(r"gloria\.img_encoder\.local_embedder", "pixel_head", "convolution"),
-  *into("text_encoder", under(r"gloria\.text_encoder\.model\.", BERT)),
-)
-_BIOVIL = into("image_encoder", BIOVIL_RESNET) + BIOVIL_PROJECTOR
-_BIOVIL_T = (
-  Row(r"encoder\.backbone_to_vit", "reduced", "convolution"),
-  Row(r"encoder\.missing_previous_emb", "no_previous", "class_token"),
-  *_BIOVIL,
-)
-_CXR_BERT = into("text_encoder", under(r"bert\.", BERT) + CXR_BERT_PROJECTOR)
-
-# By name of the baseline; the text encoder of BioViL is "cxr_bert", a file of its own.
-BASELINE_LAYOUTS = {
-  layout.encoder: layout
-  for layout in (
-    Layout("GLoRIA", "gloria", _GLORIA, _not_bert(r"gloria\.text_encoder\.model\.")),
-    _mgca("ResNet", RESNET),
-    _mgca("ViT", VIT),
-    # The pooler compares with an earlier image, and is not asked for without.
-    Layout("BioViL-T", "biovil_t", _BIOVIL_T, (*_BIOVIL_HEADS, r"encoder\.vit_pooler\..+")),
-    Layout("BioViL", "biovil", _BIOVIL, _BIOVIL_HEADS),
-    Layout("CXR-BERT", "cxr_bert", _CXR_BERT, (*_not_bert(r"bert\."), r"cls\..+")),
-  )
-}

@@ -77,12 +77,13 @@ def _vit_sizes(shapes: Shapes) -> dict:
 
 
 def _text_sizes(shapes: Shapes) -> dict:
-  attributes = _depth(shapes, r"layer\d+/")
+  attributes = _depth(shapes, r"(?:layer|block)\d+/")
   if len(token := shapes.get("token_embedding/embedding", ())) == 2:
     attributes |= {"vocabulary_size": token[0], "embed_dim": token[1]}
   for name, path in (
     ("max_position", "position_embedding/embedding"),
     ("mlp_dim", "layer1/mlp_in/bias"),
+    ("mlp_dim", "block1/mlp_in/bias"),
     ("projector", "projector_out/bias"),
   ):
     if path in shapes:
