@@ -51,6 +51,7 @@ def _text() -> dict:
     places=False,  # whether words of place ("left", "upper") are terms beside a finding
     max_tokens=192,
     max_words=96,
+    concise_fraction=0.0,  # of the sentences in training, cut to their diagnostic terms
   )
 
 
@@ -122,6 +123,7 @@ def _alignment() -> dict:
     swap_weight=0.0,  # of "with left and right exchanged the sentence fits its image less"
     move_weight=0.0,  # of "and its term's region lies in the other half"
     smooth_steps=0,  # pixels are averaged over those that look alike, in so many steps
+    smooth_share=1.0,  # of the average in a pixel, beside the pixel itself
     spread_steps=0,  # regions that are shown spread over them
     spread_tau=0.2,  # how alike
     spread_radius_fraction=0.0625,  # how far a step reaches, of the image's side

@@ -39,6 +39,8 @@ class Encode(RandomMap):
     flip_fraction: share of the images that are mirrored, left and right exchanged in their reports;
       those whose sides cannot be told (see `mirror`) stay as they are.
     swaps: whether to give the report's tokens with left and right exchanged too.
+    concise_fraction: share of the sentences that are cut to their diagnostic terms (ours): a
+      finding is then learned by its name alone too, without its side and size.
   """
 
   tokenizer: Tokenizer
@@ -49,6 +51,7 @@ class Encode(RandomMap):
   augment: images.Augment | None
   flip_fraction: float = 0.0
   swaps: bool = False
+  concise_fraction: float = 0.0
 
   def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns the arrays that `batches` lists, without the batch axis."""
@@ -58,7 +61,7 @@ class Encode(RandomMap):
       sentences = tuple(map(mirror.swapped, sentences))
     key = reports.key(" ".join(sentences))
     image = self._image(example, flips, rng)
-    sentences = [sentences[i] for i in rng.permutation(len(sentences))]
+    sentences = self._concise([sentences[i] for i in rng.permutation(len(sentences))], rng)
     text = self.tokenizer.encode(sentences, max_tokens=self.max_tokens, max_words=self.max_words)
     # A first sentence that was cut has fewer words than it had.
     named = [(flag, i) for i in text.kept for flag in self.terms.named(sentences[i])]
@@ -79,6 +82,12 @@ class Encode(RandomMap):
       "study_key": np.int32(reports.identity(example.study_id)),
       "dropped_sentences": np.int32(text.dropped),
     }
+
+  def _concise(self, sentences, rng: np.random.Generator) -> list[str]:
+    if not self.concise_fraction:  # no draw, as of `_flips`
+      return sentences
+    cut = rng.random(len(sentences)) < self.concise_fraction
+    return [self.terms.concise(x) if drawn else x for x, drawn in zip(sentences, cut, strict=True)]
 
   def _swapped(self, sentences, text: Encoded, half, owners) -> dict[str, np.ndarray]:
     """Exchanges left and right in sentences of one half, which are then untrue of the image.

@@ -130,6 +130,7 @@ def make_batches(
     images.Augment() if config.data.augment else None,
     config.data.flip_fraction,
     Alignment(**config.alignment).swaps_sides,
+    config.text.concise_fraction,
   )
   return loader.batches(
     source,

@@ -94,6 +94,15 @@ class Terms:
       ]
     return out
 
+  def concise(self, sentence: str) -> str:
+    """Cuts a sentence to the words that `named` marks; one without any stays as it is.
+
+    >>> load().concise("A small left pleural effusion is seen.")
+    'pleural effusion'
+    """
+    marked = zip(reports.words(sentence), self.named(sentence), strict=True)
+    return " ".join(sentence[start:end] for (start, end), named in marked if named) or sentence
+
 
 def load(path: str | Path = "", *, places: bool = False) -> Terms:
   """Reads the terms of a file, one a line, "~" before anatomy, "#" before a remark.

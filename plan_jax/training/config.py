@@ -10,6 +10,7 @@ from input_pipeline.section import (
   PositiveInt,
   Rule,
   Section,
+  Share,
   ShareAboveZero,
   ShareBelowOne,
   Weight,
@@ -31,6 +32,7 @@ class TextConfig(Section):
   places: bool
   max_tokens: TokenCount
   max_words: PositiveInt
+  concise_fraction: Share = 0.0  # a run's config may be older than this key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,15 @@
 """Regions that grow along the image."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.alignment.methods.plan import smoothed
 from plan_jax.alignment.spread import Diffusion, smooth, spread
 
 DIFFUSION = Diffusion(steps=3, tau=0.2, radius_fraction=0.25)
@@ -121,6 +126,23 @@ def test_pixels_take_the_mean_of_finer_features_round_them(coarse, fine):
   got = smooth(jnp.asarray(pixels), features, DIFFUSION)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
   assert np.abs(np.asarray(got) - pixels).max() > 0.1
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
+def test_a_pixel_keeps_a_share_of_itself(share):
+  _, features = case()
+  pixels = jnp.asarray(np.random.default_rng(1).normal(size=(16, 6)), jnp.float32)
+  image = SimpleNamespace(pixels=pixels[None], features=features[None])
+  settings = base.get_config().alignment.to_dict() | {
+    "smooth_steps": 3,
+    "spread_radius_fraction": 0.25,
+  }
+  means = np.asarray(smooth(pixels, features, DIFFUSION))
+  unit, mean = (np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True) for x in (pixels, means))
+  want = means if share == 1 else share * mean + (1 - share) * unit
+  (got,) = smoothed(image, Alignment(**settings | {"smooth_share": share}))
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+  assert smoothed(image, Alignment(**settings | {"smooth_steps": 0})) is image.pixels
 
 
 def test_smoothing_needs_square_grids():

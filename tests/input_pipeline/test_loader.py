@@ -81,6 +81,28 @@ def test_flipped_rows_are_mirror_images_with_sides_exchanged(encode, text, flipp
   assert all(drawn) if want is as_is else 3 < sum(drawn) < 17
 
 
+def test_concise_sentences_keep_their_terms_alone(encode):
+  sentences = ("Small left effusion.", "No pneumothorax.", "A nodule of the right apex.")
+  concise = {"Small left effusion.": "effusion", "A nodule of the right apex.": "nodule"}
+  example = replace(IMAGES[0], sentences=sentences)
+  encode = replace(encode, augment=None, max_tokens=96)
+  always, half = (replace(encode, concise_fraction=share) for share in (1.0, 0.5))
+  lengths = set()
+  for seed in range(40):
+    row = always.random_map(example, np.random.default_rng(seed))
+    ordered = [sentences[i] for i in np.random.default_rng(seed).permutation(3)]
+    want = encode.tokenizer.encode(
+      [concise.get(x, x) for x in ordered], max_tokens=encode.max_tokens, max_words=encode.max_words
+    )
+    assert all((row[name] == array).all() for name, array in want.arrays().items())
+    assert row["term"].sum() == 2 and not row["half"].any()
+    # What the report says, as a whole, is what makes it equal to others.
+    plain = encode.random_map(example, np.random.default_rng(seed))
+    assert row["report_key"] == plain["report_key"]
+    lengths.add(int(half.random_map(example, np.random.default_rng(seed))["word_mask"].sum()))
+  assert lengths == {11, 9, 6, 4}  # neither, one or both are cut
+
+
 def test_threads_change_nothing(encode):
   for a, b in zip(take(encode, 3, threads=1), take(encode, 3, threads=4), strict=True):
     assert same(a, b)

@@ -86,6 +86,7 @@ class Alignment(Section):
       learned from the contrast alone.
     smooth_steps: of `plan`, of the diffusion that averages pixels over what looks alike, before
       words are compared with them.
+    smooth_share: of `plan`, of the average in a pixel; the rest is the pixel itself.
     spread_steps: of `plan`, of the diffusion of regions that are shown; training does not see it.
     spread_tau, spread_radius_fraction: of both, see spread.Diffusion.
     dtype: of the products of words and pixels, see similarity.product.
@@ -112,6 +113,7 @@ class Alignment(Section):
   swap_weight: Weight = 0.0
   move_weight: Weight = 0.0
   smooth_steps: Count = 0
+  smooth_share: Share = 1.0
   spread_steps: Count = 0
   spread_tau: PositiveFloat = 0.2
   spread_radius_fraction: PositiveFloat = 0.0625

@@ -82,17 +82,22 @@ def smoothed(image, alignment: Alignment) -> Float[Array, "B P D"]:
   """Returns the pixels of images as the method compares them with words.
 
   Each is the mean over pixels that look alike, where `alignment.smooth_steps` is chosen: what is
-  found in a part of a structure is then found in all of it. What looks alike is told by
-  `image.features`, through which no gradient goes. Pixels of the baselines stay as they are.
+  found in a part of a structure is then found in all of it. Where `alignment.smooth_share` is below
+  1 it is that share of the mean, and for the rest itself, both of unit norm. What looks alike is
+  told by `image.features`, through which no gradient goes. Pixels of the baselines stay as they
+  are.
   """
   a = alignment
   if a.method != "plan" or not a.smooth_steps:
     return image.pixels
   diffusion = Diffusion(a.smooth_steps, a.spread_tau, a.spread_radius_fraction)
   features = jax.lax.stop_gradient(image.features)
-  return jax.vmap(lambda pixels, features: smooth(pixels, features, diffusion))(
+  means = jax.vmap(lambda pixels, features: smooth(pixels, features, diffusion))(
     image.pixels, features
   )
+  if a.smooth_share == 1:
+    return means
+  return a.smooth_share * l2_normalize(means) + (1 - a.smooth_share) * l2_normalize(image.pixels)
 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:

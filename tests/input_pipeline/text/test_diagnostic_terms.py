@@ -43,6 +43,7 @@ def named(sentence):
 )
 def test_named(sentence, want):
   assert named(sentence) == want
+  assert CHEST.concise(sentence) == (" ".join(want) or sentence)
 
 
 @pytest.mark.parametrize(
