@@ -105,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> bool:
+  out = Path(options.json) if options.json else None
+  if out and (out.is_dir() or not out.parent.is_dir()):
+    raise UserError(f"--json={out}: name a file in a folder that is there")
   devices = topology.devices(options.topology)
   chip = topology.CHIPS[options.topology.partition(":")[0]]
   config, size = _read(options.config, rest)
@@ -116,16 +119,15 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> bool:
   for number, (name, lower) in enumerate(programs.items(), 1):
     with _elapsed(f"{number} of {len(programs)}: {name}") as began:
       done.append(_compile(name, lower, parts, began))
-  limit = chip.hbm_bytes
   print(f"\n{options.topology}: {mesh.size} chips, {config.train.batch_size} pairs a step")
   print(_table(done, parts, chip))
   for program in done:
     if program.does and program.does.collectives:
       print(f"\ncollectives of the {program.name}, on each chip\n{_collectives(program.does)}")
     if not _fits(program, chip):
-      print(f"\n{_advice(program, parts, limit)}")
-  if options.json:
-    replace_text(Path(options.json), json.dumps(_record(done, parts, chip, options), indent=2))
+      print(f"\n{_advice(program, parts, chip.hbm_bytes)}")
+  if out:
+    replace_text(out, json.dumps(_record(done, parts, chip, options), indent=2))
   return all(_fits(program, chip) for program in done)
 
 
@@ -265,7 +267,7 @@ def _fits(program: Compiled, chip: topology.Chip) -> bool:
 
 def _values(program: Compiled, parts: Assembly, chip: topology.Chip) -> dict:
   """Returns what is known of a program, by name with its unit."""
-  values: dict = {"fits": _fits(program, chip), "compiled_s": round(program.seconds, 1)}
+  values = {"fits": _fits(program, chip), "compiled_s": round(program.seconds, 1)}
   if program.footprint is None:
     return values | {"total_bytes": program.needed}
   state = parts.abstract_state
@@ -286,7 +288,8 @@ def _values(program: Compiled, parts: Assembly, chip: topology.Chip) -> dict:
     "bytes_accessed": program.bytes,
     "estimated_products_s": does.product_flops / chip.flops,
     "estimated_memory_s": program.bytes / chip.hbm_rate,
-    "estimated_cycles_s": does.cycles / chip.clock,
+    "compiler_cycles": does.cycles,
+    **({"estimated_cycles_s": does.cycles / chip.clock} if chip.clock else {}),
   }
 
 
@@ -302,6 +305,7 @@ _ROWS = {
   "total, GiB": ("total_bytes", _GIB, 2),
   "products, GFLOP": ("product_flops", 1e9, 1),
   "bytes moved (loops once), GB": ("bytes_accessed", 1e9, 2),
+  "the compiler's cycles, million": ("compiler_cycles", 1e6, 3),
   "estimate: products at the peak, ms": ("estimated_products_s", 1e-3, 2),
   "estimate: memory at the peak, ms": ("estimated_memory_s", 1e-3, 2),
   "estimate: the compiler's cycles, ms": ("estimated_cycles_s", 1e-3, 2),

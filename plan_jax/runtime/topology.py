@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +23,15 @@ class Chip(NamedTuple):
     hbm_bytes: memory; the compiler keeps a part of it for itself.
     flops: a second, of products in bfloat16.
     hbm_rate: bytes a second.
-    clock: cycles a second: `flops` by those of a cycle (two for each place of its matrix units).
+    clock: cycles a second: `flops` by those of a cycle (two for each place of its matrix units);
+      None where the pages do not tell.
     source: page of the values.
   """
 
   hbm_bytes: int
   flops: float
   hbm_rate: float
-  clock: float
+  clock: float | None
   source: str
 
 
@@ -37,7 +39,7 @@ _PAGES = "docs.cloud.google.com/tpu/docs/"
 CHIPS = {
   "v5e": Chip(16 * 2**30, 197e12, 819e9, 197e12 / (4 * 2 * 128**2), f"{_PAGES}v5e"),
   "v5p": Chip(95 * 2**30, 459e12, 2765e9, 459e12 / (8 * 2 * 128**2), f"{_PAGES}v5p"),
-  "v6e": Chip(32 * 2**30, 918e12, 1600e9, 918e12 / (2 * 2 * 256**2), f"{_PAGES}v6e"),
+  "v6e": Chip(32 * 2**30, 918e12, 1600e9, None, f"{_PAGES}v6e"),
 }
 
 
@@ -46,8 +48,7 @@ def devices(topology: str) -> list[jax.Device]:
 
   Raises TopologyError where there is no such topology, and without libtpu, the TPU's compiler.
   """
-  kind, _, _ = topology.partition(":")
-  if kind not in CHIPS:
+  if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+)+", topology):
     raise TopologyError(
       f"--topology={topology}: name a chip ({', '.join(CHIPS)}) and the chips along each side,"
       " e.g. v5e:4x4 or v5p:2x2x4"
