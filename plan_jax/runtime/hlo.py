@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text: collectives and products, loops counted.
+"""Reads what a compiled program does from its text: collectives and products, loops counted.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs.
 """
@@ -42,7 +42,7 @@ class Collective(NamedTuple):
 
 
 class Program(NamedTuple):
-  """What a run of a program does on one chip.
+  """Work of one run of a program on one chip.
 
   Attributes:
     collectives: in the order of the text.
