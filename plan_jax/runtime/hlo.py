@@ -58,15 +58,18 @@ class Program(NamedTuple):
 def read(text: str) -> Program:
   """Reads the text of a compiled program, `Compiled.as_text()`.
 
-  A loop whose length the text does not tell counts once.
+  A loop whose length the text does not tell counts once. A collective that runs beside several
+  fusions, which each name it, is one.
   """
-  collectives, flops, cycles = [], 0, 0
+  collectives, chains, flops, cycles = [], set(), 0, 0
   computations = _computations(text)
   runs = _runs(computations)
   for name, lines in computations.items():
     shapes = dict(match.groups() for match in map(_NAMED.match, lines) if match)
     for line in lines:
-      if match := _COLLECTIVE.search(line):
+      chain = re.search(r'(channel_id=\d+),.*"?chain_id', line)
+      if (match := _COLLECTIVE.search(line)) and not (chain and chain[1] in chains):
+        chains |= {chain[1]} if chain else set()
         collectives.append(_collective(*match.groups(), line, runs[name]))
       flops += runs[name] * _product_flops(line, shapes)
       if match := re.search(r'"estimated_cycles":"(\d+)"', line):

@@ -52,6 +52,13 @@ def test_collectives_are_counted_as_often_as_their_loop_runs():
   assert does.cycles == 16 * 2084
 
 
+def test_a_collective_that_several_fusions_carry_is_one():
+  named = 'all-gather(%w), channel_id=27, frontend_attributes={chain_id="0"}, dimensions={0}'
+  line = f"  %part = f32[8]{{0}} {named}\n"
+  does = hlo.read(TEXT.replace("  ROOT %all =", f"{line * 3}  ROOT %all ="))
+  assert [each.kind for each in does.collectives].count("all-gather") == 2
+
+
 def test_a_loop_of_unknown_length_counts_once():
   does = hlo.read(TEXT.replace("direction=LT", "direction=NE"))
   assert [each.runs for each in does.collectives] == [1, 1, 1]
