@@ -365,7 +365,11 @@ def _record(
     "chip": chip._asdict(),
     "programs": {
       program.name: _values(program, parts, chip)
-      | {"collectives": [each._asdict() for each in program.does.collectives if program.does]}
+      | {
+        "collectives": [
+          each._asdict() for each in (program.does.collectives if program.does else ())
+        ]
+      }
       for program in done
     },
   }

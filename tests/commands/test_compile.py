@@ -93,11 +93,13 @@ def test_the_table_and_its_values(eight, capsys, tmp_path):
   assert (first["fits"], second["fits"], first["temporaries_bytes"]) == (True, False, 2**30)
 
 
-def test_what_the_compiler_refuses_does_not_fit(eight, capsys):
+def test_what_the_compiler_refuses_does_not_fit(eight, capsys, tmp_path):
   message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
   eight["step of stage words"] = lambda: Lowered(jax.errors.JaxRuntimeError(message))
   with pytest.raises(SystemExit):
-    run()
+    run(f"--json={tmp_path / 'a.json'}")
+  refused = json.loads((tmp_path / "a.json").read_text())["programs"]["step of stage words"]
+  assert (refused["fits"], refused["collectives"]) == (False, [])
   assert "step of stage words: 20.50 GiB a chip do not fit: 4.50 too" in capsys.readouterr().out
 
 
