@@ -49,6 +49,11 @@ _MIB = 2**20
 _GIB = 2**30
 _SIZES = {"K": 2**10, "M": _MIB, "G": _GIB}
 _TELL_EVERY_S = 30
+# Two messages of libtpu: "Used 20.50G of 15.75G hbm", "... temporaries (47.72G) exceeds available
+# HBM (15.75G)".
+_REFUSAL = re.compile(
+  r"(?:Used |\()([\d.]+)([KMG])\)? (?:of |exceeds available HBM \()([\d.]+)([KMG])"
+)
 
 
 class Compiled(NamedTuple):
@@ -58,7 +63,7 @@ class Compiled(NamedTuple):
     name: "step of stage NAME", "image encoder" or "text encoder".
     seconds: that tracing and compiling took.
     footprint: of a chip's memory; None where it does not fit.
-    needed: bytes a chip that the compiler counts where it does not fit, else 0.
+    needed, available: bytes a chip that the compiler counts where it does not fit, else 0.
     does: what it does on a chip; None where it does not fit.
     bytes: read and written, by XLA's count, the body of a loop once; 0 where it does not fit.
   """
@@ -67,6 +72,7 @@ class Compiled(NamedTuple):
   seconds: float
   footprint: Footprint | None
   needed: int
+  available: int
   does: hlo.Program | None
   bytes: float
 
@@ -125,7 +131,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> bool:
     if program.does and program.does.collectives:
       print(f"\ncollectives of the {program.name}, on each chip\n{_collectives(program.does)}")
     if not _fits(program, chip):
-      print(f"\n{_advice(program, parts, chip.hbm_bytes)}")
+      print(f"\n{_advice(program, parts, program.available or chip.hbm_bytes)}")
   if out:
     replace_text(out, json.dumps(_record(done, parts, chip, options), indent=2))
   return all(_fits(program, chip) for program in done)
@@ -246,15 +252,16 @@ def _compile(name: str, lower: Callable, parts: Assembly, began: float) -> Compi
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    if not (used := re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))):
+    if not (refusal := _REFUSAL.search(str(error))):
       raise
-    needed = int(float(used[1]) * _SIZES[used[2]])
-    return Compiled(name, time.monotonic() - began, None, needed, None, 0)
+    needed, available = (int(float(refusal[i]) * _SIZES[refusal[i + 1]]) for i in (1, 3))
+    return Compiled(name, time.monotonic() - began, None, needed, available, None, 0)
   cost = compiled.cost_analysis()
   return Compiled(
     name,
     time.monotonic() - began,
     Footprint.of(compiled),
+    0,
     0,
     hlo.read(compiled.as_text()),
     cost["bytes accessed"],
