@@ -26,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_) -> str:
   """Links the pages by their names in the site, and takes the escapes out of tables' code."""
   for source, page in PAGES.items():
-    markdown = markdown.replace(f"]({source})", f"]({page})")
+    markdown = markdown.replace(f"]({source}", f"]({page}")
   return markdown.replace(r"\|", "|")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from input_pipeline.command_line import Parser
 from input_pipeline.errors import UserError
 from plan_jax.runtime.logging import configure, log
 
@@ -111,13 +112,8 @@ def _check(options: argparse.Namespace) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m launch.jobset",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+def _parser() -> Parser:
+  parser = Parser("python -m launch.jobset", __doc__)
   add = parser.add_argument
   add("--name", required=True, help="of the JobSet")
   add("--image", required=True, help="with plan_jax and jax[cuda13] or jax[tpu]")

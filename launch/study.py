@@ -188,8 +188,8 @@ def _text(value: object) -> str:
 def _read(file: str) -> tuple[Callable[[], ConfigDict], list]:
   try:
     content = runpy.run_path(bundled.find(file))
-  except (OSError, SyntaxError) as error:
-    raise StudyError(f"--config={file}: {error}") from error
+  except Exception as error:  # whatever the file does
+    raise StudyError(f"--config={file}: {type(error).__name__}: {one_line(error)}") from error
   for function in ("get_config", "sweep"):
     if not callable(content.get(function)):
       raise StudyError(f"{file} has no function {function}(): --config names the file of a study")

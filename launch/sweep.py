@@ -4,7 +4,6 @@ Runs the study that a config file describes: see `study.load`. What follows `--`
 e.g. `-- --config.train.steps=20`. What is complete is not run again; the rest goes on.
 """
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -16,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from input_pipeline.command_line import Parser, at_least
 from input_pipeline.disk import disk_errors
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
@@ -211,31 +211,20 @@ def _problem(run: Run, status: int) -> str:
   return f", exit status {status}: {last}"
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="plan-jax sweep",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+def _parser() -> Parser:
+  parser = Parser("plan-jax sweep", __doc__)
   add = parser.add_argument
   mode = "print commands, run here, submit, or gather the tables (default print)"
   against = "row that the others are compared with, as in the table (default %(default)s)"
   add("--config", required=True, help="config file with get_config() and sweep()")
   add("--out", required=True, help="folder of the study; each run gets a folder in it")
   add("--mode", default="print", choices=["print", "run", "slurm", "collect"], help=mode)
-  add("--parallel", type=_positive, default=1, help="runs at a time (default 1)")
+  add("--parallel", type=at_least(1), default=1, help="runs at a time (default 1)")
   add("--metrics", default="", help="more columns: task/group/metric,task/group/metric")
   add("--against", default=collect.REFERENCE, help=against)
   add("--set", default="", help="gather the results on this evaluation set, by its name")
   add("--sbatch", default="", help='options of sbatch: --sbatch="--gres=gpu:1 --time=4:00:00"')
   return parser
-
-
-def _positive(text: str) -> int:
-  if not text.isdigit() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
-  return int(text)
 
 
 if __name__ == "__main__":

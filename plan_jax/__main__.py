@@ -23,7 +23,7 @@ COMMANDS = {
   "compile": ("plan_jax.commands.compile", "compile a config for a TPU topology, without a TPU"),
   "compare": ("plan_jax.compare", "tell which differences between two runs are real"),
   "transfer": ("plan_jax.transfer.__main__", "learn a task on a run's image encoder"),
-  "export": ("plan_jax.export", "write a run's model as a folder to share"),
+  "export": ("plan_jax.commands.export", "write a run's model as a folder to share"),
   "sweep": ("launch.sweep", "run the study that a config file describes"),
 }
 

@@ -1,31 +1,35 @@
 """Compares two runs: which differences between their metrics are real?
 
   plan-jax compare runs/a runs/b
+  plan-jax compare runs/a runs/b --all
 
-Every metric whose scores both runs keep by example (`example_scores/`) is compared, b minus a on
-the same examples: 95 % percentile intervals of a paired bootstrap of patients, the same draws for
-both. Images that are scored for a finding are compared by AUC and average precision and, where both
-runs have a threshold, by F1, accuracy, MCC, sensitivity and specificity, each at its own threshold;
-detectors by mAP, AP50 and FROC; words by the areas that their significance gives. Metrics without
-per-example scores are not compared: published protocols (compat-), strata by view, galleries by
-kind of text, the F1 of zero-shot classes, mean peaks and mean significance. A difference is called
-real where its interval excludes zero and 20 patients or more are behind it. That tells apart two
-models, not two methods: for those, train several seeds of each (`launch.sweep`).
+It says first how many differences are real, then shows the rows of all findings together; --all
+shows those of each finding too. Every metric whose scores both runs keep by example
+(`example_scores/`) is compared, b minus a on the same examples: 95 % percentile intervals of a
+paired bootstrap of patients, the same draws for both. Images that are scored for a finding are
+compared by AUC and average precision and, where both runs have a threshold, by F1, accuracy, MCC,
+sensitivity and specificity, each at its own threshold; detectors by mAP, AP50 and FROC; words by
+the areas that their significance gives. Metrics without per-example scores are not compared:
+published protocols (compat-), strata by view, galleries by kind of text, the F1 of zero-shot
+classes, mean peaks and mean significance. A difference is called real where its interval excludes
+zero and 20 patients or more are behind it. That tells apart two models, not two methods: for those,
+train several seeds of each (`launch.sweep`).
 """
 
-import argparse
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from input_pipeline.command_line import Parser, at_least
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape_lines
-from plan_jax.evaluators import differences, terms
+from plan_jax.evaluators import differences
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.bootstrap import MACRO, Summary
-from plan_jax.results import boxes, example_scores, rows, tables
+from plan_jax.results import boxes, example_scores, rows, tables, word_contrasts
 from plan_jax.results.example_scores import SCORED, ExampleScores
 from plan_jax.results.tables import LEAST_PATIENTS
 from plan_jax.runtime.workdir import Workdir
@@ -98,18 +102,24 @@ def compare(
   return compared, left_out
 
 
-def table(compared: list[Difference], left_out: list[str]) -> str:
-  """Returns a table of both values, the change, and its verdict, with what is left out."""
+def table(compared: list[Difference], left_out: list[str], *, every: bool = False) -> str:
+  """Returns how many differences are real, a table of them, and what is left out.
+
+  A row has both values, the change, and its verdict. Without `every` there are only the rows of all
+  findings, and the others are counted.
+  """
   head = ["", "group", "metric", "a", "b", "b - a [95 %]", "n", ""]
   lines = [
     [d.name, d.group, d.metric, tables.number(d.a), tables.number(d.b)]
     + [tables.with_interval(d.change), d.change.n, d.verdict]
     for d in compared
+    if every or d.group in (MACRO, "all")
   ]
-  real = sum(bool(d.verdict) for d in compared)
+  verdicts = Counter(d.verdict for d in compared)
   few = [d for d in compared if d.patients < LEAST_PATIENTS]
   note = (
-    f"\n{real} of {len(compared) - len(few)} differences are real: their interval excludes zero. Of"
+    f"{len(compared) - verdicts['']} of {len(compared) - len(few)} differences are real"
+    f" ({verdicts['better']} better, {verdicts['worse']} worse): their interval excludes zero. Of"
     " metrics that do not differ, one in twenty would seem to."
   )
   if few:
@@ -118,8 +128,12 @@ def table(compared: list[Difference], left_out: list[str]) -> str:
       f" {len(few)} more are not judged: {most} patients or fewer are behind them,"
       f" {LEAST_PATIENTS} are needed, for the bootstrap of so few tells too little."
     )
-  text = tables.aligned(lines, head, texts=len(head))
-  return "\n".join([text, note, *(f"left out: {reason}" for reason in left_out)])
+  parts = [note, tables.aligned(lines, head, texts=len(head))]
+  if rest := len(compared) - len(lines):
+    parts.append(f"{rest} rows of single findings are not shown: --all shows them")
+  if left_out:
+    parts.append("\n".join(f"left out: {reason}" for reason in left_out))
+  return "\n\n".join(parts)
 
 
 def _tasks(path: Path) -> dict[str, partial[_Task]]:
@@ -164,7 +178,7 @@ def _mismatch(a: _Task, b: _Task) -> str:
 
 
 def _changes(a: _Task, b: _Task, draws: dict[str, int]) -> Iterator[differences.Change]:
-  if a.scores.metrics == terms.METRICS:
+  if a.scores.metrics == word_contrasts.METRICS:
     return differences.word_changes(a.scores, b.scores, draws)
   if a.boxes.exists() and b.boxes.exists():
     return differences.detector_changes(boxes.read(a.boxes), boxes.read(b.boxes), draws)
@@ -175,18 +189,18 @@ def _changes(a: _Task, b: _Task, draws: dict[str, int]) -> Iterator[differences.
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Prints the table, or one error with exit status 1."""
-  parser = argparse.ArgumentParser(
-    prog="plan-jax compare",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = Parser("plan-jax compare", __doc__)
   parser.add_argument("a", type=Path, help="workdir of the first run")
   parser.add_argument("b", type=Path, help="workdir of the second")
-  parser.add_argument("--resamples", type=int, default=bootstrap.RESAMPLES, help="bootstrap draws")
-  parser.add_argument("--seed", type=int, default=0, help="of the draws")
-  options = parser.parse_args(arguments)
+  parser.add_argument("--all", action="store_true", help="show the rows of each finding too")
+  parser.add_argument(
+    "--resamples", type=at_least(1), default=bootstrap.RESAMPLES, help="bootstrap draws"
+  )
+  parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws")
+  options = vars(parser.parse_args(arguments))
+  every = options.pop("all")
   try:
-    print(escape_lines(table(*compare(**vars(options)))))
+    print(escape_lines(table(*compare(**options), every=every)))
   except UserError as error:
     raise SystemExit(f"error: {error}") from None
 

@@ -16,12 +16,10 @@ In Python:
   serve = export.serving("exported")  # batch -> {"map", "peak"}
 """
 
-import argparse
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +45,6 @@ from plan_jax.models import lora
 from plan_jax.models.two_towers import build
 from plan_jax.models.weights.files import read_safetensors
 from plan_jax.results import model_card
-from plan_jax.runtime.logging import configure, log
 from plan_jax.runtime.workdir import Workdir
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # the function is lowered for each of them
@@ -159,21 +156,3 @@ def _export(
   }
   shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
   return jax_export.export(jax.jit(ground), platforms=PLATFORMS)(shapes, batch)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-  """Runs the command line; an error is one line, with exit status 1."""
-  parser = argparse.ArgumentParser(prog="plan-jax export", description=__doc__.split("\n")[0])
-  parser.add_argument("--workdir", required=True, help="folder of the run")
-  parser.add_argument("--out", required=True, help="new folder")
-  parser.add_argument("--step", type=int, help="by default as config.checkpoint.evaluate")
-  options = parser.parse_args(arguments)
-  configure()
-  try:
-    log.info(f"exported to {write(Workdir(options.workdir), options.out, step=options.step)}")
-  except UserError as error:
-    sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-  main()

@@ -138,7 +138,7 @@ HOW = {
     [*_PYTHON, "plan_jax.transfer", "--task=classification", *_LEARN, "--out={work}/classify"]
   ],
   "probe": [[*_PYTHON, "plan_jax.transfer", "--task=linear_probe", *_TASK, "--out={work}/probe"]],
-  "export": [[*_PYTHON, "plan_jax.export", "--workdir={work}/phantom", "--out={work}/export"]],
+  "export": [[*_PYTHON, "plan_jax", "export", "--workdir={work}/phantom", "--out={work}/export"]],
   "baseline": [
     [
       sys.executable,

@@ -9,10 +9,10 @@ import sklearn.metrics
 from input_pipeline import digests
 from input_pipeline.errors import UserError
 from plan_jax import compare
-from plan_jax.evaluators import detection, terms
+from plan_jax.evaluators import detection
 from plan_jax.metrics import auc
 from plan_jax.metrics.detection import METRICS, Image, detection_metrics
-from plan_jax.results import boxes, example_scores, rows
+from plan_jax.results import boxes, example_scores, rows, word_contrasts
 from plan_jax.results.example_scores import SCORED, ExampleScores, example_id
 from plan_jax.results.rows import Evaluation, Row
 from plan_jax.runtime.workdir import Workdir
@@ -176,7 +176,9 @@ def test_what_cannot_be_compared_is_left_out_with_its_reason(tmp_path):
   assert [text.split(":")[0] for text in left_out] == ["only", "h", "more/g"]
   assert "more/test (2) and more/test (other)" in left_out[2]
   text = compare.table(result, left_out)
-  assert "3 of 3 differences are real" in text and "left out: only: only" in text
+  assert text.startswith("3 of 3 differences are real (3 better, 0 worse): ")
+  assert "left out: only: only" in text and "2 rows of single findings are not shown: --all" in text
+  assert compare.table(result, left_out, every=True).count("\ng  ") == 3 == text.count("\ng  ") + 2
   fewer = ExampleScores(
     *(x[:58] for x in (means(0).ids, means(0).groups, PATIENTS)), ("score",), np.ones((58, 1))
   )
@@ -259,7 +261,7 @@ def test_detectors_are_compared_by_precision_taken_anew_in_every_draw(tmp_path):
 
 
 def test_words_are_compared_by_what_their_significance_tells_apart(tmp_path):
-  kinds = [terms.KINDS[i % 3] for i in range(60)]
+  kinds = [word_contrasts.KINDS[i % 3] for i in range(60)]
   rng = np.random.default_rng(0)
   ids = [example_id(f"i{i}", "0.0") for i in range(60)]
   high = np.array([kind == "finding" for kind in kinds])
@@ -267,9 +269,12 @@ def test_words_are_compared_by_what_their_significance_tells_apart(tmp_path):
   for name, gain in (("a", 0.2), ("b", 3.0)):
     values = np.stack([rng.normal(size=60) + gain * high, high], axis=1)
     sides.append(values[:, 0])
-    run(tmp_path / name, {"terms": ExampleScores(ids, kinds, PATIENTS, terms.METRICS, values)})
+    run(
+      tmp_path / name,
+      {"terms": ExampleScores(ids, kinds, PATIENTS, word_contrasts.METRICS, values)},
+    )
   differences = by_name(compare.compare(tmp_path / "a", tmp_path / "b", resamples=100)[0])
-  assert {metric for _, _, metric in differences} == set(terms.CONTRASTS)
+  assert {metric for _, _, metric in differences} == set(word_contrasts.CONTRASTS)
   difference = differences["terms", "all", "AUC finding against rest"]
   assert [difference.a, difference.b] == pytest.approx(
     [sklearn.metrics.roc_auc_score(high, s) for s in sides]

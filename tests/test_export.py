@@ -17,6 +17,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer as tokens
 from plan_jax import export
+from plan_jax.commands import export as command
 from plan_jax.evaluators import datasets
 from plan_jax.inference import calibration
 from plan_jax.inference.load import load
@@ -26,7 +27,6 @@ from plan_jax.models.weights.load import load_image, load_text
 from plan_jax.results import model_card
 from plan_jax.results import rows as results
 from plan_jax.runtime.checkpoints import Checkpoints
-from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir, WorkdirError
 from plan_jax.training.assembly import assemble
 from tiny_runs import tiny
@@ -177,15 +177,14 @@ def test_model_card(run):
   assert "evaluated at step 7" in card and "0.250" not in card
 
 
-def test_the_command(run, tmp_path, monkeypatch, capsys):
-  arguments = ["export", f"--workdir={run[0].path}", f"--out={tmp_path / 'out'}"]
-  monkeypatch.setattr("sys.argv", arguments)
-  monkeypatch.setattr(log, "handlers", [])  # as a process begins
-  export.main()
-  assert "exported to" in capsys.readouterr().out
-  assert (tmp_path / "out" / "grounding.jax").read_bytes()
+def test_the_command(run, tmp_path, capsys):
+  out = tmp_path / "out"
+  arguments = [f"--workdir={run[0].path}", f"--out={out}"]
+  command.main(arguments)
+  assert capsys.readouterr().out == f"export: {out}\n"
+  assert (out / "grounding.jax").read_bytes()
   with pytest.raises(SystemExit, match="error: --out=.*exists"):
-    export.main()
+    command.main(arguments)
 
 
 def test_errors(run, tmp_path):

@@ -93,7 +93,7 @@ PAST = {
   "input_pipeline/records.py",  # TFDS writes beside
   "launch/convert_beam.py",
   "launch/sweep.py",  # logs
-  "plan_jax/commands/ground.py",  # rows as they come, so that what is done stays
+  "plan_jax/commands/groundings.py",  # rows as they come, so that what is done stays
   "plan_jax/export.py",
   "plan_jax/runtime/processes.py",  # to nowhere
 }

@@ -6,23 +6,19 @@
 Exit status: 0 sound (warnings may be listed), 1 problems were detected, 2 it cannot be checked.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.checks import page
 from input_pipeline.checks.check import check, describe
+from input_pipeline.command_line import Parser
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="plan-jax check",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def _parser() -> Parser:
+  parser = Parser("plan-jax check", __doc__)
   add = parser.add_argument
   add("--records", required=True, help="folder of records, made by input_pipeline.conversion")
   add("--against", help="another folder of records, which must share no patient and no image")

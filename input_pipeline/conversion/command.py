@@ -1,19 +1,17 @@
 """Command line of the conversion, shared by all that run it."""
 
-import argparse
 from typing import Any
 
+from input_pipeline.command_line import Parser
 from input_pipeline.conversion.convert import convert, describe
 from input_pipeline.errors import UserError
 from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.raw.stored_images import FORMATS, MAX_DECODED_PX
 
 
-def parser(program: str, description: str) -> argparse.ArgumentParser:
+def parser(program: str, description: str) -> Parser:
   """Returns a parser of the arguments of `convert`, but for its workers."""
-  parser = argparse.ArgumentParser(
-    prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = Parser(program, description)
   add = parser.add_argument
   add("--dataset", required=True, choices=readers.READERS, help="which reader reads the source")
   add("--source", default="", help="folder of the raw data (the phantom needs none)")

@@ -118,10 +118,10 @@ def _open(settings: Settings) -> tuple[Source, selections.Selection | None]:
   selection = None
   if settings.selection:
     selection = selections.make(settings.selection, source.items, settings.selection_seed)
-    items = selections.select(source.items, selection)
-    counts = f"{len(items)} of {len(source.items)} images"
+    chosen = selections.cut(source, selection)
+    counts = f"{len(chosen.items)} of {len(source.items)} images"
     note = f"selection {selection.name}: {counts}, hash {selection.hash}"
-    source = dataclasses.replace(source, items=items, notes=(*source.notes, note))
+    source = dataclasses.replace(chosen, notes=(*chosen.notes, note))
   check_patients(source.items)
   return source, selection
 

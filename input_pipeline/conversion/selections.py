@@ -11,7 +11,6 @@ as
   {"name", "seed", "hash", "splits": {"train": [image ids], "validation": [...], "test": [...]}}
 """
 
-import argparse
 import hashlib
 import json
 from collections import Counter
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from input_pipeline.command_line import Parser
 from input_pipeline.conversion.selection_builders import SELECTIONS, SelectionError, eligible
 from input_pipeline.errors import UserError
 from input_pipeline.example import SPLITS
@@ -110,11 +110,21 @@ def select(items: Sequence[Item], selection: Selection) -> list[Item]:
   return chosen
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m input_pipeline.conversion.selections",
-    description="Makes a selection, prints its counts and hash, and writes it to share it.",
-  )
+def cut(source: Source, selection: Selection) -> Source:
+  """Cuts a source to a selection; its note on splits stays where those of all images stay.
+
+  Raises SelectionError as `select`.
+  """
+  items = select(source.items, selection)
+  before = {item.image_id: item.split for item in source.items}
+  is_kept = all(item.split == before[item.image_id] for item in items)
+  notes = tuple(note for note in source.notes if is_kept or note != source.split_note)
+  return replace(source, items=items, notes=notes)
+
+
+def _parser() -> Parser:
+  about = "Makes a selection, prints its counts and hash, and writes it to share it."
+  parser = Parser("python -m input_pipeline.conversion.selections", about)
   add = parser.add_argument
   add("--dataset", required=True, choices=readers.READERS, help="which reader lists the images")
   add("--source", default="", help="folder of the raw data")
@@ -127,9 +137,9 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _describe(source: Source, selection: Selection, chosen: Sequence[Item]) -> list[str]:
+def _describe(source: Source, selection: Selection, chosen: Source) -> list[str]:
   """Returns the lines that the command prints."""
-  lines = [f"note: {note}" for note in source.notes]
+  lines = [f"note: {note}" for note in chosen.notes]
   if source.left_out:
     key, reason = source.left_out[0]
     count = len(source.left_out)
@@ -139,7 +149,7 @@ def _describe(source: Source, selection: Selection, chosen: Sequence[Item]) -> l
     lines.append(f"eligible: {counts}")
   lines.append(f"{selection.name}, seed {selection.seed}: hash {selection.hash}")
   for split in SPLITS:
-    images = [item for item in chosen if item.split == split]
+    images = [item for item in chosen.items if item.split == split]
     labels = Counter(label for item in images for label, value in item.labels if value == 1)
     counts = ", ".join(f"{label} {count}" for label, count in labels.most_common())
     if images:
@@ -159,8 +169,8 @@ def main() -> None:
   try:
     source = readers.open_reader(dataset, folder, arguments)
     selection = make(name, source.items, seed)
-    chosen = select(source.items, selection)
-    check_patients(chosen)
+    chosen = cut(source, selection)
+    check_patients(chosen.items)
     if out:
       replace_text(out, selection.to_json())
   except UserError as error:

@@ -57,7 +57,7 @@ def open_source(source: str) -> Source:
     if item.patient_id not in tested
   ]
   listing.items = {item.key: item for item in (*kept, *test)}
-  listing.note(f"validation is a tenth of train.json, drawn by patient ({listing.shares()})")
+  listing.note_split("validation is a tenth of train.json, drawn by patient")
   listing.note(
     "images of train.json whose patient is in test.json, left aside: {} of {}",
     len(train) - len(kept),

@@ -103,7 +103,7 @@ def open_source(source: str) -> Source:
   if "patient_id" not in columns:
     listing.note("no column patient_id: every image counts as a patient of its own")
   if "split" not in columns:
-    listing.note(f"no column split: drawn by patient_id ({listing.shares()})")
+    listing.note_split("no column split: drawn by patient_id")
   without = sum(not item.row.text for item in listing.items.values())
   listing.note("rows without text: {} of {}", without, len(listing.items))
   listing.note("rows whose text gives no sentence: {} of {}", silent, len(listing.items))

@@ -89,9 +89,7 @@ def open_source(source: str) -> Source:
       labels=labels_of[cell],
     )
     listing.add(name, item)
-  listing.notes.insert(
-    0, f"validation is an eighth of {_LISTS['train']}, drawn by patient id ({listing.shares()})"
-  )
+  listing.note_split(f"validation is an eighth of {_LISTS['train']}, drawn by patient id")
   listing.note_repeated()
   lost = sum(len(labelled) for name, labelled in boxes_of.items() if name not in listing.items)
   listing.note("boxes of images that are not listed, left aside: {}", lost)

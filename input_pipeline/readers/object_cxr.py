@@ -72,9 +72,7 @@ def open_source(source: str) -> Source:
       )
       if listing.add(item.row.file, item):
         listing.left_out += [(item.key, reason) for reason in broken]
-  listing.note(
-    f"dev.csv is test; validation is a fifth of train.csv, drawn by file name ({listing.shares()})"
-  )
+  listing.note_split("dev.csv is test; validation is a fifth of train.csv, drawn by file name")
   listing.note("no patients are named: every image counts as one of its own")
   listing.note_repeated()
   return listing.source("object_cxr", functools.partial(_read, root=root))

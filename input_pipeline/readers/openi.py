@@ -92,7 +92,7 @@ def open_source(source: str, *, views: str = "all") -> Source:
 
 
 def _add_notes(listing: Listing, *, views_known: bool) -> None:
-  listing.note(f"no official split: drawn by uId ({listing.shares()})")
+  listing.note_split("no official split: drawn by uId")
   counts = listing.counts
   for name, remark in (
     ("without an image", ""),

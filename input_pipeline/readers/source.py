@@ -48,6 +48,7 @@ class Source:
     notes: facts of the listing for the user: defaults taken, images left aside on purpose.
     left_out: (key, reason) of broken rows, boxes and images. The converter adds them to
       skipped.jsonl, and they count against max_skipped_fraction.
+    split_note: that of the notes which a selection with splits of its own makes void.
   """
 
   name: str
@@ -55,6 +56,7 @@ class Source:
   read: Callable[[Item], Example]
   notes: tuple[str, ...] = ()
   left_out: tuple[tuple[str, str], ...] = ()
+  split_note: str = ""
 
 
 class Listing:
@@ -62,7 +64,7 @@ class Listing:
 
   Attributes:
     items: by a name that no two images share.
-    notes, left_out: as `Source` has them.
+    notes, left_out, split_note: as `Source` has them.
     counts: numbers that notes are made from.
   """
 
@@ -71,6 +73,7 @@ class Listing:
     self.notes: list[str] = []
     self.left_out: list[tuple[str, str]] = []
     self.counts = Counter()
+    self.split_note = ""
 
   def add(self, name: str, item: Item) -> bool:
     """Adds an image; counts it as repeated, and returns False, where its name is taken.
@@ -99,15 +102,17 @@ class Listing:
     text = f"{noun} that say the same as an earlier one, dropped: {{}}"
     self.note(text, self.counts["repeated"])
 
-  def shares(self) -> str:
-    """Formats how many images each split has: "train 8, validation 1, test 1"."""
+  def note_split(self, text: str) -> None:
+    """Notes how splits were drawn, with their sizes: "(train 8, validation 1, test 1)"."""
     counts = Counter(item.split for item in self.items.values())
-    return ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    sizes = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    self.split_note = f"{text} ({sizes})"
+    self.notes.append(self.split_note)
 
   def source(self, name: str, read: Callable[[Item], Example]) -> Source:
     """Returns the data set that was listed."""
     items = list(self.items.values())
-    return Source(name, items, read, tuple(self.notes), tuple(self.left_out))
+    return Source(name, items, read, tuple(self.notes), tuple(self.left_out), self.split_note)
 
 
 def build_example(

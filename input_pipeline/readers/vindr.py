@@ -111,7 +111,7 @@ def open_source(source: str, *, fusion: str = "weighted") -> Source:
   aside = listing.counts["uncertain"]
   listing.note("boxes of findings that one reader alone names, left aside: {}", aside)
   drawn = "splits" if kaggle else "validation"
-  listing.note(f"{drawn} drawn by image_id ({listing.shares()})")
+  listing.note_split(f"{drawn} drawn by image_id")
   return listing.source("vindr", functools.partial(_read, root=root))
 
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from input_pipeline.command_line import Parser
 from input_pipeline.errors import UserError
-from plan_jax.inference.load import load
 from plan_jax.runtime.logging import configure, log
 
 
@@ -34,6 +34,7 @@ def _serve(options: argparse.Namespace) -> None:
     from plan_jax.app.answers import Answers
     from plan_jax.app.guard import Hosts
     from plan_jax.app.images import Images, samples
+    from plan_jax.inference.load import load
   except ModuleNotFoundError as error:
     if error.name not in ("starlette", "uvicorn"):
       raise
@@ -63,7 +64,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog="plan-jax app", description=__doc__.split("\n")[0])
+  parser = Parser("plan-jax app", __doc__)
   add = parser.add_argument
   add(
     "--workdir",

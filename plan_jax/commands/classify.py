@@ -8,25 +8,27 @@ that of a finding's prompts against those of its absence: it ranks images, and i
 Exit status 1 says that some images could not be read.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 
+from input_pipeline.command_line import Parser
 from input_pipeline.conversion.workers import progress_bar
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape
 from plan_jax.commands import inputs
-from plan_jax.inference import prompts
-from plan_jax.inference.inputs import check_phrases
-from plan_jax.inference.load import load
 
 
 def main(arguments: Sequence[str]) -> None:
   """Runs the command line."""
   options = _parser().parse_args(arguments)
   with inputs.command():
+    # Here: they take seconds, which --help does without.
+    from plan_jax.inference import prompts
+    from plan_jax.inference.inputs import check_phrases
+    from plan_jax.inference.load import load
+
     images = inputs.list_images(options.image)
-    check_phrases(options.classes)
+    check_phrases(options.classes, "--class")
     prompts.load([options.prompts])
     model = load(options.workdir)
     failures = inputs.Failures(len(images))
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     failures.finish(model.note)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
   parser = inputs.parser("classify", __doc__)
   add = parser.add_argument
   add("--image", required=True, help="an image, a folder of images, or a CSV table")

@@ -10,19 +10,16 @@ folder, a file, or a CSV table with the column image; texts a CSV table with the
 left out.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.command_line import Parser, path
 from input_pipeline.conversion.workers import progress_bar
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_regular, replacing
-from input_pipeline.terminal import escape
 from plan_jax.commands import inputs
-from plan_jax.inference.inputs import check_images, check_texts
-from plan_jax.inference.load import load
 
 _CHUNK = 32  # items that are embedded together
 
@@ -31,8 +28,13 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command line."""
   options = _parser().parse_args(arguments)
   with inputs.command(options.out):
+    # Here: they take seconds, which --help does without.
+    from plan_jax.inference.inputs import check_images, check_texts
+    from plan_jax.inference.load import load
+
     if Path(options.out).suffix != ".npz":
       raise UserError(f"--out={options.out}: name a .npz file")
+    inputs.check_place("--out", options.out)
     if options.texts is None:
       items = [(str(path), path) for path in inputs.list_images(options.images)]
     else:
@@ -59,16 +61,16 @@ def main(arguments: Sequence[str]) -> None:
     with replacing(options.out) as temporary, temporary.open("wb") as file:
       np.savez(file, embeddings=embeddings, names=np.array(names))
     count, width = embeddings.shape
-    print(f"{escape(options.out)}: {count} embeddings of {width} numbers")
+    inputs.print_path(f"{count} embeddings of {width} numbers", options.out)
     failures.finish(model.note)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
   parser = inputs.parser("embed", __doc__)
   given = parser.add_mutually_exclusive_group(required=True)
   given.add_argument("--images", help="a folder, an image, or a CSV table with the column image")
   given.add_argument("--texts", help="a CSV table with the column text, or a .txt file")
-  parser.add_argument("--out", required=True, help="the .npz file to write")
+  parser.add_argument("--out", type=path, required=True, help="the .npz file to write")
   return parser
 
 

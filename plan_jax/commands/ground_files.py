@@ -3,24 +3,18 @@
 import argparse
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text, replacing
-from plan_jax.commands.inputs import Failures
+from input_pipeline.files import read_regular, replace_text, replacing
+from input_pipeline.readers.raw import dicom
+from plan_jax.commands.inputs import Failures, check_place, print_path
 from plan_jax.inference.grounding import Grounding
 from plan_jax.inference.predictor import Predictor
 from plan_jax.results import box_files
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of `GroundFiles`."""
-  add = parser.add_argument
-  add("--boxes-out", help="boxes of all images, a new file: .json (COCO) or .csv")
-  segmentation = "DICOM Segmentation of a DICOM image, a new .dcm file; of several, a new folder"
-  add("--dicom-out", help=segmentation)
-  kinds = "regions at --threshold, which viewers show, or the maps themselves (default %(default)s)"
-  add("--dicom-type", choices=("binary", "fractional"), default="binary", help=kinds)
+_NO_DICOM = "is no DICOM image, which a DICOM Segmentation (--dicom-out) needs"
 
 
 class GroundFiles:
@@ -32,12 +26,15 @@ class GroundFiles:
     self._rows: list[box_files.PhraseBoxes] = []
     self._kept: list[Grounding] = []  # of one image, for its Segmentation
     self._images, self._model = 0, ""
+    self._error: UserError | None = None  # the last of a Segmentation
     if boxes := options.boxes_out:
       check_new("--boxes-out", boxes, ".json", ".csv")
     if folder := options.dicom_out:
       if importlib.util.find_spec("highdicom") is None:
         raise UserError("--dicom-out needs highdicom: pip install 'plan_jax[dicom]'")
       check_new("--dicom-out", folder, *([".dcm"] if single else []))
+      if single and not _may_be_dicom(Path(options.image)):
+        raise UserError(f"{options.image} {_NO_DICOM}: leave the flag out, or name a .dcm file")
 
   def take(self, path: Path, grounding: Grounding) -> None:
     """Takes a grounding of an image."""
@@ -53,6 +50,10 @@ class GroundFiles:
     groundings, self._kept = self._kept, []
     if not groundings:
       return
+    if not _may_be_dicom(path):
+      error = UserError(f"{path} {_NO_DICOM}")
+      failures.add(str(path), error, "without a DICOM Segmentation: no DICOM image")
+      return
     from plan_jax.results.dicom_segmentation import SegmentationError, to_segmentation
     from plan_jax.transfer.encoder import fingerprint
 
@@ -61,7 +62,9 @@ class GroundFiles:
     try:
       segmentation = to_segmentation(groundings, path, self._model, kind)
     except SegmentationError as error:
-      failures.add(str(path), error)
+      self._error = error
+      if not self._single:
+        failures.add(str(path), error, "without a DICOM Segmentation")
       return
     out = Path(self._options.dicom_out)
     if not self._single:
@@ -70,15 +73,33 @@ class GroundFiles:
       segmentation.save_as(temporary, enforce_file_format=True)
 
   def finish(self) -> None:
-    """Writes the boxes."""
+    """Writes the boxes, and prints the paths; not among the rows of JSON on stdout.
+
+    Raises UserError where there is no Segmentation of the one image.
+    """
+    stream = sys.stderr if self._single and self._options.json else None
+    if (out := self._options.dicom_out) and Path(out).exists():
+      print_path("segmentation" if self._single else "segmentations", out, stream)
     if out := self._options.boxes_out:
       write = box_files.to_csv if out.lower().endswith(".csv") else box_files.to_coco
       replace_text(out, write(self._rows))
+      print_path("boxes", out, stream)
+    if self._single and self._error:
+      raise self._error
+
+
+def _may_be_dicom(path: Path) -> bool:
+  """Tells whether a file is DICOM; of one that cannot be read, its reader says why."""
+  try:
+    return dicom.is_dicom(read_regular(path))
+  except (OSError, ValueError):
+    return True
 
 
 def check_new(flag: str, out: str, *suffixes: str) -> None:
-  """Raises UserError where a path exists, so that no image is lost, or has another suffix."""
+  """Raises UserError where a path exists, so that no image is lost, or cannot be written."""
   if suffixes and Path(out).suffix.lower() not in suffixes:
     raise UserError(f"{flag}={out}: name a {' or '.join(suffixes)} file")
   if Path(out).exists():
     raise UserError(f"{flag}={out} exists: name another, or delete it")
+  check_place(flag, out)

@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 
-from plan_jax.evaluators import terms
 from plan_jax.metrics import auc, bootstrap, classification
 from plan_jax.metrics.bootstrap import MACRO, Summary
 from plan_jax.metrics.classification import THRESHOLDED
 from plan_jax.metrics.detection import METRICS, Image, detection_metrics
 from plan_jax.results.example_scores import ExampleScores
+from plan_jax.results.word_contrasts import contrasts
 
 Change = tuple[str, str, float, float, Summary]  # group, metric, value of a, of b, b minus a
 Draws = Mapping[str, int]  # "resamples" and "seed"
@@ -76,7 +76,7 @@ def ranked_changes(
 def word_changes(a: ExampleScores, b: ExampleScores, draws: Draws) -> Iterator[Change]:
   """Compares the words of reports by what their significance tells apart."""
   first, second = a.values[:, 0], b.values[:, 0]
-  for metric, places, high, patients in terms.contrasts(a):
+  for metric, places, high, patients in contrasts(a):
     rest = high, ["all"] * len(places), patients
     sides = [auc.grouped(side[places], *rest, resamples=0)["all"] for side in (first, second)]
     change = auc.grouped(second[places], *rest, minus=first[places], **draws)["all"]

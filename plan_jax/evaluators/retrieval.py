@@ -31,7 +31,8 @@ from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
 from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap
-from plan_jax.metrics.ranking import Ranks, chance_ranks, rank_embeddings
+from plan_jax.metrics.mutual_ranks import mutual_ranks
+from plan_jax.metrics.ranking import Ranks, chance_ranks
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
 
@@ -67,8 +68,8 @@ def score_retrieval(pairs: Pairs | None) -> dict[str, Gallery]:
 def score_gallery(pairs: Pairs, places: np.ndarray, group: str) -> Gallery:
   """Ranks the pairs at these places in both directions."""
   values = {}
-  for direction in DIRECTIONS:
-    ranks = rank_embeddings(*pairs.sides(direction, places), pairs.keys[places])
+  both = mutual_ranks(pairs.images[places], pairs.texts[places], pairs.keys[places])
+  for direction, ranks in zip(DIRECTIONS, both, strict=True):
     values |= rank_metrics(ranks, direction)
   return gallery(values, pairs, places, group)
 

@@ -14,6 +14,7 @@ Ties are shared as in "retrieval-v1", where those codes leave them to the sort. 
 `chance` is exact for R@K. Intervals: 1,000 bootstrap draws of patients; LIMITR's MedR has none.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
 from plan_jax.evaluators.retrieval import AT
 from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap
-from plan_jax.metrics.ranking import rank_embeddings
+from plan_jax.metrics.mutual_ranks import mutual_ranks
+from plan_jax.metrics.ranking import Ranks
 from plan_jax.results.rows import RUN, Row
 
 INSTANCE, LIMITR = "compat-instance", "compat-limitr-v2"
@@ -64,17 +66,21 @@ def compat_rows(
     galleries[INSTANCE] = [np.arange(n)]
   if LIMITR in protocols:
     galleries[LIMITR] = [np.arange(i, min(i + chunk, n)) for i in range(0, n, chunk)]
-  return [
-    row
-    for protocol, parts in galleries.items()
-    for direction in DIRECTIONS
-    for row in _rows(pairs, parts, ("retrieval", protocol, data, "all"), direction, draws)
-  ]
+  rows = []
+  for protocol, parts in galleries.items():
+    head = "retrieval", protocol, data, "all"
+    both = [
+      mutual_ranks(pairs.images[part], pairs.texts[part], np.arange(len(part))) for part in parts
+    ]
+    for direction, ranks in zip(DIRECTIONS, zip(*both, strict=True), strict=True):
+      rows += _rows(pairs, parts, ranks, head, direction, draws)
+  return rows
 
 
 def _rows(
   pairs: Pairs,
   parts: list[np.ndarray],
+  ranks: Sequence[Ranks],
   head: tuple[str, str, str, str],
   direction: str,
   draws: dict[str, int],
@@ -82,7 +88,6 @@ def _rows(
   """Makes the rows of one protocol and direction over its galleries."""
   queries = np.concatenate(parts)
   patients, sizes = [pairs.patients[i] for i in queries], [len(part) for part in parts]
-  ranks = [rank_embeddings(*pairs.sides(direction, part), np.arange(len(part))) for part in parts]
   recall = np.stack([np.concatenate([r.recall(k) for r in ranks]) for k in AT], axis=1)
   means = bootstrap.grouped_means(recall, ["all"] * len(queries), patients, **draws)["all"]
   rows = []

@@ -21,7 +21,7 @@ Protocol "terms-v1":
   have none.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,17 +36,10 @@ from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import auc, bootstrap
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
+from plan_jax.results.word_contrasts import KINDS, METRICS, contrasts
 from plan_jax.runtime.logging import log
 
 PROTOCOL = "terms-v1"
-METRICS = ("significance", "listed")
-KINDS = ("finding", "attribute", "other")
-# AUC -> the kinds that should score high, and those that should score low.
-CONTRASTS = {
-  "AUC finding against rest": (("finding",), ("attribute", "other")),
-  "AUC finding against other": (("finding",), ("other",)),
-  "AUC finding or attribute against other": (("finding", "attribute"), ("other",)),
-}
 _ENTITIES = {"finding": ("OBS-DP", "OBS-U"), "attribute": ("ANAT-DP",)}
 
 WordKinds = Callable[[Example, int], list[str]]  # of a sentence, by its number
@@ -127,16 +120,6 @@ def score_terms(
   if not ids:
     return None
   return ExampleScores(ids, groups, patients, METRICS, np.array(values, np.float64))
-
-
-def contrasts(
-  scores: ExampleScores,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[str]]]:
-  """Yields each AUC of `CONTRASTS`: places of its words, which should score high, patients."""
-  kinds, patients = np.array(scores.groups), np.array(scores.patients)
-  for metric, (high, low) in CONTRASTS.items():
-    places = np.flatnonzero(np.isin(kinds, high + low))
-    yield metric, places, np.isin(kinds[places], high), patients[places].tolist()
 
 
 def terms_rows(scores: ExampleScores | None, *, data: str, **draws: int) -> list[Row]:

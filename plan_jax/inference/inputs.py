@@ -68,13 +68,16 @@ def check_texts(texts: Texts) -> list[tuple[str, ...]]:
   return checked
 
 
-def check_phrases(phrases: Phrases) -> list[str]:
-  """Gives the phrases as a list. Raises InputError, with its number, for one without a word."""
+def check_phrases(phrases: Phrases, name: str = "phrases") -> list[str]:
+  """Gives the phrases as a list; `name` is theirs in errors.
+
+  Raises InputError, with its number, for one without a word.
+  """
   phrases = [phrases] if isinstance(phrases, str) else phrases
-  checked = _items("phrases", phrases, "of strings, or a string")
+  checked = _items(name, phrases, "of strings, or a string")
   for number, phrase in enumerate(checked):
-    _require_string(f"phrases[{number}]", phrase, "a string")
-    _require_words(f"phrases[{number}]", phrase)
+    _require_string(f"{name}[{number}]", phrase, "a string")
+    _require_words(f"{name}[{number}]", phrase)
   return checked
 
 

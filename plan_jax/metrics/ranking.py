@@ -76,27 +76,6 @@ def rank(
   return Ranks(*counts)
 
 
-def rank_embeddings(
-  queries: Float[np.ndarray, "..."],
-  candidates: Float[np.ndarray, "..."],
-  keys: Shaped[np.ndarray, " N"],
-  *,
-  block: int = 512,
-) -> Ranks:
-  """Ranks by the dot product of queries [N, D] and candidates [N, D], query i with candidate i.
-
-  Raises ValueError where the shapes do not fit, or an embedding is not of unit norm (to 1 %).
-  """
-  if queries.ndim != 2 or queries.shape != candidates.shape or len(queries) != len(keys):
-    raise ValueError(f"{queries.shape}, {candidates.shape} and {len(keys)} keys do not fit")
-  for name, values in (("query", queries), ("candidate", candidates)):
-    norm = np.linalg.norm(values.astype(np.float32), axis=1)
-    if len(norm) and not np.abs(norm - 1).max() < 0.01:
-      raise ValueError(f"a {name} is not of unit norm")
-  turned = np.ascontiguousarray(candidates.T, np.float32)
-  return rank(lambda a, b: queries[a:b].astype(np.float32) @ turned, keys, block=block)
-
-
 def chance_ranks(
   keys: Shaped[np.ndarray, " N"], ks: Sequence[int]
 ) -> tuple[dict[int, float], float]:

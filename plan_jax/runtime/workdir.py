@@ -30,7 +30,7 @@ FREE = (
   "train.log_every_steps",
 )
 
-ON = "; to evaluate a run on other data: plan-jax evaluate --workdir=RUN --on=FOLDER"
+ON_OTHER_DATA = "; to evaluate a run on other data: plan-jax evaluate --workdir=RUN --on=FOLDER"
 
 
 class WorkdirError(UserError):
@@ -88,7 +88,7 @@ class Workdir:
       if self.begun():
         raise WorkdirError(
           f"{self.path} belongs to a run of another config ({differ}): leave out --config to go on"
-          " with its own, name another --workdir, or delete this one" + (not new) * ON
+          " with its own, name another --workdir, or delete this one" + (not new) * ON_OTHER_DATA
         )
       # Nothing was learned yet: a config that was mended replaces the one that failed.
       shutil.rmtree(self.tokenizer, ignore_errors=True)

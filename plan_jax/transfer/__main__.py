@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_type_hints
 
+from input_pipeline.command_line import Parser
 from input_pipeline.errors import UserError
-from plan_jax.runtime import preemption
 from plan_jax.runtime.logging import configure
-from plan_jax.transfer.by_name import TASKS, learn
 from plan_jax.transfer.settings import SETTINGS, Settings
 
 _PROGRAM = "plan-jax transfer"
@@ -28,37 +27,41 @@ _PROGRAM = "plan-jax transfer"
 def main(arguments: Sequence[str] | None = None) -> None:
   """Learns what the command line says; one error and exit status 1, or 75 where preempted."""
   configure()
-  signal.signal(signal.SIGTERM, preemption.interrupt)
   try:
-    learn(parse(arguments))
+    _learn(parse(arguments))
   except UserError as error:
     raise SystemExit(f"error: {error}") from None
-  except preemption.Preempted:
-    print("preempted; the same command goes on from the last checkpoint", file=sys.stderr)
-    raise SystemExit(preemption.EXIT_CODE) from None
   except KeyboardInterrupt:
     raise SystemExit("stopped; the same command goes on from the last checkpoint") from None
 
 
+def _learn(settings: Settings) -> None:
+  # Here, as in `parse`: they take seconds to import, and --help needs none of it.
+  from plan_jax.runtime import preemption
+  from plan_jax.transfer.by_name import learn
+
+  signal.signal(signal.SIGTERM, preemption.interrupt)
+  try:
+    learn(settings)
+  except preemption.Preempted:
+    print("preempted; the same command goes on from the last checkpoint", file=sys.stderr)
+    raise SystemExit(preemption.EXIT_CODE) from None
+
+
 def parse(arguments: Sequence[str] | None = None) -> Settings:
   """Returns the settings of a command line. Raises UserError for a value that cannot be."""
-  common = argparse.ArgumentParser(prog=_PROGRAM, add_help=False, allow_abbrev=False)
+  common = Parser(_PROGRAM, __doc__, add_help=False)
   common.add_argument("--task", choices=tuple(SETTINGS), required=True, help="--help: its flags")
   words = sys.argv[1:] if arguments is None else arguments
   if {"--help", "-h"} & set(words) and not any(word.startswith("--task") for word in words):
-    argparse.ArgumentParser(
-      prog=_PROGRAM,
-      description=__doc__,
-      parents=[common],
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(["--help"])
+    Parser(_PROGRAM, __doc__, parents=[common]).parse_args(["--help"])
+  from plan_jax.transfer.by_name import TASKS
+
   task = common.parse_known_args(arguments)[0].task
-  parser = argparse.ArgumentParser(
-    prog=f"{_PROGRAM} --task={task}",
-    description=inspect.getmodule(TASKS[task]).__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = Parser(
+    f"{_PROGRAM} --task={task}",
+    inspect.getmodule(TASKS[task]).__doc__,
     argument_default=argparse.SUPPRESS,
-    allow_abbrev=False,
     parents=[common],
   )
   kinds = get_type_hints(SETTINGS[task])

@@ -12,15 +12,18 @@ def test_classify(run, images, capsys):
   text = capsys.readouterr().out
   with pytest.raises(SystemExit, match="1 of 4 could not be read"):
     classify.main([f"--workdir={run}", f"--image={images}", *classes, "--json"])
-  lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  # Where tests run, the log goes to stdout too.
+  printed = capsys.readouterr().out.splitlines()
+  lines = [json.loads(line) for line in printed if line.startswith("{")]
   assert [sorted(line.get("scores", {})) for line in lines] == [["edema", "effusion"]] * 3 + [[]]
   assert f"effusion {lines[0]['scores']['effusion']:.3f}" in text and "error" in lines[3]
 
 
-def test_embed_images_and_texts(run, images, tmp_path):
+def test_embed_images_and_texts(run, images, tmp_path, capsys):
   out = tmp_path / "images.npz"
   with pytest.raises(SystemExit, match="1 of 4 could not be read"):
     embed.main([f"--workdir={run}", f"--images={images}", f"--out={out}"])
+  assert capsys.readouterr().out.endswith(f"3 embeddings of 8 numbers: {out}\n")
   written = np.load(out)
   assert [name.rpartition("/")[2] for name in written["names"]] == ["0.png", "1.png", "2.png"]
   np.testing.assert_allclose(np.linalg.norm(written["embeddings"], axis=1), 1, rtol=1e-3)
@@ -51,6 +54,7 @@ def test_texts_beyond_the_limits_are_counted(run, images, tmp_path, caplog):
   ("arguments", "message"),
   [
     (["--images=x.png", "--out=x.csv"], "name a .npz file"),
+    (["--images=x.png", "--out=/dev/null/x.npz"], "--out=/dev/null/x.npz cannot be written"),
     (["--texts=none.txt", "--out=x.npz"], "none.txt cannot be read"),
     (["--texts=none.csv", "--out=x.npz"], "none.csv"),
     (["--images=", "--out=x.npz"], "the images have an empty name"),
@@ -67,7 +71,7 @@ def test_errors_of_embed_are_one_line(run, arguments, message):
   ("arguments", "message"),
   [
     (["--image=IMAGES/0.png", "--class=zxqv"], "the class 'zxqv' has no word that the model knows"),
-    (["--image=IMAGES/0.png", "--class="], "has no word"),
+    (["--image=IMAGES/0.png", "--class="], "--class[0] has no word"),
     (["--image=IMAGES/0.png", "--class=edema", "--prompts=none"], "there is no set 'none'"),
     (["--image=IMAGES/broken.png", "--class=edema"], "broken.png"),
   ],

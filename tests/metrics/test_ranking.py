@@ -5,13 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from plan_jax.metrics.ranking import chance_ranks, precision_at, rank, rank_embeddings
+from plan_jax.metrics.ranking import chance_ranks, precision_at, rank
 
 AT = (1, 5, 10)
-
-
-def _unit(values):
-  return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _brute_recall(scores, keys, i, k):
@@ -45,19 +41,13 @@ def test_ranks_with_ties_agree_with_all_orders(seed):
       assert ranks.recall(k)[i] == pytest.approx(_brute_recall(scores, keys, i, k))
 
 
-def test_ranks_without_ties_agree_with_sorting_and_blocks_do_not_matter():
+def test_ranks_without_ties_agree_with_sorting():
   rng = np.random.default_rng(0)
-  v, t = _unit(rng.normal(size=(150, 8))), _unit(rng.normal(size=(150, 8)))
-  keys = rng.integers(0, 120, 150)
-  ranks = rank_embeddings(v, t, keys, block=1000)
-  scores = v.astype(np.float64) @ t.T.astype(np.float64)
+  scores, keys = rng.normal(size=(150, 150)), rng.integers(0, 120, 150)
+  ranks = rank(lambda a, b: scores[a:b], keys)
   for i in range(150):
     order = np.argsort(-scores[i])
     assert ranks.expected()[i] == 1 + next(r for r, j in enumerate(order) if keys[j] == keys[i])
-  for block in (1, 7, 64):
-    other = rank_embeddings(v, t, keys, block=block)
-    for name in ("above", "tied_hits", "tied_misses"):
-      assert (getattr(other, name) == getattr(ranks, name)).all()
   recall = ranks.recall(5)
   assert set(recall.tolist()) <= {0.0, 1.0} and recall.mean() == (ranks.expected() <= 5).mean()
 
@@ -80,11 +70,6 @@ def test_constant_scores_are_chance():
   for k in AT:
     assert ranks.recall(k).mean() == pytest.approx(recalls[k])
   assert ranks.expected()[5] == 6.5 and ranks.expected()[0] == pytest.approx(13 / 4)
-  # So is a model that maps everything to one point, whatever rounding does to its products.
-  same = _unit(np.random.default_rng(0).normal(size=(1, 64))).repeat(333, 0)
-  collapsed = rank_embeddings(same, same, np.arange(333), block=50)
-  assert (collapsed.expected() == 167).all()
-  assert collapsed.recall(10) == pytest.approx(np.full(333, 10 / 333))
 
 
 def test_chance_agrees_with_simulation():
@@ -106,13 +91,6 @@ def test_chance_agrees_with_simulation():
 
 
 def test_bad_input_is_named():
-  unit = np.eye(3, dtype=np.float32)
-  with pytest.raises(ValueError, match="do not fit"):
-    rank_embeddings(unit, unit[:2], np.arange(3))
-  with pytest.raises(ValueError, match="candidate is not of unit norm"):
-    rank_embeddings(unit, 2 * unit, np.arange(3))
-  with pytest.raises(ValueError, match="query is not of unit norm"):
-    rank_embeddings(np.full((3, 3), np.nan, np.float32), unit, np.arange(3))
   with pytest.raises(ValueError, match="NaN"):
     rank(lambda a, b: np.full((b - a, 3), np.nan), np.arange(3))
   with pytest.raises(ValueError, match="scores are"):

@@ -41,6 +41,11 @@ Image.MAX_IMAGE_PIXELS = None
 most_px = ContextVar("max_decoded_px", default=MAX_DECODED_PX)
 
 
+def suffixes() -> set[str]:
+  """Returns the suffixes of files in CONTAINERS, ".png" and others."""
+  return {suffix for suffix, kind in Image.registered_extensions().items() if kind in CONTAINERS}
+
+
 @contextlib.contextmanager
 def bounded(max_decoded_px: int) -> Iterator[None]:
   """Bounds the pixels of every image that is decoded within, files and DICOM alike."""

@@ -17,10 +17,10 @@ from fakes.images import image, manifest
 from input_pipeline import records
 from input_pipeline.conversion import convert, selections
 from input_pipeline.conversion.selection_builders import CLASSES, SELECTIONS, draw, eligible, subset
-from input_pipeline.conversion.selections import Selection, SelectionError, load, make, select
+from input_pipeline.conversion.selections import Selection, SelectionError, cut, load, make, select
 from input_pipeline.readers import chexpert, ms_cxr, rsna, siim
 from input_pipeline.readers.raw.folders import SourceError
-from input_pipeline.readers.source import Item, check_patients
+from input_pipeline.readers.source import Item, Listing, check_patients
 from paths import ROOT
 
 WHEEL = importlib.util.find_spec("torchxrayvision")
@@ -294,6 +294,22 @@ def test_conversion_of_a_selection(tmp_path, command):
   assert {s.image_id for s in records.RecordSource(tmp_path / "few", "train")} == {"1", "4"}
   with pytest.raises(convert.ConvertError, match="begun with selection"):
     converted(source, tmp_path / "few", "")
+
+
+def test_the_note_on_splits_stays_only_where_the_splits_do():
+  listing = Listing()
+  for i in range(6):
+    item = Item(str(i), "test" if i > 3 else "train", f"p{i}", None, image_id=str(i))
+    listing.add(str(i), item)
+  listing.note("another")
+  listing.note_split("no column split: drawn by patient_id")
+  source = listing.source("folder", read=None)
+  note = "no column split: drawn by patient_id (train 4, validation 0, test 2)"
+  assert source.notes == ("another", note)
+  anew = cut(source, make("all_test", source.items, 0))
+  assert anew.notes == ("another",) and {item.split for item in anew.items} == {"test"}
+  same = cut(source, Selection("few", 0, {"train": ("1",), "test": ("4",)}))
+  assert same.notes == ("another", note) and len(same.items) == 2
 
 
 def test_a_selection_file_that_changed_is_another_conversion(tmp_path):
