@@ -74,3 +74,5 @@ def _settle_library() -> None:
   # Else it asks for them, and complains.
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+  # Its programs cannot be read back without a TPU.
+  jax.config.update("jax_enable_compilation_cache", False)

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from input_pipeline.errors import UserError
 from plan_jax.alignment.similarity import product
 from plan_jax.commands import compile as command
+from plan_jax.commands import programs as compiled_programs
 from plan_jax.models.layers import attention, dense
 from plan_jax.models.layers.convolution import convolve
 from plan_jax.runtime import hlo, mesh, topology
@@ -60,7 +61,7 @@ def eight(monkeypatch):
     "step of stage refine": lambda: Lowered(fake(text, temporaries=17 * 2**30)),
   }
   monkeypatch.setattr(topology, "devices", lambda name: jax.devices())
-  monkeypatch.setattr(command, "_programs", lambda parts, stage: programs)
+  monkeypatch.setattr(compiled_programs, "_programs", lambda parts, stage: programs)
   return programs
 
 
@@ -132,9 +133,9 @@ def test_an_error_is_one_line(eight, more, message):
 def test_a_stage_that_is_none_is_named():
   parts = assemble_on(mesh_of(), tiny(), 50)
   with pytest.raises(UserError, match="--stage=none: the config has the stages words, refine"):
-    command._programs(parts, "none")
-  assert list(command._programs(parts, "refine")) == ["step of stage refine"]
-  assert list(command._programs(parts, None))[2:] == ["image encoder", "text encoder"]
+    compiled_programs._programs(parts, "none")
+  assert list(compiled_programs._programs(parts, "refine")) == ["step of stage refine"]
+  assert list(compiled_programs._programs(parts, None))[2:] == ["image encoder", "text encoder"]
 
 
 def test_weights_that_are_not_here_are_told(eight, capsys):
@@ -191,11 +192,12 @@ def test_without_a_mesh_the_platform_is_the_default():
 
 @needs_libtpu
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_a_tiny_step_for_four_chips():
   """The ring's reports travel, words and pixels are gathered nowhere, no form is of CPUs."""
   config = tiny(**{"alignment.dtype": "bfloat16", "alignment.implementation": "ring"})
   parts = assemble_on(mesh.make_mesh(4, 1, topology.devices("v5e:2x2")), config, 200)
-  lowered = command._lower_step(parts, "refine")
+  lowered = compiled_programs._lower_step(parts, "refine")
   assert not any(form in lowered.as_text() for form in CPU_FORMS)
   does = hlo.read(lowered.compile().as_text())
   assert does.cycles > 0 and does.product_flops > 0
