@@ -2,6 +2,7 @@
 
   python -m benchmarks.scaling            # checks the model on 8 fake devices, then predicts
   python -m benchmarks.scaling --batch=64 --words=64 --pixels=196 --channels=512
+  python -m benchmarks.scaling --topology=v5e:2x4   # what the TPU's compiler says (needs libtpu)
 
 The model is docs/scaling.md's. Predictions are made from the makers' numbers of the chips; nothing
 was measured on them.
@@ -22,6 +23,8 @@ from plan_jax.alignment import losses, pairwise
 from plan_jax.alignment.blockwise import ring
 from plan_jax.alignment.methods.plan import PlanScore
 from plan_jax.alignment.refinement import Rounds
+from plan_jax.alignment.similarity import narrow
+from plan_jax.runtime import hlo, topology
 
 _KEYS = 3 * 4 + 1  # bytes of a report's keys: index, text, study, valid
 
@@ -94,16 +97,25 @@ class Shape:
 
 def score_of(shape: Shape) -> PlanScore:
   """Returns the score that `Shape` counts."""
-  rounds = Rounds((0.2,) * shape.rounds, (1.0,) * shape.rounds, 0.5, "threshold")
+  dtype = "bfloat16" if shape.feature_bytes == 2 else "float32"
+  rounds = (0.2,) * shape.rounds, (1.0,) * shape.rounds
+  rounds = Rounds(*rounds, 0.5, "threshold", dtype=dtype)
   return PlanScore(rounds, 5.0, single=True)
 
 
-def program(shape: Shape):
-  """Compiles the loss and its gradients on the first devices here, one tile a device."""
+def program(shape: Shape, devices=None):
+  """Compiles the loss and its gradients on the first devices here, one tile a device.
+
+  For `devices` that are given, in tiles of 256 MiB, as training does.
+  """
   score, tile = score_of(shape), pairwise.Tile(shape.batch, shape.batch)
   batch = shape.devices * shape.batch
+  if devices is not None:
+    sizes = (shape.batch, shape.pixels, shape.channels), (shape.batch, shape.words, shape.channels)
+    tile = pairwise.tile(score, *sizes, images=0, reports=0, mib=256)
 
   def loss(pixels, words, word_weights, scale, keys):
+    pixels, words = (narrow(x, score.rounds.dtype) for x in (pixels, words))
     terms = ring(score, tile, pairwise.PairFeatures(pixels, words, word_weights, scale), keys)
     pairs = losses.info_nce(terms, keys.valid)[0].sum()
     return pairs + losses.word_info_nce(terms, keys.valid, word_weights).sum()
@@ -113,7 +125,7 @@ def program(shape: Shape):
   words = (batch, shape.words)
   axes = (batch, shape.pixels, shape.channels), (*words, shape.channels), words, ()
   arrays = [jax.ShapeDtypeStruct(x, jnp.float32) for x in axes]
-  devices = jax.devices()[: shape.devices]
+  devices = (jax.devices() if devices is None else devices)[: shape.devices]
   mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
   split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
   with jax.set_mesh(mesh):
@@ -122,22 +134,9 @@ def program(shape: Shape):
     return step.lower(*arrays, keys).compile()
 
 
-def permuted_bytes(text: str) -> int:
-  """Counts the bytes that one device sends by collective-permute, in the program's own text.
-
-  A line in a loop counts as often as the loop is known to run.
-  """
-  widths = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1}
-  loop = r"body=%?([\w.-]+).*?known_trip_count\":\{\"n\":\"(\d+)\""
-  times = {body: int(count) for body, count in re.findall(loop, text)}
-  sent, inside = 0, ""
-  for line in text.splitlines():
-    if head := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
-      inside = head[1]
-    if match := re.search(r"= (\w+)\[([\d,]*)\]\S* collective-permute\(", line):
-      axes = [int(n) for n in match[2].split(",") if n]
-      sent += times.get(inside, 1) * widths[match[1]] * math.prod(axes)
-  return sent
+def sent_bytes(does: hlo.Program) -> int:
+  """Adds up what one chip sends by collective-permute, each as often as its loop runs."""
+  return sum(x.runs * x.bytes for x in does.collectives if x.kind == "collective-permute")
 
 
 class Chip(NamedTuple):
@@ -202,7 +201,7 @@ def check() -> list[dict]:
         "devices": devices,
         "rounds": rounds,
         "sent": shape.sent_bytes,
-        "sent_xla": permuted_bytes(text),
+        "sent_xla": sent_bytes(hlo.read(text)),
         # XLA counts the body of a loop once: the visit of one device's reports.
         "flops": shape.device_flops / devices,
         "flops_xla": compiled.cost_analysis()["flops"],
@@ -215,6 +214,28 @@ def check() -> list[dict]:
   return rows
 
 
+def for_topology(name: str, sizes: dict[str, int]) -> list[tuple]:
+  """Puts the model beside the TPU compiler's counts, for one and two rounds on a topology."""
+  devices = topology.devices(name)
+  chip = topology.CHIPS[name.partition(":")[0]]
+  rows = []
+  for rounds in (1, 2):
+    shape = Shape(len(devices), **sizes, rounds=rounds, feature_bytes=2)
+    compiled = program(shape, devices)
+    does = hlo.read(compiled.as_text())
+    counts = shape.device_flops / 1e9, does.product_flops / 1e9, shape.sent_bytes, sent_bytes(does)
+    times = 1e3 * shape.device_flops / chip.flops, does.cycles / 1e6
+    cycles_ms = 1e3 * does.cycles / chip.clock if chip.clock else None
+    held = compiled.memory_analysis().temp_size_in_bytes / 2**20
+    pairs = shape.devices * shape.batch
+    rows.append((name, pairs, rounds, *counts, *times, cycles_ms, held))
+  return rows
+
+
+_COMPILED = (
+  "topology | batch | rounds | products, GFLOP | by the compiler | sent, bytes | by the compiler |"
+  " products at the peak, ms | its cycles, million | the same, ms | temporaries, MiB"
+)
 _CHECKED = (
   "devices | rounds | sent, bytes | by XLA | products, MFLOP | all, by XLA | held at most |"
   " temporaries by XLA | gathers"
@@ -234,13 +255,18 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   for name, default in (("batch", 128), ("words", 64), ("pixels", 196), ("channels", 512)):
     parser.add_argument(f"--{name}", type=int, default=default)
+  parser.add_argument("--topology", help="of TPUs, e.g. v5e:2x4: compiles for it, and stops")
   options = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
+  sizes = {name: getattr(options, name) for name in ("batch", "words", "pixels", "channels")}
+  if options.topology:
+    formats = ("", "", "", ".1f", ".1f", "", "", ".1f", ".1f", ".1f", ".0f")
+    print(_table(_COMPILED, for_topology(options.topology, sizes), formats))
+    return
   jax.config.update("jax_num_cpu_devices", 8)
   print("The model and XLA's counts, b = 8, W = 16, P = 49, D = 256, float32\n")
   rows = [row | {key: row[key] / 1e6 for key in ("flops", "flops_xla")} for row in check()]
   print(_table(_CHECKED, [row.values() for row in rows], ".1f"))
-  sizes = {name: getattr(options, name) for name in ("batch", "words", "pixels", "channels")}
   traffic = pair_traffic(Shape(1, **sizes))
   print("\nPredicted: the local loss in one training step, one round, bfloat16, a device's")
   print(", ".join(f"{name} {value}" for name, value in sizes.items()), end="; ")

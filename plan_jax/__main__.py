@@ -20,6 +20,7 @@ COMMANDS = {
   "app": ("plan_jax.commands.app", "open a run in a browser"),
   "convert": ("input_pipeline.conversion.__main__", "convert a raw data set into records"),
   "check": ("input_pipeline.checks.__main__", "check whether records are sound"),
+  "compile": ("plan_jax.commands.compile", "compile a config for a TPU topology, without a TPU"),
   "compare": ("plan_jax.compare", "tell which differences between two runs are real"),
   "transfer": ("plan_jax.transfer.__main__", "learn a task on a run's image encoder"),
   "export": ("plan_jax.commands.export", "write a run's model as a folder to share"),

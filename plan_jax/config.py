@@ -1,11 +1,12 @@
 """The sections of a config, read, and the rules across them, checked before any work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
@@ -65,18 +66,24 @@ def check(config: ConfigDict) -> None:
   run = with_key(RunConfig.read, config.to_dict())
   _check_data(config)
   _check_best_checkpoint(run)
+  check_programs(config)
+  with_key(entries, config)
+  _check_files(config)
+  folder = run.text.tokenizer
+  wanted = f"there is no folder {folder}, and nothing is downloaded"
+  _require("text.tokenizer", not folder or Path(folder).is_dir(), wanted)
+
+
+def check_programs(config: ConfigDict) -> None:
+  """Checks as `check` what the programs of a run are made from: no data, no files."""
+  run = with_key(RunConfig.read, config.to_dict())
   _check_positions(run)
   _check_curriculum(run)
-  with_key(entries, config)
   if config.train.freeze:
     with_key(
       lambda: freezing.check(abstract_params(config), config.train.freeze), key="train.freeze: "
     )
   _check_stored_features(run, config)
-  _check_files(config)
-  folder = run.text.tokenizer
-  wanted = f"there is no folder {folder}, and nothing is downloaded"
-  _require("text.tokenizer", not folder or Path(folder).is_dir(), wanted)
 
 
 def check_baseline(config: ConfigDict) -> None:
@@ -86,9 +93,13 @@ def check_baseline(config: ConfigDict) -> None:
   _check_files(config)
 
 
-def check_devices(config: ConfigDict) -> None:
-  """Raises UserError, naming the key, where the devices here do not fit; wakes the backend."""
-  mesh = with_key(make_mesh, config.mesh.data, config.mesh.fsdp, key="mesh.")
+def check_devices(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh of these devices, by default those here, which wakes the backend.
+
+  Raises UserError, naming the key, where they do not fit the config.
+  """
+  where = () if devices is None else (devices,)
+  mesh = with_key(make_mesh, config.mesh.data, config.mesh.fsdp, *where, key="mesh.")
   train, model = config.train, config.model
   _require(
     "train.batch_size",
@@ -113,6 +124,7 @@ def check_devices(config: ConfigDict) -> None:
   with jax.set_mesh(mesh):
     for stage in curriculum.stages(config.curriculum):
       with_key(pair_tile, alignment, stage, pixels, words, key="alignment.")
+  return mesh
 
 
 def _check_data(config: ConfigDict) -> None:

@@ -119,6 +119,19 @@ def vocabulary(folder, tmp_path_factory):
   run_steps.tokenizer = train.make_tokenizer(tiny(), run, source)
 
 
+@pytest.mark.parametrize("swap_weight", [0.0, 1.0])
+def test_the_batch_is_as_it_is_described(folder, swap_weight):
+  config = tiny(**{"alignment.swap_weight": swap_weight})
+  source = records.RecordSource(folder, "train", where="text")
+  batches = train.make_batches(config, run_steps.tokenizer, source, 0)
+  batch = next(batches)
+  batches.close()
+  described = assemble(config, run_steps.tokenizer).abstract_batch()
+  assert {name: (x.shape, x.dtype) for name, x in described.items()} == {
+    name: (x.shape, x.dtype) for name, x in batch.items()
+  }
+
+
 SHAPES = [
   (8, 1),
   (2, 4),

@@ -29,22 +29,24 @@ def product(
     dtype: "bfloat16" rounds the operands to that first, gradients too; "float32" does nothing.
     a, b: the operands.
   """
-  if dtype == "bfloat16":
-    a, b = _round_to_bfloat16(a), _round_to_bfloat16(b)
   precise = jnp.promote_types(a.dtype, jnp.float32)
-  return jnp.einsum(formula, a, b, preferred_element_type=precise)
+  einsum = partial(jnp.einsum, formula, preferred_element_type=precise)
+  if dtype != "bfloat16":
+    return einsum(a, b)
+
+  def in_bfloat16(a, b):
+    return einsum(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))
+
+  def in_float32(a, b):
+    # CPUs lack kernels for some products of bfloat16 with a float32 result; the numbers are these.
+    return einsum(*(jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7) for x in (a, b)))
+
+  return jax.lax.platform_dependent(a, b, cpu=in_float32, default=in_bfloat16)
 
 
 def narrow(x: Shaped[Array, "..."], dtype: str) -> Shaped[Array, "..."]:
   """Casts to bfloat16 if that is the dtype; else returns the array itself."""
   return x.astype(dtype) if dtype == "bfloat16" else x
-
-
-def _round_to_bfloat16(x):
-  if jax.default_backend() == "cpu":
-    # CPUs lack kernels for some products of bfloat16 with a float32 result; the numbers are these.
-    return jax.lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
-  return x.astype(jnp.bfloat16)
 
 
 def _product_forward(formula, dtype, a, b):

@@ -87,7 +87,7 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
     images=Letterbox(config.model.image_px, encoder.first_px),
     texts=RunTexts(tokenizer, evaluation.max_tokens, evaluation.max_words),
     grid=(side, side),
-    embed_images=partial(_embed_images, model, alignment),
+    embed_images=partial(embed_images, model, alignment),
     embed_texts=partial(model.apply, method=model.embed_texts),
     attend=partial(_attend, alignment),
     ground_phrase=partial(_ground_phrase, alignment),
@@ -108,7 +108,8 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
   )
 
 
-def _embed_images(model: TwoTowers, alignment: Alignment, variables: dict, image) -> ImageFeatures:
+def embed_images(model: TwoTowers, alignment: Alignment, variables: dict, image) -> ImageFeatures:
+  """Embeds images as `ModelSpec.embed_images`."""
   features = model.apply(variables, image, method=model.embed_images)
   features = features._replace(pixels=smoothed(features, alignment))
   spreads = alignment.method == "plan" and alignment.spread_steps > 0

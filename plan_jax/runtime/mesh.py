@@ -1,7 +1,7 @@
 """The device mesh, how parameters lie on it, and how host batches become global arrays."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,12 +16,12 @@ class MeshError(UserError):
   """The devices do not divide as asked for; the message names the axis."""
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
+def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Makes a mesh with axes "data" and "fsdp"; `data` -1 takes all devices that `fsdp` leaves.
 
-  Raises MeshError where the devices do not divide.
+  Without `devices` it is of those here. Raises MeshError where the devices do not divide.
   """
-  count = jax.device_count()
+  count = len(jax.devices() if devices is None else devices)
   if fsdp < 1 or count % fsdp:
     raise MeshError(f"fsdp: is {fsdp}; must divide the {count} devices")
   if data == -1:
@@ -29,7 +29,18 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
   if data < 1 or data * fsdp != count:
     raise MeshError(f"data: is {data}; times fsdp, {fsdp}, it must be the {count} devices")
   # Auto axes: the compiler places the collectives (explicit axes would reject the B x B product).
-  return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  types = (AxisType.Auto,) * 2
+  return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=devices)
+
+
+def platform() -> str:
+  """Returns the platform that the program being traced is for: "cpu", "gpu" or "tpu".
+
+  That of the mesh in context (`jax.set_mesh`), which need not be of devices here; without a mesh
+  the default.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 @contextlib.contextmanager

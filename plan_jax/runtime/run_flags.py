@@ -84,10 +84,10 @@ def parse(argv: list[str]) -> list[str]:
     print(text, file=sys.stderr)
     sys.exit(2)
   except Exception as error:  # whatever the file of --config does
-    sys.exit(f"error: in the flags: {escape(_config_error(error, argv))}")
+    sys.exit(f"error: in the flags: {escape(config_error(error, argv))}")
 
 
-def _config_error(error: Exception, argv: list[str]) -> str:
+def config_error(error: Exception, argv: list[str]) -> str:
   """Says what is wrong with the config, or with a key of it."""
   if "Traceback" in str(error) or isinstance(error, OSError):
     return str(error).strip().splitlines()[-1].strip()  # of a file: the error itself comes last

@@ -1,5 +1,6 @@
 """The parts of a run, put together from its config."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,13 +13,16 @@ from ml_collections import ConfigDict
 
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.alignment import curriculum
-from plan_jax.models.two_towers import TwoTowers, build
+from plan_jax.alignment.methods.base import Alignment
+from plan_jax.models.two_towers import TwoTowers, build, image_encoder
 from plan_jax.models.weights.load import LoadedEncoder
 from plan_jax.runtime.checkpoints import abstract_state
-from plan_jax.runtime.mesh import make_mesh, quick_draws, state_sharding
+from plan_jax.runtime.mesh import batch_sharding, make_mesh, quick_draws, state_sharding
 from plan_jax.training.config import TrainConfig
 from plan_jax.training.optimizer import make_optimizer
 from plan_jax.training.state import TrainState, initial_state
+
+_TOKENS = ("tokens", "word_index", "sentence_index", "position")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,28 @@ class Assembly:
     with quick_draws():
       return jax.jit(make, out_shardings=self.shardings)()
 
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describes the global batches of training: what the loader gives, and how it lies."""
+    config, sharding = self.config, batch_sharding(self.mesh)
+    side, length, words = config.model.image_px, (config.text.max_tokens,), (config.text.max_words,)
+    image = jax.ShapeDtypeStruct((1, side, side, 1), np.float32)
+    if config.data.store_features:
+      encoder = image_encoder(config.model.image)
+      grid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), image)
+      image = jax.ShapeDtypeStruct((1, math.prod(grid.shape[1:-1]), grid.shape[-1]), np.float16)
+    swaps = Alignment(**config.alignment).swaps_sides
+    rows = {
+      "image": (image.shape[1:], image.dtype),
+      **dict.fromkeys((*_TOKENS, *["swapped_tokens"] * swaps), (length, np.int32)),
+      **dict.fromkeys(("word_mask", "term"), (words, np.bool_)),
+      **dict.fromkeys(("half", *["swapped_half"] * swaps), (words, np.int32)),
+      **dict.fromkeys(("report_key", "study_key", "dropped_sentences"), ((), np.int32)),
+    }
+    return {
+      name: jax.ShapeDtypeStruct((self.train.batch_size, *shape), dtype, sharding=sharding)
+      for name, (shape, dtype) in rows.items()
+    }
+
   def with_encoders(self, state: TrainState, encoders: dict[str, LoadedEncoder]) -> TrainState:
     """Puts these encoders, by their names in the parameters, into a state before the first step.
 
@@ -61,11 +87,19 @@ class Assembly:
 
 
 def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
-  """Builds the parts; nothing is computed yet. Raises ValueError naming a key that does not fit."""
-  train = TrainConfig.read(config.train)
-  model = build(config.model, tokenizer.vocabulary_size, freeze=train.freeze)
-  optimizer, schedule = make_optimizer(train, train.steps)
+  """Builds the parts for the devices here; nothing is computed yet.
+
+  Raises ValueError naming a key that does not fit.
+  """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+  return assemble_on(mesh, config, tokenizer.vocabulary_size)
+
+
+def assemble_on(mesh: Mesh, config: ConfigDict, vocabulary_size: int) -> Assembly:
+  """Builds the parts for a mesh, whose devices need not be here, as `assemble`."""
+  train = TrainConfig.read(config.train)
+  model = build(config.model, vocabulary_size, freeze=train.freeze)
+  optimizer, schedule = make_optimizer(train, train.steps)
   shapes = jax.eval_shape(partial(_initial, model, optimizer, config))
   shardings = state_sharding(shapes, mesh)
   return Assembly(
@@ -95,9 +129,8 @@ def _initial(model, optimizer, config) -> TrainState:
 def _batch(config) -> dict:
   """A batch of one pair, which gives shapes only."""
   side, length, words = config.model.image_px, config.text.max_tokens, config.text.max_words
-  names = ("tokens", "word_index", "sentence_index", "position")
   return {
     "image": np.zeros((1, side, side, 1), np.float32),
-    **dict.fromkeys(names, np.zeros((1, length), np.int32)),
+    **dict.fromkeys(_TOKENS, np.zeros((1, length), np.int32)),
     "word_mask": np.ones((1, words), bool),
   }

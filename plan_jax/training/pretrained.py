@@ -17,14 +17,16 @@ from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 
 
-def with_settings(config: ConfigDict, workdir: Workdir, given: Collection[str] = ()) -> ConfigDict:
+def with_settings(
+  config: ConfigDict, workdir: Workdir | None, given: Collection[str] = ()
+) -> ConfigDict:
   """Gives the encoders the settings that the folders of their weights tell.
 
   A run that goes on keeps its settings, for a folder may be gone.
 
   Args:
     config: of the run; not checked yet, for these settings are to be in it first.
-    workdir: of the run.
+    workdir: of the run; None for none.
     given: keys that the command line sets, e.g. "model.image_px", which stay as they are.
 
   Raises WeightsError where a folder's files are broken, or contradict what is given. The side of an
@@ -66,9 +68,9 @@ def log_settings(written: ConfigDict, config: ConfigDict) -> None:
     log.info(f"config.model as its weights have it: {terminal.join(changed)}")
 
 
-def _settings_before(workdir: Workdir, encoder: str, weights: str) -> dict:
+def _settings_before(workdir: Workdir | None, encoder: str, weights: str) -> dict:
   """Returns the settings that a run here began with, empty if it has begun without the weights."""
-  if not workdir.begun():
+  if workdir is None or not workdir.begun():
     return {}
   before = flatten_dict(workdir.load_config().model.to_dict(), sep=".")
   if before.get(f"{encoder}.weights") != weights:

@@ -109,22 +109,27 @@ class StagedStep:
 
   def __call__(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     """Updates the state, whose memory is given away, by a global batch; gives scalar metrics."""
-    parts, stage = self._parts, self.stage(step)
+    stage = self.stage(step)
     if stage.name not in self._compiled:
-      update = make_step(
-        parts.model,
-        parts.optimizer,
-        parts.schedule,
-        stage,
-        Alignment(**parts.config.alignment),
-        parts.train,
-        seed=parts.config.seed,
-      )
-      self._compiled[stage.name] = jax.jit(
-        update,
-        in_shardings=(parts.shardings, mesh.batch_sharding(parts.mesh)),
-        out_shardings=(parts.shardings, None),
-        donate_argnums=0,
-      )
-    with jax.set_mesh(parts.mesh):
+      self._compiled[stage.name] = jit_step(self._parts, stage)
+    with jax.set_mesh(self._parts.mesh):
       return self._compiled[stage.name](state, batch)
+
+
+def jit_step(parts: Assembly, stage: Stage) -> Callable:
+  """Jits the update under `stage` on the mesh of the parts, which its calls need in context."""
+  update = make_step(
+    parts.model,
+    parts.optimizer,
+    parts.schedule,
+    stage,
+    Alignment(**parts.config.alignment),
+    parts.train,
+    seed=parts.config.seed,
+  )
+  return jax.jit(
+    update,
+    in_shardings=(parts.shardings, mesh.batch_sharding(parts.mesh)),
+    out_shardings=(parts.shardings, None),
+    donate_argnums=0,
+  )

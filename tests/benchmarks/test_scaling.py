@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import scaling
+from plan_jax.runtime import hlo
 
 
 @pytest.fixture(scope="module")
@@ -48,4 +49,4 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   %home = bf16[4]{0} collective-permute(%x), channel_id=2
 }
 """
-  assert scaling.permuted_bytes(text) == 3 * 2 * 4 * 4 + 4 * 2
+  assert scaling.sent_bytes(hlo.read(text)) == 3 * 2 * 4 * 4 + 4 * 2

@@ -91,6 +91,8 @@ def test_the_loss_is_that_of_encoding_each_time(made):
     assert batch["image"].shape == ((8, 16, 24) if stored else (8, 56, 56, 1))
     parts = assemble(config, words)
     encoders = {"image_encoder": pretrained.load_encoders(config.model)["image_encoder"]}
+    image = parts.abstract_batch()["image"] if stored else batch["image"]
+    assert (image.shape, image.dtype) == (batch["image"].shape, batch["image"].dtype)
     state = parts.with_encoders(parts.initial_state(), encoders)
     after, scalars = StagedStep(parts)(0, state, batch)
     losses.append([float(scalars[name]) for name in ("loss", "gradient_norm", "parameter_norm")])

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from plan_jax.runtime.mesh import platform
+
 _CAPABILITY = 8  # of CUDA devices, the least that cuDNN's flash attention wants: Ampere
 
 
@@ -23,12 +25,14 @@ def attend(
     mask: True where a query may attend, for all heads (h = 1) or each; None: everywhere.
     bias: for all examples (b = 1) or each; only with a mask.
   """
-  flash = mask is None and flash_fits(query.dtype, query.shape[-1], jax.devices()[0])
+  of = platform()
+  flash = of == "gpu" and mask is None
+  flash = flash and flash_fits(query.dtype, query.shape[-1], jax.devices()[0])
   # Lengths of a batch that several devices share were never tried.
   if flash and (query.shape[1] % 2 == 0 or jax.device_count() == 1):
     return attend_even_length(query, key, value, implementation="cudnn")
   # Not by platform_dependent, which would keep what both ways need for the gradient.
-  if jax.default_backend() == "cpu":
+  if of == "cpu":
     return _attend_heads_first(query, key, value, mask, bias)
   return jax.nn.dot_product_attention(query, key, value, bias, mask, implementation="xla")
 
