@@ -79,11 +79,12 @@ def parse(argv: list[str]) -> list[str]:
     return rest
   except UserError as error:
     sys.exit(f"error: {error}")
-  except flags.Error as error:
-    text = f"error: {escape(one_line(error))} (plan-jax {command} --help lists the flags)"
-    print(text, file=sys.stderr)
-    sys.exit(2)
-  except Exception as error:  # whatever the file of --config does
+  except Exception as error:
+    if isinstance(error, flags.Error) and "Traceback" not in str(error):
+      text = f"error: {escape(one_line(error))} (plan-jax {command} --help lists the flags)"
+      print(text, file=sys.stderr)
+      sys.exit(2)
+    # Whatever the file of --config does; absl makes its traceback an error of the flag.
     sys.exit(f"error: in the flags: {escape(config_error(error, argv))}")
 
 
