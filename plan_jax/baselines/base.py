@@ -151,6 +151,11 @@ def image_sizes(shapes: dict, encoder: str, settings: Mapping = {}) -> dict:
   return _with_heads(arguments, section(settings, "vision_config"))
 
 
+def side_px(network: nn.Module) -> int:
+  """Side of the images that a network's ViT has learned positions for."""
+  return network.image["grid"] * network.image["patch_px"]
+
+
 def text_sizes(shapes: dict, settings: Mapping) -> dict:
   """Arguments of the text encoder that `shapes` has under "text_encoder".
 

@@ -78,15 +78,14 @@ def _build(shapes: dict, settings: dict, *, mean: Sequence[float], std: Sequence
 
 
 def middle(network: nn.Module) -> MiddleOfShortSide:
-  """Takes the side of a network's ViT from its positions."""
-  side = network.image["grid"] * network.image["patch_px"]
+  """Takes the middle of an image, of the side of the network's ViT."""
+  side = base.side_px(network)
   return MiddleOfShortSide(side, side, resampling="BICUBIC", spread=False)
 
 
 def _square(network: Clip) -> ReducedSquare:
-  grid = network.image["grid"]
-  cell = ReducedSquare.side_px / grid
-  side = grid * network.image["patch_px"]
+  cell = ReducedSquare.side_px / network.image["grid"]
+  side = base.side_px(network)
   return ReducedSquare(network_px=side, cell_px=cell, first_px=(cell - 1) / 2)
 
 

@@ -79,7 +79,7 @@ def _build(shapes: dict, settings: dict) -> Siglip:
 
 
 def _whole(network: Siglip, antialias: bool) -> WholeImage:
-  return WholeImage(network.image["grid"] * network.image["patch_px"], antialias)
+  return WholeImage(base.side_px(network), antialias)
 
 
 SIGLIP = Baseline(

@@ -12,10 +12,9 @@ program does not fit.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from input_pipeline import command_line
-from input_pipeline.errors import UserError
+from plan_jax.commands import inputs
 from plan_jax.runtime import bundled
 
 
@@ -23,17 +22,11 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command line; an error is one line, with exit status 1."""
   options, rest = _parser().parse_known_args(arguments)
   # Here, for help needs none of it.
-  from input_pipeline.disk import disk_errors
   from plan_jax.commands import programs
 
   bundled.add_to_path()
-  try:
-    with disk_errors(Path(options.json) if options.json else None):
-      fits = programs.run(options, rest)
-  except UserError as error:
-    raise SystemExit(f"error: {error}") from None
-  except KeyboardInterrupt:
-    raise SystemExit("stopped") from None
+  with inputs.errors(options.json):
+    fits = programs.run(options, rest)
   if not fits:
     raise SystemExit(1)
 

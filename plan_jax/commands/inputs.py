@@ -22,7 +22,7 @@ _LISTED = 20  # failures
 
 @contextlib.contextmanager
 def command(out: str | None = None) -> Iterator[None]:
-  """Ends with one line and exit status 1 for what a user can mend; compiles with the cache.
+  """Ends as `errors` where it fails; compiles with the cache.
 
   The log goes to stderr, for stdout has the results.
   """
@@ -33,6 +33,13 @@ def command(out: str | None = None) -> Iterator[None]:
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.WARNING)
     log.propagate = False
+  with errors(out):
+    yield
+
+
+@contextlib.contextmanager
+def errors(out: str | None = None) -> Iterator[None]:
+  """Ends with one line and exit status 1 for what a user can mend; `out` is what is written."""
   try:
     with disk_errors(Path(out) if out else None):
       yield

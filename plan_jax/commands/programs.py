@@ -31,7 +31,7 @@ from plan_jax.runtime.logging import duration
 from plan_jax.runtime.mesh import batch_sharding, everywhere
 from plan_jax.runtime.run_flags import config_error
 from plan_jax.training import footprint, pretrained
-from plan_jax.training.assembly import Assembly, assemble_on
+from plan_jax.training.assembly import TOKENS, Assembly, assemble_on
 from plan_jax.training.footprint import Footprint
 from plan_jax.training.step import jit_step
 
@@ -177,8 +177,7 @@ def _encoders(parts: Assembly) -> dict[str, Callable[[], jax.stages.Lowered]]:
 
   image = arrays((config.model.image_px, config.model.image_px, 1), np.float32)
   tokens = arrays((evaluation.max_tokens,), np.int32)
-  names = ("tokens", "word_index", "sentence_index", "position")
-  text = dict.fromkeys(names, tokens) | {"word_mask": arrays((evaluation.max_words,), np.bool_)}
+  text = dict.fromkeys(TOKENS, tokens) | {"word_mask": arrays((evaluation.max_words,), np.bool_)}
 
   def lower(function, batch):
     jitted = jax.jit(function, out_shardings=everywhere(parts.mesh))

@@ -22,7 +22,7 @@ from plan_jax.training.config import TrainConfig
 from plan_jax.training.optimizer import make_optimizer
 from plan_jax.training.state import TrainState, initial_state
 
-_TOKENS = ("tokens", "word_index", "sentence_index", "position")
+TOKENS = ("tokens", "word_index", "sentence_index", "position")  # arrays of a text, by token
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Assembly:
     swaps = Alignment(**config.alignment).swaps_sides
     rows = {
       "image": (image.shape[1:], image.dtype),
-      **dict.fromkeys((*_TOKENS, *["swapped_tokens"] * swaps), (length, np.int32)),
+      **dict.fromkeys((*TOKENS, *["swapped_tokens"] * swaps), (length, np.int32)),
       **dict.fromkeys(("word_mask", "term"), (words, np.bool_)),
       **dict.fromkeys(("half", *["swapped_half"] * swaps), (words, np.int32)),
       **dict.fromkeys(("report_key", "study_key", "dropped_sentences"), ((), np.int32)),
@@ -131,6 +131,6 @@ def _batch(config) -> dict:
   side, length, words = config.model.image_px, config.text.max_tokens, config.text.max_words
   return {
     "image": np.zeros((1, side, side, 1), np.float32),
-    **dict.fromkeys(_TOKENS, np.zeros((1, length), np.int32)),
+    **dict.fromkeys(TOKENS, np.zeros((1, length), np.int32)),
     "word_mask": np.ones((1, words), bool),
   }
