@@ -44,7 +44,7 @@ from plan_jax.models.vit import ViT
 from plan_jax.runtime.mesh import quick_draws
 from plan_jax.training.optimizer import make_optimizer
 from plan_jax.training.state import initial_state
-from plan_jax.training.step import make_step
+from plan_jax.training.step import dropout_key, make_step
 
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _SETTLE_SECONDS = 0.3  # the previous contender's threads may spin for a while
@@ -97,10 +97,10 @@ def ours(size: Size) -> dict:
 
   def whole(model):
     stage = curriculum.stages(made.curriculum)[0]
-    step = make_step(
-      model, optimizer, schedule, stage, Alignment(**made.alignment), made.train, seed=0
-    )
-    return _Step(jax.jit(step, donate_argnums=0), copied, batch, keep=True)
+    update = make_step(model, optimizer, schedule, stage, Alignment(**made.alignment), made.train)
+    key = dropout_key(0)
+    step = jax.jit(lambda state, batch: update(state, batch, key), donate_argnums=0)
+    return _Step(step, copied, batch, keep=True)
 
   def copied():  # for the step donates its state, of which the other rows hold parts
     return jax.tree.map(jnp.copy, state())

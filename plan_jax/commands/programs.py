@@ -33,7 +33,7 @@ from plan_jax.runtime.run_flags import config_error
 from plan_jax.training import footprint, pretrained
 from plan_jax.training.assembly import TOKENS, Assembly, assemble_on
 from plan_jax.training.footprint import Footprint
-from plan_jax.training.step import jit_step
+from plan_jax.training.step import dropout_key, jit_step
 
 _MIB = 2**20
 _GIB = 2**30
@@ -162,9 +162,9 @@ def _programs(parts: Assembly, stage: str | None) -> dict[str, Callable[[], jax.
 
 def _lower_step(parts: Assembly, name: str) -> jax.stages.Lowered:
   stage = next(stage for stage in parts.stages if stage.name == name)
-  step = jit_step(parts, stage)
+  step, key = jit_step(parts, stage), jax.eval_shape(dropout_key, 0)
   with jax.set_mesh(parts.mesh):
-    return step.lower(parts.abstract_state, parts.abstract_batch())
+    return step.lower(parts.abstract_state, parts.abstract_batch(), key)
 
 
 def _encoders(parts: Assembly) -> dict[str, Callable[[], jax.stages.Lowered]]:

@@ -26,16 +26,12 @@ def make_step(
   stage: Stage,
   alignment: Alignment,
   config: TrainConfig,
-  *,
-  seed: int,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """Makes the update under `stage`: (state, batch) -> (state, scalar metrics).
+) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]:
+  """Makes the update under `stage`: (state, batch, `dropout_key`) -> (state, scalar metrics).
 
-  The stage is compiled in, for rounds change the shape of the computation. The schedule, as
-  `make_optimizer` gives it, is only measured; `seed` is of dropout.
+  The stage is compiled in, for rounds change the shape of the computation; the key is not, so that
+  runs of all seeds share a program. The schedule, as `make_optimizer` gives it, is only measured.
   """
-  base = jax.random.fold_in(jax.random.key(seed), 1)
-
   swaps_sides = alignment.swaps_sides and bool(stage.local_weight)
 
   def encode(params, batch_stats, batch, key):
@@ -75,8 +71,8 @@ def make_step(
     )
     return objective(embedded, stage, alignment)
 
-  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    key = jax.random.fold_in(base, state.step)
+  def step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
+    key = jax.random.fold_in(key, state.step)
     (parts, batch_stats), gradient = value_and_gradient(
       encode, loss, state.params, state.batch_stats, batch, key, config.micro_batches
     )
@@ -96,11 +92,17 @@ def make_step(
   return step
 
 
+def dropout_key(seed: int) -> jax.Array:
+  """Returns the key of dropout, the same at every step."""
+  return jax.random.fold_in(jax.random.key(seed), 1)
+
+
 class StagedStep:
   """The update of every stage, jitted on the mesh when its first step comes."""
 
   def __init__(self, parts: Assembly):
     self._parts = parts
+    self._key = dropout_key(parts.config.seed)
     self._compiled: dict[str, Callable] = {}
 
   def stage(self, step: int) -> Stage:
@@ -113,7 +115,7 @@ class StagedStep:
     if stage.name not in self._compiled:
       self._compiled[stage.name] = jit_step(self._parts, stage)
     with jax.set_mesh(self._parts.mesh):
-      return self._compiled[stage.name](state, batch)
+      return self._compiled[stage.name](state, batch, self._key)
 
 
 def jit_step(parts: Assembly, stage: Stage) -> Callable:
@@ -125,11 +127,14 @@ def jit_step(parts: Assembly, stage: Stage) -> Callable:
     stage,
     Alignment(**parts.config.alignment),
     parts.train,
-    seed=parts.config.seed,
   )
   return jax.jit(
     update,
-    in_shardings=(parts.shardings, mesh.batch_sharding(parts.mesh)),
+    in_shardings=(
+      parts.shardings,
+      mesh.batch_sharding(parts.mesh),
+      mesh.everywhere(parts.mesh),
+    ),
     out_shardings=(parts.shardings, None),
     donate_argnums=0,
   )

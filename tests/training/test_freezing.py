@@ -8,7 +8,7 @@ from plan_jax.alignment.methods.base import Alignment
 from plan_jax.models import freezing
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.training.assembly import assemble
-from plan_jax.training.step import make_step
+from plan_jax.training.step import dropout_key, make_step
 from tiny_runs import tiny
 
 VOCABULARY = type("Tokenizer", (), {"vocabulary_size": 50})
@@ -55,12 +55,11 @@ def trained(steps=2, **change):
     parts.stages[0],
     Alignment(**config.alignment),
     parts.train,
-    seed=0,
   )
   step = jax.jit(step)
   with jax.set_mesh(parts.mesh):
     for _ in range(steps):
-      state, metrics = step(state, batch())
+      state, metrics = step(state, batch(), dropout_key(0))
   return before, jax.device_get(state), metrics
 
 
@@ -121,11 +120,10 @@ def test_freezing_costs_no_backward_pass(micro_batches):
       parts.stages[0],
       Alignment(**config.alignment),
       parts.train,
-      seed=0,
     )
     shapes = jax.eval_shape(parts.initial_state)
     with jax.set_mesh(parts.mesh):
-      text = str(jax.make_jaxpr(step)(shapes, batch()))
+      text = str(jax.make_jaxpr(step)(shapes, batch(), dropout_key(0)))
     return text.count("conv_general_dilated")
 
   assert flops(("image_encoder",)) < 0.6 * flops(())
