@@ -19,6 +19,7 @@ without words is legal. Left aside: views that the option does not name, and acq
 """
 
 import functools
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -63,7 +64,7 @@ def open_source(
   images = physionet.find(root, "mimic-cxr-jpg", "files")
   texts = physionet.find(root, "mimic-cxr", "mimic-cxr-reports.zip", "files")
   if texts.suffix == ".zip":
-    _archive(texts)
+    _open_archive(texts)  # for its errors; those who read reports open it for themselves
   rows = _unique(_table(root, "metadata"), ("dicom_id", "ViewPosition", *_IDS), _view)
   splits = _unique(_table(root, "split"), ("dicom_id", "split", *_IDS), _split)
   labels_of = _unique(_table(root, labels), (*_IDS, *LABELS), _labels)
@@ -146,30 +147,45 @@ def _unique(path: Path, columns: Sequence[str], parse: Callable[[tables.Row], tu
 
   A row that stands twice counts once. Raises SourceError where two rows of a key differ.
   """
-  values, numbers = {}, {}
+  values = {}
   for row in tables.read(path, columns):
     key, value = parse(row)
     if values.setdefault(key, value) != value:
+      first = next(other.number for other in tables.read(path, columns) if parse(other)[0] == key)
       raise SourceError(
-        f"{path}: rows {numbers[key]} and {row.number} say different things of"
+        f"{path}: rows {first} and {row.number} say different things of"
         f" {key if isinstance(key, str) else ', '.join(key)}"
       )
-    numbers.setdefault(key, row.number)
   if not values:
     raise SourceError(f"{path}: there is no row below the column names")
   return values
 
 
 def _view(row: tables.Row) -> tuple[str, tuple[str, str, str]]:
-  return row.text("dicom_id"), (*map(row.text, _IDS), row["ViewPosition"])
+  return _name(row, "dicom_id"), (*_ids(row), sys.intern(row["ViewPosition"]))
 
 
 def _split(row: tables.Row) -> tuple[str, tuple[str, str, str]]:
-  return row.text("dicom_id"), (*map(row.text, _IDS), _SPLITS[row.one_of("split", tuple(_SPLITS))])
+  return _name(row, "dicom_id"), (*_ids(row), _SPLITS[row.one_of("split", tuple(_SPLITS))])
 
 
 def _labels(row: tables.Row) -> tuple[tuple[str, str], tuple[tuple[str, int], ...]]:
-  return tuple(map(row.text, _IDS)), row.labels(LABELS)
+  return _ids(row), _shared(row.labels(LABELS))
+
+
+def _ids(row: tables.Row) -> tuple[str, ...]:
+  return tuple(_name(row, column) for column in _IDS)
+
+
+def _name(row: tables.Row, column: str) -> str:
+  # Three tables name each image and study: one copy of a name is enough.
+  return sys.intern(row.text(column))
+
+
+@functools.cache
+def _shared(labels: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+  """Returns the first of all equal labels, of which there are some thousand, one copy."""
+  return labels
 
 
 def _read(item: Item, *, images: Path, texts: Path, graphs: Path | None) -> Example:
@@ -204,9 +220,8 @@ def _read_report(texts: Path, name: str) -> bytes:
     raise UnreadableError(f"{texts}: {files}{name} cannot be read ({error})") from error
 
 
-@functools.lru_cache(maxsize=1)
-def _archive(path: Path) -> tuple[zipfile.ZipFile, str]:
-  """Opens the reports' archive, once a process, and finds its "files/". Raises SourceError."""
+def _open_archive(path: Path) -> tuple[zipfile.ZipFile, str]:
+  """Opens the reports' archive, and finds its "files/". Raises SourceError."""
   try:
     archive = zipfile.ZipFile(path)
   except (zipfile.BadZipFile, OSError) as error:
@@ -216,3 +231,6 @@ def _archive(path: Path) -> tuple[zipfile.ZipFile, str]:
     if folder:
       return archive, f"{before}files/"
   raise SourceError(f"{path}: holds no files/p10/p10000032/s50414267.txt; download it again")
+
+
+_archive = functools.lru_cache(maxsize=1)(_open_archive)  # once a process

@@ -8,7 +8,7 @@ import math
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,7 @@ class Row(dict[str, str]):
     number: the row's line as a spreadsheet counts: the column names are row 1.
   """
 
-  def __init__(self, cells: dict[str, str], file: Path, number: int):
+  def __init__(self, cells: Iterable[tuple[str, str]], file: Path, number: int):
     super().__init__(cells)
     self.file, self.number = file, number
 
@@ -184,8 +184,7 @@ def read(
           f"{path}, row {number}: {len(cells)} cells for {len(columns)} columns: cut short, or a"
           " comma without quotes"
         )
-      stripped = (cell.strip() for cell in cells)
-      yield Row(dict(zip(columns, stripped, strict=True)), path, number)
+      yield Row(zip(columns, map(str.strip, cells), strict=True), path, number)
 
 
 def _lines(text: IO[str]) -> Iterator[str]:
