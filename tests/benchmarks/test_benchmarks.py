@@ -14,6 +14,7 @@ from benchmarks import (
   evaluation,
   loader,
   local_loss,
+  scale,
   stored_features,
   torch_steps,
   train_step,
@@ -21,7 +22,7 @@ from benchmarks import (
 from benchmarks.step_inputs import SMALL, arrays
 from input_pipeline import images, records
 from input_pipeline.loader import Encode
-from input_pipeline.readers import folder
+from input_pipeline.readers import by_name, folder
 from input_pipeline.readers.raw import stored_images
 from input_pipeline.text import diagnostic_terms, tokenizer
 from paths import ROOT
@@ -202,3 +203,23 @@ def test_evaluation_has_a_row_for_every_measure():
     ("grounding at 512 px", 10),
   ]
   assert all(row["seconds"] > 0 and row["peak_mib"] > 0 for row in rows)
+
+
+def test_the_folder_of_the_scale_is_the_publishers(tmp_path):
+  share = 2e-4
+  for _ in range(2):  # the second time it stays
+    scale.make_folder(tmp_path, share)
+  source = by_name.open_reader("mimic_cxr", str(tmp_path), {"views": "all"})
+  assert len(source.items) == round(share * scale.IMAGES)
+  assert not source.left_out
+  assert {item.split for item in source.items} == {"train", "validation", "test"}
+  example = source.read(source.items[-1])
+  assert example.sentences and images.decode(example.image).shape == (96, 96)
+
+
+def test_the_memory_that_an_image_more_takes():
+  rows = [
+    {"step": "list", "share": share, "images": 1, "seconds": 2.0, "mib": mib}
+    for share, mib in ((0.1, 100.0), (1.0, 100.0 + 0.9 * scale.STUDIES / 2**20))
+  ]
+  assert scale.table(rows).splitlines()[-1].split("|")[-2].strip() == "1.0"
