@@ -16,7 +16,7 @@ from plan_jax.baselines.tokenization import BaselineTexts, Reading, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.settings import section
-from plan_jax.models.weights.sizes import sizes
+from plan_jax.models.weights.sizes import HEAD_DIM, sizes, usual_heads
 
 
 class ImageEmbeddings(NamedTuple):
@@ -169,6 +169,21 @@ def text_sizes(shapes: dict, settings: Mapping) -> dict:
 def bert_sizes(shapes: dict, settings: Mapping) -> dict:
   """Arguments of the BERT, see `text_sizes`."""
   return text_sizes(shapes, settings) | {"dropout": 0.0}
+
+
+def layer_sizes(shapes: dict, module: str, settings: Mapping) -> dict:
+  """Depth, heads and width of the perceptrons of the ViT blocks that `shapes` has under `module`.
+
+  Raises WeightsError as `text_sizes`.
+  """
+  known = sizes(shapes, "vit", module)
+  width = (shapes.get(f"{module}/block1/mlp_out/bias") or (HEAD_DIM,))[0]
+  arguments = _with_heads({"embed_dim": width, "num_heads": usual_heads(width)}, settings)
+  return {
+    "depth": known.get("depth", 1),
+    "num_heads": arguments["num_heads"],
+    "mlp_dim": known.get("mlp_dim", 4 * width),
+  }
 
 
 def _with_heads(arguments: dict, settings: Mapping) -> dict:

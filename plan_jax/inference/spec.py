@@ -98,6 +98,8 @@ class ModelSpec:
     local_similarity: the same with scale 1, in units of `similarity_divisor`.
     similarity_divisor: fixed temperature that `local_similarity` contains.
     has_significance: whether the model weighs its words.
+    pair_scores: (variables, features of I images, features of J texts) -> scores [I, J] that rank
+      pairs, of a model that attends to an image anew for each text; None: their cosine ranks them.
     probability: (variables, cosine) -> probability that an image and a text belong together, of a
       model that is trained to tell it; None: it tells none.
     map_sigma, map_nearest: Gaussian on the grid (in cells) and interpolation of the model's
@@ -123,6 +125,7 @@ class ModelSpec:
   similarity_divisor: float = 1.0
   has_significance: bool = False
   prompt_embedding: Callable = lambda text: text.embedding
+  pair_scores: Callable[..., jax.Array] | None = None
   probability: Callable[[dict, jax.Array], jax.Array] | None = None
   map_sigma: float = 0.0
   map_nearest: bool = False

@@ -10,11 +10,14 @@ from plan_jax.models.weights.projects import (
   CLIP_BLOCKS,
   CLIP_VISION,
   CXR_BERT_PROJECTOR,
+  HF_DINOV2,
   MGCA_ATTENTION,
+  MPNET,
   RESNET,
   SIGLIP_POOLING,
   SIGLIP_TRUNK,
   VIT,
+  hf_dinov2_blocks,
   not_bert,
 )
 
@@ -128,6 +131,16 @@ _BIOMEDCLIP = (
 )
 _CXR_BERT = into("text_encoder", under(r"bert\.", BERT) + CXR_BERT_PROJECTOR)
 
+_RADZERO_LOSS = r"loss_fns\.(?:RadZeroLoss|KeyPhraseAlignmentLoss)"  # the latter as released
+_RADZERO = (
+  Row(rf"{_RADZERO_LOSS}\.layer_norm", "token_norm", "layer_norm"),
+  Row(rf"{_RADZERO_LOSS}\.loss_temperature", "log_scale", "negative_scalar"),
+  *into("image_encoder", under(r"vision_model\.", HF_DINOV2)),
+  *into("align", hf_dinov2_blocks(r"align_transformer\.transformer_layers\.layer\.(\d+)")),
+  *into("text_encoder", under(r"text_model\.", MPNET)),
+)
+_RADZERO_ASIDE = (r"vision_model\.embeddings\.mask_token", *not_bert(r"text_model\."))
+
 # The text encoder of BioViL is a file of its own.
 BASELINE_LAYOUTS = (
   _gloria("GLoRIA"),
@@ -142,5 +155,6 @@ BASELINE_LAYOUTS = (
   Layout("OpenAI CLIP", "clip", _OPENAI_CLIP, _OPENAI_ASIDE, zeros=_NO_PATCH_BIAS),
   Layout("Hugging Face CLIP", "clip", _HF_CLIP, _CLIP_ASIDE, zeros=_NO_PATCH_BIAS),
   Layout("Hugging Face SigLIP", "siglip", _SIGLIP, _CLIP_ASIDE),
+  Layout("RadZero", "radzero", _RADZERO, _RADZERO_ASIDE),
   Layout("BiomedCLIP", "biomedclip", _BIOMEDCLIP, not_bert(r"text\.transformer\.")),
 )
