@@ -16,9 +16,11 @@ from configs import base, mimic, phantom, variants
 
 BASELINES = (
   *("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t", "afloc"),
-  *("clip", "chexzero", "biomedclip", "siglip", "medsiglip", "radzero"),
+  *("clip", "chexzero", "biomedclip", "siglip", "medsiglip"),
+  *("radzero", "carzero", "conns"),
 )
-_PROMPTS = {"chexzero": "chexzero", "radzero": "carzero"}  # the project's own, beside ours
+# The project's own prompts, beside ours.
+_PROMPTS = {"chexzero": "chexzero"} | dict.fromkeys(("radzero", "carzero", "conns"), "carzero")
 _DATA = {"": base.get_config, "mimic": mimic.get_config, "phantom": phantom.get_config}
 _SECTIONS = ("seed", "data", "evaluation", "mesh")  # of base.py: nothing is trained
 _TRAINING_KEYS = ("every_steps", "during_images", "max_tokens", "max_words", "transfer")

@@ -13,7 +13,9 @@ from plan_jax.baselines import (
   afloc,
   biomedclip,
   biovil,
+  carzero,
   clip,
+  conns,
   gloria,
   mgca,
   radzero,
@@ -37,6 +39,8 @@ BASELINES = {
   "siglip": siglip.SIGLIP,
   "medsiglip": siglip.MEDSIGLIP,
   "radzero": radzero.RADZERO,
+  "carzero": carzero.CARZERO,
+  "conns": conns.CONNS,
 }
 _SIDE_PX = 448  # of an image to read shapes with: whole patches of 8, 14, 16 and 32 pixels
 

@@ -91,37 +91,52 @@ class RadZero(nn.Module):
     mean = (base.hidden_states(self.text_encoder, batch) * real).sum(1) / real.sum(1)
     return whole_texts(self.token_norm(mean))
 
+  def pair_scores(self, image: ImageEmbeddings, text: TextEmbeddings) -> Float[Array, "I J"]:
+    """Computes the score of each image with each text."""
+    return pair_scores(image, text, jnp.exp(self.log_scale))
+
 
 def pair_scores(
-  variables: dict, image: ImageEmbeddings, text: TextEmbeddings
+  image: ImageEmbeddings, text: TextEmbeddings, scale: Float[Array, ""]
 ) -> Float[Array, "I J"]:
-  """Computes the cosine of each text with what it pools of each image."""
+  """Computes the cosine of each text with what it pools of each image's tokens."""
   tokens = jnp.concatenate([image.embedding[:, None], image.pixels], 1)
   cosine = jnp.einsum("ild,jd->ijl", tokens, text.embedding)
-  share = jax.nn.softmax(cosine * jnp.exp(variables["params"]["log_scale"]), -1)
+  share = jax.nn.softmax(cosine * scale, -1)
   pooled = l2_normalize(jnp.einsum("ijl,ild->ijd", share, tokens))
   return jnp.einsum("ijd,jd->ij", pooled, text.embedding)
 
 
-def _build(shapes: dict, settings: dict) -> RadZero:
+def pixel_arguments(settings: Mapping, patch_px: int, *, cropped: bool) -> dict:
+  """Reads `side_px`, `mean` and `std` off a preprocessor_config.json.
+
+  Raises WeightsError where it does not tell them, or tells of another way of resizing; `cropped`:
+  to the middle of the shorter side, else the whole image.
+  """
   file = Path("preprocessor_config.json")
   given = section(settings, file.stem)
   pixels = pixel_settings(given, file)
   if missing := {"image_px", "image.mean", "image.std"} - pixels.keys():
     raise WeightsError(
-      f"{file} beside the weights does not tell {', '.join(sorted(missing))}: name the folder that"
-      " the project publishes, with all its files"
+      f"{file} beside the weights does not tell {', '.join(sorted(missing))}: put that of the"
+      " project's image encoder there"
     )
-  image = base.image_sizes(shapes, "vit", settings)
-  side, patch = pixels["image_px"], image.get("patch_px", 14)
-  if side % patch or given.get("resample", _BICUBIC) != _BICUBIC or given.get("do_center_crop"):
+  side, edge = pixels["image_px"], section(given, "size").get("shortest_edge")
+  fits = bool(given.get("do_center_crop")) == cropped and edge == (side if cropped else None)
+  if side % patch_px or given.get("resample", _BICUBIC) != _BICUBIC or not fits:
+    way = "the middle of the shorter side" if cropped else "the whole of it as a square"
     raise WeightsError(
-      f"{file} has images of {side} px, or resized otherwise, or cut; ours are whole, resized"
-      f" bicubically, of whole patches of {patch} px: fetch the folder again"
+      f"{file} makes another image of {side} px than ours, which is {way}, resized bicubically, in"
+      f" whole patches of {patch_px} px: fetch it again"
     )
+  return {"side_px": side, "mean": pixels["image.mean"], "std": pixels["image.std"]}
+
+
+def _build(shapes: dict, settings: dict) -> RadZero:
+  image = base.image_sizes(shapes, "vit", settings)
   layers = base.layer_sizes(shapes, "align", section(settings, "align_transformer_config"))
-  text = base.bert_sizes(shapes, settings)
-  return RadZero(image, layers, text, side, pixels["image.mean"], pixels["image.std"])
+  pixels = pixel_arguments(settings, image.get("patch_px", 14), cropped=False)
+  return RadZero(image, layers, base.bert_sizes(shapes, settings), **pixels)
 
 
 RADZERO = Baseline(
@@ -133,5 +148,5 @@ RADZERO = Baseline(
   attend=base.attend_whole,
   vocabulary="the weights",
   special=tokenization.MPNET,
-  fields=dict(pair_scores=pair_scores),
+  scores_pairs=True,
 )

@@ -6,10 +6,10 @@ Protocol "class-retrieval-v1":
 - The class of an image is the one finding that is labelled 1 ("No Finding" is none). Images with
   none or several are left out and counted, as are those without text, and classes of one image. On
   a 5x200 selection these rules take all 1,000 images, 200 a class.
-- Candidates are ranked as in "retrieval-v1" (`retrieval`). P@K is the share of
-  the query's class among the first K, the mean over the queries; K is 1, 2, 5, 10; in both
-  directions. Equal scores (within 1e-6) share their places evenly, so that a model that gives every
-  candidate the same score gets chance.
+- Candidates are ranked as in "retrieval-v1" (`retrieval`). P@K is the share of the query's class
+  among the first K, the mean over the queries; K is 1, 2, 5, 10; in both directions. Equal scores
+  (within 1e-6) share their places evenly, so that a model that gives every candidate the same score
+  gets chance.
 - "with own": the query's own text (image) is among the candidates and is a hit, as in the
   baselines' code; so P@1 is part retrieval of the pair itself. "without own" leaves it out.
 - Groups are the classes of the queries, and `macro` their plain mean. Intervals are 95 % percentile

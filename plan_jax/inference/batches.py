@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from plan_jax.inference.inputs import InputError
+from plan_jax.runtime.mesh import batch_sharding
 
 
 def run(function: Callable[[list], Any], items: Sequence, batch: int) -> Any:
@@ -29,6 +31,16 @@ def cut(arrays: Any, size: int) -> list[Any]:
   count = len(jax.tree.leaves(arrays)[0])
   places = np.minimum(np.arange(-(-count // size) * size), count - 1)
   return [jax.tree.map(lambda x, rows=rows: x[rows], arrays) for rows in places.reshape(-1, size)]
+
+
+def by_image(pair_scores: Callable, mesh: Mesh) -> Callable:
+  """Lets the devices of a mesh share the images of a ModelSpec's `pair_scores`."""
+
+  def shared(variables, image, text):
+    image = jax.lax.with_sharding_constraint(image, batch_sharding(mesh))
+    return pair_scores(variables, image, text)
+
+  return shared
 
 
 def distinct(items: Sequence, key: Callable) -> tuple[list[int], list]:

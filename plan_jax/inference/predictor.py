@@ -60,7 +60,7 @@ class Predictor:
       return jax.jit(function, out_shardings=everywhere(mesh), **kwargs)
 
     self._embed_images, self._embed_texts = jit(spec.embed_images), jit(spec.embed_texts)
-    self._pair_scores = spec.pair_scores and jit(spec.pair_scores)
+    self._pair_scores = spec.pair_scores and jit(batches.by_image(spec.pair_scores, mesh))
     pairs = {
       "attend": spec.attend,
       "words": partial(grounding.ground_pair, spec.attend),
@@ -68,7 +68,7 @@ class Predictor:
       "ground": partial(grounding.ground_words, spec.attend),
     }
     self._pair_functions = {
-      name: jit(jax.vmap(function, (0, 0, None)), static_argnums=2)
+      name: jit(jax.vmap(function, (None, 0, 0, None)), static_argnums=3)
       for name, function in pairs.items()
     }
     if spec.local_logits is not None:
@@ -370,7 +370,7 @@ class Predictor:
     def function(pairs):
       i, j = np.array(pairs).T
       batch = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], text)
-      return self._pair_functions[name](*spread(batch, self._mesh), self.stage)
+      return self._pair_functions[name](self.variables, *spread(batch, self._mesh), self.stage)
 
     return self._run(function, list(zip(image_places, text_places, strict=True)), batch)
 

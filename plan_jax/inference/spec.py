@@ -86,9 +86,9 @@ class ModelSpec:
     embed_texts: (variables, arrays [B, ...]) -> `words` [B, W, D], `mask` and `significance`
       [B, W], and `embedding` [B, D], of unit norm.
     prompt_embedding: features of texts -> what the mean of several prompts is taken of [B, D].
-    attend: (image, text, stage) -> the regions of the words, and the weight of each [W].
-    ground_phrase: (image, text, stage) -> map [P] >= 0 of any scale and signed similarity [P] of
-      the phrase's own embedding.
+    attend: (variables, image, text, stage) -> the regions of the words, and the weight of each [W].
+    ground_phrase: (variables, image, text, stage) -> map [P] >= 0 of any scale, and the signed
+      similarity [P] of the phrase's own embedding.
     local_bytes: size of `Predictor.local_features` of a pair.
     note: sentence about `EncodedTexts.left_out`, with "{}" for the count.
     scales: variables -> inverse temperatures of the global and of the local logits.

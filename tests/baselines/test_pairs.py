@@ -91,14 +91,14 @@ def test_the_released_names_and_what_does_not_fit_radzero(tmp_path, tokenizer):
     "text_model.pooler.dense.weight",
     "vision_model.embeddings.mask_token",
   ]
-  with pytest.raises(
-    UserError, match="does not tell image.mean, image.std, image_px: name the fol"
-  ):
-    load.load(config_of("radzero", weights=folder / "model.safetensors", tokenizer=folder))
   file = folder / "preprocessor_config.json"
+  file.unlink()
+  with pytest.raises(UserError, match="does not tell image.mean, image.std, image_px: put that"):
+    load.load(config_of("radzero", weights=folder))
   for change, words in (
-    ({"size": {"height": 57, "width": 57}}, "images of 57 px.*whole patches of 14 px"),
-    ({"resample": 2}, "resized otherwise"),
+    ({"size": {"height": 57, "width": 57}}, "image of 57 px.*whole patches of 14 px"),
+    ({"resample": 2}, "resized bicubically"),
+    (theirs.MIDDLE, "the whole of it as a square"),
     ({"image_mean": "grey"}, "preprocessor_config.json: mean is 'grey'"),
   ):
     file.write_text(json.dumps(theirs.PIXELS | change))
@@ -110,3 +110,53 @@ def test_the_released_names_and_what_does_not_fit_radzero(tmp_path, tokenizer):
   (folder / "config.json").write_text(json.dumps(settings))
   with pytest.raises(UserError, match="num_attention_heads 3, which does not divide the width of"):
     load.load(config_of("radzero", weights=folder))
+
+
+def test_conns(tmp_path, vocabulary, tokenizer):
+  model, file = theirs.conns(tmp_path, tokenizer)
+  mine = started("conns", weights=file, tokenizer=vocabulary)
+  images = [model.image(image) for image in IMAGES]
+  texts = [model.words(tokenizer, text) for text in JOINED]
+  scores, maps = model.compare(images, texts)
+  same(mine.embed_images(IMAGES), normalize(torch.stack([x[0] for x in images]), dim=-1))
+  same(mine.embed_texts(TEXTS), normalize(torch.stack(texts), dim=-1))
+  assert scores.std() > 1e-2
+  same(mine.similarity(IMAGES, TEXTS), scores)
+  cosine = 0.2 * maps[1, 0].reshape(4, 4)
+  assert cosine.max() > 0
+  same(mine.similarities(IMAGES[1:2], JOINED[:1])[0], cosine)
+  same(mine.maps_on_grid(IMAGES[1:2], JOINED[:1])[0], cosine.relu() / cosine.max())
+  mapped = mine.maps(IMAGES[1:2], JOINED[:1])[0]
+  assert np.isnan(mapped).any()  # beyond the middle
+  settings = file.parent / "preprocessor_config.json"
+  settings.write_text(json.dumps(theirs.PIXELS))
+  with pytest.raises(UserError, match="ours, which is the middle of the shorter side"):
+    load.load(config_of("conns", weights=file, tokenizer=vocabulary))
+
+
+def test_carzero(tmp_path, vocabulary, tokenizer):
+  model, file = theirs.carzero(tmp_path, tokenizer)
+  mine = started("carzero", weights=file, tokenizer=vocabulary)
+  images = [model.image(image) for image in IMAGES]
+  readable = [0, 1, 3]  # a text of one word is an empty one there
+  texts = [model.words(tokenizer, JOINED[i]) for i in readable]
+  asked = [TEXTS[i] for i in readable]
+  scores, maps = model.compare(images, texts)
+  same(mine.embed_images(IMAGES), normalize(torch.stack([x[0] for x in images]), dim=-1))
+  same(mine.embed_texts(asked), normalize(torch.stack([x[0] for x in texts]), dim=-1))
+  assert scores.std() > 1e-2
+  same(mine.similarity(IMAGES, asked), scores)
+  assert mine.grid == (14, 14) and mine.has_pair_scores and not mine.has_local_scores
+  share = maps[1, 0].reshape(14, 14)
+  assert share.std() > 1e-5
+  for query in ("words", "phrase"):
+    same(mine.similarities(IMAGES[1:2], JOINED[:1], query)[0], share)
+    same(mine.maps_on_grid(IMAGES[1:2], JOINED[:1], query)[0], share / share.max())
+  attended = mine.attend(IMAGES[1:2], TEXTS[:1])[0]
+  assert [word for word, _, _ in attended] == ["small", "left", "pleural", "effusion"]
+  same(attended[2][2], share)
+  (phrase,) = mine.ground(IMAGES[1:2], JOINED[:1])
+  assert phrase.score == pytest.approx(float(share.max()), abs=1e-5)
+  provenance = load.load(config_of("carzero", weights=file, tokenizer=vocabulary)).provenance
+  aside = provenance["weights"]["left_aside"]
+  assert "CARZero.fusion_module.logit_scale" in aside and len(aside) == 4 * 6 + 2 + 1 + 2

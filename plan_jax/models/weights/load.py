@@ -114,7 +114,7 @@ def load_baseline(
     path: of its checkpoint.
     name: `encoder` of one or several of BASELINE_LAYOUTS.
     build: (path of ours -> shape, settings of a folder's config.json, and under
-      "preprocessor_config" those of that file) -> the model; see `sizes.sizes`.
+      "preprocessor_config" those of that file beside the weights) -> the model; see `sizes.sizes`.
     inputs: arrays that the model's `method` can be called with, for its shapes.
     method: one that needs all that the file holds.
     key: name of the setting of the path, for messages.
@@ -133,7 +133,8 @@ def load_baseline(
       " configs/baselines.py, and what each wants, are in docs/baselines.md"
     )
   placement = _place(weights.tensors, layout, lambda _: False)
-  pixels = read_settings(Path(path) / "preprocessor_config.json")
+  folder = Path(path) if Path(path).is_dir() else Path(path).parent
+  pixels = read_settings(folder / "preprocessor_config.json")
   try:
     model = build(placement.shapes(), weights.settings | {"preprocessor_config": pixels})
     parts = (section(weights.settings, f"{name}_config") for name in ("vision", "text"))
