@@ -17,7 +17,10 @@ from configs import base, mimic, phantom, variants
 BASELINES = (
   *("gloria", "mgca_resnet", "mgca_vit", "biovil", "biovil_t", "afloc"),
   *("clip", "chexzero", "biomedclip", "siglip", "medsiglip"),
+  *("radzero", "carzero", "conns"),
 )
+# The project's own prompts, beside ours.
+_PROMPTS = {"chexzero": "chexzero"} | dict.fromkeys(("radzero", "carzero", "conns"), "carzero")
 _DATA = {"": base.get_config, "mimic": mimic.get_config, "phantom": phantom.get_config}
 _SECTIONS = ("seed", "data", "evaluation", "mesh")  # of base.py: nothing is trained
 _TRAINING_KEYS = ("every_steps", "during_images", "max_tokens", "max_words", "transfer")
@@ -30,8 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict({key: run[key] for key in _SECTIONS})
   config.text = ConfigDict(dict(terms=run.text.terms))
   config.evaluation.compatibility = True
-  if name == "chexzero":
-    config.evaluation.prompts = ("ours", "chexzero")
+  if name in _PROMPTS:
+    config.evaluation.prompts = ("ours", _PROMPTS[name])
   if data != "mimic":
     mimic.attach(config)
     for entry in config.evaluation.sets.values():

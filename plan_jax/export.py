@@ -134,7 +134,7 @@ def _export(
   config.alignment.dtype = "float32"
   network = build(config.model, tokenizer.vocabulary_size).clone(dtype=jnp.float32)
   spec = run_spec(network, tokenizer, config)
-  ground_pairs = jax.vmap(partial(ground_pair, spec.attend), (0, 0, None))
+  ground_pairs = jax.vmap(partial(ground_pair, spec.attend), (None, 0, 0, None))
   weights = exported.flat(variables)
   names = {part: list(exported.flat({part: tree})) for part, tree in variables.items()}
 
@@ -144,7 +144,7 @@ def _export(
     }
     image = spec.embed_images(variables, batch["image"])
     text = spec.embed_texts(variables, batch)
-    maps, similarity = ground_pairs(image, text, stage)
+    maps, similarity = ground_pairs(variables, image, text, stage)
     top = maps.max(-1, keepdims=True)
     maps = maps / jnp.where(top > 0, top, 1)
     return {"map": spec.on_grid(maps), "peak": similarity.max(-1)}

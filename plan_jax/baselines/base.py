@@ -16,7 +16,7 @@ from plan_jax.baselines.tokenization import BaselineTexts, Reading, Vocabulary
 from plan_jax.inference.spec import ImagePreprocessing, ModelSpec
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.settings import section
-from plan_jax.models.weights.sizes import sizes
+from plan_jax.models.weights.sizes import HEAD_DIM, sizes, usual_heads
 
 
 class ImageEmbeddings(NamedTuple):
@@ -55,8 +55,10 @@ class Baseline(NamedTuple):
       `embed_images` of [B, S, S, 1] and `embed_texts` of `BaselineTexts` arrays.
     images: network -> preprocessing.
     reader, max_tokens: of texts, see `BaselineTexts`.
-    attend: as of ModelSpec.
+    attend: as of ModelSpec, but without variables; None: the network has an `attend` of image and
+      text, whose first region is the map of a phrase too.
     phrase_similarity: signed similarity [P] of an image and a phrase without a batch axis.
+    scores_pairs: whether the network has `pair_scores` of images and texts, as of ModelSpec.
     embed_texts: (network, variables, arrays) -> TextEmbeddings.
     global_scale: inverse temperature that the project fixes; that of a network with a parameter
       "log_scale" is learned; None without one.
@@ -73,8 +75,9 @@ class Baseline(NamedTuple):
   images: Callable[[nn.Module], ImagePreprocessing]
   reader: Callable[..., Reading]
   max_tokens: int
-  attend: Callable
+  attend: Callable | None = None
   phrase_similarity: Callable = lambda image, text: image.pixels @ text.embedding
+  scores_pairs: bool = False
   embed_texts: Callable[[nn.Module, dict, dict], TextEmbeddings] = _embed_texts
   global_scale: float | None = None
   separate_text: bool = False
@@ -92,7 +95,15 @@ class Baseline(NamedTuple):
     image = jax.ShapeDtypeStruct((1, *(images.input_px,) * 2, 1), jnp.float32)
     _, pixels, channels = jax.eval_shape(embed_images, variables, image).pixels.shape
 
-    def ground_phrase(image, text, stage):
+    def attend(variables, image, text, stage):
+      if self.attend is None:
+        return network.apply(variables, image, text, method="attend")
+      return self.attend(image, text, stage)
+
+    def ground_phrase(variables, image, text, stage):
+      if self.attend is None:
+        regions, similarities = attend(variables, image, text, stage)[0]
+        return regions[0], similarities[0]
       similarity = self.phrase_similarity(image, text)
       return jax.nn.relu(similarity), similarity
 
@@ -107,12 +118,13 @@ class Baseline(NamedTuple):
       grid=(round(pixels**0.5),) * 2,
       embed_images=embed_images,
       embed_texts=partial(self.embed_texts, network),
-      attend=self.attend,
+      attend=attend,
       ground_phrase=ground_phrase,
       local_bytes=2 * channels * (pixels + max_tokens),
       note=f"{{}} texts were longer than the {max_tokens} tokens that {self.title} reads, and were"
       " cut",
       scales=scales,
+      pair_scores=partial(network.apply, method="pair_scores") if self.scores_pairs else None,
       has_local_scores=lambda stage: "local_logits" in self.fields,
       # Values of the original are in float32, which accelerators would round by default.
       matmul_precision="float32",
@@ -169,6 +181,21 @@ def text_sizes(shapes: dict, settings: Mapping) -> dict:
 def bert_sizes(shapes: dict, settings: Mapping) -> dict:
   """Arguments of the BERT, see `text_sizes`."""
   return text_sizes(shapes, settings) | {"dropout": 0.0}
+
+
+def layer_sizes(shapes: dict, module: str, settings: Mapping) -> dict:
+  """Depth, heads and width of the perceptrons of the ViT blocks that `shapes` has under `module`.
+
+  Raises WeightsError as `text_sizes`.
+  """
+  known = sizes(shapes, "vit", module)
+  width = (shapes.get(f"{module}/block1/mlp_out/bias") or (HEAD_DIM,))[0]
+  arguments = _with_heads({"embed_dim": width, "num_heads": usual_heads(width)}, settings)
+  return {
+    "depth": known.get("depth", 1),
+    "num_heads": arguments["num_heads"],
+    "mlp_dim": known.get("mlp_dim", 4 * width),
+  }
 
 
 def _with_heads(arguments: dict, settings: Mapping) -> dict:

@@ -9,7 +9,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from plan_jax.baselines import afloc, biomedclip, biovil, clip, gloria, mgca, siglip, tokenization
+from plan_jax.baselines import (
+  afloc,
+  biomedclip,
+  biovil,
+  carzero,
+  clip,
+  conns,
+  gloria,
+  mgca,
+  radzero,
+  siglip,
+  tokenization,
+)
 from plan_jax.inference.predictor import Predictor
 from plan_jax.models.weights.load import load_baseline
 from plan_jax.runtime.mesh import everywhere, make_mesh
@@ -26,6 +38,9 @@ BASELINES = {
   "biomedclip": biomedclip.BIOMEDCLIP,
   "siglip": siglip.SIGLIP,
   "medsiglip": siglip.MEDSIGLIP,
+  "radzero": radzero.RADZERO,
+  "carzero": carzero.CARZERO,
+  "conns": conns.CONNS,
 }
 _SIDE_PX = 448  # of an image to read shapes with: whole patches of 8, 14, 16 and 32 pixels
 

@@ -19,6 +19,7 @@ from plan_jax.inference.spec import EncodedTexts, Text
 BERT = ("[CLS]", "[SEP]", "[PAD]")
 CLIP = ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>")
 SIGLIP = ("", "</s>", "</s>")
+MPNET = ("<s>", "</s>", "<pad>")
 _BREAK = re.compile(r"[0-9]+\.|\.")  # between the statements of a report
 _LENGTHS = (16, 32, 64, 128, 256, 512)  # of batches, so that few programs are compiled
 

@@ -24,7 +24,6 @@ from input_pipeline.terminal import escape
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax import config as config_lib
 from plan_jax.alignment.methods.base import Alignment
-from plan_jax.inference.predictor import weights_of
 from plan_jax.inference.run_spec import embed_images
 from plan_jax.runtime import bundled, hlo, topology
 from plan_jax.runtime.logging import duration
@@ -33,6 +32,7 @@ from plan_jax.runtime.run_flags import config_error
 from plan_jax.training import footprint, pretrained
 from plan_jax.training.assembly import TOKENS, Assembly, assemble_on
 from plan_jax.training.footprint import Footprint
+from plan_jax.training.state import weights_of
 from plan_jax.training.step import dropout_key, jit_step
 
 _MIB = 2**20

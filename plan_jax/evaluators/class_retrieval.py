@@ -6,10 +6,10 @@ Protocol "class-retrieval-v1":
 - The class of an image is the one finding that is labelled 1 ("No Finding" is none). Images with
   none or several are left out and counted, as are those without text, and classes of one image. On
   a 5x200 selection these rules take all 1,000 images, 200 a class.
-- Candidates are ranked by the dot product of unit-norm global embeddings. P@K is the share of
-  the query's class among the first K, the mean over the queries; K is 1, 2, 5, 10; in both
-  directions. Equal scores (within 1e-6) share their places evenly, so that a model that gives every
-  candidate the same score gets chance.
+- Candidates are ranked as in "retrieval-v1" (`retrieval`). P@K is the share of the query's class
+  among the first K, the mean over the queries; K is 1, 2, 5, 10; in both directions. Equal scores
+  (within 1e-6) share their places evenly, so that a model that gives every candidate the same score
+  gets chance.
 - "with own": the query's own text (image) is among the candidates and is a hit, as in the
   baselines' code; so P@1 is part retrieval of the pair itself. "without own" leaves it out.
 - Groups are the classes of the queries, and `macro` their plain mean. Intervals are 95 % percentile
@@ -51,8 +51,8 @@ def score_classes(
 ) -> Scores | None:
   """Computes P@K of every query and that of chance; None where no two classes remain.
 
-  `scores` are dot products of the embeddings by default; with others nothing is logged. `block`
-  queries are scored at a time.
+  `scores` are those of the pairs by default; with others nothing is logged. `block` queries are
+  scored at a time.
   """
   if pairs is None:
     return None
@@ -75,7 +75,7 @@ def score_classes(
   sizes = np.bincount(query_class)[query_class]
   run, chance = {}, {}
   for direction in DIRECTIONS:
-    near = (scores or _dot_products(pairs))(direction, chosen)
+    near = (scores or pairs.similarities)(direction, chosen)
     parts = _precisions(near, query_class, ks, block)
     for own, part, share in zip(OWN, parts, (sizes / n, (sizes - 1) / (n - 1)), strict=True):
       for k, values in zip(ks, part.T, strict=True):
@@ -102,16 +102,6 @@ def _precisions(near, query_class: np.ndarray, ks: list[int], block: int) -> lis
     scored[np.arange(len(queries)), queries] = -np.inf
     parts[1].append(precision_at(scored, hit, ks))
   return [np.concatenate(part) for part in parts]
-
-
-def _dot_products(pairs: Pairs) -> PairScores:
-  """Scores pairs by their global embeddings."""
-
-  def scores(direction: str, chosen: np.ndarray):
-    queries, candidates = pairs.sides(direction, chosen)
-    return lambda start, stop: queries[start:stop] @ candidates.T
-
-  return scores
 
 
 def class_rows(

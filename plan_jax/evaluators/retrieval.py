@@ -4,9 +4,11 @@ Protocol "retrieval-v1":
 
 - The gallery is every image of the data that has text, with its text, each pair once. Its size is
   in every row, since the metrics fall as it grows. Images without a word of text are left out.
-- Candidates are ranked by the dot product of unit-norm global embeddings. A candidate is a hit
-  where its text equals the query's after normalisation (case, punctuation, blanks): duplicate
-  reports, and other images of the study, are right answers, not wrong ones.
+- Candidates are ranked by the dot product of unit-norm global embeddings; by a model that scores
+  pairs (`ModelSpec.pair_scores`) by that score, and galleries above 20,000 pairs are then left out
+  and logged, for all scores are held. A candidate is a hit where its text equals the query's after
+  normalisation (case, punctuation, blanks): duplicate reports, and other images of the study, are
+  right answers, not wrong ones.
 - A query's rank is that of its best hit, counted from 1. Scores within 1e-6 of that of the best hit
   are ties, broken at random: with a candidates above, m misses and k hits tied, the rank is
   1 + a + m / (k + 1) (the mean over orders; half of the ties for one hit), and the query counts for
@@ -31,7 +33,6 @@ from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
 from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap
-from plan_jax.metrics.mutual_ranks import mutual_ranks
 from plan_jax.metrics.ranking import Ranks, chance_ranks
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
@@ -68,8 +69,7 @@ def score_retrieval(pairs: Pairs | None) -> dict[str, Gallery]:
 def score_gallery(pairs: Pairs, places: np.ndarray, group: str) -> Gallery:
   """Ranks the pairs at these places in both directions."""
   values = {}
-  both = mutual_ranks(pairs.images[places], pairs.texts[places], pairs.keys[places])
-  for direction, ranks in zip(DIRECTIONS, both, strict=True):
+  for direction, ranks in zip(DIRECTIONS, pairs.ranks(places, pairs.keys[places]), strict=True):
     values |= rank_metrics(ranks, direction)
   return gallery(values, pairs, places, group)
 

@@ -25,7 +25,6 @@ from plan_jax.evaluators.embeddings import DIRECTIONS, Embeddings, Pairs
 from plan_jax.evaluators.retrieval import AT
 from plan_jax.inference.predictor import Predictor
 from plan_jax.metrics import bootstrap
-from plan_jax.metrics.mutual_ranks import mutual_ranks
 from plan_jax.metrics.ranking import Ranks
 from plan_jax.results.rows import RUN, Row
 
@@ -69,9 +68,7 @@ def compat_rows(
   rows = []
   for protocol, parts in galleries.items():
     head = "retrieval", protocol, data, "all"
-    both = [
-      mutual_ranks(pairs.images[part], pairs.texts[part], np.arange(len(part))) for part in parts
-    ]
+    both = [pairs.ranks(part, np.arange(len(part))) for part in parts]
     for direction, ranks in zip(DIRECTIONS, zip(*both, strict=True), strict=True):
       rows += _rows(pairs, parts, ranks, head, direction, draws)
   return rows

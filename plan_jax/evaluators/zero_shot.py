@@ -12,7 +12,9 @@ Protocol "zero-shot-v1" (task "zero-shot-SET", for each set of prompts):
   exp(s+) / (exp(s+) + exp(s-)), without a temperature (Tiu et al., "Expert-level detection of
   pathologies from unannotated chest X-ray images via self-supervised learning", Nature Biomedical
   Engineering 2022); without, it is s+ alone, or a probability that the model was trained to tell by
-  it (SigLIP's sigmoid(scale s+ + bias)), which ranks images alike.
+  it (SigLIP's sigmoid(scale s+ + bias)), which ranks images alike. A model that scores a pair of
+  image and prompt otherwise (`ModelSpec.pair_scores`) has that score in the place of the cosine,
+  and for "embeddings", which it does not compare, the mean of the scores.
 - AUC (see `auc`) and average precision (see `classification`) need no threshold. F1, accuracy, MCC,
   sensitivity and specificity take an image as positive where its score reaches the threshold, that
   of the highest F1 on the validation split (row "threshold"). A finding that is not both present
@@ -73,7 +75,7 @@ from plan_jax.evaluators.zero_shot_classes import (
   class_scores,
 )
 from plan_jax.inference.predictor import Predictor
-from plan_jax.inference.prompts import PromptSet, embed, presence_scores
+from plan_jax.inference.prompts import PairVectors, PromptSet, embed, presence_scores
 from plan_jax.metrics import classification
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
@@ -108,6 +110,8 @@ class ZeroShot(Evaluator):
 
   def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> list[Scores]:
     """Scores the images by every set of prompts; thresholds are of validation images."""
+    if model.has_pair_scores:
+      return self._score_pairs(model, embeddings)
     images = embeddings.labelled
     if images is None:
       return []
@@ -120,6 +124,21 @@ class ZeroShot(Evaluator):
     return [
       score_zero_shot(model, images, prompts, validation, local_examples=local)
       for prompts in self.prompts
+    ]
+
+  def _score_pairs(self, model: Predictor, embeddings: Embeddings) -> list[Scores]:
+    """Scores the images by a model that scores pairs, once for all sets of prompts."""
+    labels = embeddings.labels()
+    known = [each for prompts in self.prompts for each in map(prompts.prompts, labels) if each]
+    if not known:
+      log.info("zero-shot is left out: no set of prompts has any for a label of the images")
+      return []
+    vectors = PairVectors(model, [text for each in known for side in each for text in side])
+    images, validation = embeddings.labelled_by(vectors)
+    if images is None:
+      return []
+    return [
+      score_zero_shot(vectors, images, prompts.of_pairs(), validation) for prompts in self.prompts
     ]
 
   def rows(self, scores: list[Scores], **common) -> list[Row]:

@@ -118,22 +118,25 @@ class Grounding:
     return Image.fromarray(coloured(self.image, self.map, alpha)[..., ::-1])
 
 
-def ground_pair(attend: Callable, image, text, stage: Stage | None) -> tuple[jax.Array, jax.Array]:
+def ground_pair(
+  attend: Callable, variables: dict, image, text, stage: Stage | None
+) -> tuple[jax.Array, jax.Array]:
   """Grounds the words of a phrase: map [P], or finer, of any scale, mean similarity [P].
 
   Args:
-    attend: of a ModelSpec.
+    attend, variables: of a ModelSpec.
     image, text: features without a batch axis.
     stage: of the curriculum.
   """
-  attention, weights = attend(image, text, stage)
+  attention, weights = attend(variables, image, text, stage)
   similarity = weights @ attention.similarity / jnp.maximum(weights.sum(), 1e-12)
   return weights @ attention.weight, similarity
 
 
-def ground_words(attend: Callable, image, text, stage: Stage | None):
+def ground_words(attend: Callable, variables: dict, image, text, stage: Stage | None):
   """Grounds a phrase as `ground_pair`, and its words as `attend`."""
-  return ground_pair(attend, image, text, stage), attend(image, text, stage)
+  pair = variables, image, text, stage
+  return ground_pair(attend, *pair), attend(*pair)
 
 
 def warning(

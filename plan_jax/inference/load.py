@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 from input_pipeline import digests
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference import calibration, exported
-from plan_jax.inference.predictor import Predictor, weights_of
+from plan_jax.inference.predictor import Predictor
 from plan_jax.inference.run_spec import run_spec
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.workdir import Workdir, WorkdirError
 from plan_jax.training.assembly import Assembly, assemble
-from plan_jax.training.state import TrainState
+from plan_jax.training.state import TrainState, weights_of
 
 
 def load(

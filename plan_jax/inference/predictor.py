@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from input_pipeline.images import EncodedImage
-from plan_jax.inference import grounding, inputs
+from plan_jax.inference import batches, grounding, inputs
 from plan_jax.inference import prompts as prompt_sets
 from plan_jax.inference.grounding import Grounding
 from plan_jax.inference.image_inputs import is_image
@@ -18,9 +18,10 @@ from plan_jax.inference.inputs import Images, InputError, Phrases, Texts
 from plan_jax.inference.spec import ModelSpec
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
-from plan_jax.training.state import TrainState
+from plan_jax.training.state import TrainState, weights_of
 
 _FEATURE_BYTES = 2**28  # of local features, on each device at a time
+_PAIRS = 2**13  # of images and texts, compared on each device at a time
 
 
 @final
@@ -59,6 +60,7 @@ class Predictor:
       return jax.jit(function, out_shardings=everywhere(mesh), **kwargs)
 
     self._embed_images, self._embed_texts = jit(spec.embed_images), jit(spec.embed_texts)
+    self._pair_scores = spec.pair_scores and jit(batches.by_image(spec.pair_scores, mesh))
     pairs = {
       "attend": spec.attend,
       "words": partial(grounding.ground_pair, spec.attend),
@@ -66,7 +68,7 @@ class Predictor:
       "ground": partial(grounding.ground_words, spec.attend),
     }
     self._pair_functions = {
-      name: jit(jax.vmap(function, (0, 0, None)), static_argnums=2)
+      name: jit(jax.vmap(function, (None, 0, 0, None)), static_argnums=3)
       for name, function in pairs.items()
     }
     if spec.local_logits is not None:
@@ -116,9 +118,33 @@ class Predictor:
       lambda batch: self.spec.prompt_embedding(self._text_features(batch)), self._encode(texts)
     )
 
+  @property
+  def has_pair_scores(self) -> bool:
+    """True if the model's score of an image and a text is no cosine of two embeddings."""
+    return self.spec.pair_scores is not None
+
   def similarity(self, images: Images, texts: Texts) -> Float[np.ndarray, "N M"]:
-    """Cosine of each of N images and each of M texts, float32."""
-    return self.embed_images(images) @ self.embed_texts(texts).T
+    """Score of each of N images and each of M texts, float32; as a rule their cosine."""
+    return self.pair_scores(texts)(images)
+
+  def pair_scores(self, texts: Texts) -> Callable[[Images], Float[np.ndarray, "N M"]]:
+    """Makes a function of N images: the model's score of each with each of M texts, float32.
+
+    Features of images are held for a batch alone, those of the texts for as long as the function.
+    """
+    if self._pair_scores is None:
+      embeddings = self.embed_texts(texts)
+      return lambda images: self.embed_images(images) @ embeddings.T
+    text = self._run(self._text_features, self._encode(texts))
+    count = len(text.embedding)
+    parts = batches.cut(text, min(count, max(1, _PAIRS * self._mesh.size // self._batch)))
+
+    def scores(batch):
+      image = self._image_features(batch)
+      blocks = [np.asarray(self._pair_scores(self.variables, image, part)) for part in parts]
+      return np.concatenate(blocks, axis=1)[:, :count]
+
+    return lambda images: self._run(scores, inputs.check_images(images))
 
   def classify(
     self, images: Images, classes: Sequence[str], prompts: str = "ours"
@@ -134,7 +160,7 @@ class Predictor:
     Returns the scores of one image by class, of several a list of them. Raises InputError for a
     class without prompts, and PromptsError.
     """
-    scores = prompt_sets.classify(self, self.embed_images(images), classes, prompts)
+    scores = prompt_sets.classify(self, images, classes, prompts)
     return scores[0] if is_image(images) else scores
 
   def ground(self, images: Images, phrases: Phrases) -> Grounding | list[Grounding]:
@@ -334,8 +360,8 @@ class Predictor:
     """A pair function of each image and its text, once embedded; `few` do not wait for a batch."""
     images = inputs.check_images(images)
     inputs.check_pairs(images, texts)
-    image_places, images = _distinct(images, id)
-    text_places, texts = _distinct(texts, tuple)
+    image_places, images = batches.distinct(images, id)
+    text_places, texts = batches.distinct(texts, tuple)
     batch = 2 ** (len(image_places) - 1).bit_length() if few else self._batch
     batch = min(self._batch, -(-batch // self._mesh.size) * self._mesh.size)
     image = self._run(self._image_features, images, batch)
@@ -344,7 +370,7 @@ class Predictor:
     def function(pairs):
       i, j = np.array(pairs).T
       batch = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], text)
-      return self._pair_functions[name](*spread(batch, self._mesh), self.stage)
+      return self._pair_functions[name](self.variables, *spread(batch, self._mesh), self.stage)
 
     return self._run(function, list(zip(image_places, text_places, strict=True)), batch)
 
@@ -371,30 +397,4 @@ class Predictor:
     return self._embed_texts(self.variables, spread(arrays, self._mesh))
 
   def _run(self, function, items, batch: int = 0):
-    """Applies `function` to lists of one size, the last filled up, and joins the results."""
-    if not items:
-      raise InputError("nothing to embed: the list is empty")
-    batch = batch or self._batch
-    parts = []
-    for start in range(0, len(items), batch):
-      chunk = list(items[start : start + batch])
-      chunk += [chunk[-1]] * (batch - len(chunk))
-      parts.append(jax.tree.map(np.asarray, function(chunk)))
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(items)], *parts)
-
-
-def weights_of(state: TrainState) -> dict:
-  """The weights that are evaluated: the parameters, or their running mean where there is one."""
-  params = state.params if state.ema is None else state.ema
-  return {"params": params, "batch_stats": state.batch_stats}
-
-
-def _distinct(items: Sequence, key: Callable) -> tuple[list[int], list]:
-  """The place of each item among the distinct ones, and these."""
-  places: dict = {}
-  distinct = []
-  for item in items:
-    if key(item) not in places:
-      places[key(item)] = len(distinct)
-      distinct.append(item)
-  return [places[key(item)] for item in items], distinct
+    return batches.run(function, items, batch or self._batch)

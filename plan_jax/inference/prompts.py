@@ -16,8 +16,8 @@ a set have negative prompts, or none.
 
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,40 @@ class PromptSet:
       return None
     name = written(label)
     return Prompts(*(tuple(t.replace("{}", name) for t in side) for side in self.template))
+
+  def of_pairs(self) -> "PromptSet":
+    """Replaces the mean of embeddings, where none are compared, by the mean of similarities."""
+    ensemble = "similarities" if self.ensemble == ENSEMBLES[0] else self.ensemble
+    return replace(self, ensemble=ensemble)
+
+
+class PairVectors:
+  """A Predictor that scores pairs, in the place of one whose embeddings are compared.
+
+  The vector of an image holds its scores with all the prompts, that of a prompt picks its own:
+  their dot product is the score. Images are scored as they come, and their features not kept.
+
+  Attributes:
+    spec, variables: of the Predictor.
+    has_local_scores: False.
+  """
+
+  has_local_scores = False
+
+  def __init__(self, model: Any, texts: Iterable[str]):
+    """Embeds the prompts, each once."""
+    distinct = dict.fromkeys(texts)
+    self._places = {text: place for place, text in enumerate(distinct)}
+    self.spec, self.variables = model.spec, model.variables
+    self._score = model.pair_scores([(text,) for text in distinct])
+
+  def embed_images(self, images: Any) -> Float[np.ndarray, "N T"]:
+    """Scores N images."""
+    return self._score(images)
+
+  def embed_prompts(self, texts: Sequence[Sequence[str]]) -> Float[np.ndarray, "M T"]:
+    """Picks the places of M prompts, texts of one sentence each."""
+    return np.eye(len(self._places), dtype=np.float32)[[self._places[text] for (text,) in texts]]
 
 
 def load(names: Sequence[str]) -> list[PromptSet]:
@@ -162,10 +196,8 @@ def presence_scores(
   return 1 / (1 + np.exp(similarity(prompts.negative) - positive))
 
 
-def classify(
-  model: Any, images: np.ndarray, classes: Sequence[str], name: str
-) -> list[dict[str, float]]:
-  """Scores embedded images [N, D] for classes by the set of that name, each {class: score}.
+def classify(model: Any, images: Any, classes: Sequence[str], name: str) -> list[dict[str, float]]:
+  """Scores images for classes by the set of that name, each {class: score}.
 
   Raises InputError for a class without prompts or without a known word, and PromptsError.
   """
@@ -178,7 +210,10 @@ def classify(
   texts = {each: chosen.prompts(each) for each in classes}
   if silent := [each for each, prompts in texts.items() if prompts is None]:
     raise InputError(f"the prompts {chosen.name!r} have none for the class {silent[0]!r}")
-  embeddings = embed(model, [text for each in texts.values() for side in each for text in side])
+  every = [text for each in texts.values() for side in each for text in side]
+  if model.has_pair_scores:
+    model, chosen = PairVectors(model, every), chosen.of_pairs()
+  images, embeddings = model.embed_images(images), embed(model, every)
   columns = {
     each: presence_scores(model, images, prompts, embeddings, chosen.ensemble).tolist()
     for each, prompts in texts.items()

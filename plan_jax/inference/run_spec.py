@@ -121,14 +121,16 @@ def _scales(variables: dict) -> tuple[np.float32, np.float32]:
   return np.exp(log_scale[0]), np.exp(log_scale[1])
 
 
-def _attend(alignment: Alignment, image, text, stage: Stage):
+def _attend(alignment: Alignment, variables: dict, image, text, stage: Stage):
+  del variables
   # Trained on the global contrast alone, only the global embeddings know anything.
   method = METHODS[alignment.method if stage.local_weight else "none"]
   weights = curriculum.word_weights(stage, text.significance[None], text.mask[None])[0]
   return method.attend(image, text, stage, alignment), weights
 
 
-def _ground_phrase(alignment: Alignment, image, text, stage: Stage):
+def _ground_phrase(alignment: Alignment, variables: dict, image, text, stage: Stage):
+  del variables
   attention = METHODS["none"].attend(image, text, stage, alignment)  # alike for all words
   return attention.weight[0], attention.similarity[0]
 

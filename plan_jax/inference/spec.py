@@ -86,9 +86,9 @@ class ModelSpec:
     embed_texts: (variables, arrays [B, ...]) -> `words` [B, W, D], `mask` and `significance`
       [B, W], and `embedding` [B, D], of unit norm.
     prompt_embedding: features of texts -> what the mean of several prompts is taken of [B, D].
-    attend: (image, text, stage) -> the regions of the words, and the weight of each [W].
-    ground_phrase: (image, text, stage) -> map [P] >= 0 of any scale and signed similarity [P] of
-      the phrase's own embedding.
+    attend: (variables, image, text, stage) -> the regions of the words, and the weight of each [W].
+    ground_phrase: (variables, image, text, stage) -> map [P] >= 0 of any scale, and the signed
+      similarity [P] of the phrase's own embedding.
     local_bytes: size of `Predictor.local_features` of a pair.
     note: sentence about `EncodedTexts.left_out`, with "{}" for the count.
     scales: variables -> inverse temperatures of the global and of the local logits.
@@ -98,6 +98,8 @@ class ModelSpec:
     local_similarity: the same with scale 1, in units of `similarity_divisor`.
     similarity_divisor: fixed temperature that `local_similarity` contains.
     has_significance: whether the model weighs its words.
+    pair_scores: (variables, features of I images, features of J texts) -> scores [I, J] that rank
+      pairs, of a model that attends to an image anew for each text; None: their cosine ranks them.
     probability: (variables, cosine) -> probability that an image and a text belong together, of a
       model that is trained to tell it; None: it tells none.
     map_sigma, map_nearest: Gaussian on the grid (in cells) and interpolation of the model's
@@ -123,6 +125,7 @@ class ModelSpec:
   similarity_divisor: float = 1.0
   has_significance: bool = False
   prompt_embedding: Callable = lambda text: text.embedding
+  pair_scores: Callable[..., jax.Array] | None = None
   probability: Callable[[dict, jax.Array], jax.Array] | None = None
   map_sigma: float = 0.0
   map_nearest: bool = False

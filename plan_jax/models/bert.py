@@ -14,7 +14,7 @@ from plan_jax.models.layers.gelu import gelu
 from plan_jax.models.layers.remat import remat
 
 _INIT = nn.initializers.truncated_normal(0.02)
-_EPSILON = 1e-12  # of the layer norms
+_EPSILON = 1e-12
 
 
 class Layer(nn.Module):
@@ -25,6 +25,7 @@ class Layer(nn.Module):
   dropout: float
   dtype: Any
   train: bool
+  epsilon: float = _EPSILON  # of the layer norms
 
   @nn.compact
   def __call__(
@@ -37,7 +38,7 @@ class Layer(nn.Module):
     embed_dim = x.shape[-1]
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
     dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT, dot_general=dot_general)
-    norm = partial(nn.LayerNorm, _EPSILON, dtype=self.dtype)
+    norm = partial(nn.LayerNorm, self.epsilon, dtype=self.dtype)
     shape = (*x.shape[:2], self.num_heads, embed_dim // self.num_heads)
     names = ("query", "key", "value")
     query, key, value = (dense(embed_dim, name=name)(x).reshape(shape) for name in names)
@@ -86,6 +87,7 @@ class Bert(nn.Module):
   dtype: Any = jnp.float32
 
   has_types = True  # of tokens
+  epsilon = _EPSILON  # of the layer norms
 
   @nn.compact
   def __call__(
@@ -103,7 +105,7 @@ class Bert(nn.Module):
     dtype = self.dtype
     embed = partial(nn.Embed, features=self.embed_dim, embedding_init=_INIT, dtype=dtype)
     dense = partial(nn.Dense, self.projector, dtype=dtype, kernel_init=_INIT)
-    norm = partial(nn.LayerNorm, _EPSILON, dtype=dtype)
+    norm = partial(nn.LayerNorm, self.epsilon, dtype=dtype)
     real = sentence_index >= 0
     if self.across_sentences:
       position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -119,9 +121,10 @@ class Bert(nn.Module):
     allowed = jnp.broadcast_to(allowed, (*tokens.shape, tokens.shape[1]))[:, None]
     bias = self.attention_bias(tokens.shape[1])
     layer = remat(Layer, self.remat)
+    sizes = self.num_heads, self.mlp_dim, self.dropout, dtype, train, self.epsilon
     after = [x]
     for i in range(self.depth):
-      block = layer(self.num_heads, self.mlp_dim, self.dropout, dtype, train, name=f"layer{i + 1}")
+      block = layer(*sizes, name=f"layer{i + 1}")
       after.append(block(after[-1], allowed, bias))
     x = sum(after[-self.last_layers :])
     if self.projector:

@@ -21,6 +21,7 @@ class MPNet(Bert):
   """
 
   has_types = False
+  epsilon = 1e-5
 
   def attention_bias(self, length: int) -> Float[Array, "1 H L L"]:
     """Computes what is added to the logits of a query (row) and a key (column)."""

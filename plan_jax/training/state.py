@@ -58,3 +58,9 @@ def initial_state(
   variables = model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)
   stats = variables.get("batch_stats", {})
   return TrainState.create(variables["params"], stats, optimizer, ema=ema)
+
+
+def weights_of(state: TrainState) -> dict:
+  """The weights that are evaluated: the parameters, or their running mean where there is one."""
+  params = state.params if state.ema is None else state.ema
+  return {"params": params, "batch_stats": state.batch_stats}

@@ -21,7 +21,7 @@ from tiny_runs import TINY, tiny
 
 pytest.importorskip("torch")
 tiny_baselines = pytest.importorskip("tiny_baselines")
-tiny_contrastive = pytest.importorskip("tiny_contrastive")
+tiny_pairs = pytest.importorskip("tiny_pairs")
 vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
 
 
@@ -114,7 +114,7 @@ def test_a_baseline_is_evaluated_and_compared_with_a_run(
   "name", [name for name in baselines_config.BASELINES if name != "mgca_vit"]
 )
 def test_every_baseline_is_evaluated(run, tmp_path, vocabulary, tokenizer, name, capsys):
-  config = config_of(name, **tiny_contrastive.files_of(tmp_path, name, vocabulary, tokenizer))
+  config = config_of(name, **tiny_pairs.files_of(tmp_path, name, vocabulary, tokenizer))
   config.data.records = str(run.records)
   workdir = Workdir(tmp_path / "run")
   experiment.run(config, workdir, "evaluate")

@@ -11,6 +11,7 @@ import pytest
 
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import diagnostic_terms, reports
+from plan_jax.evaluators import embeddings
 from plan_jax.evaluators.by_name import EVALUATORS
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.inference import prompts
@@ -50,8 +51,8 @@ class Model:
   """Answers by hashes of images and texts."""
 
   spec = SimpleNamespace(probability=None)
-  grid, map_sigma, map_nearest = (4, 5), 0.0, False
-  has_significance, has_local_scores, local_bytes = True, True, 100
+  variables, grid, map_sigma, map_nearest = {}, (4, 5), 0.0, False
+  has_pair_scores, has_significance, has_local_scores, local_bytes = False, True, True, 100
 
   def embed_images(self, images):
     return self._units([numbers(image.tobytes(), 6) - 0.5 for image in images])
@@ -102,10 +103,29 @@ class Model:
     return 2.0
 
 
-def evaluate(name, examples):
+class PairModel(Model):
+  """The same answers as scores of pairs; notes how many images it is asked for at a time."""
+
+  has_pair_scores, has_local_scores = True, False
+  embed_images = embed_texts = None
+
+  def __init__(self):
+    self.asked = []
+
+  def pair_scores(self, texts):
+    embeddings = Model().embed_texts(texts)
+
+    def scores(images):
+      self.asked.append(len(images))
+      return Model().embed_images(images) @ embeddings.T
+
+    return scores
+
+
+def evaluate(name, examples, model=None, **options):
   """Rows, and the per-example scores by task."""
-  evaluator = EVALUATORS[name](**OPTIONS.get(name, {}))
-  model, dataset = Model(), Dataset(examples)
+  evaluator = EVALUATORS[name](**OPTIONS.get(name, {}) | options)
+  model, dataset = model or Model(), Dataset(examples)
   scores = evaluator.score(model, dataset, Embeddings(model, dataset))
   return evaluator.rows(scores, **COMMON), evaluator.example_scores(scores)
 
@@ -175,3 +195,36 @@ def test_example_scores_are_of_tasks_with_rows(results, name):
   assert bool(by_task) != name.endswith("compat")
   for scores in by_task.values():
     assert {*scores.patients} <= {example.patient_id for example in EXAMPLES}
+
+
+def test_scores_of_pairs_are_evaluated_as_embeddings_are():
+  """Each image is decoded once for all texts; "embeddings" become the mean of scores."""
+  several = prompts.Prompts(("left lung", "right lung"), ("no lung",))
+  sets = [prompts.PromptSet(name, "abcdef", name, {}, several) for name in prompts.ENSEMBLES]
+  vectors = {"zero_shot": {"prompts": tuple(each.of_pairs() for each in sets)}}
+  pairs = {"zero_shot": {"prompts": tuple(sets)}}
+  protocols = {"zero_shot": ("zero-shot-v1", "zero-shot-classes-v1", "compat-test-threshold-v2")}
+  for name in ("retrieval", "retrieval_compat", "class_retrieval", "zero_shot"):
+    some = {"protocols": protocols[name]} if name in protocols else {}
+    model = PairModel()
+    rows, by_task = evaluate(name, EXAMPLES, model, **some, **pairs.get(name, {}))
+    want, want_by_task = evaluate(name, EXAMPLES, **some, **vectors.get(name, {}))
+    assert model.asked == [len(EXAMPLES)]
+    assert [(r.task, r.protocol, r.group, r.metric, r.model, r.n) for r in rows] == [
+      (r.task, r.protocol, r.group, r.metric, r.model, r.n) for r in want
+    ]
+    values = [[(r.value, r.low, r.high) for r in each] for each in (rows, want)]
+    np.testing.assert_allclose(*values, atol=1e-6)
+    for task, scores in want_by_task.items():
+      np.testing.assert_allclose(by_task[task].values, scores.values, atol=1e-6)
+
+
+def test_what_a_model_that_scores_pairs_leaves_out(monkeypatch, capsys):
+  monkeypatch.setattr(embeddings, "MOST_SCORED", 39)
+  assert evaluate("retrieval", EXAMPLES, PairModel()) == ([], {})
+  assert (
+    "retrieval: the gallery of 40 pairs is left out, 39 are the most" in capsys.readouterr().out
+  )
+  silent = prompts.PromptSet("mine", "abcdef", "embeddings", {}, None)
+  assert evaluate("zero_shot", EXAMPLES, PairModel(), prompts=(silent,)) == ([], {})
+  assert "zero-shot is left out: no set of prompts has any for a label" in capsys.readouterr().out

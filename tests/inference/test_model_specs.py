@@ -37,14 +37,13 @@ def make_run(folder, name):
 def make_baseline(folder, name):
   pytest.importorskip("torch")
   import tiny_baselines
+  import tiny_pairs
 
   words = [" ".join(example.sentences) for example in tiny_baselines.EXAMPLES]
   vocabulary = folder / "vocabulary"
   tokens.train(words, vocabulary, vocabulary_size=120)
   tokenizer = tiny_baselines.AutoTokenizer.from_pretrained(str(vocabulary), local_files_only=True)
-  return tiny_baselines.started(
-    name, **tiny_baselines.files_of(folder, name, vocabulary, tokenizer)
-  )
+  return tiny_baselines.started(name, **tiny_pairs.files_of(folder, name, vocabulary, tokenizer))
 
 
 @pytest.fixture(
@@ -56,6 +55,7 @@ def make_baseline(folder, name):
     "biovil_t",
     pytest.param("mgca_resnet", marks=pytest.mark.slow),
     pytest.param("biovil", marks=pytest.mark.slow),
+    pytest.param("radzero", marks=pytest.mark.slow),
   ],
 )
 def model(request, tmp_path_factory):
@@ -117,6 +117,7 @@ IMAGE_FUNCTIONS = {
   "attend": lambda model, images: [text[0][2] for text in model.attend(images, TEXTS[:3])],
   "local_features": lambda model, images: model.local_features(images, TEXTS[:3])[0],
   "local_similarities": lambda model, images: model.local_similarities(TEXTS[:1])(images),
+  "similarity": lambda model, images: model.similarity(images, TEXTS[:1]),
 }
 TEXT_FUNCTIONS = {
   "embed_texts": lambda model, texts: model.embed_texts(texts),
@@ -124,6 +125,7 @@ TEXT_FUNCTIONS = {
   "attend": lambda model, texts: model.attend(IMAGES[:1], texts),
   "local_features": lambda model, texts: model.local_features(IMAGES[:1], texts),
   "local_similarities": lambda model, texts: model.local_similarities(texts),
+  "similarity": lambda model, texts: model.similarity(IMAGES[:1], texts),
   "maps": lambda model, phrases: model.maps(IMAGES[:1], phrases),
   "maps_on_grid": lambda model, phrases: model.maps_on_grid(IMAGES[:1], phrases, "phrase"),
   "similarities": lambda model, phrases: model.similarities(IMAGES[:1], phrases),
@@ -161,7 +163,8 @@ def test_texts_of_another_form(model, name):
     with pytest.raises(InputError, match="give a list of"):
       function(model, texts)
   # A phrase is a string, a text may also be a list of sentences.
-  is_text = name in ("embed_texts", "significances", "attend") or name.startswith("local")
+  is_text = name in ("embed_texts", "significances", "attend", "similarity")
+  is_text |= name.startswith("local")
   for wrong in [("left effusion", 3)] if is_text else [("left effusion",), 3]:
     with pytest.raises(InputError, match=r"\[0\] is or holds a value of type (tuple|int)"):
       function(model, [wrong])

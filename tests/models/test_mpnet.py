@@ -30,7 +30,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "[UNK]", "<mask>")
 
 def mpnet(**more):
   sizes = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=3)
-  sizes |= dict(intermediate_size=40, max_position_embeddings=22)
+  sizes |= dict(intermediate_size=40, max_position_embeddings=22, layer_norm_eps=1e-5)
   return randomise(transformers.MPNetModel(transformers.MPNetConfig(**sizes | more)))
 
 
@@ -88,12 +88,19 @@ def test_words_of_a_report_are_those_of_its_sentences(tmp_path):
     np.testing.assert_allclose(states[here], want, atol=1e-4 * np.abs(want).max())
 
 
-def test_other_buckets_are_refused(tmp_path):
+@pytest.mark.parametrize(
+  ("entry", "words"),
+  [
+    ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets 64, ours is 32"),
+    ({"layer_norm_eps": 1e-12}, "layer_norm_eps 1e-12, ours is 1e-05"),
+    ({"layer_norm_eps": 1e-3}, "layer_norm_eps 0.001, ours is"),
+  ],
+)
+def test_another_computation_is_refused(tmp_path, entry, words):
   mpnet().save_pretrained(tmp_path)
   config = json.loads((tmp_path / "config.json").read_text())
-  config["relative_attention_num_buckets"] = 64
-  (tmp_path / "config.json").write_text(json.dumps(config))
-  with pytest.raises(WeightsError, match=r"relative_attention_num_buckets 64, ours is 32"):
+  (tmp_path / "config.json").write_text(json.dumps(config | entry))
+  with pytest.raises(WeightsError, match=words):
     load_text(tmp_path, MPNet(**BERT))
 
 

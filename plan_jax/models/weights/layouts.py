@@ -144,6 +144,7 @@ KINDS: Mapping[str, Mapping[str, tuple[Target, ...]]] = {
   "class_token": {"": _param("", np.ravel)},
   "array": {"": _param("")},
   "scalar": {"": _param("", lambda x: x.reshape(()))},
+  "negative_scalar": {"": _param("", lambda x: -x.reshape(()))},
   "registers": {"": _param("", lambda x: x[0])},
   "positions": {"": _POSITIONS + _param("class_position", class_position)},
   "position_table": {"weight": _POSITIONS + _param("class_position", class_position)},

@@ -17,7 +17,7 @@ from plan_jax.models.mpnet import BUCKETS, MPNet
 from plan_jax.models.resnet import ResNet, first_channels
 from plan_jax.models.vit import VARIANTS, ViT
 from plan_jax.models.weights import files, layouts
-from plan_jax.models.weights.files import WeightsError
+from plan_jax.models.weights.files import WeightsError, read_settings
 from plan_jax.models.weights.layouts import Layout
 from plan_jax.models.weights.projects import IMAGE_LAYOUTS, TEXT_LAYOUTS
 from plan_jax.models.weights.settings import section
@@ -36,7 +36,11 @@ _VARIANT = {
   "siglip": {"hidden_act": "gelu_pytorch_tanh"},
   "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
   "cxr_bert": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
-  "mpnet": {"hidden_act": "gelu", "relative_attention_num_buckets": BUCKETS},
+  "mpnet": {
+    "hidden_act": "gelu",
+    "relative_attention_num_buckets": BUCKETS,
+    "layer_norm_eps": MPNet.epsilon,
+  },
 }
 _MOST_EPSILON = 1e-6  # of a layer norm, above which features would change
 
@@ -109,8 +113,8 @@ def load_baseline(
   Args:
     path: of its checkpoint.
     name: `encoder` of one or several of BASELINE_LAYOUTS.
-    build: (path of ours -> shape, settings of a folder's config.json) -> the model; see
-      `sizes.sizes`.
+    build: (path of ours -> shape, settings of a folder's config.json, and under
+      "preprocessor_config" those of that file beside the weights) -> the model; see `sizes.sizes`.
     inputs: arrays that the model's `method` can be called with, for its shapes.
     method: one that needs all that the file holds.
     key: name of the setting of the path, for messages.
@@ -129,8 +133,10 @@ def load_baseline(
       " configs/baselines.py, and what each wants, are in docs/baselines.md"
     )
   placement = _place(weights.tensors, layout, lambda _: False)
+  folder = Path(path) if Path(path).is_dir() else Path(path).parent
+  pixels = read_settings(folder / "preprocessor_config.json")
   try:
-    model = build(placement.shapes(), weights.settings)
+    model = build(placement.shapes(), weights.settings | {"preprocessor_config": pixels})
     parts = (section(weights.settings, f"{name}_config") for name in ("vision", "text"))
     problems = [
       problem
@@ -316,7 +322,8 @@ def _variant_problems(layout: Layout, settings: dict, shapes: dict) -> list[str]
     if settings.get(name, value) != value
   ]
   epsilon = settings.get("layer_norm_eps", 0)
-  most = max(_MOST_EPSILON, VARIANTS[variant].epsilon if variant in VARIANTS else 0)
+  most = VARIANTS[variant].epsilon if variant in VARIANTS else ours.get("layer_norm_eps", 0)
+  most = max(_MOST_EPSILON, most)
   if not (isinstance(epsilon, int | float) and epsilon <= most):
     problems.append(f"its config.json has layer_norm_eps {epsilon!r}, ours is at most {most}")
   return problems

@@ -59,14 +59,21 @@ VIT = (
   Row("norm", "norm", "layer_norm"),
 )
 
+
+def _hf_attention(layer: str) -> tuple[Row, ...]:
+  return (
+    Row(rf"{layer}\.attention\.attention\.(query|key|value)", r"block\1+1/\2", "dense"),
+    Row(rf"{layer}\.attention\.output\.dense", r"block\1+1/attention_out", "dense"),
+  )
+
+
 _HF_LAYER = r"encoder\.layer\.(\d+)"
 HF_VIT = (
   Row(r"embeddings\.patch_embeddings\.projection", "patch_embedding", "patches"),
   Row(r"embeddings\.cls_token", "class_token", "class_token"),
   Row(r"embeddings\.position_embeddings", "", "positions"),
   Row(rf"{_HF_LAYER}\.layernorm_before", r"block\1+1/attention_norm", "layer_norm"),
-  Row(rf"{_HF_LAYER}\.attention\.attention\.(query|key|value)", r"block\1+1/\2", "dense"),
-  Row(rf"{_HF_LAYER}\.attention\.output\.dense", r"block\1+1/attention_out", "dense"),
+  *_hf_attention(_HF_LAYER),
   Row(rf"{_HF_LAYER}\.layernorm_after", r"block\1+1/mlp_norm", "layer_norm"),
   Row(rf"{_HF_LAYER}\.intermediate\.dense", r"block\1+1/mlp_in", "dense"),
   Row(rf"{_HF_LAYER}\.output\.dense", r"block\1+1/mlp_out", "dense"),
@@ -82,16 +89,23 @@ DINOV2 = (
   *VIT,
 )
 DINOV2_REGISTERS = (Row(r"reg_token|register_tokens", "registers", "registers"), *DINOV2)
-HF_DINOV2 = (
-  Row(rf"{_HF_LAYER}\.layer_scale1\.lambda1", r"block\1+1/attention_scale", "array"),
-  Row(rf"{_HF_LAYER}\.layer_scale2\.lambda1", r"block\1+1/mlp_scale", "array"),
-  Row(rf"{_HF_LAYER}\.norm1", r"block\1+1/attention_norm", "layer_norm"),
-  Row(rf"{_HF_LAYER}\.norm2", r"block\1+1/mlp_norm", "layer_norm"),
-  Row(rf"{_HF_LAYER}\.mlp\.fc1", r"block\1+1/mlp_in", "dense"),
-  Row(rf"{_HF_LAYER}\.mlp\.(?:fc2|weights_out)", r"block\1+1/mlp_out", "dense"),
-  Row(rf"{_HF_LAYER}\.mlp\.weights_in", r"block\1+1", "gate_and_in"),
-  *HF_VIT,
-)
+
+
+def hf_dinov2_blocks(layer: str) -> tuple[Row, ...]:
+  """Lists the blocks of Hugging Face's DINOv2; `layer` has their number in a group."""
+  return (
+    Row(rf"{layer}\.layer_scale1\.lambda1", r"block\1+1/attention_scale", "array"),
+    Row(rf"{layer}\.layer_scale2\.lambda1", r"block\1+1/mlp_scale", "array"),
+    Row(rf"{layer}\.norm1", r"block\1+1/attention_norm", "layer_norm"),
+    Row(rf"{layer}\.norm2", r"block\1+1/mlp_norm", "layer_norm"),
+    Row(rf"{layer}\.mlp\.fc1", r"block\1+1/mlp_in", "dense"),
+    Row(rf"{layer}\.mlp\.(?:fc2|weights_out)", r"block\1+1/mlp_out", "dense"),
+    Row(rf"{layer}\.mlp\.weights_in", r"block\1+1", "gate_and_in"),
+    *_hf_attention(layer),
+  )
+
+
+HF_DINOV2 = (*hf_dinov2_blocks(_HF_LAYER), *HF_VIT)
 HF_DINOV2_REGISTERS = (
   Row(r"embeddings\.register_tokens", "registers", "registers"),
   *HF_DINOV2,

@@ -138,7 +138,14 @@ def _pixels(folder: Path, settings: Mapping) -> dict:
   file = folder / "preprocessor_config.json"
   if not file.is_file():
     file = folder / "processor_config.json"  # of both encoders
-  images = read_settings(file)
+  return pixel_settings(read_settings(file), file)
+
+
+def pixel_settings(images: Mapping, file: Path) -> dict[str, Any]:
+  """Reads "image_px", "image.mean" and "image.std" off the entries of a preprocessor_config.json.
+
+  What they do not tell is absent. Raises WeightsError, naming the file, where one cannot be.
+  """
   images = section(images, "image_processor", images)
   side = (images.get("do_center_crop") and images.get("crop_size")) or images.get("size")
   if isinstance(side, Mapping):

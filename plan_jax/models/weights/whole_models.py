@@ -10,11 +10,14 @@ from plan_jax.models.weights.projects import (
   CLIP_BLOCKS,
   CLIP_VISION,
   CXR_BERT_PROJECTOR,
+  HF_DINOV2,
   MGCA_ATTENTION,
+  MPNET,
   RESNET,
   SIGLIP_POOLING,
   SIGLIP_TRUNK,
   VIT,
+  hf_dinov2_blocks,
   not_bert,
 )
 
@@ -128,6 +131,58 @@ _BIOMEDCLIP = (
 )
 _CXR_BERT = into("text_encoder", under(r"bert\.", BERT) + CXR_BERT_PROJECTOR)
 
+_RADZERO_LOSS = r"loss_fns\.(?:RadZeroLoss|KeyPhraseAlignmentLoss)"  # the latter as released
+_RADZERO = (
+  Row(rf"{_RADZERO_LOSS}\.layer_norm", "token_norm", "layer_norm"),
+  Row(rf"{_RADZERO_LOSS}\.loss_temperature", "log_scale", "negative_scalar"),
+  *into("image_encoder", under(r"vision_model\.", HF_DINOV2)),
+  *into("align", hf_dinov2_blocks(r"align_transformer\.transformer_layers\.layer\.(\d+)")),
+  *into("text_encoder", under(r"text_model\.", MPNET)),
+)
+_RADZERO_ASIDE = (r"vision_model\.embeddings\.mask_token", *not_bert(r"text_model\."))
+
+_CONNS = (
+  Row("vision_proj", "image_head", "dense"),
+  Row("text_proj", "text_head", "dense"),
+  Row(r"criterion\.loss_temperature", "log_scale", "negative_scalar"),
+  *into("image_encoder", under(r"vision_encoder\.rad_dino_model\.", HF_DINOV2)),
+  *into("align", hf_dinov2_blocks(r"vision_encoder\.transformer_blocks\.layer\.(\d+)")),
+  *into("text_encoder", under(r"text_encoder\.model\.bert\.", BERT)),
+)
+_CONNS_ASIDE = (
+  r"vision_encoder\.rad_dino_model\.embeddings\.mask_token",
+  *not_bert(r"text_encoder\.model\.bert\."),
+  r"text_encoder\.model\.(cls|cls_projection_head)\..+",  # of CXR-BERT, not asked for
+  r"criterion\.nli_model\..+",  # that finds hard negatives
+)
+
+_CARZERO_LAYER = r"fusion_module\.decoder\.layers\.(\d+)"
+_CARZERO_DECODER = (
+  Row(r"fusion_module\.decoder_norm", "decoder_norm", "layer_norm"),
+  Row(rf"{_CARZERO_LAYER}\.norm2", r"decoder/block\1+1/attention_norm", "layer_norm"),
+  Row(rf"{_CARZERO_LAYER}\.multihead_attn", r"decoder/block\1+1", "in_proj"),
+  Row(rf"{_CARZERO_LAYER}\.multihead_attn\.out_proj", r"decoder/block\1+1/attention_out", "dense"),
+  Row(rf"{_CARZERO_LAYER}\.norm3", r"decoder/block\1+1/mlp_norm", "layer_norm"),
+  Row(rf"{_CARZERO_LAYER}\.linear1", r"decoder/block\1+1/mlp_in", "dense"),
+  Row(rf"{_CARZERO_LAYER}\.linear2", r"decoder/block\1+1/mlp_out", "dense"),
+  # Between the dense layers of the perceptron are ReLU and dropout.
+  *(Row(rf"fusion_module\.mlp_head\.{3 * i}", f"decoder/head{i + 1}", "dense") for i in range(4)),
+)
+_CARZERO = under(
+  r"CARZero\.",
+  (
+    *_CARZERO_DECODER,
+    *into("image_encoder", under(r"img_encoder\.model\.", VIT)),
+    *into("text_encoder", under(r"text_encoder\.model\.", BERT)),
+  ),
+)
+_CARZERO_ASIDE = (
+  # Attention of queries to each other, built and not called; the norm's second name; a scale.
+  rf"CARZero\.{_CARZERO_LAYER}\.(self_attn\..+|norm1\..+)",
+  r"CARZero\.fusion_module\.(decoder\.norm\..+|logit_scale)",
+  *not_bert(r"CARZero\.text_encoder\.model\."),
+)
+
 # The text encoder of BioViL is a file of its own.
 BASELINE_LAYOUTS = (
   _gloria("GLoRIA"),
@@ -142,5 +197,8 @@ BASELINE_LAYOUTS = (
   Layout("OpenAI CLIP", "clip", _OPENAI_CLIP, _OPENAI_ASIDE, zeros=_NO_PATCH_BIAS),
   Layout("Hugging Face CLIP", "clip", _HF_CLIP, _CLIP_ASIDE, zeros=_NO_PATCH_BIAS),
   Layout("Hugging Face SigLIP", "siglip", _SIGLIP, _CLIP_ASIDE),
+  Layout("RadZero", "radzero", _RADZERO, _RADZERO_ASIDE),
+  Layout("CARZero", "carzero", _CARZERO, _CARZERO_ASIDE),
+  Layout("CoNNS", "conns", _CONNS, _CONNS_ASIDE),
   Layout("BiomedCLIP", "biomedclip", _BIOMEDCLIP, not_bert(r"text\.transformer\.")),
 )
