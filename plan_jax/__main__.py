@@ -22,6 +22,7 @@ COMMANDS = {
   "check": ("input_pipeline.checks.__main__", "check whether records are sound"),
   "compile": ("plan_jax.commands.compile", "compile a config for a TPU topology, without a TPU"),
   "compare": ("plan_jax.compare", "tell which differences between two runs are real"),
+  "tables": ("plan_jax.commands.tables", "make tables again from per-example scores"),
   "transfer": ("plan_jax.transfer.__main__", "learn a task on a run's image encoder"),
   "export": ("plan_jax.commands.export", "write a run's model as a folder to share"),
   "sweep": ("launch.sweep", "run the study that a config file describes"),

@@ -9,11 +9,11 @@ shows those of each finding too. Every metric whose scores both runs keep by exa
 paired bootstrap of patients, the same draws for both. Images that are scored for a finding are
 compared by AUC and average precision and, where both runs have a threshold, by F1, accuracy, MCC,
 sensitivity and specificity, each at its own threshold; detectors by mAP, AP50 and FROC; words by
-the areas that their significance gives. Metrics without per-example scores are not compared:
-published protocols (compat-), strata by view, galleries by kind of text, the F1 of zero-shot
-classes, mean peaks and mean significance. A difference is called real where its interval excludes
-zero and 20 patients or more are behind it. That tells apart two models, not two methods: for those,
-train several seeds of each (`launch.sweep`).
+the areas that their significance gives. Not compared are published protocols (compat-), strata by
+view, galleries by kind of text, the F1 of zero-shot classes, mean peaks and mean significance. A
+difference is called real where its interval excludes zero and 20 patients or more are behind it.
+That tells apart two models, not two methods: for those, train several seeds of each
+(`launch.sweep`).
 """
 
 import math
@@ -30,7 +30,7 @@ from plan_jax.evaluators import differences
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.bootstrap import MACRO, Summary
 from plan_jax.results import boxes, example_scores, rows, tables, word_contrasts
-from plan_jax.results.example_scores import SCORED, ExampleScores
+from plan_jax.results.example_scores import PART, SCORED, ExampleScores
 from plan_jax.results.tables import LEAST_PATIENTS
 from plan_jax.runtime.workdir import Workdir
 
@@ -146,7 +146,9 @@ def _tasks(path: Path) -> dict[str, partial[_Task]]:
   folder = Workdir(path).example_scores
   example_scores.check(folder)
   names = {
-    file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*.csv")
+    file.relative_to(folder).with_suffix("").as_posix(): file
+    for file in folder.rglob("*.csv")
+    if PART not in file.name  # chance baselines and published protocols
   }
   return {name: partial(_task, evaluation, name, file) for name, file in names.items()}
 

@@ -14,7 +14,13 @@ from input_pipeline.example import Example
 from input_pipeline.files import replacing
 from input_pipeline.readers.by_name import FACTS
 from input_pipeline.text import diagnostic_terms
-from plan_jax.evaluators import grounding, labelled_images, retrieval, zero_shot
+from plan_jax.evaluators import (
+  grounding,
+  labelled_images,
+  retrieval,
+  stored_scores,
+  zero_shot,
+)
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.by_name import DEFINITIONS, configured
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints
@@ -54,14 +60,16 @@ def evaluate(
   the report; by default those of a training.
   """
   evaluators = configured(config)
-  results, scores, files, views, patients = [], {}, [], [], {}
+  results, scores, files, views, patients, stored = [], {}, [], [], {}, []
   log.info("an evaluation is written when all sets are scored: stopped before, it begins again")
   for dataset in sets:
     log.info(f"evaluating step {model.step} on {dataset.data}")
-    set_rows, by_task = _score(model, evaluators, dataset, config)
+    set_rows, by_task, entries = _score(model, evaluators, dataset, config)
     results += set_rows
     scores |= {(dataset, task): each for task, each in by_task.items()}
     patients |= {(dataset.data, task): s.patients_by_group() for task, s in by_task.items()}
+    place = {"folder": dataset.attached_name, "data": dataset.data}
+    stored.append(place | {"evaluators": entries})
     views += image_views(model, dataset, config.evaluation.report_images)
   if model.note:
     log.info(model.note)
@@ -74,6 +82,7 @@ def evaluate(
       folder.mkdir()
       for (dataset, task), each in scores.items():
         example_scores.write(folder / dataset.attached_name / f"{task}.csv", each)
+      stored_scores.write(folder, stored, **_draws(config))
       for dataset, task, file in files:
         path = folder / dataset.attached_name / f"{task}{file.suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,19 +126,25 @@ def evaluate(
 
 def _score(
   model: Predictor, evaluators: Sequence[Evaluator], dataset: EvaluationSet, config: ConfigDict
-) -> tuple[list[Row], dict[str, ExampleScores]]:
-  """Applies the evaluators to a data set: all rows, and the per-example scores by task."""
-  common = {"data": dataset.data, "resamples": config.evaluation.resamples, "seed": config.seed}
+) -> tuple[list[Row], dict[str, ExampleScores], list[dict]]:
+  """Applies the evaluators: all rows, the per-example scores by task, what is kept of each."""
+  common = {"data": dataset.data, **_draws(config)}
   embeddings = Embeddings(model, dataset)
-  results, by_task = [], {}
+  results, by_task, entries = [], {}, []
   for evaluator in evaluators:
     if evaluator.applies(dataset):
       scores = evaluator.score(model, dataset, embeddings)
       results += evaluator.rows(scores, **common)
-      by_task |= evaluator.example_scores(scores)
+      kept = evaluator.example_scores(scores)
+      entries += stored_scores.describe(evaluator, scores, kept)
+      by_task |= kept
   if not results:
     log.info(f"{dataset.data} has nothing to score: no regions, no texts, no finding of both kinds")
-  return results, by_task
+  return results, by_task, entries
+
+
+def _draws(config: ConfigDict) -> dict[str, int]:
+  return {"resamples": config.evaluation.resamples, "seed": config.seed}
 
 
 def _calibrate(

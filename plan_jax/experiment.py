@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -128,6 +129,32 @@ def evaluate_on(config: ConfigDict, workdir: Workdir, chosen: ConfigDict, out: s
   if out and place.evaluation.exists():
     raise UserError(f"--out={out} holds an evaluation already: name another folder")
   model = load(workdir, config)  # before a conversion, which may take hours
+  title = f"{name}: {workdir.path.resolve().name} after {model.step} steps"
+  evaluate_set(model, config, workdir, place, (name, chosen), title=title)
+
+
+def evaluate_set(
+  model: Predictor,
+  config: ConfigDict,
+  workdir: Workdir,
+  place: Workdir,
+  named: tuple[str, ConfigDict],
+  *,
+  findings: tuple[str, ...] = (),
+  **head: Any,
+) -> list[rows.Row]:
+  """Converts one data set, evaluates a model on it, and writes all into a folder of its own.
+
+  Args:
+    model, config, workdir: of the run, or of a baseline.
+    place: the folder.
+    named: the set's name, and an entry of config.evaluation.sets with a source or records.
+    findings: those that are scored; all where empty.
+    head: `title` and `notes` of the report.
+
+  Raises UserError where data or folder are not fit.
+  """
+  name, chosen = named
 
   def claim():
     try:
@@ -144,12 +171,13 @@ def evaluate_on(config: ConfigDict, workdir: Workdir, chosen: ConfigDict, out: s
     processes.on_primary(lambda: held.enter_context(lock(place.path)))
     processes.on_primary(claim)
     stored = place.features if datasets.stores_features(config) else None
-    dataset = EvaluationSet(name, chosen.dataset, records_folder, chosen.split, False, stored)
+    dataset = EvaluationSet(
+      name, chosen.dataset, records_folder, chosen.split, False, stored, findings
+    )
     sets = [datasets.checked(dataset, "--split")]
     if stored:
       features.store(config, [(records_folder, stored)], workdir)
-    title = f"{name}: {workdir.path.resolve().name} after {model.step} steps"
-    evaluate(model, config, place, sets, title=title)
+    return evaluate(model, config, place, sets, **head)
 
 
 def _evaluate(
@@ -162,6 +190,30 @@ def _evaluate(
   evaluate(model, config, workdir, sets, learned=learned)
 
 
+def load_baseline(config: ConfigDict, workdir: Workdir) -> tuple[Predictor, dict[str, dict]]:
+  """Loads another project's model, and where its files come from; `workdir` must be of no other.
+
+  Raises UserError where weights or folder are not fit.
+  """
+  model, provenance = config_lib.with_key(baselines.load, config, key="baseline.")
+  workdir.refuse_other_baseline(config)
+  return model, provenance
+
+
+def note_baseline(workdir: Workdir, provenance: dict[str, dict]) -> None:
+  """Writes where the files of a baseline come from, which all processes must agree on."""
+  processes.assert_equal("the weights of the baseline", json.dumps(provenance))
+  processes.on_primary(lambda: replace_text(workdir.weights, digests.seal(provenance, indent=2)))
+
+
+def baseline_notes(model: Predictor, provenance: dict[str, dict]) -> dict[str, str]:
+  """Collects facts of a baseline for the head of the report."""
+  notes = {"model": f"{model.spec.title}, grid {model.grid[0]} x {model.grid[1]}"}
+  return notes | {
+    name: f"{file['source']} ({file['sha256'][:12]})" for name, file in provenance.items()
+  }
+
+
 def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   """Evaluates another project's model, as `config.baseline` names it."""
   if mode in ("train", "features"):
@@ -169,16 +221,12 @@ def _run_baseline(config: ConfigDict, workdir: Workdir, mode: str) -> None:
   config = _without_own_set(config)
   config_lib.check_baseline(config)
   # Before hours of conversion.
-  model, provenance = config_lib.with_key(baselines.load, config, key="baseline.")
-  workdir.refuse_other_baseline(config)
+  model, provenance = load_baseline(config, workdir)
   folder = _claim(config, workdir, new=True)
-  processes.assert_equal("the weights of the baseline", json.dumps(provenance))
-  processes.on_primary(lambda: replace_text(workdir.weights, digests.seal(provenance, indent=2)))
+  note_baseline(workdir, provenance)
   sets = _make_sets(config, workdir, folder)
-  title = model.spec.title
-  notes = {"model": f"{title}, grid {model.grid[0]} x {model.grid[1]}"}
-  notes |= {name: f"{file['source']} ({file['sha256'][:12]})" for name, file in provenance.items()}
-  evaluate(model, config, workdir, sets, title=f"{config.data.dataset}: {title}", notes=notes)
+  title, notes = f"{config.data.dataset}: {model.spec.title}", baseline_notes(model, provenance)
+  evaluate(model, config, workdir, sets, title=title, notes=notes)
 
 
 def _validation(config: ConfigDict, folder: Path, stored: Path | None) -> Validate:

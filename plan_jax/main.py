@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -31,9 +32,13 @@ def _run() -> None:
   """Runs what the flags say. Raises UserError."""
   from configs.base import evaluation_set
   from configs.local import localised
-  from plan_jax import experiment
+  from plan_jax import experiment, suite
 
   config, workdir = run_flags.CONFIG.value, Workdir(run_flags.WORKDIR.value)
+  if (name := run_flags.SUITE.value) is not None:
+    folder = Path(run_flags.SETS.value)
+    suite.evaluate_suite(config, workdir, name, folder, run_flags.OUT.value)
+    return
   if (source := run_flags.ON.value) is not None:
     chosen = evaluation_set(run_flags.DATASET.value, split=run_flags.SPLIT.value or "")
     chosen.source = source

@@ -19,7 +19,7 @@ from input_pipeline.phantom import radiograph
 from input_pipeline.text import tokenizer
 from plan_jax import config as config_lib
 from plan_jax import evaluate
-from plan_jax.evaluators import datasets
+from plan_jax.evaluators import datasets, stored_scores
 from plan_jax.evaluators.by_name import configured
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.inference import calibration
@@ -124,6 +124,8 @@ def test_protocols_that_need_more_images_or_are_published(tmp_path):
   }
   files = {file.stem for file in workdir.example_scores.glob("*.csv")}
   assert files >= {"class-retrieval", "reranked-class-retrieval", "zero-shot-classes-ours"}
+  assert files >= {"grounding@compat-aep-v2", "retrieval@compat-limitr-v2"}
+  assert repr(stored_scores.remake(workdir.example_scores)) == repr((rows, []))
   cells = {(row.task, row.group, row.metric, row.model): row for row in rows}
   assert cells["zero-shot-ours", "macro", "F1", "run"].n > 80
   median = next(row for row in rows if row.protocol == "compat-instance" and "median" in row.metric)
@@ -187,6 +189,7 @@ def test_attached_sets_have_rows_scores_and_pictures_of_their_own(run, tmp_path,
   assert gallery == {"phantom/test": 8, "small/test": 12}
   assert len(example_scores.read(workdir.example_scores_of("retrieval")).ids) == 8
   assert len(example_scores.read(workdir.example_scores_of("retrieval", "small")).ids) == 12
+  assert repr(stored_scores.remake(workdir.example_scores)) == repr((rows, []))
   assert (workdir.path / "records_small" / "dataset_info.json").exists()
   # Without regions in a training split there is no mean box.
   models = {row.model for row in rows if (row.data, row.task) == ("small/test", "grounding")}
@@ -211,6 +214,8 @@ def test_learned_tasks_stand_beside_the_rest(run, tmp_path):
 
   sets = [datasets.own(config, done.records)]
   rows = evaluate.evaluate(model, config, workdir, sets, learned=learned(sets[0]))
+  remade, rest = stored_scores.remake(workdir.example_scores)
+  assert repr(remade) == repr(rows[:-1]) and rest == ["boxes-0.1"]
   assert results.read(workdir.evaluation).complete
   assert rows[-1] is row and repr(results.read(workdir.evaluation).rows[-1]) == repr(row)
   for suffix in (".csv", ".npz"):
@@ -245,11 +250,18 @@ def test_scores_of_an_earlier_evaluation_do_not_stay(run):
     "SHA256SUMS",
     "grounding-by-phrase.csv",
     "grounding.csv",
+    "grounding@centre.csv",
+    "grounding@mean_box.csv",
+    "grounding@mean_box_per_finding.csv",
+    "grounding@mean_box_per_place.csv",
+    "grounding@random.csv",
     "mass-inside.csv",
+    "mass-inside@chance.csv",
     "presence.csv",
     "reranked-retrieval.csv",
     "retrieval.csv",
     "side.csv",
+    "tables.json",
     "terms.csv",
     "zero-shot-ours.csv",
   ]
@@ -268,7 +280,7 @@ def test_a_full_disk_leaves_a_whole_evaluation_or_none(run, tmp_path, monkeypatc
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr(evaluate, "_score", lambda *_: ([], by_task))
+  monkeypatch.setattr(evaluate, "_score", lambda *_: ([], by_task, []))
   monkeypatch.setattr(evaluate, "image_views", lambda *_: [])
   owner = example_scores if place == "write" else evaluate.report
   monkeypatch.setattr(owner, place, full)

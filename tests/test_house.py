@@ -48,6 +48,7 @@ FLOORS = (
   "plan_jax.compare",
   "plan_jax.export",
   "plan_jax.experiment",
+  "plan_jax.suite",
   "plan_jax.main",
   "launch",
   "plan_jax.commands",

@@ -133,6 +133,10 @@ def _all_test(items: Sequence[Item], seed: int) -> Splits:
   return {"test": [item.image_id for item in items]}
 
 
+def _own_test(items: Sequence[Item], seed: int) -> Splits:
+  return {"test": [item.image_id for item in items if item.split == "test"]}
+
+
 def _train_share(fraction: float) -> Callable[[Sequence[Item], int], Splits]:
   def build(items: Sequence[Item], seed: int) -> Splits:
     kept = subset((i.patient_id for i in items if i.split == "train"), fraction, seed)
@@ -157,6 +161,7 @@ SELECTIONS: dict[str, Callable[[Sequence[Item], int], Splits]] = {
   "rsna_detection_mgca": _rsna_detection_mgca,
   "siim_images": _siim_images,
   "all_test": _all_test,
+  "own_test": _own_test,
   "train_1pct": _train_share(0.01),
   "train_10pct": _train_share(0.1),
 }

@@ -15,11 +15,13 @@ Categories are labels that are present; of others nothing is known. There is no 
 Boxes are pixels of the original image (image_width x image_height); where the JPEG has another
 size, they are scaled. Splits are MS-CXR's own; 1.0.0 has none, and all images are "test". They are
 not the splits of MIMIC-CXR: its reader leaves the patients of MS-CXR out of training.
+boxes="single" keeps the phrases of one box alone, as supervised phrase grounding does.
 """
 
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from input_pipeline.readers.raw.boxes import Corners, clip
 from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, Listing, Source, build_example
 
+BOXES = ("all", "single")
 _SIZE = ("image_width", "image_height")
 _BOX = ("x", "y", "w", "h")
 _COLUMNS = ("dicom_id", "category_name", "label_text", "path", *_BOX, *_SIZE)
@@ -65,9 +68,14 @@ class _Image:
   regions: tuple[tuple[str, str, tuple[Corners, ...]], ...]  # phrase, label, corners
 
 
-def open_source(source: str) -> Source:
-  """Lists the images of MS-CXR. Raises SourceError, also where two rows contradict."""
+def open_source(source: str, *, boxes: str = "all") -> Source:
+  """Lists the images of MS-CXR. Raises SourceError, also where two rows contradict.
+
+  Args:
+    boxes: "all", or "single", which leaves phrases of several boxes aside.
+  """
   root = folders.folder(source, "ms-cxr and mimic-cxr-jpg")
+  folders.check_option("boxes", boxes, BOXES)
   rows = annotations(root)
   images = physionet.find(root, "mimic-cxr-jpg", "files")
   listing = Listing()
@@ -83,19 +91,21 @@ def open_source(source: str) -> Source:
     if isinstance(corners, str):
       listing.leave_out(f"{row.path} ({row.place})", corners)
       continue
-    boxes = regions_of.setdefault(row.dicom_id, {}).setdefault((row.phrase, row.category), [])
-    if corners in boxes:
+    known = regions_of.setdefault(row.dicom_id, {}).setdefault((row.phrase, row.category), [])
+    if corners in known:
       listing.counts["repeated"] += 1
     else:
-      boxes.append(corners)
+      known.append(corners)
+  if boxes == "single":
+    regions_of = _single(regions_of, listing)
   for dicom_id, regions in regions_of.items():
     row = first[dicom_id]
-    boxes = tuple((*names, tuple(corners)) for names, corners in regions.items())
+    boxed = tuple((*names, tuple(corners)) for names, corners in regions.items())
     listing.items[dicom_id] = Item(
       key=f"files/{row.path}",
       split=row.split or "test",
       patient_id=row.patient_id,
-      row=_Image(row.path, row.study_id, row.size, boxes),
+      row=_Image(row.path, row.study_id, row.size, boxed),
       image_id=dicom_id,
       labels=tuple((label, 1) for label in sorted({label for _, label in regions})),
     )
@@ -109,6 +119,21 @@ def open_source(source: str) -> Source:
     listing.note("MS-CXR's table has no splits (1.0.0 has none): every image is test")
   listing.note("boxes that stand twice, taken once: {}", listing.counts["repeated"])
   return listing.source("ms_cxr", functools.partial(_read, images=images))
+
+
+def _single(
+  regions_of: dict[str, dict[tuple[str, str], list[Corners]]], listing: Listing
+) -> dict[str, dict[tuple[str, str], list[Corners]]]:
+  """Keeps the phrases of one box, also over several categories, and the images that have such."""
+  kept, aside = {}, 0
+  for dicom_id, regions in regions_of.items():
+    counts = Counter(phrase for (phrase, _), corners in regions.items() for _ in corners)
+    single = {names: each for names, each in regions.items() if counts[names[0]] == 1}
+    aside += len({phrase for phrase, count in counts.items() if count > 1})
+    if single:
+      kept[dicom_id] = single
+  listing.note("phrases of several boxes left aside: {}", aside)
+  return kept
 
 
 def annotations(root: Path) -> list[Annotation]:

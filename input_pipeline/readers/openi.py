@@ -14,7 +14,9 @@ findings and impression the text. What was removed to hide who it is stays, "XXX
 
 Labels (1, nothing is known absent) are the headings of the MeSH terms that were assigned by hand
 ("Opacity" of "Opacity/lung/base/left") and the terms that were found automatically, as spelled.
-"No Indexing" is none. Left aside: captions, image features, and the DICOM headers.
+"No Indexing" is none. labels="carzero" has instead the 18 findings that CARZero and RadZero are
+evaluated on: 1 where an automatic term holds the name or its other word, as their code has it, else
+0. Left aside: captions, image features, and the DICOM headers.
 
 There is no official split: 80/10/10 is drawn by uId.
 """
@@ -34,7 +36,31 @@ from input_pipeline.readers.raw.folders import SourceError
 from input_pipeline.readers.source import Item, Listing, Source, build_example, draw_split
 from input_pipeline.text import reports
 
-VIEWS = ("all", "frontal")
+VIEWS, LABELS = ("all", "frontal"), ("terms", "carzero")
+# Finding -> words, any of which an automatic term holds where it is present.
+CARZERO = {
+  name: (name.lower(), *more)
+  for name, *more in (
+    ("Atelectasis", "atelectases"),
+    ("Cardiomegaly",),
+    ("Effusion",),
+    ("Infiltration", "infiltrate"),
+    ("Mass",),
+    ("Nodule",),
+    ("Pneumonia",),
+    ("Pneumothorax",),
+    ("Edema",),
+    ("Emphysema",),
+    ("Fibrosis",),
+    ("Pleural_Thickening", "pleural thickening"),
+    ("Hernia",),
+    ("Fracture",),
+    ("Opacity",),
+    ("Lesion",),
+    ("Calcified Granuloma",),
+    ("Granuloma",),
+  )
+}
 _FOLDER, _ARCHIVE, _PROJECTIONS = "ecgen-radiology", "NLMCXR_reports.tgz", "indiana_projections.csv"
 _TEXT = ("findings", "impression")  # the sections that training reads
 
@@ -51,16 +77,19 @@ class _Report:
   image_ids: tuple[str, ...]
   sections: tuple[tuple[str, str], ...]
   labels: tuple[tuple[str, int], ...]
+  automatic: str  # its automatic terms, in lower case
 
 
-def open_source(source: str, *, views: str = "all") -> Source:
+def open_source(source: str, *, views: str = "all", labels: str = "terms") -> Source:
   """Lists the images of all reports. Raises SourceError, also for one uId or image twice.
 
   Args:
     views: "all", or "frontal", which needs indiana_projections.csv.
+    labels: "terms", or "carzero": the findings of `CARZERO`, 1 or 0.
   """
   root = folders.folder(source, "ecgen-radiology or NLMCXR_reports.tgz, and the images")
   folders.check_option("views", views, VIEWS)
+  folders.check_option("labels", labels, LABELS)
   view_of = _views(root)
   if views == "frontal" and view_of is None:
     raise SourceError(f"{root}: views='frontal' needs {_PROJECTIONS}, Kaggle's table of the views")
@@ -82,7 +111,8 @@ def open_source(source: str, *, views: str = "all") -> Source:
       file = png.get(f"{image_id}.png") or png.get(f"{short}.dcm.png") or dcm.get(f"{short}.dcm")
       key, split = f"{image_id} ({name})", draw_split(report.uid)
       row = _Row(file or f"NLMCXR_png/{image_id}.png", report.sections)
-      item = Item(key, split, report.uid, row, image_id, view, report.labels)
+      known = report.labels if labels == "terms" else _carzero(report.automatic)
+      item = Item(key, split, report.uid, row, image_id, view, known)
       if items.setdefault(image_id, item) is not item:
         raise SourceError(f"{root}: {item.key} is an image of {items[image_id].key} too")
   if not items:
@@ -175,13 +205,26 @@ def _parse(data: bytes) -> _Report:
     for node in xml.iter("AbstractText")
   )
   sections = reports.named_sections(texts)
-  terms = [(node.text or "").split("/")[0].strip() for node in xml.iter("major")]
-  terms += [(node.text or "").strip() for node in xml.iter("automatic")]
+  automatic = [(node.text or "").strip() for node in xml.iter("automatic")]
+  terms = [(node.text or "").split("/")[0].strip() for node in xml.iter("major")] + automatic
   labels = {term: 1 for term in terms if term not in ("", "No Indexing")}
   image_ids = dict.fromkeys(node.get("id", "") for node in xml.iter("parentImage"))
   if "" in image_ids:
     raise UnreadableError("a parentImage has no id")
-  return _Report(uid.get("id"), tuple(image_ids), tuple(sections.items()), tuple(labels.items()))
+  return _Report(
+    uid.get("id"),
+    tuple(image_ids),
+    tuple(sections.items()),
+    tuple(labels.items()),
+    "|".join(automatic).lower(),
+  )
+
+
+def _carzero(automatic: str) -> tuple[tuple[str, int], ...]:
+  """Labels the findings of `CARZERO` by the automatic terms of a report."""
+  return tuple(
+    (name, int(any(word in automatic for word in words))) for name, words in CARZERO.items()
+  )
 
 
 def _read(item: Item, *, root: Path) -> Example:

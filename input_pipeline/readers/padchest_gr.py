@@ -210,7 +210,7 @@ def _read(item: Item, *, root: Path) -> Example:
 
   return build_example(
     item,
-    _windowed(folders.read_bytes(root, item.row.file)),
+    windowed(folders.read_bytes(root, item.row.file)),
     study_id=item.row.study_id,
     sections={"findings": " ".join(sentences)} if sentences else {},
     sentences=sentences,
@@ -218,7 +218,7 @@ def _read(item: Item, *, root: Path) -> Example:
   )
 
 
-def _windowed(data: bytes) -> bytes:
+def windowed(data: bytes) -> bytes:
   """Brings a 16-bit image to binary PGM, which Pillow reads; returns any other as it is."""
   try:
     with open_image(data) as image:

@@ -16,7 +16,8 @@ class Evaluator(abc.ABC):
   """Scores a model on a data set under `protocols`.
 
   `applies`, `score`, then `rows` and `example_scores` of what `score` gave, which is empty or None
-  where there was nothing to score. What is left out is logged.
+  where there was nothing to score. What is left out is logged. `rows` need no more than `restore`
+  gives back of `example_scores` and `facts`: no model, and no image.
   """
 
   protocols: tuple[str, ...]
@@ -34,6 +35,17 @@ class Evaluator(abc.ABC):
   def rows(self, scores: Any, *, data: str, resamples: int, seed: int) -> list[Row]:
     """Summarises the scores, the chance baselines beside the run; draws as in `bootstrap`."""
 
+  @abc.abstractmethod
   def example_scores(self, scores: Any) -> dict[str, ExampleScores]:
-    """Picks the per-example scores to keep on disk, by task; none by default."""
+    """Picks the per-example scores to keep on disk, by task.
+
+    What else `rows` need by example is "TASK@PART": chance baselines, published protocols.
+    """
+
+  def facts(self, scores: Any) -> dict[str, Any]:
+    """Collects what `rows` need besides, as JSON; nothing by default."""
     return {}
+
+  @abc.abstractmethod
+  def restore(self, kept: dict[str, ExampleScores], facts: dict[str, Any]) -> Any:
+    """Makes the scores again of what `example_scores` and `facts` gave."""

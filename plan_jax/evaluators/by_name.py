@@ -16,6 +16,7 @@ from plan_jax.evaluators.presence import Presence
 from plan_jax.evaluators.reranking import Reranking
 from plan_jax.evaluators.retrieval import Retrieval
 from plan_jax.evaluators.retrieval_compat import PublishedRetrieval
+from plan_jax.evaluators.segmentation_compat import PublishedSegmentation
 from plan_jax.evaluators.side import Side
 from plan_jax.evaluators.terms import Terms
 from plan_jax.evaluators.zero_shot import ZeroShot
@@ -25,6 +26,7 @@ from plan_jax.inference import prompts
 EVALUATORS = {
   "grounding": Grounding,
   "grounding_compat": PublishedGrounding,
+  "segmentation_compat": PublishedSegmentation,
   "mass_inside": MassInside,
   "side": Side,
   "retrieval": Retrieval,
@@ -57,6 +59,8 @@ def configured(config: ConfigDict) -> list[Evaluator]:
     raise UserError(f"prompts: {error}") from error
   options = {
     "grounding": {"seed": config.seed},
+    "grounding_compat": {"prompts": sets[:1]},
+    "segmentation_compat": {"prompts": sets[:1]},
     "reranking": {"top": config.evaluation.rerank_top},
     "zero_shot": {"prompts": sets},
     "terms": {"listed": terms},

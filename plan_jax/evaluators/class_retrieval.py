@@ -17,7 +17,7 @@ Protocol "class-retrieval-v1":
 - Chance baseline `chance`: the share of the query's class among the candidates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -71,22 +71,28 @@ def score_classes(
       f"class retrieval: {left} of {len(classes)} images have no single finding and are left out"
     )
   _, query_class = np.unique(classes[chosen], return_inverse=True)
-  n, ks = len(chosen), [k for k in AT if k < len(chosen)]
-  sizes = np.bincount(query_class)[query_class]
-  run, chance = {}, {}
+  ks = [k for k in AT if k < len(chosen)]
+  values = {}
   for direction in DIRECTIONS:
     near = (scores or pairs.similarities)(direction, chosen)
     parts = _precisions(near, query_class, ks, block)
-    for own, part, share in zip(OWN, parts, (sizes / n, (sizes - 1) / (n - 1)), strict=True):
-      for k, values in zip(ks, part.T, strict=True):
-        run[f"P@{k} {direction} {own}"] = values
-        chance[f"P@{k} {direction} {own}"] = share
+    for own, part in zip(OWN, parts, strict=True):
+      values |= {f"P@{k} {direction} {own}": column for k, column in zip(ks, part.T, strict=True)}
   ids = [example_id(pairs.ids[i]) for i in chosen]
   groups, patients = classes[chosen].tolist(), [pairs.patients[i] for i in chosen]
-  return tuple(
-    ExampleScores(ids, groups, patients, tuple(values), np.stack(list(values.values()), axis=1))
-    for values in (run, chance)
-  )
+  columns = np.stack(list(values.values()), axis=1)
+  return with_chance(ExampleScores(ids, groups, patients, tuple(values), columns))
+
+
+def with_chance(run: ExampleScores | None) -> Scores | None:
+  """Computes the scores of chance on the queries of the run; None of none."""
+  if run is None:
+    return None
+  _, query_class = np.unique(run.groups, return_inverse=True)
+  sizes, n = np.bincount(query_class)[query_class], len(run.ids)
+  shares = {OWN[0]: sizes / n, OWN[1]: (sizes - 1) / (n - 1)}
+  columns = [shares[own] for metric in run.metrics for own in OWN if metric.endswith(f" {own}")]
+  return run, replace(run, values=np.stack(columns, axis=1))
 
 
 def _precisions(near, query_class: np.ndarray, ks: list[int], block: int) -> list[np.ndarray]:
@@ -146,3 +152,7 @@ class ClassRetrieval(Evaluator):
   def example_scores(self, scores: Scores | None) -> dict[str, ExampleScores]:
     """Picks the scores of the run."""
     return {"class-retrieval": scores[0]} if scores else {}
+
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> Scores | None:
+    """Computes chance again."""
+    return with_chance(kept.get("class-retrieval"))

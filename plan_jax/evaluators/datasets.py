@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -32,6 +32,7 @@ class EvaluationSet:
   split: str  # "train", "validation" or "test"
   is_own: bool  # it is of the run's own data
   features: Path | None = None  # folder of their stored features
+  findings: tuple[str, ...] = ()  # whose labels and regions are scored; all where empty
 
   @property
   def attached_name(self) -> str:
@@ -56,7 +57,14 @@ class EvaluationSet:
       log.info(f"{what}: {without} of the {split} images have no {where} and are left out")
     silent = not what or not processes.is_primary()
     bar = tqdm(range(len(source)), desc=what, unit="image", disable=silent, mininterval=1)
-    return (source[i] for i in bar)
+    return (self._limited(source[i]) for i in bar)
+
+  def _limited(self, example: Example) -> Example:
+    if not self.findings:
+      return example
+    labels = {name: value for name, value in example.labels.items() if name in self.findings}
+    regions = tuple(region for region in example.regions if region.label in self.findings)
+    return replace(example, labels=labels, regions=regions)
 
   def has(self, where: str, split: str = "") -> bool:
     """Tells whether an example has `where`; False for a split that does not exist."""

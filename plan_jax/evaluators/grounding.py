@@ -54,7 +54,7 @@ from plan_jax.metrics.localization import METRICS, Heatmap, TrueMask, localizati
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 
-PROTOCOL = "grounding-v1"
+PROTOCOL, _TASK = "grounding-v1", "grounding"
 _KEPT_MAPS = 64  # of the chance baselines
 
 Scores = dict[str, ExampleScores]  # by model: "run" first, then the chance baselines
@@ -79,7 +79,7 @@ class Grounding(Evaluator):
     by_words = score_grounding(model, examples, prior, seed=self.seed)
     examples = dataset.examples("regions", "grounding by phrase")
     by_phrase = score_grounding(model, examples, None, of="phrase")
-    return {"grounding": by_words, "grounding-by-phrase": by_words | by_phrase}
+    return {_TASK: by_words, "grounding-by-phrase": by_words | by_phrase}
 
   def rows(self, scores: dict[str, Scores], **common) -> list[Row]:
     """Makes the rows of both tasks."""
@@ -90,8 +90,15 @@ class Grounding(Evaluator):
     ]
 
   def example_scores(self, scores: dict[str, Scores]) -> dict[str, ExampleScores]:
-    """Picks the scores of the run."""
-    return {task: by_model[RUN] for task, by_model in scores.items() if by_model}
+    """Picks the scores of the run, and those of the chance baselines once."""
+    kept = {task: by_model[RUN] for task, by_model in scores.items() if by_model}
+    chance_scores = {f"{_TASK}@{name}": s for name, s in scores[_TASK].items() if name != RUN}
+    return kept | chance_scores
+
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> dict[str, Scores]:
+    """Gives each task the chance baselines."""
+    baselines = {name.partition("@")[2]: s for name, s in kept.items() if "@" in name}
+    return {task: {RUN: s} | baselines for task, s in kept.items() if "@" not in task}
 
 
 def box_prior(examples: Iterable[Example], grid: int = 128) -> chance.BoxPrior:

@@ -29,24 +29,34 @@ own runs see the whole image. Sources, read as code unless said otherwise:
   the mean of the means of two fitted Gaussians; then, but for the edge, what most of the 3 x 3
   cells round a cell are; brought to the image bilinearly and rounded. mIoU is the mean of the IoU
   of fore- and background. Without foreground all metrics are 0.
-- "compat-radzero-v2" (RadZero): bilinear; the maximum lies in the first box of the phrase, whose
-  last edge, x1 and y1, belongs to it.
+- "compat-radzero-v2" (RadZero on MS-CXR): bilinear; the maximum lies in the first box of the
+  phrase, whose last edge, x1 and y1, belongs to it. "compat-any-box-v1" takes any of its boxes.
+- "compat-radzero-findings-v1" (RadZero on ChestX-Det10): the same in any box of the phrase, where
+  the model is asked not for the phrase but by the first prompt of its finding, "There is ...", of
+  the first set of `config.evaluation.prompts`. Findings without a prompt are left out and counted.
+- "compat-aep-sharpened-v1" (KAF's threshold sharpening): "compat-aep-v2" of another map, which is
+  no measure of the map itself, so it is reported apart. On what is scored the map u in [0, 1]
+  becomes 1 / (1 + exp(-96 (u - b))), b its quantile 1 - q, q the share of pixels above its mean
+  plus its deviation, held in [.001, .6]. P@1 is that of the map itself.
 
-The last three score the whole image; a pixel that was not seen has the least similarity that was
-(ours: the models that these codes evaluate see everything).
+All but compat-vios-s and both compat-aep score the whole image; a pixel that was not seen has the
+least similarity that was (ours: the models that these codes evaluate see everything).
 
 Ours, too, is that all score at the stored resolution: AFLoc draws boxes at 224 px, KAF at 518 px
 (on images of 1,024 px with random maps and boxes CNR differs by .012, to .054, mIoU by .002, to
 .010), and G2G scores the middle square at 512 px (mIoU .001, to .008, with where its k-means
 starts). AFLoc and KAF also score the margin that completes the square (sides of 5 to 6: CNR .027,
 to .085, mIoU .007, to .037). Phrases are one where they agree after normalisation; AFLoc ignores
-case alone, vios-s nothing. Of maxima that tie the first counts.
+case alone, vios-s nothing. Of maxima that tie the first counts. On PadChest-GR KAF unites the boxes
+of a sentence, where on MS-CXR it sums them as above: pixels of two of its boxes differ.
 
-The first three average by finding and then over findings ("macro"), the last two over the examples.
-Intervals as everywhere: 1,000 bootstrap draws of patients. A CNR that does not exist is left out.
+compat-g2g, compat-radzero and compat-any-box average over the examples, all others by finding and
+then over the findings ("macro"). Intervals as everywhere: 1,000 bootstrap draws of patients. A CNR
+that does not exist is left out.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -54,6 +64,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from input_pipeline import terminal
 from input_pipeline.example import Example
 from input_pipeline.regions import box_mask, finding_masks, region_mask
 from plan_jax.evaluators.base import Evaluator
@@ -61,6 +72,7 @@ from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.evaluators.phrases import Phrase, phrase_batches
 from plan_jax.inference.predictor import Predictor
+from plan_jax.inference.prompts import PromptSet
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.localization import THRESHOLDS, cnr, mask_iou, mixture_threshold
 from plan_jax.results.example_scores import ExampleScores
@@ -69,6 +81,7 @@ from plan_jax.runtime.logging import log
 
 _SIGMA = 1.5  # cells
 _CENTRE = 196 / 224  # of AFLoc's square
+_STEEPNESS, _FOREGROUND = 96, (0.001, 0.6)  # of KAF's sharpening
 _CELLS = 64  # of G2G's maps, along the shorter side
 
 Scores = dict[str, ExampleScores]  # by protocol
@@ -82,6 +95,7 @@ class Rules:
   groups: Callable[[Phrase], list[str]]  # of the examples of a phrase: findings, or "all"
   # Model, map on the grid, phrase -> the metrics of its examples, one after another.
   score: Callable[[Predictor, np.ndarray, Phrase], list[float]]
+  by_prompt: bool = False  # the map is that of the finding's prompt, not of the phrase
 
 
 def box_masks(phrase: Phrase) -> list[np.ndarray]:
@@ -144,14 +158,25 @@ def _times(phrase: Phrase) -> np.ndarray:
   return times
 
 
-def _aep(model: Predictor, grid: np.ndarray, phrase: Phrase) -> list[float]:
+def sharpened(values: np.ndarray) -> np.ndarray:
+  """Sharpens the scored values of a map, float64, as "compat-aep-sharpened-v1" has it."""
+  values = _scaled(values.astype(np.float64))
+  share = np.clip((values > values.mean() + values.std()).mean(), *_FOREGROUND)
+  steep = np.clip(_STEEPNESS * (values - np.quantile(values, 1 - share)), -60, 60)
+  return 1 / (1 + np.exp(-steep))
+
+
+def _aep(
+  model: Predictor, grid: np.ndarray, phrase: Phrase, *, sharpen: bool = False
+) -> list[float]:
   heatmap = model.to_image(ndimage.gaussian_filter(grid, _SIGMA), phrase.mask.shape)
   scored = centre(*heatmap.shape) & ~np.isnan(heatmap)
   heatmap, times = heatmap[scored], _times(phrase)[scored]
   mask = times > 0
   if not mask.any():
     return [np.nan] * 4
-  heatmap = 2 * _scaled(heatmap) - 1
+  pointed = float(mask[heatmap.argmax()])  # of the map itself: a sharpened one has a plateau
+  heatmap = 2 * _scaled(sharpened(heatmap) if sharpen else heatmap) - 1
   overlaps, dices = [], []
   for threshold in THRESHOLDS:
     predicted = heatmap > threshold
@@ -166,7 +191,7 @@ def _aep(model: Predictor, grid: np.ndarray, phrase: Phrase) -> list[float]:
     contrast,
     float(np.mean(overlaps)) if overlaps else np.nan,
     float(np.mean(dices)) if dices else np.nan,
-    float(mask[heatmap.argmax()]),
+    pointed,
   ]
 
 
@@ -195,13 +220,33 @@ def _g2g(model: Predictor, grid: np.ndarray, phrase: Phrase) -> list[float]:
   return [cnr(heatmap, mask, ~mask, ddof=1), both]
 
 
-def _radzero(model: Predictor, grid: np.ndarray, phrase: Phrase) -> list[float]:
+def _point(model: Predictor, grid: np.ndarray, phrase: Phrase) -> tuple[int, int]:
   heatmap = _filled(model.to_image(grid, phrase.mask.shape))
   y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
-  if not len(boxes := phrase.regions[0].boxes):
-    return [float(region_mask(phrase.regions[0], phrase.example)[y, x])]
-  x0, y0, x1, y1 = boxes[0]
-  return [float(x0 <= x <= x1 and y0 <= y <= y1)]
+  return int(x), int(y)
+
+
+def _contains(box: np.ndarray, x: int, y: int) -> bool:
+  x0, y0, x1, y1 = box
+  return bool(x0 <= x <= x1 and y0 <= y <= y1)
+
+
+def _first_box(model: Predictor, grid: np.ndarray, phrase: Phrase) -> list[float]:
+  (x, y), first = _point(model, grid, phrase), phrase.regions[0]
+  if not len(first.boxes):
+    return [float(region_mask(first, phrase.example)[y, x])]
+  return [float(_contains(first.boxes[0], x, y))]
+
+
+def _any_box(model: Predictor, grid: np.ndarray, phrase: Phrase) -> list[float]:
+  x, y = _point(model, grid, phrase)
+  hit = any(
+    any(_contains(box, x, y) for box in region.boxes)
+    if len(region.boxes)
+    else region_mask(region, phrase.example)[y, x]
+    for region in phrase.regions
+  )
+  return [float(hit)]
 
 
 PROTOCOLS = {
@@ -213,36 +258,76 @@ PROTOCOLS = {
   ),
   "compat-mgvla-v2": Rules(("absolute CNR",), _box_findings, _mgvla),
   "compat-g2g-v2": Rules(("unbiased CNR", "mIoU of both"), lambda phrase: ["all"], _g2g),
-  "compat-radzero-v2": Rules(("pointing first box",), lambda phrase: ["all"], _radzero),
+  "compat-radzero-v2": Rules(("pointing first box",), lambda phrase: ["all"], _first_box),
+  "compat-any-box-v1": Rules(("pointing any box",), lambda phrase: ["all"], _any_box),
+  "compat-radzero-findings-v1": Rules(
+    ("pointing any box",), lambda phrase: [phrase.label], _any_box, by_prompt=True
+  ),
+  "compat-aep-sharpened-v1": Rules(
+    ("signed CNR", "mIoU", "mean Dice", "P@1"),
+    lambda phrase: [phrase.regions[-1].label],
+    functools.partial(_aep, sharpen=True),
+  ),
 }
 
 
 def score_compat(
-  model: Predictor, examples: Iterable[Example], protocols: Iterable[str] = tuple(PROTOCOLS)
+  model: Predictor,
+  examples: Iterable[Example],
+  protocols: Iterable[str] = tuple(PROTOCOLS),
+  prompts: PromptSet | None = None,
 ) -> Scores:
   """Scores every phrase, by protocol; empty where no example has a region.
 
-  Raises ValueError as `grounding.score_grounding`.
+  Without `prompts` protocols that ask by them are left out. Raises ValueError as
+  `grounding.score_grounding`.
   """
-  tables = {name: [] for name in protocols}  # name -> (id, group, patient, metrics) of examples
+  # Name -> (id, group, patient, metrics) of examples.
+  tables = {name: [] for name in protocols if prompts or not PROTOCOLS[name].by_prompt}
+  without: Counter[str] = Counter()
   for images, phrases in phrase_batches(examples):
-    grids = model.similarities(images, [phrase.text for phrase in phrases], "phrase")
-    for phrase, grid in zip(phrases, grids, strict=True):
-      for name, table in tables.items():
-        rule, patient = PROTOCOLS[name], phrase.example.patient_id
-        rows = np.reshape(rule.score(model, grid, phrase), (-1, len(rule.metrics)))
-        for i, (group, row) in enumerate(zip(rule.groups(phrase), rows, strict=True)):
-          table.append((f"{phrase.id} #{i}" if i else phrase.id, group, patient, row))
+    for by_prompt in (False, True):
+      chosen = {n: table for n, table in tables.items() if PROTOCOLS[n].by_prompt == by_prompt}
+      asked = [phrase.text for phrase in phrases]
+      if by_prompt and chosen:
+        each = [prompts.prompts(phrase.label) for phrase in phrases]
+        without.update(p.label for p, texts in zip(phrases, each, strict=True) if not texts)
+        asked = [texts.positive[0] if texts else "" for texts in each]
+      places = [i for i, text in enumerate(asked) if text] if chosen else []
+      if not places:
+        continue
+      grids = model.similarities([images[i] for i in places], [asked[i] for i in places], "phrase")
+      for i, grid in zip(places, grids, strict=True):
+        for name, table in chosen.items():
+          table += _examples(PROTOCOLS[name], model, grid, phrases[i])
+  if without:
+    log.info(
+      f"grounding by prompts {prompts.name}: {without.total()} phrases have findings without a"
+      f" prompt and are left out: {terminal.join(sorted(without))}"
+    )
   scores = {}
   for name, table in tables.items():
     if table:
       *texts, rows = zip(*table, strict=True)
-      scores[name] = ExampleScores(*map(list, texts), PROTOCOLS[name].metrics, np.stack(rows))
+      rule = PROTOCOLS[name]
+      full = f"{name}, prompts {prompts.fingerprint}" if rule.by_prompt else name
+      scores[full] = ExampleScores(*map(list, texts), rule.metrics, np.stack(rows))
       if lost := int(np.isnan(rows).all(1).sum()):
         log.info(
           f"{name}: {lost} of {len(rows)} examples have no region in what is scored; left out"
         )
   return scores
+
+
+def _examples(
+  rule: Rules, model: Predictor, grid: np.ndarray, phrase: Phrase
+) -> list[tuple[str, str, str, np.ndarray]]:
+  """Scores the examples of a phrase: (id, group, patient, metrics) of each."""
+  rows = np.reshape(rule.score(model, grid, phrase), (-1, len(rule.metrics)))
+  return [
+    (f"{phrase.id} #{i}" if i else phrase.id, group, phrase.example.patient_id, row)
+    for i, (group, row) in enumerate(zip(rule.groups(phrase), rows, strict=True))
+  ]
 
 
 def compat_rows(scores: Scores, *, data: str, **draws: int) -> list[Row]:
@@ -259,15 +344,37 @@ def compat_rows(scores: Scores, *, data: str, **draws: int) -> list[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedGrounding(Evaluator):
-  """Evaluator of the emulated protocols; they have no chance baselines."""
+  """Evaluator of the emulated protocols; they have no chance baselines.
+
+  The first of the sets of `prompts` is asked by, where a protocol does so.
+  """
 
   needs = "regions"
   protocols: tuple[str, ...] = tuple(PROTOCOLS)
+  prompts: tuple[PromptSet, ...] = ()
   rows = staticmethod(compat_rows)
 
   def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> Scores:
     """Scores every phrase under each protocol."""
-    return score_compat(model, dataset.examples("regions", "compatibility"), self.protocols)
+    prompts = self.prompts[0] if self.prompts else None
+    examples = dataset.examples("regions", "compatibility")
+    return score_compat(model, examples, self.protocols, prompts)
+
+  def example_scores(self, scores: Scores) -> dict[str, ExampleScores]:
+    """Names the scores of each protocol."""
+    return {f"grounding@{_part(protocol)}": each for protocol, each in scores.items()}
+
+  def facts(self, scores: Scores) -> dict[str, str]:
+    """Collects the protocols by the names of their scores."""
+    return {_part(protocol): protocol for protocol in scores}
+
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> Scores:
+    """Takes the names back."""
+    return {facts[name.partition("@")[2]]: each for name, each in kept.items()}
+
+
+def _part(protocol: str) -> str:
+  return protocol.replace(", prompts ", "-")
 
 
 def _filled(heatmap: np.ndarray) -> np.ndarray:

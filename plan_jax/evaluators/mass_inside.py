@@ -29,7 +29,7 @@ from plan_jax.metrics.localization import mass_inside
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.results.rows import RUN, Row
 
-PROTOCOL = "mass-inside-v1"
+PROTOCOL, _TASK = "mass-inside-v1", "mass-inside"
 METRICS = ("mass inside",)
 
 Scores = dict[str, ExampleScores]  # by model: "run" and "chance"
@@ -61,7 +61,7 @@ def mass_inside_rows(scores: Scores, *, data: str, **draws: int) -> list[Row]:
     for name, each in scores.items()
   }
   return [
-    Row("mass-inside", PROTOCOL, data, group, *METRICS, name, s.value, s.low, s.high, s.n)
+    Row(_TASK, PROTOCOL, data, group, *METRICS, name, s.value, s.low, s.high, s.n)
     for group in means.get(RUN, ())
     for name, by_group in means.items()
     for s in by_group[group]
@@ -81,5 +81,9 @@ class MassInside(Evaluator):
     return score_mass_inside(model, dataset.examples("regions", "mass inside"))
 
   def example_scores(self, scores: Scores) -> dict[str, ExampleScores]:
-    """Picks the scores of the run."""
-    return {"mass-inside": scores[RUN]} if scores else {}
+    """Picks the scores of the run and of chance."""
+    return {f"{_TASK}@{name}" if name != RUN else _TASK: each for name, each in scores.items()}
+
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> Scores:
+    """Takes the names back."""
+    return {name.partition("@")[2] or RUN: each for name, each in kept.items()}

@@ -118,6 +118,10 @@ class Presence(Evaluator):
     """Picks the peaks."""
     return {"presence": scores} if scores else {}
 
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> ExampleScores | None:
+    """Takes the peaks back."""
+    return kept.get("presence")
+
 
 def _log_left_out(labels: list[dict[str, int]]) -> None:
   """Logs how many pairs of the images with these labels the protocol leaves out, and why."""

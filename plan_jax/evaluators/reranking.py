@@ -84,6 +84,15 @@ class Reranking(Evaluator):
     kept = {TASK: scores.gallery.example_scores} if scores.gallery else {}
     return kept | ({CLASS_TASK: scores.classes[0]} if scores.classes else {})
 
+  def facts(self, scores: Scores) -> dict[str, dict]:
+    """Collects chance of the gallery."""
+    return {TASK: scores.gallery.chance()} if scores.gallery else {}
+
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> Scores:
+    """Makes gallery and classes again."""
+    gallery = retrieval.restored_gallery(kept[TASK], facts[TASK]) if TASK in kept else None
+    return Scores(gallery, class_retrieval.with_chance(kept.get(CLASS_TASK)))
+
 
 def features(model: Predictor, examples: Iterable[Example]) -> tuple[np.ndarray, ...]:
   """Makes local features of the examples with text, in their order; images are not kept."""

@@ -25,6 +25,7 @@ Protocol "retrieval-v1":
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from plan_jax.metrics.ranking import Ranks, chance_ranks
 from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
 
-PROTOCOL = "retrieval-v1"
+PROTOCOL, _TASK = "retrieval-v1", "retrieval"
 AT = (1, 5, 10)
 # (direction, pairs that are the gallery) -> (start, stop) -> [stop - start, pairs], of its queries.
 PairScores = Callable[[str, np.ndarray], Callable[[int, int], np.ndarray]]
@@ -50,6 +51,15 @@ class Gallery:
   example_scores: ExampleScores  # of the pairs, by the image; see `rank_metrics`
   recalls: dict[int, float]  # K -> R@K of chance
   median: float  # the median rank of chance
+
+  def chance(self) -> dict[str, Any]:
+    """Writes chance as JSON."""
+    return {"recalls": {str(k): value for k, value in self.recalls.items()}, "median": self.median}
+
+
+def restored_gallery(scores: ExampleScores, chance: dict[str, Any]) -> Gallery:
+  """Makes a gallery of its scores and what `Gallery.chance` gave."""
+  return Gallery(scores, {int(k): v for k, v in chance["recalls"].items()}, chance["median"])
 
 
 def score_retrieval(pairs: Pairs | None) -> dict[str, Gallery]:
@@ -98,7 +108,7 @@ def retrieval_rows(
   galleries: dict[str, Gallery],
   *,
   data: str,
-  task: str = "retrieval",
+  task: str = _TASK,
   protocol: str = PROTOCOL,
   **draws: int,
 ) -> list[Row]:
@@ -138,5 +148,17 @@ class Retrieval(Evaluator):
     return score_retrieval(embeddings.pairs)
 
   def example_scores(self, scores: dict[str, Gallery]) -> dict[str, ExampleScores]:
-    """Picks those of the whole gallery."""
-    return {"retrieval": scores["all"].example_scores} if scores else {}
+    """Picks those of the whole gallery, and of those by kind of text."""
+    return {
+      _TASK if group == "all" else f"{_TASK}@{group}": each.example_scores
+      for group, each in scores.items()
+    }
+
+  def facts(self, scores: dict[str, Gallery]) -> dict[str, dict]:
+    """Collects chance by gallery."""
+    return {group: each.chance() for group, each in scores.items()}
+
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> dict[str, Gallery]:
+    """Makes the galleries again."""
+    groups = {name.partition("@")[2] or "all": each for name, each in kept.items()}
+    return {group: restored_gallery(each, facts[group]) for group, each in groups.items()}

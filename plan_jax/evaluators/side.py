@@ -131,6 +131,10 @@ class Side(Evaluator):
     """Picks the scores of the phrases."""
     return {"side": scores} if scores else {}
 
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> ExampleScores | None:
+    """Takes the phrases back."""
+    return kept.get("side")
+
 
 def _why_left_out(phrase: Phrase) -> str:
   """Returns why the protocol leaves a phrase out, "" where it does not."""

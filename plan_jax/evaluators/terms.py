@@ -179,3 +179,7 @@ class Terms(Evaluator):
   def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
     """Picks the words."""
     return {"terms": scores} if scores else {}
+
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> ExampleScores | None:
+    """Takes the words back."""
+    return kept.get("terms")

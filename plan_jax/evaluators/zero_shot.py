@@ -52,7 +52,8 @@ Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -146,14 +147,49 @@ class ZeroShot(Evaluator):
     return [row for each in scores for row in zero_shot_rows(each, self.protocols, **common)]
 
   def example_scores(self, scores: list[Scores]) -> dict[str, ExampleScores]:
-    """Picks the scores of findings and of classes."""
+    """Picks the scores of findings and of classes, and the similarities behind these."""
     kept = {}
     for each in scores:
-      if each.example_scores and PROTOCOL in self.protocols:
+      if each.example_scores and {PROTOCOL, TEST_THRESHOLD} & {*self.protocols}:
         kept[f"zero-shot-{each.prompts.name}"] = each.example_scores
+      task = f"zero-shot-classes-{each.prompts.name}"
       if each.classes and CLASSES_PROTOCOL in self.protocols:
-        kept[f"zero-shot-classes-{each.prompts.name}"] = each.classes.example_scores()
+        kept[task] = each.classes.example_scores()
+      if each.classes and {CLASSES_PROTOCOL, GLORIA} & {*self.protocols}:
+        kept |= {f"{task}@{part}": of_part for part, of_part in each.classes.parts().items()}
     return kept
+
+  def facts(self, scores: list[Scores]) -> dict[str, dict]:
+    """Collects prompts, thresholds and views, by the name of the prompts."""
+    return {each.prompts.name: _facts(each) for each in scores}
+
+  def restore(self, kept: dict[str, ExampleScores], facts: dict) -> list[Scores]:
+    """Makes the scores by every set of prompts again."""
+    return [_restored(name, kept, each) for name, each in facts.items()]
+
+
+def _facts(scores: Scores) -> dict[str, Any]:
+  """Collects, as JSON, what a row needs beside the scores of examples."""
+  examples = scores.example_scores
+  names = [name.partition("\t")[0] for name in examples.ids] if examples else []
+  return {
+    "prompts": asdict(scores.prompts),
+    "views": dict(zip(names, scores.views, strict=True)),
+    "thresholds": scores.thresholds,
+    "has_local": bool(scores.classes and scores.classes.has_local),
+  }
+
+
+def _restored(name: str, kept: dict[str, ExampleScores], facts: dict[str, Any]) -> Scores:
+  """Makes the scores by one set of prompts of what `_facts` gave."""
+  examples, task = kept.get(f"zero-shot-{name}"), f"zero-shot-classes-{name}@"
+  views = [facts["views"][each.partition("\t")[0]] for each in examples.ids] if examples else []
+  thresholds = facts["thresholds"]
+  if thresholds is not None:
+    thresholds = {finding: (value, images) for finding, (value, images) in thresholds.items()}
+  parts = {key.removeprefix(task): each for key, each in kept.items() if key.startswith(task)}
+  classes = Classes.of_parts(parts, facts["has_local"]) if parts else None
+  return Scores(PromptSet.of_json(facts["prompts"]), examples, views, thresholds, classes)
 
 
 def score_zero_shot(

@@ -21,6 +21,7 @@ from plan_jax.results.example_scores import ExampleScores, example_id
 from plan_jax.results.rows import RUN, Row
 
 _GLORIA_PROMPTS, _GLORIA_SEED = 5, 6
+_SIMILARITIES, _AS_GLORIA = "similarities", "compat-gloria"  # names of `Classes.parts`
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,28 @@ class Classes:
     right = np.take_along_axis(given, self.classes[:, None], axis=1)
     ids = [example_id(image_id) for image_id in self.ids]
     return ExampleScores(ids, ["all"] * len(ids), self.patients, ("accuracy",), right)
+
+  def parts(self) -> dict[str, ExampleScores]:
+    """Names both tables of similarities; the metrics are the classes, the groups the true ones."""
+    ids = [example_id(image_id) for image_id in self.ids]
+    classes = [self.names[i] for i in self.classes]
+    common = ids, classes, self.patients, tuple(self.names)
+    tables = {_SIMILARITIES: self.similarities, _AS_GLORIA: self.as_gloria}
+    return {name: ExampleScores(*common, table) for name, table in tables.items()}
+
+  @classmethod
+  def of_parts(cls, parts: dict[str, ExampleScores], has_local: bool) -> "Classes":
+    """Makes the images and classes again of `parts`."""
+    first, names = parts[_SIMILARITIES], list(parts[_SIMILARITIES].metrics)
+    return cls(
+      names,
+      np.array([names.index(name) for name in first.groups]),
+      first.values,
+      parts[_AS_GLORIA].values,
+      [name.partition("\t")[0] for name in first.ids],
+      first.patients,
+      has_local,
+    )
 
 
 def class_names(images: Images) -> list[str]:

@@ -63,6 +63,17 @@ class PromptSet:
     """Tells whether the findings have negative prompts: all have, or none."""
     return any(each.negative for each in (*self.findings.values(), self.template) if each)
 
+  @classmethod
+  def of_json(cls, content: dict[str, Any]) -> "PromptSet":
+    """Makes a set of what `dataclasses.asdict` gave, after JSON."""
+
+    def prompts(sides: Sequence[Sequence[str]]) -> Prompts:
+      return Prompts(*map(tuple, sides))
+
+    findings = {name: prompts(sides) for name, sides in content["findings"].items()}
+    template = content["template"] and prompts(content["template"])
+    return cls(**content | {"findings": findings, "template": template})
+
   def prompts(self, label: str) -> Prompts | None:
     """Looks up the prompts of a label; None where the set has none."""
     name = reports.normalise(label.replace("_", " "))

@@ -3,7 +3,8 @@
 A file is CSV with the header `image_id,phrase,patient_id,group,METRIC,...` and one line an example.
 The phrase is empty where the example is a whole image with its text; a cell is empty where the
 example has no such value. A text that a spreadsheet would take for a formula has a "'" before it,
-which `read` takes away. The folder of the files has a SHA256SUMS, see input_pipeline/digests.py.
+which `read` takes away. The folder of the files has a SHA256SUMS, see input_pipeline/digests.py,
+and of a whole evaluation tables.json, see plan_jax/evaluators/stored_scores.py.
 """
 
 import csv
@@ -21,6 +22,7 @@ from input_pipeline.digests import DamagedError
 from input_pipeline.files import replace_text
 from plan_jax.metrics.bootstrap import MACRO
 
+PART = "@"  # in the name of a file: TASK@PART, what the rows of a task need beside its own scores
 # The metrics of examples that are ranked, not averaged: AUC is taken from all of a group.
 SCORED = ("score", "positive")
 _REMEDY = "evaluate again (--mode=evaluate)"

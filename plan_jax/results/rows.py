@@ -80,7 +80,7 @@ def write(path: str | os.PathLike, evaluation: Evaluation) -> None:
     "step": int(evaluation.step),
     "complete": evaluation.complete,
     "data": evaluation.data,
-    "rows": [_as_json(row) for row in evaluation.rows],
+    "rows": [as_json(row) for row in evaluation.rows],
   }
   replace_text(path, digests.seal(content, indent=1))
 
@@ -95,7 +95,8 @@ def read(path: str | os.PathLike) -> Evaluation:
     raise DamagedError(f"{path} is of another version ({error}); {REMEDY}") from error
 
 
-def _as_json(row: Row) -> dict:
+def as_json(row: Row) -> dict:
+  """Writes a row as JSON has it. Raises ValueError where a value is infinite."""
   fields = asdict(row)
   if row.gallery is None:
     del fields["gallery"]

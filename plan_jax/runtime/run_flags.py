@@ -40,7 +40,15 @@ DATASET = flags.DEFINE_string("dataset", "folder", "Reader of --on, e.g. nih14."
 SPLIT = flags.DEFINE_enum(
   "split", None, ["train", "validation", "test", "all"], "Split of --on; all: all of its images."
 )
-OUT = flags.DEFINE_string("out", "", "Folder of the results of --on; by default in WORKDIR/on.")
+OUT = flags.DEFINE_string(
+  "out", "", "Folder of the results of --on or --suite; by default WORKDIR/on/... or suites/NAME."
+)
+SUITE = flags.DEFINE_enum(
+  "suite", None, ["aep", "radzero"], "Evaluates on the data sets of --sets by a suite's protocols."
+)
+SETS = flags.DEFINE_string(
+  "sets", None, "Folder of --suite: a folder of each data set by its name."
+)
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   False,
@@ -55,7 +63,7 @@ _OF_ON = (DATASET, SPLIT, OUT)
 # Command -> its flags, the common ones first.
 _HELP = {
   "train": (WORKDIR, CONFIG, STEPS, MODE, PARAMETER_TABLE, DISTRIBUTED, *PROCESS),
-  "evaluate": (WORKDIR, ON, *_OF_ON, CONFIG, DISTRIBUTED, *PROCESS),
+  "evaluate": (WORKDIR, ON, *_OF_ON, SUITE, SETS, CONFIG, DISTRIBUTED, *PROCESS),
 }
 _OWN = str(bundled.root() / "configs" / "run.py")  # the config of a run that has begun
 
@@ -133,7 +141,9 @@ def _check() -> None:
     raise UserError(f"--steps={STEPS.value}: is to train, not with --mode={MODE.value}")
   if STEPS.value is not None and "baseline" in CONFIG.value:
     raise UserError(f"--steps={STEPS.value}: a baseline is not trained; leave --steps out")
-  if ON.value is None:
+  if SUITE.value is not None or SETS.value is not None:
+    _check_suite()
+  elif ON.value is None:
     if given := [flag.name for flag in _OF_ON if flags.FLAGS[flag.name].present]:
       raise UserError(f"--{given[0]} is for --on=FOLDER, another data set to evaluate on")
   elif MODE.value != "evaluate" or not has_own_config():
@@ -144,3 +154,18 @@ def _check() -> None:
     raise UserError("--on is empty: name the folder of a data set")
   if not DISTRIBUTED.value and (wrong := [flag.name for flag in PROCESS if flag.value is not None]):
     raise UserError(f"--{wrong[0]} is for several processes: give --distributed too")
+
+
+def _check_suite() -> None:
+  """Raises UserError where --suite and --sets do not go with the other flags."""
+  if not SUITE.value or not SETS.value:
+    raise UserError("--suite=NAME and --sets=FOLDER go together: name both")
+  if MODE.value != "evaluate":
+    raise UserError("--suite is of plan-jax evaluate (--mode=evaluate)")
+  if given := [flag.name for flag in (ON, DATASET, SPLIT) if flags.FLAGS[flag.name].present]:
+    raise UserError(f"--suite has data sets and splits of its own: leave out --{given[0]}")
+  if "baseline" not in CONFIG.value and not has_own_config():
+    raise UserError(
+      "--suite evaluates a run by its own config, or a baseline: leave out --config, or name"
+      " --config=configs/baselines.py:NAME"
+    )

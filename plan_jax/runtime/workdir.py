@@ -60,6 +60,7 @@ class Workdir:
     self.calibration = self.path / "calibration.json"  # peaks on validation images, of one step
     self.example_scores = self.path / "example_scores"  # the scores behind it, one file a task
     self.report = self.path / "report" / "index.html"
+    self.suites = self.path / "suites"  # evaluations by suites, a folder each
 
   def example_scores_of(self, task: str, name: str = "") -> Path:
     """Gives the file of the scores of a task; `name` is that of an attached evaluation set."""
@@ -106,7 +107,7 @@ class Workdir:
     if before is None:
       raise WorkdirError(f"{self.path} belongs to a run: name another --workdir for the baseline")
     differ = differences({"baseline": before}, {"baseline": config.baseline.to_dict()})
-    if differ and self.evaluation.exists():
+    if differ and (self.evaluation.exists() or self.suites.exists()):
       raise WorkdirError(
         f"{self.path} holds the evaluation of another baseline ({differ}): name another --workdir,"
         " or delete this one"

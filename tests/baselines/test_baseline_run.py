@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import baselines as baselines_config
+from fakes import chestx_det10
 from input_pipeline import records
 from input_pipeline.errors import UserError
-from plan_jax import compare, evaluate, experiment
+from plan_jax import compare, evaluate, experiment, suite
 from plan_jax.evaluators import datasets
 from plan_jax.inference import load
 from plan_jax.results import example_scores, rows
@@ -163,3 +164,20 @@ def test_configs():
   assert "rsna" not in experiment._without_own_set(config).evaluation.sets
   config.data.dataset = "vindr"
   assert "vindr" in experiment._without_own_set(config).evaluation.sets
+
+
+def test_a_suite_of_a_baseline(tmp_path, vocabulary, tokenizer):
+  """By the images of the suite alone: the baseline needs no data of its own."""
+  files = tiny_baselines.files_of(tmp_path, "mgca_vit", vocabulary, tokenizer)
+  config, workdir = config_of("mgca_vit", **files), Workdir(tmp_path / "mgca")
+  config.data.update(dataset="folder", source="", records="")
+  chestx_det10.write(tmp_path / "sets" / "chestx_det10")
+  lines = suite.evaluate_suite(config, workdir, "radzero", tmp_path / "sets")
+  scored = {line.shown.metric: line.row for line in lines if line.row}
+  assert scored.keys() == {"AUC", "pointing any box"}
+  assert all(0 <= row.value <= 1 for row in scored.values())
+  assert json.loads(workdir.weights.read_text())["weights"]["source"] == "MGCA ViT: mgca_vit.ckpt"
+  assert "MGCA" in (workdir.suites / "radzero" / "suite.md").read_text()
+  config.baseline.name = "mgca_resnet"
+  with pytest.raises(UserError, match="evaluation of another baseline"):
+    workdir.refuse_other_baseline(config)

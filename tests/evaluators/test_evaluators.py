@@ -9,17 +9,22 @@ import cv2
 import numpy as np
 import pytest
 
+from input_pipeline import digests
 from input_pipeline.phantom import radiograph
 from input_pipeline.text import diagnostic_terms, reports
-from plan_jax.evaluators import embeddings
+from plan_jax.evaluators import embeddings, stored_scores
 from plan_jax.evaluators.by_name import EVALUATORS
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.inference import prompts
+from plan_jax.results import example_scores
 from plan_jax.results.rows import RUN
 
 EXAMPLES = [radiograph.example(1, i, 64) for i in range(40)]
+OURS = {"prompts": tuple(prompts.load(("ours",)))}
 OPTIONS = {
-  "zero_shot": {"prompts": tuple(prompts.load(("ours",)))},
+  "zero_shot": OURS,
+  "grounding_compat": OURS,
+  "segmentation_compat": OURS,
   "terms": {"listed": diagnostic_terms.load().named},
 }
 COMMON = {"data": "toy/validation", "resamples": 20, "seed": 0}
@@ -191,8 +196,9 @@ def test_nothing_to_score_gives_nothing(name):
 @pytest.mark.parametrize("name", EVALUATORS)
 def test_example_scores_are_of_tasks_with_rows(results, name):
   rows, by_task = results[name]
-  assert by_task.keys() <= {row.task for row in rows}
-  assert bool(by_task) != name.endswith("compat")
+  assert {key.partition("@")[0] for key in by_task} <= {row.task for row in rows}
+  # Published protocols are no tasks of their own, which two runs would be compared by.
+  assert all("@" in key for key in by_task) == name.endswith("compat")
   for scores in by_task.values():
     assert {*scores.patients} <= {example.patient_id for example in EXAMPLES}
 
@@ -228,3 +234,25 @@ def test_what_a_model_that_scores_pairs_leaves_out(monkeypatch, capsys):
   silent = prompts.PromptSet("mine", "abcdef", "embeddings", {}, None)
   assert evaluate("zero_shot", EXAMPLES, PairModel(), prompts=(silent,)) == ([], {})
   assert "zero-shot is left out: no set of prompts has any for a label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+@pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:1]], ids=["many", "one"])
+def test_rows_are_made_again_from_what_is_kept(name, examples, tmp_path):
+  """Of the files alone: no model, no data set, and prompts as they were."""
+  evaluator = EVALUATORS[name](**OPTIONS.get(name, {}))
+  model, dataset = Model(), Dataset(examples)
+  scores = evaluator.score(model, dataset, Embeddings(model, dataset))
+  rows, kept = evaluator.rows(scores, **COMMON), evaluator.example_scores(scores)
+  assert bool(rows) == bool(kept)
+  for key, each in kept.items():
+    example_scores.write(tmp_path / f"{key}.csv", each)
+  entries = stored_scores.describe(evaluator, scores, kept)
+  place = {"folder": "", "data": COMMON["data"], "evaluators": entries}
+  draws = {key: COMMON[key] for key in ("resamples", "seed")}
+  stored_scores.write(tmp_path, [place], **draws)
+  digests.write_sums(tmp_path)
+  remade, rest = stored_scores.remake(tmp_path)
+  assert repr(remade) == repr(rows) and rest == []
+  if any(row.low < row.high for row in rows):
+    assert repr(stored_scores.remake(tmp_path, seed=draws["seed"] + 1)[0]) != repr(rows)

@@ -1,6 +1,7 @@
 """Each emulated protocol against a computation of its own, pixel by pixel, from its description."""
 
 import itertools
+import math
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ from scipy import ndimage
 
 from input_pipeline.example import Example, Region
 from plan_jax.evaluators import grounding_compat as compat
+from plan_jax.inference import prompts
 from plan_jax.metrics.localization import cnr, mixture_threshold
 
 H, W, GRID = 40, 56, (5, 7)
@@ -176,7 +178,8 @@ def test_aep_leaves_out_what_lies_at_the_edge(capsys):
 
 def test_a_region_of_all_that_is_scored_has_no_contrast():
   image = example(region("all", "a", (0, 0, W, H)))
-  scores = {name: values_of(name, random_grid(), image)[0]["i\tall"] for name in compat.PROTOCOLS}
+  names = [name for name, rules in compat.PROTOCOLS.items() if not rules.by_prompt]
+  scores = {name: values_of(name, random_grid(), image)[0]["i\tall"] for name in names}
   assert scores["compat-vios-s-v2"][:2] == [0, 0] and 0 < scores["compat-vios-s-v2"][2] < 1
   contrast, overlap, dice, hit = scores["compat-aep-v2"]
   assert np.isnan(contrast) and 0 < overlap < dice < 1 and hit == 1
@@ -424,3 +427,83 @@ def test_rows_average_as_each_protocol_says():
   assert cells["compat-mgvla-v2", "macro", "absolute CNR"].n == 5
   assert compat.score_compat(Model(random_grid()), [example()]) == {}
   assert compat.compat_rows({}, data="toy") == []
+
+
+@pytest.mark.parametrize(
+  ("place", "first", "either"), [((1, 1), 1, 1), ((2, 6), 0, 0), ((15, 15), 0, 1), ((30, 30), 0, 1)]
+)
+def test_pointing_at_any_box(place, first, either):
+  image = np.zeros((H, W), np.float32)
+  image[place] = 1
+  truth = example(
+    region("a", "a", (1, 1, 5, 6), (10, 10, 20, 20)), region("A.", "a", (25, 25, 30, 30))
+  )
+  scores = compat.score_compat(Fixed(image), [truth])
+  assert scores["compat-radzero-v2"].values.tolist() == [[first]]
+  assert scores["compat-any-box-v1"].values.tolist() == [[either]]
+  assert "compat-radzero-findings-v1" not in "".join(scores)  # which needs prompts
+
+
+def test_pointing_by_the_prompt_of_the_finding(capsys):
+  """Of the phrase nothing is asked; the mean is that of the findings."""
+  (chosen,) = prompts.load(["radzero_chestx_det10"])
+  asked = []
+
+  class Asked(Model):
+    def similarities(self, images, phrases, of):
+      asked.extend(phrases)
+      # A nodule's map peaks in the upper left, all others in the lower right.
+      grids = np.zeros((len(phrases), *GRID), np.float32)
+      for grid, phrase in zip(grids, phrases, strict=True):
+        grid[(0, 0) if phrase == "There is Lung Nodule" else (-1, -1)] = 1
+      return grids
+
+  upper, lower = (0, 0, 10, 10), (46, 30, 56, 40)
+  examples = [
+    example(region("x", "Nodule", upper), region("y", "Mass", upper), region("z", "Oedema", lower)),
+    example(region("x", "Nodule", lower, upper), image_id="j", patient="q"),
+    example(region("x", "Nodule", lower), image_id="k", patient="r"),
+  ]
+  names = ("compat-radzero-findings-v1",)
+  scores = compat.score_compat(Asked([[0]]), examples, names, chosen)
+  assert asked == ["There is Lung Nodule", "There is Pulmonary Mass"] + ["There is Lung Nodule"] * 2
+  assert (
+    "1 phrases have findings without a prompt and are left out: Oedema" in capsys.readouterr().out
+  )
+  (name,) = scores
+  assert name == f"compat-radzero-findings-v1, prompts {chosen.fingerprint}"
+  cells = {row.group: row for row in compat.compat_rows(scores, data="toy", resamples=10)}
+  assert {group: (row.value, row.n) for group, row in cells.items()} == {
+    "macro": (pytest.approx(1 / 3), 4),
+    "Nodule": (pytest.approx(2 / 3), 3),
+    "Mass": (0, 1),
+  }
+
+
+def test_a_sharpened_map():
+  """Against loops over the scored pixels; the pointing is that of the map itself."""
+  grid = random_grid(8)
+  values, scores = values_of("compat-aep-sharpened-v1", grid)
+  plain, _ = values_of("compat-aep-v2", grid)
+  heatmap = Model(grid).to_image(ndimage.gaussian_filter(grid, 1.5), (H, W)).astype(np.float64)
+  scored = {p for p in EVERYWHERE if abs(p[0] + 0.5 - H / 2) <= 196 / 224 * W / 2}
+  scored = {p for p in scored if abs(p[1] + 0.5 - W / 2) <= 196 / 224 * W / 2}
+  low, high = (limit(heatmap[p] for p in scored) for limit in (min, max))
+  u = {p: (heatmap[p] - low) / (high - low) for p in scored}
+  numbers = np.array(list(u.values()))
+  q = np.mean([v > numbers.mean() + numbers.std() for v in numbers])
+  b = np.quantile(numbers, 1 - q)
+  sharp = {p: 1 / (1 + math.exp(-min(60, max(-60, 96 * (v - b))))) for p, v in u.items()}
+  low, high = min(sharp.values()), max(sharp.values())
+  sharp = {p: 2 * (v - low) / (high - low) - 1 for p, v in sharp.items()}
+  mask = pixels((40, 5, 50, 12)) & scored
+  thresholds = (0.1, 0.2, 0.3, 0.4, 0.5)
+  expected = [
+    naive_cnr(sharp, mask, scored - mask),
+    np.mean([naive_iou(sharp, t, mask, scored) for t in thresholds]),
+  ]
+  assert values["i\tnodule"][:2] == pytest.approx(expected, rel=1e-4)
+  assert [v[3] for v in values.values()] == [v[3] for v in plain.values()]
+  assert scores.groups == ["opacity", "nodule", "opacity"] and values != plain
+  flat, _ = values_of("compat-aep-sharpened-v1", np.zeros(GRID))
+  assert np.isfinite(flat["i\tnodule"][0])

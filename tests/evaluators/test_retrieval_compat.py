@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from plan_jax.evaluators.embeddings import Pairs
-from plan_jax.evaluators.retrieval_compat import compat_rows
+from plan_jax.evaluators.retrieval_compat import compat_rows, score_compat
 
 
 def unit(x):
@@ -18,7 +18,7 @@ def embedded(n, seed=0):
 
 
 def cells(pairs, **more):
-  rows = compat_rows(pairs, data="toy/test", resamples=20, **more)
+  rows = compat_rows(score_compat(pairs, **more), data="toy/test", resamples=20)
   return {(r.protocol, r.metric, r.model): r for r in rows}
 
 
@@ -58,7 +58,7 @@ def test_small_and_empty_galleries():
     if protocol == "compat-instance" and "R@" in metric:
       assert few["compat-limitr-v2", metric, model].value == row.value
   assert len(few) == 2 * 14
-  assert compat_rows(None, data="x") == []
+  assert compat_rows(score_compat(None), data="x") == []
   same = embedded(8)
   images = np.repeat(same.images[:1], 8, axis=0)
   tied = Pairs(images, images, same.keys, same.ids, same.patients, same.kinds, same.labels)

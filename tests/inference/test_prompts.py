@@ -44,7 +44,8 @@ def write(path, **content):
 
 
 def test_sets_in_the_folder():
-  names = ("biovil", "carzero", "chexzero", "gloria", "ours")
+  radzero = ("radzero", "radzero_chestx_det10", "radzero_rsna")
+  names = ("biovil", "carzero", "chexzero", "gloria", "ours", *radzero)
   assert sorted(path.stem for path in prompts.FOLDER.glob("*.json")) == list(names)
   sets = {each.name: each for each in prompts.load(names)}
   assert {name for name, each in sets.items() if each.has_negatives} == {
@@ -52,7 +53,15 @@ def test_sets_in_the_folder():
     "chexzero",
     "ours",
   }
-  assert len({each.fingerprint for each in sets.values()}) == 5
+  assert len({each.fingerprint for each in sets.values()}) == len(names)
+  for name, label, text in (
+    ("radzero", "Pneumothorax", "There is pneumothorax"),
+    ("radzero", "Opacity", "There is Lung Opacity"),
+    ("radzero_chestx_det10", "Nodule", "There is Lung Nodule"),
+    ("radzero_rsna", "Lung Opacity", "There is Pneumonia"),
+  ):
+    assert sets[name].prompts(label) == prompts.Prompts((text,), ())
+  assert sets["radzero_rsna"].prompts("Normal") is None
   assert sets["chexzero"].prompts("Pleural_Thickening") == prompts.Prompts(
     ("pleural thickening",), ("no pleural thickening",)
   )

@@ -178,6 +178,7 @@ def test_shares_of_training_leave_the_rest_whole():
   with pytest.raises(SelectionError, match="no training patients"):
     make("train_10pct", items[600:], 0)
   assert make("all_test", items, 0).splits["test"] == tuple(i.image_id for i in items)
+  assert make("own_test", items, 0).splits == {"test": ("i901",)}
   thirds = make("siim_images", images(100), 0).splits
   assert [len(thirds[s]) for s in ("train", "validation", "test")] == [70, 15, 15]
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -187,3 +188,22 @@ def test_json_that_cannot_be_right(own, change, problem):
   path.write_bytes(path.read_bytes()[:99])
   with pytest.raises(SourceError, match="not JSON in UTF-8"):
     ms_cxr.open_source(str(own))
+
+
+def test_phrases_of_a_single_box(own):
+  """A phrase of several boxes goes, whatever their categories, and so does an image of no other."""
+  every = examples_of(own)
+  counts = {
+    name: Counter(region.phrase for region in each.regions for _ in region.boxes)
+    for name, each in every.items()
+  }
+  wanted = {
+    name: {phrase for phrase, count in of_image.items() if count == 1}
+    for name, of_image in counts.items()
+  }
+  assert any(count > 1 for of_image in counts.values() for count in of_image.values())
+  source = ms_cxr.open_source(str(own), boxes="single")
+  got = {item.image_id: {r.phrase for r in source.read(item).regions} for item in source.items}
+  assert got == {name: phrases for name, phrases in wanted.items() if phrases}
+  aside = sum(count > 1 for of_image in counts.values() for count in of_image.values())
+  assert f"phrases of several boxes left aside: {aside}" in source.notes

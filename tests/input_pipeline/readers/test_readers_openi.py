@@ -133,3 +133,21 @@ def test_the_real_reports(tmp_path):
   names = [{name for name, _ in report.sections} for report in every]
   assert sum("findings" in each for each in names) == 3425
   assert sum("impression" in each for each in names) == 3921
+
+
+def test_the_findings_of_carzero(tmp_path):
+  """Words within automatic terms, without case; the terms by hand do not count."""
+  reports = {
+    1: dict(findings="", impression="", major=["Hernia"], images=["CXR1_1_IM-0001-3001"]),
+    2: dict(
+      findings="",
+      impression="",
+      automatic=["Infiltrates", "calcified granuloma", "opacity of lung"],
+      images=["CXR2_IM-0652-1001"],
+    ),
+  }
+  source = openi.open_source(str(fake.write(tmp_path, reports=reports)), labels="carzero")
+  first, second = (dict(item.labels) for item in source.items)
+  assert list(first) == list(openi.CARZERO) and len(first) == 18 and not any(first.values())
+  present = {name for name, value in second.items() if value}
+  assert present == {"Infiltration", "Calcified Granuloma", "Granuloma", "Opacity"}

@@ -1,0 +1,135 @@
+"""Suites: what lies in the folder is scored by the suite's rules, what does not is said."""
+
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from fakes import chestx_det10, openi, padchest_gr, physionet, siim
+from input_pipeline.conversion import convert
+from input_pipeline.errors import UserError
+from input_pipeline.readers.by_name import READERS, default_options
+from paths import ROOT
+from plan_jax import suite
+from plan_jax.evaluators import stored_scores
+from plan_jax.evaluators.by_name import EVALUATORS
+from plan_jax.evaluators.suites import SUITES
+from plan_jax.inference import prompts
+from plan_jax.results import rows
+from plan_jax.runtime import run_flags
+from plan_jax.runtime.workdir import Workdir
+from tiny_runs import untrained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  path = tmp_path_factory.mktemp("suite")
+  untrained(path, **{"data.records": str(path / "records"), "evaluation.report_images": 1})
+  return Workdir(path / "a")
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_name_what_there_is(name):
+  assert flags.FLAGS[run_flags.SUITE.name].parser.enum_values == sorted(SUITES)
+  for key, chosen in SUITES[name].items():
+    assert chosen.dataset in READERS and (ROOT / f"docs/data/{chosen.dataset}.md").exists()
+    assert set(chosen.options) <= set(default_options(chosen.dataset)), key
+    prompts.load(chosen.prompts)
+    for evaluator, protocols in chosen.evaluators.items():
+      assert set(protocols) <= set(EVALUATORS[evaluator].protocols)
+    scored = {protocol for protocols in chosen.evaluators.values() for protocol in protocols}
+    assert {shown.protocol for shown in chosen.shown} == scored
+
+
+def test_a_run_on_the_sets_that_are_there(run, tmp_path, capsys):
+  folder = tmp_path / "sets"
+  openi.write(folder / "openi")
+  chestx_det10.write(folder / "chestx_det10")
+  physionet.write(folder / "ms_cxr", size_px=64)
+  siim.write(tmp_path / "siim")
+  whole = {"selection": "all_test", "image_px": 64, "workers": 0, "progress": False}
+  convert.convert("siim", folder / "siim", source=str(tmp_path / "siim"), **whole)
+  before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+  lines = suite.evaluate_suite(run.load_config(), run, "radzero", folder)
+  printed = capsys.readouterr().out
+  place = run.path / "suites" / "radzero"
+  scored = {(line.data, line.shown.metric) for line in lines if line.row}
+  assert scored == {
+    ("openi", "AUC"),
+    ("chestx_det10", "AUC"),
+    ("chestx_det10", "pointing any box"),
+    ("ms_cxr", "pointing first box"),
+    ("ms_cxr", "pointing any box"),
+    ("siim", "Dice"),
+    ("siim", "specificity"),
+  }
+  assert all(0 <= line.row.value <= 1 for line in lines if line.row)
+  sizes = {(line.data, line.shown.metric): line.row.n for line in lines if line.row}
+  assert (sizes["siim", "Dice"], sizes["siim", "specificity"]) == (1, 2)
+  for key in ("nih14", "padchest", "chexpert", "rsna"):
+    text = f"{key} is missing: put its folder at {folder / key} (docs/data/{key}.md)"
+    assert printed.count(text) == 1
+  written = (place / "suite.md").read_text()
+  assert f"put its folder at {folder / 'nih14'}" in written and written.count("\n| ") > len(lines)
+  for key in ("openi", "chestx_det10", "ms_cxr", "siim"):
+    workdir = Workdir(place / key)
+    evaluation = rows.read(workdir.evaluation)
+    assert repr(stored_scores.remake(workdir.example_scores)) == repr((evaluation.rows, []))
+    assert {row.data for row in evaluation.rows} == {f"{key}/test"}
+  dice = next(line for line in lines if line.shown.metric == "Dice")
+  assert dice.shown.threshold == "highest on the scored images" in written
+  assert {path: path.stat().st_mtime_ns for path in before} == before  # the run's own stay
+  # The sum of the tables says no more than the evaluations do.
+  one = next(line.row for line in lines if line.data == "openi")
+  assert f"{one.value:.3f}" in written and one.protocol in written and one.n == 5
+
+
+def test_findings_limit_what_is_scored(run, tmp_path):
+  folder = tmp_path / "sets"
+  padchest_gr.write(folder / "padchest_gr")
+  physionet.write(folder / "ms_cxr", size_px=64)
+  lines = suite.evaluate_suite(run.load_config(), run, "aep", folder, str(tmp_path / "out"))
+  found = {line.data: {row.group for row in _rows(tmp_path / "out" / line.data)} for line in lines}
+  limited = set(SUITES["aep"]["padchest_gr"].findings)
+  assert found["padchest_gr"] <= {*limited, "macro"} and len(found["ms_cxr"]) > 2
+  by_metric = {
+    (line.data, line.shown.protocol, line.shown.metric): line.row.value
+    for line in lines
+    if line.row
+  }
+  own, sharp = (
+    {metric: by_metric["ms_cxr", name, metric] for metric in ("mIoU", "P@1")}
+    for name in ("compat-aep-v2", "compat-aep-sharpened-v1")
+  )
+  assert own["P@1"] == sharp["P@1"] and own["mIoU"] != sharp["mIoU"]
+  assert not any(math.isnan(value) for value in by_metric.values())
+
+
+def _rows(path):
+  return rows.read(Workdir(path).evaluation).rows
+
+
+def test_an_empty_folder_is_one_line(run, tmp_path):
+  with pytest.raises(UserError, match="holds none of the folders openi, nih14"):
+    suite.evaluate_suite(run.load_config(), run, "radzero", tmp_path)
+  shutil.copytree(run.path.parent / "records", tmp_path / "openi")
+  (tmp_path / "openi" / "dataset_info.json").unlink()
+  with pytest.raises(UserError, match="ecgen-radiology"):
+    suite.evaluate_suite(run.load_config(), run, "radzero", tmp_path, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+  ("given", "words"),
+  [
+    (("--suite=radzero",), "--suite=NAME and --sets=FOLDER go together"),
+    (("--suite=radzero", "--sets=none", "--on=x"), "leave out --on"),
+    (("--suite=radzero", "--sets=none"), "--sets=none holds none of the folders"),
+  ],
+)
+def test_flags_that_do_not_go_together_are_one_line(run, given, words):
+  command = [sys.executable, "-m", "plan_jax.main", "--mode=evaluate", f"--workdir={run.path}"]
+  done = subprocess.run([*command, *given], capture_output=True, text=True, cwd=ROOT)
+  assert done.returncode == 1 and done.stderr.count("\n") == 1 and words in done.stderr
