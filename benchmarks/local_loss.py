@@ -1,7 +1,7 @@
 """Local loss, all words against all images: python -m benchmarks.local_loss.
 
 Forwards and backwards, side by side in one process, turn by turn: ours (`chunked`, and `full` where
-it fits) with PLAN's score, in one round and in two, and with GLoRIA's, and GLoRIA as published, a
+it fits) with PLAN's score and with GLoRIA's, and GLoRIA as published, a
 loop over reports each repeated over the batch, written in torch from the formula (left out where
 torch is not installed). Times are medians of the turns. Memory is XLA's own count of temporaries,
 and how far one step raises the resident memory of a process of its own above what it held before
@@ -31,7 +31,6 @@ import numpy as np
 from plan_jax.alignment import blockwise, losses, pairwise
 from plan_jax.alignment.methods.gloria import GloriaScore
 from plan_jax.alignment.methods.plan import PlanScore
-from plan_jax.alignment.refinement import Rounds
 from plan_jax.alignment.similarity import narrow
 
 SHAPES = (
@@ -42,11 +41,9 @@ SHAPES = (
   (64, 25, 196, 768),
 )
 _FULL_BYTES = 2**30  # the largest [J, W, I, P] array for which `full` is tried
-_TWO_ROUNDS_PAIRS = 2**16
 _TURN_SECONDS = 15  # contenders that take longer are measured once
 _SETTLE_SECONDS = 0.3  # the previous contender's threads may spin for a while
 _TORCH = "gloria, torch loop"
-_ROUNDS = {"plan": ((0.2,), (1.0,)), "plan, two rounds": ((0.25, 0.2), (0.5, 1.0))}
 
 
 def arrays(batch: int, words: int, pixels: int, channels: int):
@@ -59,11 +56,8 @@ def arrays(batch: int, words: int, pixels: int, channels: int):
 def ours(method: str, implementation: str, shape, dtype: str, mib: int):
   """Compiles value and gradients; returns them with their arguments."""
   batch, words, pixels, channels = shape
-  if method in _ROUNDS:
-    rounds = Rounds(*_ROUNDS[method], 0.5, "threshold", dtype=dtype)
-    score = PlanScore(rounds, 5.0, True)
-  else:
-    score = GloriaScore(dtype)
+  plan = PlanScore(0.2, 1.0, 5.0, True, dtype)
+  score = {"plan": plan, "gloria": GloriaScore(dtype)}[method]
   index = jnp.arange(batch, dtype=jnp.int32)
   keys = pairwise.Keys(index, index + 1, index, jnp.ones(batch, bool))
   contrast = partial(pairwise.full, score)
@@ -75,9 +69,9 @@ def ours(method: str, implementation: str, shape, dtype: str, mib: int):
   def loss(pixels, words, word_weights, scale):
     pixels, words = narrow(pixels, dtype), narrow(words, dtype)
     terms = contrast(pairwise.PairFeatures(pixels, words, word_weights, scale), keys)
-    total = losses.info_nce(terms, keys.valid)[0].sum()
+    total = losses.info_nce(terms, keys.valid)[0]
     if terms.positive_word.size:
-      total += losses.word_info_nce(terms, keys.valid, word_weights).sum()
+      total += losses.word_info_nce(terms, keys.valid, word_weights)
     return total
 
   inputs = (*arrays(*shape), np.ones((batch, words), np.float32), np.float32(10))
@@ -121,9 +115,7 @@ def contenders(shape, with_torch: bool) -> list[str]:
   """Names the contenders that can run this shape."""
   batch, words, pixels, _ = shape
   array = 4 * batch * batch * words * pixels
-  names = ["plan, chunked", "plan, two rounds, chunked", "gloria, chunked"]
-  if batch * batch > _TWO_ROUNDS_PAIRS:
-    names.pop(1)
+  names = ["plan, chunked", "gloria, chunked"]
   if array <= _FULL_BYTES:
     names += ["plan, full", "gloria, full"]
   # The loop's graph holds about a dozen [B, B, W, P] arrays until its backward pass.
@@ -134,7 +126,7 @@ def step_of(name: str, shape, dtype: str, mib: int):
   """Builds () -> value and gradients, and counts XLA's temporary bytes (None for torch)."""
   if name == _TORCH:
     return gloria_torch(shape), None
-  method, implementation = name.rsplit(", ", 1)
+  method, implementation = name.split(", ")
   compiled, inputs = ours(method, implementation, shape, dtype, mib)
   return (
     lambda: jax.block_until_ready(compiled(*inputs)),

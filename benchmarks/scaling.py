@@ -22,7 +22,6 @@ from tabulate import tabulate
 from plan_jax.alignment import losses, pairwise
 from plan_jax.alignment.blockwise import ring
 from plan_jax.alignment.methods.plan import PlanScore
-from plan_jax.alignment.refinement import Rounds
 from plan_jax.alignment.similarity import narrow
 from plan_jax.runtime import hlo, topology
 
@@ -34,7 +33,7 @@ class Shape:
   """Sizes of one local contrast by PLAN's score, words contrasted too.
 
   Attributes:
-    devices, words, pixels, channels, rounds: n, W, P, D, K.
+    devices, words, pixels, channels: n, W, P, D.
     batch: b, pairs of one device.
     feature_bytes: of a number of images and words: 4, or 2 in bfloat16.
   """
@@ -44,34 +43,28 @@ class Shape:
   words: int
   pixels: int
   channels: int
-  rounds: int = 1
   feature_bytes: int = 4
 
   @property
   def pair_flops(self) -> int:
     """Operations of matrix products for one pair: forwards 2, backwards 6 (2 of them anew)."""
-    similarity = 8 * self.words * self.pixels * self.channels
-    return similarity + 8 * (self.rounds - 1) * self.words * self.pixels**2
+    return 8 * self.words * self.pixels * self.channels
 
   @property
   def device_flops(self) -> int:
-    """Operations of matrix products on one device in one training step.
-
-    Later rounds need each image's Gram matrix, made anew (and differentiated) at each of n visits.
-    """
-    gram = 8 * self.pixels**2 * self.channels if self.rounds > 1 else 0
-    return (self.pair_flops * self.batch + gram) * self.batch * self.devices
+    """Operations of matrix products on one device in one training step."""
+    return self.pair_flops * self.batch**2 * self.devices
 
   @property
   def _forward_bytes(self) -> tuple[int, int]:
     """Bytes of one report, and of its sums: highest and total, and of words the positive logit."""
     report = self.words * (self.channels * self.feature_bytes + 4) + _KEYS
-    return report, 4 * self.rounds * (2 + 3 * self.words)
+    return report, 4 * (2 + 3 * self.words)
 
   @property
   def _backward_bytes(self) -> tuple[int, int]:
     """Bytes with log-partitions and their gradients; of gradients of words and weights."""
-    slopes = 3 * 4 * self.rounds * (1 + self.words)
+    slopes = 3 * 4 * (1 + self.words)
     return self._forward_bytes[0] + slopes, 4 * self.words * (self.channels + 1)
 
   @property
@@ -98,9 +91,7 @@ class Shape:
 def score_of(shape: Shape) -> PlanScore:
   """Returns the score that `Shape` counts."""
   dtype = "bfloat16" if shape.feature_bytes == 2 else "float32"
-  rounds = (0.2,) * shape.rounds, (1.0,) * shape.rounds
-  rounds = Rounds(*rounds, 0.5, "threshold", dtype=dtype)
-  return PlanScore(rounds, 5.0, single=True)
+  return PlanScore(0.2, 1.0, 5.0, single=True, dtype=dtype)
 
 
 def program(shape: Shape, devices=None):
@@ -115,10 +106,10 @@ def program(shape: Shape, devices=None):
     tile = pairwise.tile(score, *sizes, images=0, reports=0, mib=256)
 
   def loss(pixels, words, word_weights, scale, keys):
-    pixels, words = (narrow(x, score.rounds.dtype) for x in (pixels, words))
+    pixels, words = (narrow(x, score.dtype) for x in (pixels, words))
     terms = ring(score, tile, pairwise.PairFeatures(pixels, words, word_weights, scale), keys)
-    pairs = losses.info_nce(terms, keys.valid)[0].sum()
-    return pairs + losses.word_info_nce(terms, keys.valid, word_weights).sum()
+    pairs, _ = losses.info_nce(terms, keys.valid)
+    return pairs + losses.word_info_nce(terms, keys.valid, word_weights)
 
   index = jax.ShapeDtypeStruct((batch,), jnp.int32)
   keys = pairwise.Keys(index, index, index, jax.ShapeDtypeStruct((batch,), bool))
@@ -185,21 +176,20 @@ def predict(shape: Shape, chip: Chip, pair_bytes: float) -> Prediction:
 
 def pair_traffic(shape: Shape) -> float:
   """Counts the bytes that XLA reads and writes for one pair, in the program of one tile here."""
-  tile = Shape(1, 8, shape.words, shape.pixels, shape.channels, shape.rounds)
+  tile = Shape(1, 8, shape.words, shape.pixels, shape.channels)
   return program(tile).cost_analysis()["bytes accessed"] / tile.batch**2
 
 
 def check() -> list[dict]:
-  """Puts the model beside XLA's counts, for rings of 2, 4 and 8 devices and for two rounds."""
+  """Puts the model beside XLA's counts, for rings of 2, 4 and 8 devices."""
   rows = []
-  for devices, rounds in ((2, 1), (4, 1), (8, 1), (8, 2)):
-    shape = Shape(devices, batch=8, words=16, pixels=49, channels=256, rounds=rounds)
+  for devices in (2, 4, 8):
+    shape = Shape(devices, batch=8, words=16, pixels=49, channels=256)
     compiled = program(shape)
     text = compiled.as_text()
     rows.append(
       {
         "devices": devices,
-        "rounds": rounds,
         "sent": shape.sent_bytes,
         "sent_xla": sent_bytes(hlo.read(text)),
         # XLA counts the body of a loop once: the visit of one device's reports.
@@ -214,30 +204,26 @@ def check() -> list[dict]:
   return rows
 
 
-def for_topology(name: str, sizes: dict[str, int]) -> list[tuple]:
-  """Puts the model beside the TPU compiler's counts, for one and two rounds on a topology."""
+def for_topology(name: str, sizes: dict[str, int]) -> tuple:
+  """Puts the model beside the TPU compiler's counts on a topology: a row."""
   devices = topology.devices(name)
   chip = topology.CHIPS[name.partition(":")[0]]
-  rows = []
-  for rounds in (1, 2):
-    shape = Shape(len(devices), **sizes, rounds=rounds, feature_bytes=2)
-    compiled = program(shape, devices)
-    does = hlo.read(compiled.as_text())
-    counts = shape.device_flops / 1e9, does.product_flops / 1e9, shape.sent_bytes, sent_bytes(does)
-    times = 1e3 * shape.device_flops / chip.flops, does.cycles / 1e6
-    cycles_ms = 1e3 * does.cycles / chip.clock if chip.clock else None
-    held = compiled.memory_analysis().temp_size_in_bytes / 2**20
-    pairs = shape.devices * shape.batch
-    rows.append((name, pairs, rounds, *counts, *times, cycles_ms, held))
-  return rows
+  shape = Shape(len(devices), **sizes, feature_bytes=2)
+  compiled = program(shape, devices)
+  does = hlo.read(compiled.as_text())
+  counts = shape.device_flops / 1e9, does.product_flops / 1e9, shape.sent_bytes, sent_bytes(does)
+  times = 1e3 * shape.device_flops / chip.flops, does.cycles / 1e6
+  cycles_ms = 1e3 * does.cycles / chip.clock if chip.clock else None
+  held = compiled.memory_analysis().temp_size_in_bytes / 2**20
+  return name, shape.devices * shape.batch, *counts, *times, cycles_ms, held
 
 
 _COMPILED = (
-  "topology | batch | rounds | products, GFLOP | by the compiler | sent, bytes | by the compiler |"
+  "topology | batch | products, GFLOP | by the compiler | sent, bytes | by the compiler |"
   " products at the peak, ms | its cycles, million | the same, ms | temporaries, MiB"
 )
 _CHECKED = (
-  "devices | rounds | sent, bytes | by XLA | products, MFLOP | all, by XLA | held at most |"
+  "devices | sent, bytes | by XLA | products, MFLOP | all, by XLA | held at most |"
   " temporaries by XLA | gathers"
 )
 _PREDICTED = (
@@ -260,15 +246,15 @@ def main() -> None:
   jax.config.update("jax_platforms", "cpu")
   sizes = {name: getattr(options, name) for name in ("batch", "words", "pixels", "channels")}
   if options.topology:
-    formats = ("", "", "", ".1f", ".1f", "", "", ".1f", ".1f", ".1f", ".0f")
-    print(_table(_COMPILED, for_topology(options.topology, sizes), formats))
+    formats = ("", "", ".1f", ".1f", "", "", ".1f", ".1f", ".1f", ".0f")
+    print(_table(_COMPILED, [for_topology(options.topology, sizes)], formats))
     return
   jax.config.update("jax_num_cpu_devices", 8)
   print("The model and XLA's counts, b = 8, W = 16, P = 49, D = 256, float32\n")
   rows = [row | {key: row[key] / 1e6 for key in ("flops", "flops_xla")} for row in check()]
   print(_table(_CHECKED, [row.values() for row in rows], ".1f"))
   traffic = pair_traffic(Shape(1, **sizes))
-  print("\nPredicted: the local loss in one training step, one round, bfloat16, a device's")
+  print("\nPredicted: the local loss in one training step, bfloat16, a device's")
   print(", ".join(f"{name} {value}" for name, value in sizes.items()), end="; ")
   print(f"{traffic / 1e6:.2f} MB of memory traffic a pair\n")
   rows = []

@@ -113,9 +113,6 @@ def _alignment() -> dict:
   return dict(
     method="plan",  # or a baseline: none, gloria, sparc, mgca
     mask_positives=True,  # reports that say the same are no negatives
-    sparsifier="threshold",  # of a soft region, by name: plan_jax/alignment/regions.py
-    evidence="soft_maximum",  # of a word: or "cosine" with its region
-    eta=0.5,  # how far a query moves to its region in a round
     beta=5.0,  # sharpness of the pooling over words
     word_weight=3.0,  # of the contrast of single words over the images
     term_weight=1.0,  # of the diagnostic terms as a teacher of the significance
@@ -136,17 +133,16 @@ def _alignment() -> dict:
 
 
 def _curriculum() -> dict:
-  """One entry a stage; per-round tuples set the number of rounds."""
+  """One entry a stage."""
   words = dict(
     start_fraction=0.0,
     global_weight=1.0,
-    local_weight=(1.0,),
-    tau=(0.2,),  # temperature of the soft region
-    gamma=(0.0,),  # uniform shares of weight that a pixel must exceed; 0: none are suppressed
+    local_weight=1.0,  # 0: the global loss alone
+    tau=0.2,  # temperature of the soft region
+    gamma=0.0,  # uniform shares of weight that a pixel must exceed; 0: none are suppressed
     term_filter=True,  # words weigh by their significance; else all alike
-    cut_below=0.0,  # words below this share of the report's highest significance have no weight
   )
-  return dict(words=words, refine=words | dict(start_fraction=0.6, gamma=(1.0,)))
+  return dict(words=words, refine=words | dict(start_fraction=0.6, gamma=1.0))
 
 
 def _train() -> dict:

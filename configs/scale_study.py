@@ -22,7 +22,7 @@ def sweep() -> list[dict[str, object]]:
   ]
   changes = [
     {},
-    *({f"curriculum.{stage}.tau": (tau,) for stage in ("words", "refine")} for tau in (0.15, 0.3)),
+    *({f"curriculum.{stage}.tau": tau for stage in ("words", "refine")} for tau in (0.15, 0.3)),
     *({"alignment.word_weight": weight} for weight in (1.0, 8.0)),
     {f"curriculum.{stage}.global_weight": 2.0 for stage in ("words", "refine")},
     {"alignment.mask_positives": False},

@@ -126,7 +126,7 @@ def load(file: str, out: str, extra: Sequence[str] = ()) -> list[Run]:
 
 
 def name(overrides: Overrides) -> str:
-  """Joins overrides in their order, the seed last, to a file name: `alignment.eta=0.5,seed=3`."""
+  """Joins overrides in their order, the seed last, to a file name: `alignment.beta=0.5,seed=3`."""
   ordered = without_seed(overrides) | {k: v for k, v in overrides.items() if k == "seed"}
   parts = [f"{key}={_text(value)}" for key, value in ordered.items()]
   return re.sub(r"[^A-Za-z0-9._=,-]", "_", ",".join(parts)) or BASE

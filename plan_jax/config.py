@@ -221,17 +221,10 @@ def _check_curriculum(run: RunConfig) -> None:
     "alignment.method", method in METHODS, f"is {method!r}; must be one of {', '.join(METHODS)}"
   )
   for stage in with_key(curriculum.stages, run.curriculum, key="curriculum."):
-    key = f"curriculum.{stage.name}"
     _require(
-      f"{key}.global_weight",
+      f"curriculum.{stage.name}.global_weight",
       method != "none" or stage.global_weight > 0,
       "is 0; method 'none' learns by nothing else",
-    )
-    _require(
-      f"{key}.local_weight",
-      len(stage.local_weight) <= 1 or method not in ("gloria", "sparc", "mgca"),
-      f"is {stage.local_weight}; method {method!r} has one round (tau and gamma need as many"
-      " values)",
     )
 
 

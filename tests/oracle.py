@@ -3,19 +3,15 @@
 import numpy as np
 
 
-def softmax_region(s, tau, gamma):
+def soft_region(s, tau, gamma):
   a = np.exp((s - s.max()) / tau)
-  return a / a.sum()
-
-
-def threshold_region(s, tau, gamma):
-  a = softmax_region(s, tau, gamma)
+  a = a / a.sum()
   kept = np.maximum(a - gamma / len(s), 0)
   missing = max(0.01 - kept.sum(), 0)
   return (kept + missing * a) / max(kept.sum(), 0.01)
 
 
-def minmax_region(s, tau, gamma):
+def minmax_region(s):
   if s.max() == s.min():
     return np.full(len(s), 1 / len(s))
   a = (s - s.min()) / (s.max() - s.min())
@@ -23,72 +19,23 @@ def minmax_region(s, tau, gamma):
   return a / a.sum()
 
 
-def entmax15_region(s, tau, gamma):
-  """Finds the threshold by bisection, not by sorting."""
-  x = s / tau / 2
-  low, high = x.max() - 1, x.max()
-  for _ in range(100):
-    middle = (low + high) / 2
-    if (np.maximum(x - middle, 0) ** 2).sum() > 1:
-      low = middle
-    else:
-      high = middle
-  a = np.maximum(x - low, 0) ** 2
-  return a / a.sum()
+def evidence(pixels, word, tau, gamma):
+  """Computes the evidence of one word [D] in one image [P, D]."""
+  s = pixels @ word
+  return float(soft_region(s, tau, gamma) @ s)
 
 
-def topk_region(s, tau, gamma):
-  best = np.sort(s)[::-1][int(np.ceil(len(s) / 16)) - 1]
-  return (s >= best) / (s >= best).sum()
-
-
-def box_region(s, tau, gamma):
-  side = round(len(s) ** 0.5)
-  a = softmax_region(s, tau, gamma)
-  foreground = [(p // side, p % side) for p in range(len(s)) if a[p] >= a.max() / 2]
-  rows, columns = [r for r, _ in foreground], [c for _, c in foreground]
-  box = np.zeros((side, side))
-  box[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = 1
-  return (box / box.sum()).ravel()
-
-
-REGIONS = {
-  "softmax": softmax_region,
-  "threshold": threshold_region,
-  "minmax": minmax_region,
-  "entmax15": entmax15_region,
-  "topk": topk_region,
-  "box": box_region,
-}
-
-
-def evidence(pixels, word, rounds):
-  """Computes (weights, evidence) of each round, for one image [P, D] and one word [D]."""
-  query, by_round = word, []
-  for tau, gamma in zip(rounds.tau, rounds.gamma, strict=True):
-    s = pixels @ query
-    a = REGIONS[rounds.sparsifier](s, tau, gamma)
-    region = a @ pixels
-    region = region / np.linalg.norm(region)
-    by_round.append((a, float(query @ region if rounds.evidence == "cosine" else a @ s)))
-    query = (1 - rounds.eta) * word + rounds.eta * region
-    query = query / np.linalg.norm(query)
-  return by_round
-
-
-def scores(pixels, words, significance, rounds, beta):
-  """Computes [K, I, J] from [I, P, D], [J, W, D] and [J, W]."""
-  out = np.zeros((len(rounds.tau), len(pixels), len(words)))
+def scores(pixels, words, significance, region, beta):
+  """Computes [I, J] from [I, P, D], [J, W, D] and [J, W]; `region` is (tau, gamma)."""
+  out = np.zeros((len(pixels), len(words)))
   for i, image in enumerate(pixels):
     for j, report in enumerate(words):
       weighted = [w for w in range(len(report)) if significance[j, w] > 0]
       if not weighted:
         continue
       r = significance[j, weighted]
-      by_word = [evidence(image, report[w], rounds) for w in weighted]
-      for k in range(len(rounds.tau)):
-        e = np.array([word[k][1] for word in by_word])
-        out[k, i, j] = np.log((r * np.exp(beta * e)).sum() / r.sum()) / beta
+      e = np.array([evidence(image, report[w], *region) for w in weighted])
+      out[i, j] = np.log((r * np.exp(beta * e)).sum() / r.sum()) / beta
   return out
 
 
@@ -151,7 +98,7 @@ def sparc_loss(pixels, words, mask, scale):
   for v, report, m in zip(pixels, words, mask, strict=True):
     if m.any():
       t = report[m]
-      a = np.stack([minmax_region(row, 1, 0) for row in t @ v.T])
+      a = np.stack([minmax_region(row) for row in t @ v.T])
       losses.append(_within(l2_normalize(a @ v), l2_normalize(t), 1 / len(t), scale))
   return np.mean(losses)
 
@@ -163,6 +110,6 @@ def mgca_loss(pixels, words, mask, attention):
     if m.any():
       v, t, w = l2_normalize(v), l2_normalize(report[m]), w[m]
       w = np.clip(w, *np.quantile(w, [0.1, 0.9]))
-      a = np.stack([softmax_region(row, 0.1, 0) for row in t @ v.T])
+      a = np.stack([soft_region(row, 0.1, 0) for row in t @ v.T])
       losses.append(_within(l2_normalize(a @ v), t, w / w.sum(), 1 / 0.1))
   return np.mean(losses)

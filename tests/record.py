@@ -54,9 +54,7 @@ _PHANTOM = {
   "model.text.mlp_dim": 16,
   "model.text.depth": 1,
   "model.text.dropout": 0.1,
-  "curriculum.refine.local_weight": "(0.5,1.0)",  # two rounds of refinement
-  "curriculum.refine.tau": "(0.25,0.2)",
-  "curriculum.refine.gamma": "(0.0,0.5)",
+  "curriculum.refine.gamma": 0.5,
   "train.steps": 8,
   "train.batch_size": 8,
   "train.log_every_steps": 1,

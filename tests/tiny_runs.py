@@ -30,9 +30,7 @@ TINY = {
   "model.text.mlp_dim": 16,
   "model.text.depth": 1,
   "model.text.dropout": 0.1,
-  "curriculum.refine.local_weight": (0.5, 1.0),  # two rounds, so that tests go through refinement
-  "curriculum.refine.tau": (0.25, 0.2),
-  "curriculum.refine.gamma": (0.0, 0.5),
+  "curriculum.refine.gamma": 0.5,
   "train.steps": 6,
   "train.batch_size": 8,
   "train.log_every_steps": 1,

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from plan_jax.alignment import pairwise
 from plan_jax.alignment.pairwise import ContrastTerms, Keys, PairFeatures, PartialSums, Score
 
-_FEATURES = PairFeatures(0, 0, 0, -1)  # batch axis of each; -1: none
+_FEATURES = PairFeatures(True, True, True, False)  # which are split over the devices
 
 
 def chunked(score: Score, tile: pairwise.Tile, features: PairFeatures, keys: Keys) -> ContrastTerms:
@@ -59,7 +59,7 @@ def _contrast(score, tile, axes, features, keys) -> ContrastTerms:
     sums = (_join(image, len(pixels)), *(_join(column, len(words)) for column in columns))
     return pairwise.terms(*sums)
 
-  return _on_devices(device, axes, (_FEATURES, 0), 1)(features, keys)
+  return _on_devices(device, axes, (_FEATURES, True), True)(features, keys)
 
 
 def _forward(score, tile, axes, features, keys):
@@ -76,9 +76,8 @@ def _backward(score, tile, axes, residuals, gradient: ContrastTerms):
       _LogitGradient(terms.report_log_partition, gradient.report_log_partition, none),
       _LogitGradient(terms.word_log_partition, gradient.word_log_partition, gradient.positive_word),
     )
-    by_image, *by_column = jax.tree.map(lambda x: x.swapaxes(0, 1), by_axis)
-    images = _cut((pixels, keys, by_image), tile.images, -1)
-    reports = _cut((words, word_weights, keys, tuple(by_column)), tile.reports, -2)
+    images = _cut((pixels, keys, by_axis[0]), tile.images, -1)
+    reports = _cut((words, word_weights, keys, by_axis[1:]), tile.reports, -2)
 
     def visit(reports):
       return _visit_back(score, images, reports, scale)
@@ -92,14 +91,15 @@ def _backward(score, tile, axes, residuals, gradient: ContrastTerms):
     )
     return PairFeatures(*joined, d_scale.astype(scale.dtype))
 
-  return _on_devices(device, axes, (_FEATURES, 0, 1, 1), _FEATURES)(*residuals, gradient), None
+  split = (_FEATURES, True, True, True)
+  return _on_devices(device, axes, split, _FEATURES)(*residuals, gradient), None
 
 
 _contrast.defvjp(_forward, _backward)
 
 
 class _LogitGradient(NamedTuple):
-  """Function from logits to their gradients along one axis; shapes [n, K, ...].
+  """Function from logits to their gradients along one axis; shapes [n, ...].
 
   Attributes:
     log_partition: over the negatives.
@@ -113,7 +113,7 @@ class _LogitGradient(NamedTuple):
 
   def __call__(self, logits, negative, positive, axis):
     """Returns the gradient of the loss with respect to the logits, by way of this axis."""
-    log_partition, slope, of_positive = (jnp.expand_dims(x.swapaxes(0, 1), axis) for x in self)
+    log_partition, slope, of_positive = (jnp.expand_dims(x, axis) for x in self)
     share = jnp.exp(jnp.where(negative, logits - log_partition, pairwise.NO_LOGIT))
     return slope * share + jnp.where(positive, of_positive, 0)
 
@@ -125,14 +125,12 @@ def _visit(score, images, reports, scale):
   """Reduces the logits of images and reports: (by image,), (by report, by word)."""
   first = jax.tree.map(lambda x: x[0], (images, reports))
 
-  def reduce_tile(prepared, image_keys, report):
-    words, word_weights, report_keys = report
-    logits = score.logits(prepared, words, word_weights, scale)
+  def reduce_tile(image, report):
+    (pixels, image_keys), (words, word_weights, report_keys) = image, report
+    logits = score.logits(pixels, words, word_weights, scale)
     return pairwise.reduce_logits(*logits, *pairwise.relate(image_keys, report_keys))
 
-  like_image, *like_columns = jax.eval_shape(
-    lambda image, report: reduce_tile(score.prepare(image[0]), image[1], report), *first
-  )
+  like_image, *like_columns = jax.eval_shape(reduce_tile, *first)
   count = len(jax.tree.leaves(reports)[0])
   columns = tuple(
     jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), pairwise.empty(like))
@@ -140,14 +138,11 @@ def _visit(score, images, reports, scale):
   )
 
   def image_tile(columns, image):
-    pixels, image_keys = image
-    prepared = score.prepare(pixels)
-
     def report_tile(row, visiting):
       inputs, (by_report, by_word) = visiting
-      image, report, word = reduce_tile(prepared, image_keys, inputs)
+      more, report, word = reduce_tile(image, inputs)
       columns = pairwise.merge(by_report, report), pairwise.merge(by_word, word)
-      return pairwise.merge(row, image), columns
+      return pairwise.merge(row, more), columns
 
     row, columns = jax.lax.scan(report_tile, pairwise.empty(like_image), (reports, columns))
     return columns, row
@@ -163,22 +158,22 @@ def _visit_back(score, images, reports, scale):
   def image_tile(carry, image):
     of_reports, of_scale = carry
     pixels, image_keys, by_image = image
-    prepared, to_pixels = jax.vjp(score.prepare, pixels.astype(_wide(pixels)))
+    pixels = pixels.astype(_wide(pixels))
 
     def report_tile(carry, visiting):
       (words, word_weights, keys, (by_report, by_word)), of_report = visiting
-      inputs = (prepared, words.astype(_wide(words)), word_weights, scale)
+      inputs = (pixels, words.astype(_wide(words)), word_weights, scale)
       (pairs, singles), pull = jax.vjp(score.logits, *inputs)
       negative, positive = pairwise.relate(image_keys, keys)
-      of_pairs = by_image(pairs, negative, positive, 2) + by_report(pairs, negative, positive, 1)
-      of_words = by_word(singles, negative[..., None], positive[..., None], 1)
-      of_prepared, *of_report_now, of_scale = pull((of_pairs, of_words))
-      carry = jax.tree.map(jnp.add, carry, (of_prepared, of_scale))
+      of_pairs = by_image(pairs, negative, positive, 1) + by_report(pairs, negative, positive, 0)
+      of_words = by_word(singles, negative[..., None], positive[..., None], 0)
+      of_pixels, *of_report_now, of_scale = pull((of_pairs, of_words))
+      carry = jax.tree.map(jnp.add, carry, (of_pixels, of_scale))
       return carry, jax.tree.map(jnp.add, of_report, tuple(of_report_now))
 
-    start = (jax.tree.map(jnp.zeros_like, prepared), of_scale)
-    (of_prepared, of_scale), of_reports = jax.lax.scan(report_tile, start, (reports, of_reports))
-    return (of_reports, of_scale), to_pixels(of_prepared)[0]
+    start = (jnp.zeros_like(pixels), of_scale)
+    (of_pixels, of_scale), of_reports = jax.lax.scan(report_tile, start, (reports, of_reports))
+    return (of_reports, of_scale), of_pixels
 
   start = (of_reports, jnp.zeros_like(scale))
   (of_reports, of_scale), of_pixels = jax.lax.scan(image_tile, start, images)
@@ -215,12 +210,12 @@ def _travel(visit: Callable, reports, axes):
 
 
 def _on_devices(device: Callable, axes, ins, outs) -> Callable:
-  """Runs `device` on each device of the mesh; ins, outs: trees of batch axes, -1 for none."""
+  """Runs `device` on each device of the mesh; ins, outs: trees that say which are split."""
   if axes is None:
     return device
 
-  def spec(axis):
-    return PartitionSpec() if axis < 0 else PartitionSpec(*[None] * axis, axes)
+  def spec(split):
+    return PartitionSpec(axes) if split else PartitionSpec()
 
   ins, outs = jax.tree.map(spec, (ins, outs))
   # Unchecked: what is replicated is summed by hand, and none of this is differentiated through.
@@ -247,13 +242,8 @@ def _cut(tree, size: int, padding_index: int):
 
 
 def _join(sums: PartialSums, count: int) -> PartialSums:
-  """Joins tiles [n, K, size, ...] to [K, count, ...]."""
-
-  def join(x):
-    n, k, size, *rest = x.shape
-    return jnp.moveaxis(x, 0, 1).reshape(k, n * size, *rest)[:, :count]
-
-  return PartialSums(*map(join, sums))
+  """Joins tiles [n, size, ...] to [count, ...]."""
+  return PartialSums(*(jax.lax.collapse(x, 0, 2)[:count] for x in sums))
 
 
 def _is_sums(x) -> bool:

@@ -1,4 +1,4 @@
-"""Curriculum: which losses, refinement rounds and term filter hold from which step on."""
+"""Curriculum: which losses, soft regions and term filter hold from which step on."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,10 +6,15 @@ from typing import Annotated
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from input_pipeline.section import Rule, Section, SectionError, ShareBelowOne, Weight, require_keys
-
-_POSITIVE = Rule(lambda values: all(value > 0 for value in values), "must be positive")
-_NOT_NEGATIVE = Rule(lambda values: all(value >= 0 for value in values), "must not be negative")
+from input_pipeline.section import (
+  NOT_NEGATIVE,
+  PositiveFloat,
+  Section,
+  SectionError,
+  ShareBelowOne,
+  Weight,
+  require_keys,
+)
 
 
 @dataclass(frozen=True)
@@ -20,28 +25,23 @@ class Stage(Section):
     name: for the log.
     start_fraction: share of training done when the stage begins.
     global_weight: weight of the global loss.
-    local_weight: weight of the local loss, one a round; its length is the number of rounds.
-    tau, gamma: of the soft region, one a round, see `regions`.
+    local_weight: weight of the local loss; 0: there is none, and words have no regions.
+    tau, gamma: of `regions.soft_region`.
     term_filter: whether words are weighted by their significance, or all alike.
-    cut_below: with the term filter, words whose significance is below this share of the report's
-      highest get no weight at all; 0 cuts none.
   """
 
   name: str
   start_fraction: ShareBelowOne
   global_weight: Weight = 1.0
-  local_weight: Annotated[tuple[float, ...], _NOT_NEGATIVE] = ()
-  tau: Annotated[tuple[float, ...], _POSITIVE] = ()
-  gamma: Annotated[tuple[float, ...], _NOT_NEGATIVE] = ()
+  local_weight: Weight = 0.0
+  tau: PositiveFloat = 0.2
+  gamma: Annotated[float, NOT_NEGATIVE] = 0.0
   term_filter: bool = False
-  cut_below: ShareBelowOne = 0.0
 
   def __post_init__(self):
-    """Checks that every round has its values, and that something is learned."""
+    """Checks that something is learned."""
     super().__post_init__()
-    holds = len(self.local_weight) == len(self.tau) == len(self.gamma)
-    self.require("local_weight", holds, "local_weight, tau and gamma need one value a round each")
-    learns = self.global_weight > 0 or any(self.local_weight)
+    learns = self.global_weight > 0 or self.local_weight > 0
     self.require("global_weight", learns, "every loss weight is zero, nothing would be learned")
 
 
@@ -76,7 +76,4 @@ def word_weights(
   """Weighs each word for the local score of a stage; padding gets zero."""
   if not stage.term_filter:
     return mask.astype(jnp.float32)
-  if stage.cut_below:
-    highest = significance.max(-1, keepdims=True)
-    significance = jnp.where(significance >= stage.cut_below * highest, significance, 0)
   return jnp.where(mask, significance, 0)

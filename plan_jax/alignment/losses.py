@@ -9,7 +9,7 @@ from plan_jax.alignment.pairwise import ContrastTerms
 
 def info_nce(
   terms: ContrastTerms, valid: Bool[Array, " B"]
-) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Averages over both directions the cross-entropy of each pair among its negatives.
 
   The target of a row or column is its own pair alone; other positives are in no log-partition, and
@@ -22,14 +22,14 @@ def info_nce(
     (terms.image_log_partition, terms.image_highest),
     (terms.report_log_partition, terms.report_highest),
   ):
-    loss += jnp.where(valid, jax.nn.softplus(negatives - terms.positive), 0).sum(-1) / count / 2
-    accuracy += (valid & (terms.positive >= highest)).sum(-1) / count / 2
+    loss += jnp.where(valid, jax.nn.softplus(negatives - terms.positive), 0).sum() / count / 2
+    accuracy += (valid & (terms.positive >= highest)).sum() / count / 2
   return loss, accuracy
 
 
 def word_info_nce(
   terms: ContrastTerms, valid: Bool[Array, " B"], weight: Float[Array, "B W"]
-) -> Float[Array, " K"]:
+) -> Float[Array, ""]:
   """Contrasts each single word's own image with all images (ours); a weighted mean over the words.
 
   Pooled scores let a report's easiest word answer for all; here every word answers for itself.
@@ -38,7 +38,7 @@ def word_info_nce(
   weight = jnp.where(valid[:, None], weight, 0)
   cross_entropy = jax.nn.softplus(terms.word_log_partition - terms.positive_word)
   total = weight.sum()
-  return (weight * cross_entropy).sum((1, 2)) / jnp.where(total > 0, total, 1)
+  return (weight * cross_entropy).sum() / jnp.where(total > 0, total, 1)
 
 
 def words_info_nce(

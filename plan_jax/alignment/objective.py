@@ -1,4 +1,4 @@
-"""The training objective: weighted sum of the global and the local contrasts of one stage."""
+"""The training objective: weighted sum of the global and the local contrast of one stage."""
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,20 @@ def objective(
 ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
   """Computes the loss and its parts, scalars float32.
 
-  Total = w_global * global + sum_k w_k * local_k + w_term * term + w_side * side + w_swap * swap +
-  w_move * move. The global loss
-  is a symmetric InfoNCE over B x B cosines with the positives mask, the same for every method; the
-  local ones are the method's. The term loss is the mean over words of the cross-entropy of the
-  significance with the diagnostic terms. (Our concretisation of the source method.) The last
-  three are `side_losses`.
+  Total = w_global * global + w_local * local + w_term * term + w_side * side + w_swap * swap +
+  w_move * move. The global loss is a symmetric InfoNCE over B x B cosines with the positives mask,
+  the same for every method; the local one is the method's. The term loss is the mean over words of
+  the cross-entropy of the significance with the diagnostic terms. (Our concretisation of the source
+  method.) The last three are `side_losses`.
   """
   x = batch
   index = jnp.arange(len(x.image_embedding), dtype=jnp.int32)
   keys = pairwise.Keys(index, x.report_key, x.study_key, x.mask.any(-1))
   if not alignment.mask_positives:
     keys = keys._replace(text=jnp.zeros_like(index), study=index)
-  cosine = (x.global_scale * (x.image_embedding @ x.text_embedding.T))[None]
+  cosine = x.global_scale * (x.image_embedding @ x.text_embedding.T)
   terms = pairwise.contrast_terms(cosine, cosine[..., None][..., :0], keys)
-  (loss,), (accuracy,) = info_nce(terms, keys.valid)
+  loss, accuracy = info_nce(terms, keys.valid)
   total = stage.global_weight * loss
   parts = {
     "loss_global": loss,
@@ -39,13 +38,11 @@ def objective(
     "scale_global": x.global_scale,
     "scale_local": x.local_scale,
   }
-  if stage.local_weight:
-    # `none` has no losses; its stages keep their weights so that one key alone chooses the method.
-    local = METHODS[alignment.method].losses(x, stage, alignment, keys)
-    rounds = zip(stage.local_weight, local, strict=bool(local))
-    for k, (weight, (loss, accuracy)) in enumerate(rounds):
-      total += weight * loss
-      parts |= {f"loss_local_{k}": loss, f"accuracy_local_{k}": accuracy}
+  # `none` has no loss; its stages keep their weights so that one key alone chooses the method.
+  if stage.local_weight and (local := METHODS[alignment.method].loss):
+    loss, accuracy = local(x, stage, alignment, keys)
+    total += stage.local_weight * loss
+    parts |= {"loss_local": loss, "accuracy_local": accuracy}
   words = jnp.maximum(x.mask.sum(), 1)
   if alignment.method == "plan" and alignment.term_weight:
     significance = jnp.clip(x.significance, 1e-6, 1 - 1e-6)

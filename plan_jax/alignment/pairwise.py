@@ -6,12 +6,12 @@ everything and lets JAX differentiate; it is the oracle, and good for small batc
 `blockwise.chunked` visits the pairs tile by tile, and `blockwise.ring` does so on a mesh. All three
 give the same numbers to rounding; nothing is approximated.
 
-Shapes: B images of P pixels and their B reports of W words, K rounds of scores; U = W where the
-words are contrasted too, else 0. A tile has I images and J reports.
+Shapes: B images of P pixels and their B reports of W words of D channels; U = W where the words
+are contrasted too, else 0. A tile has I images and J reports.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +25,13 @@ NO_LOGIT = -1e9  # the highest of no logits; finite, so that differences are
 class Score(Protocol):
   """Logits of images and reports that do not depend on other images or reports. Hashable."""
 
-  def prepare(self, pixels: Float[Array, "I P D"]) -> Any:
-    """Computes what all reports need of the images: arrays that lead with I."""
-
   def logits(
     self,
-    prepared: Any,
+    pixels: Float[Array, "I P D"],
     words: Float[Array, "J W D"],
     word_weights: Float[Array, "J W"],
     scale: ScalarLike,
-  ) -> tuple[Float[Array, "K I J"], Float[Array, "K I J U"]]:
+  ) -> tuple[Float[Array, "I J"], Float[Array, "I J U"]]:
     """Computes the logits of pairs, and of single words where they are contrasted."""
 
   def tile_bytes(self, images: int, reports: int, pixels: int, words: int, channels: int) -> int:
@@ -73,13 +70,13 @@ class ContrastTerms(NamedTuple):
   word's, negative images: -1e9 or less without any. The highest negatives carry no gradient.
   """
 
-  positive: Float[Array, "K B"]
-  positive_word: Float[Array, "K B U"]
-  image_log_partition: Float[Array, "K B"]
-  report_log_partition: Float[Array, "K B"]
-  word_log_partition: Float[Array, "K B U"]
-  image_highest: Float[Array, "K B"]
-  report_highest: Float[Array, "K B"]
+  positive: Float[Array, " B"]
+  positive_word: Float[Array, "B U"]
+  image_log_partition: Float[Array, " B"]
+  report_log_partition: Float[Array, " B"]
+  word_log_partition: Float[Array, "B U"]
+  image_highest: Float[Array, " B"]
+  report_highest: Float[Array, " B"]
 
 
 class Tile(NamedTuple):
@@ -91,12 +88,11 @@ class Tile(NamedTuple):
 
 def full(score: Score, features: PairFeatures, keys: Keys) -> ContrastTerms:
   """Contrasts all pairs with every logit and every intermediate held at once."""
-  pixels, *rest = features
-  return contrast_terms(*score.logits(score.prepare(pixels), *rest), keys)
+  return contrast_terms(*score.logits(*features), keys)
 
 
 def contrast_terms(
-  pairs: Float[Array, "K B B"], words: Float[Array, "K B B U"], keys: Keys
+  pairs: Float[Array, "B B"], words: Float[Array, "B B U"], keys: Keys
 ) -> ContrastTerms:
   """Reduces all logits, of pairs and of single words, to the terms of the contrast."""
   return terms(*reduce_logits(pairs, words, *relate(keys, keys)))
@@ -191,16 +187,16 @@ def _reduce(logits, negative, positive, axis) -> PartialSums:
 
 
 def reduce_logits(
-  pairs: Float[Array, "K I J"],
-  words: Float[Array, "K I J U"],
+  pairs: Float[Array, "I J"],
+  words: Float[Array, "I J U"],
   negative: Bool[Array, "I J"],
   positive: Bool[Array, "I J"],
 ) -> tuple[PartialSums, PartialSums, PartialSums]:
-  """Reduces logits to sums by image [K, I], by report [K, J] and by word [K, J, U]."""
+  """Reduces logits to sums by image [I], by report [J] and by word [J, U]."""
   return (
-    _reduce(pairs, negative, positive, 2),
     _reduce(pairs, negative, positive, 1),
-    _reduce(words, negative[..., None], positive[..., None], 1),
+    _reduce(pairs, negative, positive, 0),
+    _reduce(words, negative[..., None], positive[..., None], 0),
   )
 
 
@@ -231,12 +227,12 @@ def terms(image: PartialSums, report: PartialSums, word: PartialSums) -> Contras
 
 
 def tile_bytes(
-  arrays: int, gram: bool, images: int, reports: int, pixels: int, words: int, channels: int
+  arrays: int, regions: int, images: int, reports: int, pixels: int, words: int, channels: int
 ) -> int:
-  """Adds up the float32 bytes of a tile that holds so many `arrays` of [J, W, I, P].
+  """Adds up the float32 bytes of a tile.
 
-  With `gram` it holds the pixels' Gram matrices too.
+  It holds so many `arrays` [J, W, I, P] and `regions` [J, W, I, D], and the features three times.
   """
   features = images * pixels * channels + reports * words * channels
-  grams = 3 * images * pixels**2 if gram else 0
-  return 4 * (arrays * images * reports * words * pixels + grams + 3 * features)
+  held = arrays * pixels + regions * channels  # for each word and image
+  return 4 * (images * reports * words * held + 3 * features)

@@ -29,8 +29,8 @@ class _OwnRegions(NamedTuple):
 def side_losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment) -> dict[str, jax.Array]:
   """Computes the means over the words that name something on one side, each in its own image.
 
-  Of the regions of the stage's last round; 0 without such a word. The middle column of an odd grid
-  belongs to both halves equally. Shares are bounded below by .01.
+  0 without such a word. The middle column of an odd grid belongs to both halves equally. Shares are
+  bounded below by .01.
 
   Returns:
     "side": -log(share of the region in the half that the sentence names). Where `x.swapped` is
@@ -61,10 +61,9 @@ def _own_regions(
 ) -> _OwnRegions:
   size = square_side(x.pixels.shape[1], "sides need")
   across = jnp.tile(jnp.sign(2 * jnp.arange(size) - (size - 1)), size).astype(jnp.float32)
-  rounds = plan.rounds(alignment, stage)
-  attention, evidence = jax.vmap(lambda image, text: plan.own_regions(image, text, rounds))(
-    x.pixels, words
-  )
+  attention, evidence = jax.vmap(
+    lambda image, text: plan.own_regions(image, text, stage, alignment)
+  )(x.pixels, words)
   return _OwnRegions((1 + half * (attention.weight @ across)) / 2, evidence)
 
 

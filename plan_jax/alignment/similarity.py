@@ -1,13 +1,11 @@
 """Products of words and pixels, their normalisation, and the pooling of a report's words."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-EVIDENCE = ("soft_maximum", "cosine")  # of a word for an image, see refinement.WordRegions
 TINY = 1e-12  # under square roots and divisions
 
 
@@ -63,18 +61,6 @@ def _product_backward(formula, dtype, operands, gradient):
 
 
 product.defvjp(_product_forward, _product_backward)
-
-
-class ImageKeys(NamedTuple):
-  """Images as all words attend to them; `gram` is None where nothing needs it."""
-
-  pixels: Float[Array, "I P D"]
-  gram: Float[Array, "I P P"] | None  # products of the pixels among themselves
-
-
-def prepare(pixels: Float[Array, "I P D"], *, gram: bool, dtype: str) -> ImageKeys:
-  """Computes what all words share of the images; `dtype` as in `product`."""
-  return ImageKeys(pixels, product("ipd,iqd->ipq", dtype, pixels, pixels) if gram else None)
 
 
 def pool_words(

@@ -73,13 +73,13 @@ def local_logits(pixels, words, significance, scale, stage) -> jax.Array:
   score = GloriaScore()
   pixels, words = pixels.astype(jnp.float32), words.astype(jnp.float32)
   weights = significance + (jnp.arange(significance.shape[-1]) == 0)
-  return score.logits(score.prepare(pixels), words, weights, 1.0)[0][0]
+  return score.logits(pixels, words, weights, 1.0)[0]
 
 
 def local_similarity(pixels, words, significance, scale, stage) -> jax.Array:
   """The local similarity of its zero-shot classification [I, J]; 0 for a text without words."""
   score, mask = GloriaScore(), significance > 0
-  cosine = score.cosines(score.prepare(pixels), words, mask)
+  cosine = score.cosines(pixels, words, mask)
   best = jnp.where(mask, cosine, -1.0).max(-1)
   return jnp.where(mask.any(-1), _WORD_SCALE * best, 0)
 

@@ -294,7 +294,7 @@ class Predictor:
   def local_logits(
     self, features, images: Int[np.ndarray, "Q I"], texts: Int[np.ndarray, "Q J"]
   ) -> Float[np.ndarray, "Q I J"]:
-    """Local logits of the last round, temperature included, at places of `local_features`.
+    """Local logits, temperature included, at places of `local_features`.
 
     Raises ValueError where the method has no local scores.
     """
@@ -314,8 +314,7 @@ class Predictor:
   def local_similarities(self, texts: Texts) -> Callable[[Images], Float[np.ndarray, "N T"]]:
     """Makes a function of N images: their local similarity to each of T texts.
 
-    That of the last round, without the temperature of the loss. Raises ValueError where the method
-    has no local scores.
+    Without the temperature of the loss. Raises ValueError where the method has no local scores.
     """
     self._check_local()
     text = self._run(self._text_features, self._encode(texts))

@@ -138,7 +138,7 @@ def _ground_phrase(alignment: Alignment, variables: dict, image, text, stage: St
 def _local_logits(
   alignment: Alignment, pixels, words, significance, scale, stage: Stage
 ) -> jax.Array:
-  """Logits [I, J] of the last round; GLoRIA has its own temperature."""
+  """Logits [I, J]; GLoRIA has its own temperature."""
   score = pair_score(alignment, stage)
   pixels, words = pixels.astype(jnp.float32), words.astype(jnp.float32)
   if alignment.method == "plan":
@@ -146,4 +146,4 @@ def _local_logits(
     weights = curriculum.word_weights(stage, significance, significance > 0)
   else:
     weights, scale = (significance > 0).astype(jnp.float32), jnp.float32(1)
-  return score.logits(score.prepare(pixels), words, weights, scale)[0][-1]
+  return score.logits(pixels, words, weights, scale)[0]

@@ -29,10 +29,10 @@ def make_step(
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]:
   """Makes the update under `stage`: (state, batch, `dropout_key`) -> (state, scalar metrics).
 
-  The stage is compiled in, for rounds change the shape of the computation; the key is not, so that
+  The stage is compiled in, for its losses change the computation; the key is not, so that
   runs of all seeds share a program. The schedule, as `make_optimizer` gives it, is only measured.
   """
-  swaps_sides = alignment.swaps_sides and bool(stage.local_weight)
+  swaps_sides = alignment.swaps_sides and stage.local_weight > 0
 
   def encode(params, batch_stats, batch, key):
     params = freezing.without_gradient(params, config.freeze)

@@ -19,9 +19,6 @@ B, P, W, D = 4, 9, 5, 6
 ALIGNMENT = Alignment(
   method="plan",
   mask_positives=True,
-  sparsifier="threshold",
-  evidence="soft_maximum",
-  eta=0.5,
   beta=5.0,
   word_weight=0.0,
   term_weight=0.0,
@@ -35,7 +32,7 @@ ALIGNMENT = Alignment(
   tile_reports=2,
   tile_mib=1,
 )
-STAGE = curriculum.Stage("s", 0.0, 0.0, (1.0,), (0.25,), (0.0,))
+STAGE = curriculum.Stage("s", 0.0, 0.0, 1.0, 0.25, 0.0)
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
 
 
@@ -178,4 +175,4 @@ def test_global_only_grounds_by_the_text_embedding_alone():
   for row in np.asarray(attention.similarity):
     np.testing.assert_allclose(row, want, rtol=1e-5, atol=1e-6)
   for row in np.asarray(attention.weight):
-    np.testing.assert_allclose(row, oracle.softmax_region(want, 0.2, 0), rtol=1e-4)
+    np.testing.assert_allclose(row, oracle.soft_region(want, 0.2, 0), rtol=1e-4)

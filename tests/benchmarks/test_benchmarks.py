@@ -37,7 +37,6 @@ def test_local_loss_has_a_row_for_every_contender():
   rows = local_loss.measure(SHAPE, 1, "float32", 16, with_torch=False, resident=False)
   assert [row["contender"] for row in rows] == [
     "plan, chunked",
-    "plan, two rounds, chunked",
     "gloria, chunked",
     "plan, full",
     "gloria, full",

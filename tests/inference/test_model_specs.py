@@ -28,7 +28,6 @@ def make_run(folder, name):
     config.alignment.spread_steps = 0  # else on a grid that is twice as fine
   if name == "gloria-run":
     config.alignment.method = "gloria"
-    config.curriculum.refine.update(local_weight=(1.0,), tau=(0.2,), gamma=(0.0,))
   parts = assemble(config, tokenizer)
   state = jax.device_get(parts.initial_state())
   return of_state(parts, state.replace(step=config.train.steps), tokenizer)

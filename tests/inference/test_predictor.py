@@ -74,11 +74,10 @@ def test_dropped_sentences_are_counted_once(model):
   assert model.note.startswith(f"{left_out} sentences found no room")
 
 
-def test_run_without_local_rounds_grounds_by_similarity(model):
+def test_run_without_a_local_loss_grounds_by_similarity(model):
   config = tiny(**{"evaluation.batch_size": 2})
   config.unlock()
-  rounds = dict.fromkeys(("local_weight", "tau", "gamma"), ())
-  config.curriculum = {"words": config.curriculum.words.to_dict() | rounds}
+  config.curriculum = {"words": config.curriculum.words.to_dict() | {"local_weight": 0.0}}
   tokenizer = model.spec.texts.tokenizer
   parts = assemble(config, tokenizer)
   plain = of_state(parts, jax.device_get(parts.initial_state()), tokenizer)
@@ -88,7 +87,7 @@ def test_run_without_local_rounds_grounds_by_similarity(model):
 
 
 def test_words_are_attended_as_at_the_stage_of_training(tmp_path):
-  """Before the rounds begin a map is that of round 0."""
+  """Suppression begins with the last stage."""
   tokenizer = tokens.train(["small left effusion"] * 9, tmp_path, vocabulary_size=60)
   config = tiny(**{"train.steps": 100, "evaluation.batch_size": 2})
   parts = assemble(config, tokenizer)
@@ -107,8 +106,6 @@ def test_local_logits_are_those_of_training(method, tmp_path):
   """Against the score of all pairs that the losses use."""
   texts = [example.sentences for example in EXAMPLES]
   config = tiny(**{"evaluation.batch_size": 3, "alignment.method": method})
-  if method == "gloria":
-    config.curriculum.refine.update(local_weight=(1.0,), tau=(0.2,), gamma=(0.0,))
   tokenizer = tokens.train([" ".join(t) for t in texts], tmp_path, vocabulary_size=200)
   parts = assemble(config, tokenizer)
   state = jax.device_get(parts.initial_state())
@@ -125,7 +122,7 @@ def test_local_logits_are_those_of_training(method, tmp_path):
   if method == "plan":
     pixels, words = l2_normalize(pixels), l2_normalize(words)
     weights = curriculum.word_weights(stage, significance, significance > 0)
-  want = score.logits(score.prepare(pixels), words, weights, config.model.scale_init)[0][-1]
+  want = score.logits(pixels, words, weights, config.model.scale_init)[0]
   np.testing.assert_allclose(logits, want, atol=1e-4)
   similarity = model.local_similarities(texts[:3])(IMAGES)
   scale = 10 if method == "gloria" else config.model.scale_init

@@ -58,8 +58,8 @@ def score(run, iou, recall, auc, ids=range(6)):
 @pytest.fixture
 def scored(tmp_path):
   """Two methods over three seeds (one of the second's is missing) and one on other images."""
-  method, noisy = {"alignment.eta": 0.1}, {"data.options.seed": 1}
-  other = noisy | {"alignment.eta": 0.3, "data.options.seed": 2}
+  method, noisy = {"alignment.beta": 0.1}, {"data.options.seed": 1}
+  other = noisy | {"alignment.beta": 0.3, "data.options.seed": 2}
   both = [*seeds(3), *(method | seed for seed in seeds(3))]
   runs = load(tmp_path, [*both, noisy, noisy | method, other])
   rng = np.random.default_rng(0)
@@ -98,9 +98,9 @@ def test_means_over_seeds_and_their_intervals(scored, tmp_path):
   runs, iou, recall, auc = scored
   text, content = collected(runs, tmp_path)
   lines = {line["row"]: line for line in content["rows"]}
-  noisy, last = "data.options.seed=1", "data.options.seed=2,alignment.eta=0.3"
-  assert list(lines) == ["(base)", "alignment.eta=0.1", noisy, f"{noisy},alignment.eta=0.1", last]
-  for label, at in (("(base)", [0, 1, 2]), ("alignment.eta=0.1", [3, 5])):
+  noisy, last = "data.options.seed=1", "data.options.seed=2,alignment.beta=0.3"
+  assert list(lines) == ["(base)", "alignment.beta=0.1", noisy, f"{noisy},alignment.beta=0.1", last]
+  for label, at in (("(base)", [0, 1, 2]), ("alignment.beta=0.1", [3, 5])):
     values = lines[label]["values"]
     assert len(lines[label]["seeds"]) == len(at)
     got = values[MIOU]
@@ -115,7 +115,7 @@ def test_means_over_seeds_and_their_intervals(scored, tmp_path):
   alone = lines[noisy]["values"]
   assert alone["terms/all/AUC"]["low"] is None and alone[MIOU]["low"] is not None
   assert content["seeds_alone"] == ["terms/all/AUC"] and r"| terms AUC \* |" in text
-  assert "8 of 9 runs are complete; missing or incomplete: alignment.eta=0.1,seed=1." in text
+  assert "8 of 9 runs are complete; missing or incomplete: alignment.beta=0.1,seed=1." in text
   assert re.search(r"No run has grounding/macro/signed CNR, .*R@5 text-to-image", text)
   assert "20 bootstrap draws of patients" in text and "phantom/test" in text
   assert f"| (base) | 3 | {lines['(base)']['values'][MIOU]['value']:.3f} [" in text
@@ -137,7 +137,11 @@ def test_differences_are_paired_by_seed_and_example(scored, tmp_path):
   runs, iou, _, auc = scored
   text, content = collected(runs, tmp_path)
   first, second = content["differences"]
-  assert (first["row"], first["against"], first["seeds"]) == ("alignment.eta=0.1", "(base)", [0, 2])
+  assert (first["row"], first["against"], first["seeds"]) == (
+    "alignment.beta=0.1",
+    "(base)",
+    [0, 2],
+  )
   apart = iou[[3, 5]] - iou[[0, 2]]
   got = first["values"][MIOU]
   assert got["value"] == pytest.approx(np.mean([macro(v) for v in apart]))
@@ -146,16 +150,16 @@ def test_differences_are_paired_by_seed_and_example(scored, tmp_path):
   expected = stats.t.interval(0.95, 1, change.mean(), stats.sem(change))
   assert (got["low"], got["high"]) == pytest.approx(expected)
   # On other images, against the reference of those images; where there is none, a sentence.
-  assert second["row"] == "data.options.seed=1,alignment.eta=0.1"
+  assert second["row"] == "data.options.seed=1,alignment.beta=0.1"
   assert second["against"] == "data.options.seed=1" and second["seeds"] == [0]
   assert second["values"][MIOU]["value"] == pytest.approx(macro(iou[7] - iou[6]))
   starts = [sentence.split(" is not compared")[0] for sentence in content["left_out"]]
-  assert starts == ["data.options.seed=1", "data.options.seed=2,alignment.eta=0.3"]
+  assert starts == ["data.options.seed=1", "data.options.seed=2,alignment.beta=0.3"]
   assert all(sentence in text for sentence in content["left_out"])
-  _, content = collected(runs, tmp_path, against="alignment.eta=0.1")
+  _, content = collected(runs, tmp_path, against="alignment.beta=0.1")
   assert {d["row"]: d["against"] for d in content["differences"]} == {
-    "(base)": "alignment.eta=0.1",
-    "data.options.seed=1": "data.options.seed=1,alignment.eta=0.1",
+    "(base)": "alignment.beta=0.1",
+    "data.options.seed=1": "data.options.seed=1,alignment.beta=0.1",
   }
   text, content = collected(runs[3:6], tmp_path)
   assert content["differences"] == []
@@ -163,25 +167,25 @@ def test_differences_are_paired_by_seed_and_example(scored, tmp_path):
 
 
 def test_a_method_is_compared_with_the_reference_of_its_training_data(tmp_path):
-  worse, method = {"data.options.wrong_sentence_fraction": 0.5}, {"alignment.eta": 0.1}
+  worse, method = {"data.options.wrong_sentence_fraction": 0.5}, {"alignment.beta": 0.1}
   runs = load(tmp_path, [{}, worse, worse | method])
   for run in runs:
     score(run, np.arange(6) / 10, np.ones(6), 0.5)
   _, content = collected(runs, tmp_path)
   label = "data.options.wrong_sentence_fraction=0.5"
   pairs = [(d["row"], d["against"]) for d in content["differences"]]
-  assert pairs == [(label, "(base)"), (f"{label},alignment.eta=0.1", label)]
+  assert pairs == [(label, "(base)"), (f"{label},alignment.beta=0.1", label)]
 
 
 def test_without_example_scores_the_interval_is_of_the_seeds(tmp_path):
-  runs = load(tmp_path, [*seeds(2), {"data.options.seed": 1}, {"alignment.eta": 0.1, "seed": 5}])
+  runs = load(tmp_path, [*seeds(2), {"data.options.seed": 1}, {"alignment.beta": 0.1, "seed": 5}])
   for i, run in enumerate(runs):
     write_run(run, [row(IOU, i / 10), *([row(AUC, 0.5)] if i < 2 else [])])
   text, content = collected(runs, tmp_path)
   got = content["rows"][0]["values"][MIOU]
   assert (got["low"], got["high"]) == pytest.approx(stats.t.interval(0.95, 1, 0.05, 0.05))
   assert content["differences"] == [] and "no seed in common with (base)" in text
-  assert "| alignment.eta=0.1 | 1 | 0.300 | - |" in text
+  assert "| alignment.beta=0.1 | 1 | 0.300 | - |" in text
 
 
 def test_what_cannot_be_collected_is_named(scored, tmp_path):

@@ -32,20 +32,20 @@ STEPS = 6  # of tiny
 
 def test_names():
   assert study.name({}) == "base"
-  assert study.name({"seed": 3, "alignment.eta": 0.25}) == "alignment.eta=0.25,seed=3"
+  assert study.name({"seed": 3, "alignment.beta": 0.25}) == "alignment.beta=0.25,seed=3"
   assert study.name({"t": (0.25, 1e-05), "u": (), "s": "R@5 x"}) == "t=0.25_1e-05,u=none,s=R_5_x"
 
 
 @pytest.mark.parametrize(
   ("runs", "message"),
   [
-    ([{"alignment.etta": 0.1}], r"run alignment\.etta=0\.1: .*etta.*eta"),
+    ([{"alignment.betta": 0.1}], r"run alignment\.betta=0\.1: .*betta.*beta"),
     ([{"train.steps": 3.0}], r"train\.steps"),
     ([{"data.records": 7}], r"config\.data\.records is 7 \(int\).*'7' \(str\)"),
-    ([{"alignment.eta": 2.0}], r"alignment\.eta: is 2\.0; must lie in \[0, 1\]"),
+    ([{"alignment.smooth_share": 2.0}], r"alignment\.smooth_share: is 2\.0; must lie in \[0, 1\]"),
     ([{}, {"seed": 0}], r"names the run seed=0 twice \(also as base\)"),
     ([{"data.source": "a/b"}, {"data.source": "a_b", "seed": 1}], r"both be called"),
-    ([{"data.source": "a/b"}, {"data.source": "a_b", "alignment.eta": 0.1}], r"share the records"),
+    ([{"data.source": "a/b"}, {"data.source": "a_b", "alignment.beta": 0.1}], r"share the records"),
     ([{"data.source": "x" * 300}], r"longer than 240"),
     ([], r"sweep\(\) returns \[\], not a list of runs"),
     ([["seed", 3]], r"run 0 of sweep\(\) is \['seed', 3\], not a dict"),
@@ -71,12 +71,11 @@ def test_flags_that_fit_no_study(tmp_path, capsys):
     assert message in error_of(capsys, *argv)
 
 
-ROUND = ("local_weight", "tau", "gamma")
 VALUES = [
   {},
-  {f"curriculum.refine.{key}": (value,) for key, value in zip(ROUND, (1.0, 0.25, 0), strict=True)},
-  {f"curriculum.words.{key}": () for key in ROUND} | {"data.augment": False},
-  {"data.source": "a folder/with 'quotes' $and more", "alignment.eta": 0.1 + 0.2, "seed": 7},
+  {"model.image.mean": (0.25,), "curriculum.refine.gamma": 0},
+  {"evaluation.evaluators.terms.protocols": (), "data.augment": False},
+  {"data.source": "a folder/with 'quotes' $and more", "alignment.beta": 0.1 + 0.2, "seed": 7},
   {"train.learning_rate": 1},
 ]
 
@@ -104,7 +103,7 @@ def test_a_printed_command_is_the_config(tmp_path, capsys):
 
 
 def test_runs_of_the_same_data_share_their_records(tmp_path, monkeypatch):
-  noisy, quiet = {"data.options.wrong_sentence_fraction": 0.5}, {"alignment.eta": 0.1}
+  noisy, quiet = {"data.options.wrong_sentence_fraction": 0.5}, {"alignment.beta": 0.1}
   own = {"data.records": str(tmp_path / "mine")}
   runs = load(tmp_path, [{}, quiet, noisy, noisy | quiet | {"seed": 1}, own])
   base = tmp_path / "out" / "records" / "base"
@@ -144,7 +143,7 @@ def test_runs_of_the_same_encoder_share_its_features(tmp_path, monkeypatch):
     tmp_path,
     [
       STORED,
-      STORED | {"alignment.eta": 0.1},
+      STORED | {"alignment.beta": 0.1},
       STORED | {"model.image.weights": "/models/other"},
       STORED | {"data.features": str(tmp_path / "mine")},
       {},
@@ -434,7 +433,7 @@ def test_an_array_job_over_what_is_incomplete(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_study_from_records_to_tables(tmp_path):
-  runs = load(tmp_path, [{"train.steps": 2}, {"train.steps": 2, "alignment.eta": 0.25}])
+  runs = load(tmp_path, [{"train.steps": 2}, {"train.steps": 2, "alignment.beta": 0.25}])
   out, against = tmp_path / "out", "--against=train.steps=2"
   command = [sys.executable, "-m", "launch.sweep", "--mode=run", "--parallel=2", against]
   command += [f"--config={tmp_path / 'study.py'}", f"--out={out}"]
@@ -446,7 +445,7 @@ def test_a_study_from_records_to_tables(tmp_path):
   assert all(run.workdir.read_config()["train"]["batch_size"] == 4 for run in runs)
   content = json.loads((out / "table.json").read_text())
   (difference,) = content["differences"]
-  assert difference["row"] == "train.steps=2,alignment.eta=0.25" and difference["seeds"] == [0]
+  assert difference["row"] == "train.steps=2,alignment.beta=0.25" and difference["seeds"] == [0]
   for i, run in enumerate(runs):
     cells = {(r.task, r.group, r.metric): r for r in run.evaluation().rows if r.model == rows.RUN}
     for column, value in content["rows"][i]["values"].items():

@@ -19,8 +19,7 @@ from input_pipeline.section import (
 )
 from plan_jax.alignment import blockwise, pairwise
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.regions import SPARSIFIERS
-from plan_jax.alignment.similarity import EVIDENCE, narrow
+from plan_jax.alignment.similarity import narrow
 
 
 class SwappedWords(NamedTuple):
@@ -77,7 +76,6 @@ class Alignment(Section):
   Attributes:
     method: a name of by_name.METHODS.
     mask_positives: whether reports that say the same are left out of each other's negatives.
-    sparsifier, evidence, eta: of `plan`, see refinement.Rounds.
     beta: of `plan`, see similarity.pool_words.
     word_weight: of `plan`, weight of the contrast of single words over the images.
     term_weight: of `plan`, weight of the significance's own loss, towards the diagnostic terms; 0:
@@ -97,9 +95,6 @@ class Alignment(Section):
 
   method: str
   mask_positives: bool
-  sparsifier: Annotated[str, one_of(*SPARSIFIERS)]
-  evidence: Annotated[str, one_of(*EVIDENCE)]
-  eta: Share
   beta: FiniteFloat
   word_weight: Weight
   term_weight: Weight
@@ -140,14 +135,15 @@ class Method(NamedTuple):
   """Local alignment.
 
   Attributes:
-    losses: (batch, stage, alignment, pair keys) -> (loss, accuracy) of each round.
+    loss: (batch, stage, alignment, pair keys) -> (loss, accuracy); None: the method has no local
+      loss.
     attend: (image features, text features, stage, alignment) -> WordAttention, of one image and one
       text without a batch axis.
     pair_score: (alignment, stage) -> the score of image x report pairs; None: the method compares
       none.
   """
 
-  losses: Callable
+  loss: Callable | None
   attend: Callable
   pair_score: Callable[[Alignment, Stage], pairwise.Score] | None = None
 

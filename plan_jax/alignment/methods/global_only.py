@@ -6,16 +6,10 @@ A text is grounded by its global embedding against pixels through the image's ow
 import jax.numpy as jnp
 
 from plan_jax.alignment.curriculum import Stage
-from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, Method, WordAttention
-from plan_jax.alignment.pairwise import Keys
-from plan_jax.alignment.regions import softmax
+from plan_jax.alignment.methods.base import Alignment, Method, WordAttention
+from plan_jax.alignment.regions import soft_region
 
 TAU = 0.2  # of the map alone (ours)
-
-
-def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> list:
-  """Returns no loss."""
-  return []
 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
@@ -23,7 +17,7 @@ def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   similarity = jnp.broadcast_to(
     image.global_pixels @ text.embedding, (text.mask.shape[-1], image.global_pixels.shape[-2])
   )
-  return WordAttention(softmax(similarity, TAU, 0.0), similarity)
+  return WordAttention(soft_region(similarity, TAU, 0.0), similarity)
 
 
-METHOD = Method(losses, attend)
+METHOD = Method(None, attend)

@@ -13,7 +13,7 @@ from plan_jax.alignment.losses import words_info_nce
 from plan_jax.alignment.methods import base
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
 from plan_jax.alignment.pairwise import Keys
-from plan_jax.alignment.regions import softmax
+from plan_jax.alignment.regions import soft_region
 from plan_jax.alignment.similarity import l2_normalize
 
 TAU = 0.1
@@ -33,13 +33,15 @@ def clipped_attention(
   return jax.lax.stop_gradient(clipped / jnp.where(total > 0, total, 1))
 
 
-def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> list:
+def loss(
+  x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Computes (loss, accuracy) of the words against the regions of one report."""
   pixels, words = l2_normalize(x.pixels), l2_normalize(x.words)
-  attention = softmax(jnp.einsum("...wd,...pd->...wp", words, pixels), TAU, 0.0)
+  attention = soft_region(jnp.einsum("...wd,...pd->...wp", words, pixels), TAU, 0.0)
   regions = l2_normalize(jnp.einsum("bwp,bpd->bwd", attention, pixels))
   weight = clipped_attention(x.attention, x.mask)
-  return [words_info_nce(regions, words, weight, x.mask, 1 / TAU)]
+  return words_info_nce(regions, words, weight, x.mask, 1 / TAU)
 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
@@ -47,4 +49,4 @@ def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   return base.positive_regions(l2_normalize(text.words) @ l2_normalize(image.pixels).T)
 
 
-METHOD = base.Method(losses, attend)
+METHOD = base.Method(loss, attend)

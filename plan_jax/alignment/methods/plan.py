@@ -1,4 +1,4 @@
-"""Method `plan`: contrast of all pairs by evidence from refined soft regions (after PLAN)."""
+"""Method `plan`: contrast of all pairs by evidence from soft regions (after PLAN)."""
 
 from dataclasses import dataclass
 
@@ -11,71 +11,66 @@ from plan_jax.alignment.losses import info_nce, word_info_nce
 from plan_jax.alignment.methods import base
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
 from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
-from plan_jax.alignment.refinement import Rounds, refine
-from plan_jax.alignment.similarity import ImageKeys, l2_normalize, pool_words, prepare
+from plan_jax.alignment.regions import word_regions
+from plan_jax.alignment.similarity import l2_normalize, pool_words
 from plan_jax.alignment.spread import Diffusion, smooth, spread
 
 
 @dataclass(frozen=True)
 class PlanScore:
-  """Logits of pairs: scale times the pooled evidence of the words, one matrix a round.
+  """Logits of pairs: scale times the pooled evidence of the words.
 
   Attributes:
-    rounds: of the regions.
+    tau, gamma: of the regions, see `soft_region`.
     beta: of `pool_words`.
     single: whether the words' own logits (scale times evidence) are wanted too.
+    dtype: as of `similarity.product`.
   """
 
-  rounds: Rounds
+  tau: float
+  gamma: float
   beta: float
   single: bool
-
-  def prepare(self, pixels: Float[Array, "I P D"]) -> ImageKeys:
-    """Computes what all words share of the images; pixels of unit norm."""
-    return prepare(pixels, gram=self.rounds.needs_gram, dtype=self.rounds.dtype)
+  dtype: str = "float32"
 
   def logits(
     self,
-    prepared: ImageKeys,
+    pixels: Float[Array, "I P D"],
     words: Float[Array, "J W D"],
     word_weights: Float[Array, "J W"],
     scale: ScalarLike,
-  ) -> tuple[Float[Array, "K I J"], Float[Array, "K I J U"]]:
-    """Computes the logits of pairs and of single words; words of unit norm or zero."""
-    refined = refine(prepared, words, self.rounds)
-    evidence = jnp.stack([jnp.moveaxis(regions.evidence, -1, 0) for regions in refined])
+  ) -> tuple[Float[Array, "I J"], Float[Array, "I J U"]]:
+    """Computes the logits of pairs and of single words, from unit norm; words may be zero."""
+    regions = word_regions(pixels, words, self.tau, self.gamma, self.dtype)
+    evidence = jnp.moveaxis(regions.evidence, -1, 0)
     single = scale * (evidence if self.single else evidence[..., :0])
     return scale * pool_words(evidence, word_weights, self.beta), single
 
   def tile_bytes(self, *shape: int) -> int:
     """Bounds from above what the gradient of `logits` holds at once, for I, J, P, W, D."""
-    arrays = 4 + 12 * len(self.rounds.tau)  # of [J, W, I, P], by XLA's count
-    return tile_bytes(arrays, self.rounds.needs_gram, *shape)
-
-
-def rounds(alignment: Alignment, stage: Stage) -> Rounds:
-  """Returns the refinement rounds of a stage."""
-  a = alignment
-  return Rounds(stage.tau, stage.gamma, a.eta, a.sparsifier, a.evidence, a.dtype)
+    return tile_bytes(16, 0, *shape)  # by XLA's count
 
 
 def pair_score(alignment: Alignment, stage: Stage) -> PlanScore | None:
-  """Returns the score of a stage; None where it has no round."""
+  """Returns the score of a stage; None where it has no local loss."""
   if not stage.local_weight:
     return None
-  return PlanScore(rounds(alignment, stage), alignment.beta, alignment.word_weight > 0)
+  a = alignment
+  return PlanScore(stage.tau, stage.gamma, a.beta, a.word_weight > 0, a.dtype)
 
 
-def losses(x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys) -> list:
-  """Computes (loss, accuracy) of each round: the contrast of pairs, and of single words."""
+def loss(
+  x: EmbeddedBatch, stage: Stage, alignment: Alignment, keys: Keys
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Computes (loss, accuracy) of the contrast of pairs, and of single words."""
   weights = word_weights(stage, x.significance, x.mask)
   features = PairFeatures(l2_normalize(x.pixels), l2_normalize(x.words), weights, x.local_scale)
   terms = base.contrast_pairs(pair_score(alignment, stage), alignment, features, keys)
-  loss, accuracy = info_nce(terms, keys.valid)
+  total, accuracy = info_nce(terms, keys.valid)
   if alignment.word_weight:
     weights = jax.lax.stop_gradient(weights)
-    loss += alignment.word_weight * word_info_nce(terms, keys.valid, weights)
-  return list(zip(loss, accuracy, strict=True))
+    total += alignment.word_weight * word_info_nce(terms, keys.valid, weights)
+  return total, accuracy
 
 
 def smoothed(image, alignment: Alignment) -> Float[Array, "B P D"]:
@@ -101,9 +96,9 @@ def smoothed(image, alignment: Alignment) -> Float[Array, "B P D"]:
 
 
 def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
-  """Returns the regions of the stage's last round, spread along the image where that is chosen."""
+  """Returns the words' regions, spread along the image where that is chosen."""
   a = alignment
-  attention, _ = own_regions(image.pixels, text.words, rounds(a, stage))
+  attention, _ = own_regions(image.pixels, text.words, stage, a)
   if not a.spread_steps:
     return attention
   diffusion = Diffusion(a.spread_steps, a.spread_tau, a.spread_radius_fraction)
@@ -111,12 +106,13 @@ def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
 
 
 def own_regions(
-  pixels: Float[Array, "P D"], words: Float[Array, "W D"], settings: Rounds
+  pixels: Float[Array, "P D"], words: Float[Array, "W D"], stage: Stage, alignment: Alignment
 ) -> tuple[WordAttention, Float[Array, " W"]]:
-  """Computes regions and evidence of words in one image in the last round, from any norm."""
-  keys = prepare(l2_normalize(pixels)[None], gram=settings.needs_gram, dtype=settings.dtype)
-  last = refine(keys, l2_normalize(words)[None], settings)[-1]
-  return WordAttention(last.weight[0, :, 0], last.similarity[0, :, 0]), last.evidence[0, :, 0]
+  """Computes regions and evidence of words in one image, from any norm."""
+  pixels, words = l2_normalize(pixels)[None], l2_normalize(words)[None]
+  regions = word_regions(pixels, words, stage.tau, stage.gamma, alignment.dtype)
+  similarity, weight, evidence = (x[0, :, 0] for x in regions)
+  return WordAttention(weight, similarity), evidence
 
 
-METHOD = base.Method(losses, attend, pair_score)
+METHOD = base.Method(loss, attend, pair_score)
