@@ -73,7 +73,8 @@ def sentence_encoder(folder):
     "<mask>",
   ]
   sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
-  sizes |= dict(max_position_embeddings=514, vocab_size=len(words))
+  # As the published ones have it, and not the class by itself.
+  sizes |= dict(max_position_embeddings=514, vocab_size=len(words), layer_norm_eps=1e-5)
   transformers.MPNetModel(transformers.MPNetConfig(**sizes)).save_pretrained(folder)
   vocabulary = {word: number for number, word in enumerate(words)}
   tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="<unk>"))

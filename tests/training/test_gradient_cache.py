@@ -24,7 +24,7 @@ def encode(params, stats, batch, key):
 def loss(features, params, batch):
   index = batch["n"].astype(jnp.int32)
   keys = pairwise.Keys(index, index + 1, index, jnp.ones(B, bool))
-  logits = (params["scale"] * (features["v"] @ features["t"].T))[None]
+  logits = params["scale"] * (features["v"] @ features["t"].T)
   terms = pairwise.contrast_terms(logits, logits[..., None][..., :0], keys)
   total = losses.info_nce(terms, keys.valid)
   return total[0].sum(), {"loss": total[0].sum()}

@@ -114,7 +114,8 @@ def load_baseline(
     path: of its checkpoint.
     name: `encoder` of one or several of BASELINE_LAYOUTS.
     build: (path of ours -> shape, settings of a folder's config.json, and under
-      "preprocessor_config" those of that file beside the weights) -> the model; see `sizes.sizes`.
+      "preprocessor_config" those of that file beside the weights, if any) -> the model; see
+      `sizes.sizes`.
     inputs: arrays that the model's `method` can be called with, for its shapes.
     method: one that needs all that the file holds.
     key: name of the setting of the path, for messages.
@@ -135,8 +136,9 @@ def load_baseline(
   placement = _place(weights.tensors, layout, lambda _: False)
   folder = Path(path) if Path(path).is_dir() else Path(path).parent
   pixels = read_settings(folder / "preprocessor_config.json")
+  of_pixels = {"preprocessor_config": pixels} if pixels else {}
   try:
-    model = build(placement.shapes(), weights.settings | {"preprocessor_config": pixels})
+    model = build(placement.shapes(), weights.settings | of_pixels)
     parts = (section(weights.settings, f"{name}_config") for name in ("vision", "text"))
     problems = [
       problem
