@@ -1,45 +1,13 @@
 """Soft regions: from a word's similarity to every pixel to weights of the pixels it names."""
 
 import math
-from typing import NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from plan_jax.alignment.similarity import product
-
 _LEAST = 0.01  # of the attention that suppression lets pass, before the plain one fills it up
-
-
-class WordRegions(NamedTuple):
-  """Regions of the words of J reports in I images of P pixels.
-
-  Words come before pixels, so that products with either side are plain matrix products of rows in
-  memory order.
-
-  Attributes:
-    similarity: of the word with each pixel.
-    weight: the soft region.
-    evidence: the sum of weight times similarity, a soft maximum of the similarity.
-  """
-
-  similarity: Float[Array, "J W I P"]
-  weight: Float[Array, "J W I P"]
-  evidence: Float[Array, "J W I"]
-
-
-def word_regions(
-  pixels: Float[Array, "I P D"], words: Float[Array, "J W D"], tau: float, gamma: float, dtype: str
-) -> WordRegions:
-  """Computes the regions of all words in all images.
-
-  Pixels are of unit norm; words are, or are zero for padding. `tau` and `gamma` are as in
-  `soft_region`, `dtype` as in `similarity.product`.
-  """
-  similarity = product("jwd,ipd->jwip", dtype, words, pixels)
-  weight = soft_region(similarity, tau, gamma)
-  return WordRegions(similarity, weight, (weight * similarity).sum(-1))
 
 
 def soft_region(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Array, "*n P"]:
@@ -55,6 +23,61 @@ def soft_region(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> F
   kept = jax.nn.relu(weight - gamma / similarity.shape[-1])
   total = kept.sum(-1, keepdims=True)
   return (kept + jax.nn.relu(_LEAST - total) * weight) / jnp.maximum(total, _LEAST)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def soft_evidence(similarity: Float[Array, "*n P"], tau: float, gamma: float) -> Float[Array, "*n"]:
+  """Averages the similarity over its soft region: a soft maximum (ours).
+
+  The same as `(soft_region(s, tau, gamma) * s).sum(-1)` and its gradient, to rounding, in half the
+  passes over the pixels: the regions themselves are formed in neither direction.
+  """
+  return _evidence(similarity, tau, gamma)[0]
+
+
+def _evidence(s, tau, gamma):
+  """Returns the evidence, and what its gradient needs: e, (x, Z, e0, t, N), see below."""
+  exp = jnp.exp((s - s.max(-1, keepdims=True)) / tau)
+  partition = exp.sum(-1)
+  plain = (exp * s).sum(-1) / partition
+  if not gamma:
+    return plain, (exp, partition, plain, None, None)
+  kept = jax.nn.relu(exp - (gamma / s.shape[-1]) * partition[..., None])
+  total, weighted = kept.sum(-1) / partition, (kept * s).sum(-1) / partition
+  evidence = (weighted + jax.nn.relu(_LEAST - total) * plain) / jnp.maximum(total, _LEAST)
+  return evidence, (exp, partition, plain, total, weighted)
+
+
+def _evidence_forward(s, tau, gamma):
+  evidence, sums = _evidence(s, tau, gamma)
+  return evidence, (s, evidence, sums)
+
+
+def _evidence_backward(tau, gamma, residuals, gradient):
+  """Multiplies by the gradient of the evidence `e`.
+
+  With `x = exp(s / tau)`, `Z = sum x`, `a = x / Z`, `g = gamma / P`, `k = relu(a - g)`,
+  `t = sum k`, `N = sum k s`, `e0 = sum a s`, `u = relu(.01 - t)` and `m = max(t, .01)` the evidence
+  is `(N + u e0) / m`. With `1 = a > g`, and `h` the evidence, or `e0` where `u > 0`,
+
+    `m de / ds = k + a / tau (1 (s - h) - (N - h t + g sum 1 (s - h)) + u (tau + s - e0))`.
+  """
+  s, evidence, (exp, partition, plain, total, weighted) = residuals
+  if not gamma:
+    scaled = (gradient / partition)[..., None]
+    return (scaled * exp * (1 + (s - evidence[..., None]) / tau),)
+  share = gamma / s.shape[-1]
+  cut = share * partition[..., None]
+  missing = jax.nn.relu(_LEAST - total)
+  centre = jnp.where(missing > 0, plain, evidence)
+  above = jnp.where(exp > cut, s - centre[..., None], 0)
+  offset = weighted - centre * total + share * above.sum(-1) - missing * (tau - plain)
+  slope = above - offset[..., None] + missing[..., None] * s
+  scaled = (gradient / (partition * jnp.maximum(total, _LEAST)))[..., None]
+  return (scaled * (jax.nn.relu(exp - cut) + exp / tau * slope),)
+
+
+soft_evidence.defvjp(_evidence_forward, _evidence_backward)
 
 
 def square_side(pixels: int, need: str) -> int:

@@ -47,6 +47,31 @@ def test_regions_are_distributions_and_equal_the_oracle(gamma):
     np.testing.assert_allclose(row, oracle.soft_region(similarity, 0.3, gamma), atol=1e-9)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 40.0])
+@pytest.mark.parametrize(("tau", "spread"), [(0.01, 1.0), (0.2, 1.0), (0.2, 1e-3), (0.2, 0.0)])
+def test_evidence_and_its_gradient_equal_the_oracle(tau, gamma, spread):
+  """Among them words that fit all pixels alike, of which next to nothing or nothing passes."""
+  s = np.clip(np.random.default_rng(1).normal(size=(20, 49)) * 0.5, -1, 1) * spread
+  with jax.enable_x64():
+    got, pull = jax.vjp(lambda s: regions.soft_evidence(s, tau, gamma), jnp.asarray(s))
+    weight = jnp.linspace(-1, 2, 20)
+    want, pull_want = jax.vjp(
+      lambda s: (regions.soft_region(s, tau, gamma) * s).sum(-1), jnp.asarray(s)
+    )
+    np.testing.assert_allclose(got, [oracle.soft_region(row, tau, gamma) @ row for row in s])
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
+    if spread:  # at exactly the uniform share a pixel passes or not: its gradient has two values
+      np.testing.assert_allclose(pull(weight)[0], pull_want(weight)[0], rtol=1e-9, atol=1e-12)
+    assert np.isfinite(pull(weight)[0]).all()
+
+
+def test_evidence_is_finite_where_all_similarities_are_low():
+  s = jnp.full((1, 9), -1.0).at[0, 0].set(-0.99)
+  value, gradient = jax.value_and_grad(lambda s: regions.soft_evidence(s, 0.005, 1.0).sum())(s)
+  assert value == pytest.approx(-0.99, abs=1e-3)
+  assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1.5])
 def test_equal_similarities_give_equal_weights_and_finite_gradients(gamma):
   s = jnp.full((2, 9), 0.3)

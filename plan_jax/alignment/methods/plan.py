@@ -11,8 +11,8 @@ from plan_jax.alignment.losses import info_nce, word_info_nce
 from plan_jax.alignment.methods import base
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, WordAttention
 from plan_jax.alignment.pairwise import Keys, PairFeatures, tile_bytes
-from plan_jax.alignment.regions import word_regions
-from plan_jax.alignment.similarity import l2_normalize, pool_words
+from plan_jax.alignment.regions import soft_evidence, soft_region
+from plan_jax.alignment.similarity import l2_normalize, pool_words, product
 from plan_jax.alignment.spread import Diffusion, smooth, spread
 
 
@@ -41,14 +41,15 @@ class PlanScore:
     scale: ScalarLike,
   ) -> tuple[Float[Array, "I J"], Float[Array, "I J U"]]:
     """Computes the logits of pairs and of single words, from unit norm; words may be zero."""
-    regions = word_regions(pixels, words, self.tau, self.gamma, self.dtype)
-    evidence = jnp.moveaxis(regions.evidence, -1, 0)
+    # Words come before pixels: products with either side are of rows in memory order.
+    similarity = product("jwd,ipd->jwip", self.dtype, words, pixels)
+    evidence = jnp.moveaxis(soft_evidence(similarity, self.tau, self.gamma), -1, 0)
     single = scale * (evidence if self.single else evidence[..., :0])
     return scale * pool_words(evidence, word_weights, self.beta), single
 
   def tile_bytes(self, *shape: int) -> int:
     """Bounds from above what the gradient of `logits` holds at once, for I, J, P, W, D."""
-    return tile_bytes(16, 0, *shape)  # by XLA's count
+    return tile_bytes(6, 0, *shape)  # by XLA's count
 
 
 def pair_score(alignment: Alignment, stage: Stage) -> PlanScore | None:
@@ -109,10 +110,10 @@ def own_regions(
   pixels: Float[Array, "P D"], words: Float[Array, "W D"], stage: Stage, alignment: Alignment
 ) -> tuple[WordAttention, Float[Array, " W"]]:
   """Computes regions and evidence of words in one image, from any norm."""
-  pixels, words = l2_normalize(pixels)[None], l2_normalize(words)[None]
-  regions = word_regions(pixels, words, stage.tau, stage.gamma, alignment.dtype)
-  similarity, weight, evidence = (x[0, :, 0] for x in regions)
-  return WordAttention(weight, similarity), evidence
+  operands = l2_normalize(words), l2_normalize(pixels)
+  similarity = product("wd,pd->wp", alignment.dtype, *operands)
+  weight = soft_region(similarity, stage.tau, stage.gamma)
+  return WordAttention(weight, similarity), (weight * similarity).sum(-1)
 
 
 METHOD = base.Method(loss, attend, pair_score)
