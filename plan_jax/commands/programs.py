@@ -23,7 +23,6 @@ from input_pipeline.files import replace_text
 from input_pipeline.terminal import escape
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax import config as config_lib
-from plan_jax.alignment.methods.base import Alignment
 from plan_jax.inference.run_spec import embed_images
 from plan_jax.runtime import bundled, hlo, topology
 from plan_jax.runtime.logging import duration
@@ -184,7 +183,7 @@ def _encoders(parts: Assembly) -> dict[str, Callable[[], jax.stages.Lowered]]:
     with jax.set_mesh(parts.mesh):
       return jitted.lower(weights_of(parts.abstract_state), batch)
 
-  embeds_images = partial(embed_images, parts.model, Alignment(**config.alignment))
+  embeds_images = partial(embed_images, parts.model, parts.alignment)
   embeds_texts = partial(parts.model.apply, method=parts.model.embed_texts)
   return {
     "image encoder": partial(lower, embeds_images, image),
