@@ -72,7 +72,7 @@ def run(*more):
 def test_the_table_and_its_values(eight, capsys, tmp_path):
   """A program that fits, one that does not: exit status 1, with the keys that may mend it."""
   with pytest.raises(SystemExit) as ended:
-    run(f"--json={tmp_path / 'a.json'}", "--config.train.batch_size=64", "--config.seed=3")
+    run(f"--json={tmp_path / 'new/a.json'}", "--config.train.batch_size=64", "--config.seed=3")
   assert ended.value.code == 1
   out, err = capsys.readouterr()
   assert "1 of 2: step of stage words ..." in err and "compiled in 0:0" in err
@@ -85,7 +85,7 @@ def test_the_table_and_its_values(eight, capsys, tmp_path):
   assert "docs.cloud.google.com/tpu/docs/v5e" in out and "not measured" in out
   assert "step of stage refine: 17.00 GiB a chip do not fit: 1.00 too many" in out
   assert "--config.train.micro_batches=2" in out and "--config.train.batch_size=56" in out
-  record = json.loads((tmp_path / "a.json").read_text())
+  record = json.loads((tmp_path / "new/a.json").read_text())
   assert record["chips"] == 8 and record["batch_size"] == 64
   first, second = record["programs"].values()
   assert first["collectives"] == [
@@ -120,7 +120,8 @@ def test_what_the_compiler_refuses_does_not_fit(eight, capsys, tmp_path, message
     (["--config.train.batch_size=12"], r"config\.train\.batch_size: is 12; .* the 8 devices"),
     (["--config.mesh.fsdp=3"], r"config\.mesh\.fsdp: is 3; must divide the 8 devices"),
     (["rest"], "unexpected argument 'rest'"),
-    (["--json=/nowhere/a.json"], "--json=/nowhere/a.json: name a file in a folder"),
+    (["--json=configs"], "--json=configs cannot be written: name another path"),
+    (["--json=README.md/a.json"], "--json=README.md/a.json cannot be written"),
   ],
 )
 def test_an_error_is_one_line(eight, more, message):
