@@ -57,7 +57,7 @@ def memory_bytes(mesh: Mesh) -> int | None:
   if chip := topology.chip_of(device):
     return chip.hbm_bytes
   limits = ((device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices)
-  return processes.least(min(limit or _UNTOLD_BYTES for limit in limits))
+  return 2**20 * processes.least(min(limit or _UNTOLD_BYTES for limit in limits) // 2**20)
 
 
 @contextlib.contextmanager
