@@ -29,9 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from plan_jax.alignment import blockwise, losses, pairwise
+from plan_jax.alignment.methods.base import choose_tile_mib
 from plan_jax.alignment.methods.gloria import GloriaScore
 from plan_jax.alignment.methods.plan import PlanScore
 from plan_jax.alignment.similarity import narrow
+from plan_jax.runtime.mesh import make_mesh, memory_bytes
 
 SHAPES = (
   (48, 25, 361, 768),
@@ -256,17 +258,21 @@ def main() -> None:
   parser.add_argument("--shapes", nargs="*", help="B,W,P,D each")
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-  parser.add_argument("--tile_mib", type=int, default=16)
+  parser.add_argument("--tile_mib", type=int, default=0, help="0: as training chooses it")
   parser.add_argument("--json", help="where to write all measurements")
   parser.add_argument("--growth", help=argparse.SUPPRESS)  # of this contender, in this process
   options = parser.parse_args()
   shapes = [tuple(map(int, s.split(","))) for s in options.shapes or ()] or SHAPES
+  options.tile_mib = options.tile_mib or choose_tile_mib(memory_bytes(make_mesh(-1, 1)))
   if options.growth:
     print(growth(options.growth, shapes[0], options.dtype, options.tile_mib))
     return
   with_torch = has_torch()
   most = ceiling(options.dtype)
-  print(f"{jax.devices()[0].device_kind}, {options.dtype}; matrix product {most:.0f} GFLOP/s\n")
+  kind = jax.devices()[0].device_kind
+  print(
+    f"{kind}, {options.dtype}; tiles of {options.tile_mib} MiB; matrix product {most:.0f} GFLOP/s\n"
+  )
   print("| B | W | P | D | contender | s | us a pair | GFLOP/s | temporaries | growth, MiB |")
   print("|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|")
   rows = []
@@ -284,7 +290,7 @@ def main() -> None:
         flush=True,
       )
   if options.json:
-    facts = {"device": jax.devices()[0].device_kind, "dtype": options.dtype}
+    facts = {"device": kind, "dtype": options.dtype, "tile_mib": options.tile_mib}
     content = facts | {"ceiling_gflops": most, "rows": rows}
     Path(options.json).write_text(json.dumps(content, indent=1))
 

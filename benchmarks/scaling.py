@@ -97,7 +97,7 @@ def score_of(shape: Shape) -> PlanScore:
 def program(shape: Shape, devices=None):
   """Compiles the loss and its gradients on the first devices here, one tile a device.
 
-  For `devices` that are given, in tiles of 256 MiB, as training does.
+  For `devices` that are given, in tiles of 256 MiB.
   """
   score, tile = score_of(shape), pairwise.Tile(shape.batch, shape.batch)
   batch = shape.devices * shape.batch

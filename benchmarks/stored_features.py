@@ -7,10 +7,12 @@ random numbers unless --weights names a folder, whose sizes and image side then 
 
   python -m benchmarks.stored_features --json=out.json
   python -m benchmarks.stored_features --weights=/models/dinov2-small --records=runs/mine/records
+  python -m benchmarks.stored_features --predict=227000          # by count, nothing is run
 """
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -18,14 +20,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
+from tabulate import tabulate
 
 from benchmarks.loader import draw
 from configs import frozen
 from input_pipeline import records
+from input_pipeline.command_line import at_least
 from plan_jax import train
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.runtime.mesh import to_global
@@ -35,6 +40,9 @@ from plan_jax.training.assembly import assemble
 from plan_jax.training.step import StagedStep
 
 _SMALL = dict(variant="dinov2", embed_dim=384, num_heads=6, mlp_dim=1536, patch_px=14, grid=16)
+_BASE = dict(variant="dinov2", embed_dim=768, num_heads=12, mlp_dim=3072, patch_px=14, grid=37)
+# GFLOP/s of a ViT-B/16 forward at 224 px: tables of docs/benchmarks/h100.md and docs/benchmarks.md.
+_RATES = {"an H100": 239_277, "two CPU cores": 121}
 
 
 def config(weights: str, batch: int, **text: int) -> ConfigDict:
@@ -47,6 +55,40 @@ def config(weights: str, batch: int, **text: int) -> ConfigDict:
   made.train.batch_size = batch
   made.text.update(text)
   return made
+
+
+def count(made: ConfigDict) -> tuple[int, float]:
+  """Counts the bytes that are stored of an image, and the FLOP of the products that make them.
+
+  A block has four products of its width with its width, two with the perceptron's, and two of all
+  places with all places.
+  """
+  side, vit = made.model.image_px, made.model.image.vit
+  image = jax.ShapeDtypeStruct((1, side, side, 1), np.float32)
+  encoder = image_encoder(made.model.image)
+  features, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), image)
+  patches, width = (side // vit.patch_px) ** 2, vit.embed_dim
+  places = patches + 1 + vit.registers
+  of_places = 2 * places * width * (4 * width + 2 * vit.mlp_dim) + 4 * places**2 * width
+  of_patches = 2 * patches * vit.patch_px**2 * width
+  blocks = max(vit.layers, default=vit.depth)
+  return 2 * math.prod(features.shape[1:]), float(of_patches + blocks * of_places)
+
+
+def predict(images: int) -> None:
+  """Prints what storing so many images takes: disk, and hours of the encoder alone."""
+  print("predicted: images x bytes; images x FLOP / (FLOP a second of a ViT-B/16)\n")
+  rows = []
+  for name, sizes, side in (("DINOv2-S", _SMALL, 224), ("DINOv2-B (RAD-DINO)", _BASE, 518)):
+    made = config("", 1)
+    made.model.image.vit.update(sizes)
+    made.model.image_px = side
+    stored, flops = count(made)
+    hours = (f"{images * flops / (3.6e12 * rate):,.3f}" for rate in _RATES.values())
+    sizes = f"{stored / 1e3:,.0f}", f"{images * stored / 1e9:,.0f}", f"{flops / 1e9:.1f}"
+    rows.append((f"{name}, block {made.model.image.vit.layers[-1]}, {side} px", *sizes, *hours))
+  heads = ["kB an image", f"GB of {images:,}", "GFLOP an image", *(f"hours of {x}" for x in _RATES)]
+  print(tabulate(rows, ["", *heads], tablefmt="github", disable_numparse=True))
 
 
 def draw_weights(made: ConfigDict, path: Path) -> None:
@@ -86,11 +128,11 @@ def measure(made: ConfigDict, folder: Path, scratch: Path, *, steps: int, repeat
 
   "storing" is one rate, of all records, compilation included.
   """
-  stored, count = scratch / "features", sum(records.splits(folder).values())
+  stored, images = scratch / "features", sum(records.splits(folder).values())
   run = Workdir(scratch / "run")
   began = time.perf_counter()
   features.store(made, [(folder, stored)], run)
-  storing = count / (time.perf_counter() - began)
+  storing = images / (time.perf_counter() - began)
   sources = {
     name: records.RecordSource(folder, "train", where="text", features=where)
     for name, where in (("stored", stored), ("encoding", None))
@@ -117,7 +159,11 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=10, help="of a turn")
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--json", help="file to write all values to")
+  parser.add_argument("--predict", type=at_least(1), help="prints what so many images would take")
   options = parser.parse_args()
+  if options.predict:
+    predict(options.predict)
+    return
   flags.FLAGS.mark_as_parsed()  # Grain reads one
   text = dict(max_tokens=options.max_tokens, max_words=options.max_words)
   made = config(options.weights, options.batch, **text)

@@ -12,7 +12,6 @@ _CHANGES = {
   "model.dtype": "float32",
   "model.remat": "none",
   "alignment.dtype": "float32",
-  "alignment.tile_mib": 16,
   "train.steps": 4,
   "train.batch_size": 8,
   "train.micro_batches": 1,

@@ -23,7 +23,7 @@ from plan_jax.models import freezing
 from plan_jax.models.config import ModelConfig
 from plan_jax.results.rows import FOLLOWED, scalar_name
 from plan_jax.runtime.mesh import make_mesh
-from plan_jax.training.assembly import abstract_params
+from plan_jax.training.assembly import abstract_params, alignment_on, pair_shapes
 from plan_jax.training.config import CheckpointConfig, TextConfig, TrainConfig
 from plan_jax.transfer.entries import entries
 
@@ -100,7 +100,7 @@ def check_devices(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
   """
   where = () if devices is None else (devices,)
   mesh = with_key(make_mesh, config.mesh.data, config.mesh.fsdp, *where, key="mesh.")
-  train, model = config.train, config.model
+  train = config.train
   _require(
     "train.batch_size",
     train.batch_size % mesh.size == 0,
@@ -112,18 +112,15 @@ def check_devices(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     share % train.micro_batches == 0,
     f"is {train.micro_batches}; must divide the {share} pairs of a device",
   )
-  alignment = Alignment(**config.alignment)
+  alignment = alignment_on(mesh, config)
   _require(
     "alignment.implementation",
     alignment.implementation != "chunked" or mesh.size == 1,
     f"is 'chunked'; runs on one device, not on {mesh.size}; use \"ring\"",
   )
-  stride = ModelConfig.read(model.to_dict()).image.stride
-  pixels = (train.batch_size, (model.image_px // stride) ** 2, model.embed_dim)
-  words = (train.batch_size, config.text.max_words, model.embed_dim)
   with jax.set_mesh(mesh):
     for stage in curriculum.stages(config.curriculum):
-      with_key(pair_tile, alignment, stage, pixels, words, key="alignment.")
+      with_key(pair_tile, alignment, stage, *pair_shapes(config), key="alignment.")
   return mesh
 
 

@@ -32,6 +32,7 @@ ALIGNMENT = dataclasses.replace(
   side_weight=0.5,
   tile_images=8,
   tile_reports=8,
+  tile_mib=256,
 )
 STAGE = curriculum.Stage("refine", 0.0, 1.0, 1.0, 0.2, 0.5)
 

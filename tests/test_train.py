@@ -16,7 +16,6 @@ from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax import train
-from plan_jax.alignment.methods.base import Alignment
 from plan_jax.alignment.methods.by_name import METHODS
 from plan_jax.inference import load
 from plan_jax.runtime import mesh, workdir
@@ -293,7 +292,7 @@ def test_the_step_is_a_function_of_its_inputs_and_ema_follows_it(folder):
     parts.optimizer,
     parts.schedule,
     parts.stages[-1],
-    Alignment(**config.alignment),
+    parts.alignment,
     parts.train,
   )
   step, state = jax.jit(step), parts.initial_state()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from input_pipeline.checks import page
 from input_pipeline.checks.check import check, describe
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, at_least
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape
 
@@ -23,7 +23,7 @@ def _parser() -> Parser:
   add("--records", required=True, help="folder of records, made by input_pipeline.conversion")
   add("--against", help="another folder of records, which must share no patient and no image")
   add("--out", help="HTML page to write")
-  add("--workers", type=int, help="processes (default: one a core)")
+  add("--workers", type=at_least(0), help="processes (default: one a core)")
   add("--strict", action="store_true", help="warnings are problems too")
   return parser
 

@@ -8,13 +8,14 @@ stay. Images that cannot be read are left out and listed in `skipped.jsonl` of t
 
 from collections.abc import Sequence
 
+from input_pipeline.command_line import at_least
 from input_pipeline.conversion import command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command line."""
   parser = command.parser("plan-jax convert", __doc__)
-  parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+  parser.add_argument("--workers", type=at_least(0), help="processes (default: one a core)")
   command.run(**vars(parser.parse_args(arguments)))
 
 

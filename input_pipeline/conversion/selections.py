@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, at_least
 from input_pipeline.conversion.selection_builders import SELECTIONS, SelectionError, eligible
 from input_pipeline.errors import UserError
 from input_pipeline.example import SPLITS
@@ -131,7 +131,7 @@ def _parser() -> Parser:
   add(
     "--selection", required=True, help=f"one of {', '.join(SELECTIONS)}, or a .json file to check"
   )
-  add("--selection_seed", type=int, default=0, help="of the draw (default 0)")
+  add("--selection_seed", type=at_least(0), default=0, help="of the draw (default 0)")
   add("--out", help="JSON file to write")
   readers.add_options(parser)
   return parser

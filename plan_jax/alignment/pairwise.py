@@ -110,7 +110,7 @@ def tile(
   """Chooses how many images and reports to compare at once, on each device of the mesh in context.
 
   What is not given is chosen: reports for at least 256 words, and as many images as the memory then
-  holds.
+  holds; where it holds all of them, as many reports as it holds beside.
 
   Args:
     score: whose memory counts.
@@ -138,14 +138,17 @@ def tile(
     for texts in wanted:
       candidates = [images] if images else range(batch, 0, -1)
       most = next((n for n in candidates if fits(n, texts)), 0)
-      if most >= fewest:
-        return Tile(images or even(most), reports or even(texts))
+      if most < fewest:
+        continue
+      if most >= batch and not reports:
+        texts = next(n for n in range(batch, 0, -1) if fits(most, n))
+      return Tile(images or even(most), reports or even(texts))
   least = images or 1, reports or 1
   need = math.ceil(score.tile_bytes(*least, count, length, channels) / 2**20)
   raise ValueError(
-    f"tile_mib: is {mib}; a tile of {least[0]} images x {least[1]} reports (each of"
-    f" {count} pixels and {length} words) needs {need}: raise it, or lower tile_images and"
-    " tile_reports (0: as many as fit)"
+    f"tile_mib: comes to {mib}; a tile of {least[0]} images x {least[1]} reports (each of"
+    f" {count} pixels and {length} words) needs {need}: set it to more, or lower"
+    " tile_images and tile_reports (0: as many as fit)"
   )
 
 

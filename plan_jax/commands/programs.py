@@ -23,7 +23,7 @@ from input_pipeline.files import replace_text
 from input_pipeline.terminal import escape
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax import config as config_lib
-from plan_jax.alignment.methods.base import Alignment
+from plan_jax.commands import inputs
 from plan_jax.inference.run_spec import embed_images
 from plan_jax.runtime import bundled, hlo, topology
 from plan_jax.runtime.logging import duration
@@ -74,8 +74,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> bool:
   """
   jax.config.update("jax_platforms", "cpu")
   out = Path(options.json) if options.json else None
-  if out and (out.is_dir() or not out.parent.is_dir()):
-    raise UserError(f"--json={out}: name a file in a folder that is there")
+  if out:
+    inputs.check_place("--json", options.json)
   devices = topology.devices(options.topology)
   chip = topology.CHIPS[options.topology.partition(":")[0]]
   config, size = _read(options.config, rest)
@@ -184,7 +184,7 @@ def _encoders(parts: Assembly) -> dict[str, Callable[[], jax.stages.Lowered]]:
     with jax.set_mesh(parts.mesh):
       return jitted.lower(weights_of(parts.abstract_state), batch)
 
-  embeds_images = partial(embed_images, parts.model, Alignment(**config.alignment))
+  embeds_images = partial(embed_images, parts.model, parts.alignment)
   embeds_texts = partial(parts.model.apply, method=parts.model.embed_texts)
   return {
     "image encoder": partial(lower, embeds_images, image),

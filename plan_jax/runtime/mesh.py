@@ -8,8 +8,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.errors import UserError
+from plan_jax.runtime import processes, topology
 
 _SMALL = 2**18  # parameters below this many numbers are not worth splitting
+_UNTOLD_BYTES = 4 * 2**30  # memory of a device that does not tell it: few have less
 
 
 class MeshError(UserError):
@@ -41,6 +43,21 @@ def platform() -> str:
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
+
+
+def memory_bytes(mesh: Mesh) -> int | None:
+  """Returns the memory of a device of the mesh, the least, in all processes alike; None of CPUs.
+
+  A TPU's is the maker's value, so that a topology without devices has that of the devices; a GPU's
+  is the limit of JAX's allocator. Neither depends on what is held.
+  """
+  device = mesh.devices.flat[0]
+  if device.platform == "cpu":
+    return None
+  if chip := topology.chip_of(device):
+    return chip.hbm_bytes
+  limits = ((device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices)
+  return 2**20 * processes.least(min(limit or _UNTOLD_BYTES for limit in limits) // 2**20)
 
 
 @contextlib.contextmanager

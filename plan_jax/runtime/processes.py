@@ -112,6 +112,13 @@ def assert_equal(name: str, value: str) -> None:
     )
 
 
+def least(value: int) -> int:
+  """Returns the least that any process gives; below 2**31, for JAX would cut off the rest."""
+  if jax.process_count() == 1:
+    return value
+  return int(multihost_utils.process_allgather(np.int32(value)).min())
+
+
 def exit(code: int, message: str) -> NoReturn:
   """Ends the process with a message; if the others do not end too, without waiting for them.
 

@@ -26,6 +26,7 @@ class Chip(NamedTuple):
     clock: cycles a second: `flops` by those of a cycle (two for each place of its matrix units);
       None where the pages do not tell.
     source: page of the values.
+    kinds: as JAX calls its devices.
   """
 
   hbm_bytes: int
@@ -33,14 +34,34 @@ class Chip(NamedTuple):
   hbm_rate: float
   clock: float | None
   source: str
+  kinds: tuple[str, ...]
 
 
 _PAGES = "docs.cloud.google.com/tpu/docs/"
 CHIPS = {
-  "v5e": Chip(16 * 2**30, 197e12, 819e9, 197e12 / (4 * 2 * 128**2), f"{_PAGES}v5e"),
-  "v5p": Chip(95 * 2**30, 459e12, 2765e9, 459e12 / (8 * 2 * 128**2), f"{_PAGES}v5p"),
-  "v6e": Chip(32 * 2**30, 918e12, 1600e9, None, f"{_PAGES}v6e"),
+  "v5e": Chip(
+    16 * 2**30,
+    197e12,
+    819e9,
+    197e12 / (4 * 2 * 128**2),
+    f"{_PAGES}v5e",
+    ("TPU v5 lite", "TPU v5e"),
+  ),
+  "v5p": Chip(
+    95 * 2**30,
+    459e12,
+    2765e9,
+    459e12 / (8 * 2 * 128**2),
+    f"{_PAGES}v5p",
+    ("TPU v5", "TPU v5p"),
+  ),
+  "v6e": Chip(32 * 2**30, 918e12, 1600e9, None, f"{_PAGES}v6e", ("TPU v6 lite", "TPU v6e")),
 }
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+  """Returns the maker's values of a device, here or of a topology; None where we have none."""
+  return next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
 
 
 def devices(topology: str) -> list[jax.Device]:

@@ -14,10 +14,17 @@ from ml_collections import ConfigDict
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods.base import Alignment
+from plan_jax.models.config import ModelConfig
 from plan_jax.models.two_towers import TwoTowers, build, image_encoder
 from plan_jax.models.weights.load import LoadedEncoder
 from plan_jax.runtime.checkpoints import abstract_state
-from plan_jax.runtime.mesh import batch_sharding, make_mesh, quick_draws, state_sharding
+from plan_jax.runtime.mesh import (
+  batch_sharding,
+  make_mesh,
+  memory_bytes,
+  quick_draws,
+  state_sharding,
+)
 from plan_jax.training.config import TrainConfig
 from plan_jax.training.optimizer import make_optimizer
 from plan_jax.training.state import TrainState, initial_state
@@ -27,7 +34,10 @@ TOKENS = ("tokens", "word_index", "sentence_index", "position")  # arrays of a t
 
 @dataclass(frozen=True)
 class Assembly:
-  """The parts that training and inference share; `abstract_state` has the shapes and shardings."""
+  """The parts that training and inference share.
+
+  `abstract_state` has the shapes and shardings, `alignment` what the config leaves to the mesh.
+  """
 
   model: TwoTowers
   optimizer: optax.GradientTransformation
@@ -36,6 +46,7 @@ class Assembly:
   mesh: Mesh
   shardings: TrainState
   abstract_state: TrainState
+  alignment: Alignment
   train: TrainConfig
   config: ConfigDict
 
@@ -54,7 +65,7 @@ class Assembly:
       encoder = image_encoder(config.model.image)
       grid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), image)
       image = jax.ShapeDtypeStruct((1, math.prod(grid.shape[1:-1]), grid.shape[-1]), np.float16)
-    swaps = Alignment(**config.alignment).swaps_sides
+    swaps = self.alignment.swaps_sides
     rows = {
       "image": (image.shape[1:], image.dtype),
       **dict.fromkeys((*TOKENS, *["swapped_tokens"] * swaps), (length, np.int32)),
@@ -110,9 +121,23 @@ def assemble_on(mesh: Mesh, config: ConfigDict, vocabulary_size: int) -> Assembl
     mesh=mesh,
     shardings=shardings,
     abstract_state=abstract_state(shapes, shardings),
+    alignment=alignment_on(mesh, config),
     train=train,
     config=config,
   )
+
+
+def alignment_on(mesh: Mesh, config: ConfigDict) -> Alignment:
+  """Reads the settings of the alignment, the memory of its tiles chosen for the mesh."""
+  return Alignment(**config.alignment).with_tile_mib(memory_bytes(mesh))
+
+
+def pair_shapes(config: ConfigDict) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+  """Returns the shapes of what is compared: pixels (B, P, D) and words (B, W, D)."""
+  model, batch = config.model, config.train.batch_size
+  stride = ModelConfig.read(model.to_dict()).image.stride
+  pixels = (batch, (model.image_px // stride) ** 2, model.embed_dim)
+  return pixels, (batch, config.text.max_words, model.embed_dim)
 
 
 def abstract_params(config: ConfigDict) -> dict:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import jax
 
+from plan_jax.alignment.methods.by_name import pair_score, pair_tile
 from plan_jax.models.layers.remat import REMAT
 from plan_jax.runtime.mesh import make_mesh, state_sharding
-from plan_jax.training.assembly import Assembly
+from plan_jax.training.assembly import Assembly, pair_shapes
 
 
 class Footprint(NamedTuple):
@@ -70,7 +71,7 @@ def remedies(parts: Assembly, excess: int, temporaries: int) -> list[str]:
       advice.append("model.remat=blocks")
     if config.model.dtype == "float32" and kept >= 0.5:
       advice.append("model.dtype=bfloat16")
-    if tile := _smaller_tile(config.alignment.tile_mib, excess):
+    if tile := _smaller_tile(parts, excess):
       advice.append(f"alignment.tile_mib={tile}")
     if smaller := int(share * kept):
       advice.append(f"train.batch_size={smaller * chips}")
@@ -79,10 +80,22 @@ def remedies(parts: Assembly, excess: int, temporaries: int) -> list[str]:
   return advice
 
 
-def _smaller_tile(mib: int, excess: int) -> int:
+def _smaller_tile(parts: Assembly, excess: int) -> int:
   """Returns a power of two of MiB, at least 16; 0 where tiles do not hold so much."""
-  left = mib - excess / 2**20
+  left = (_tile_bytes(parts) - excess) // 2**20
   return 2 ** int(math.log2(left)) if left >= 16 else 0
+
+
+def _tile_bytes(parts: Assembly) -> int:
+  """Returns what the largest tile of a stage holds, by the bound of its score; 0 without any."""
+  pixels, words = pair_shapes(parts.config)
+  held = [0]
+  with jax.set_mesh(parts.mesh):
+    for stage in parts.stages:
+      if tile := pair_tile(parts.alignment, stage, pixels, words):
+        score = pair_score(parts.alignment, stage)
+        held.append(score.tile_bytes(*tile, pixels[1], words[1], pixels[2]))
+  return max(held)
 
 
 def _wider_fsdp(parts: Assembly, excess: int) -> int:

@@ -125,7 +125,7 @@ def jit_step(parts: Assembly, stage: Stage) -> Callable:
     parts.optimizer,
     parts.schedule,
     stage,
-    Alignment(**parts.config.alignment),
+    parts.alignment,
     parts.train,
   )
   return jax.jit(

@@ -9,7 +9,7 @@ import pytest
 
 import oracle
 from plan_jax.alignment import curriculum
-from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch
+from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, choose_tile_mib
 from plan_jax.alignment.methods.by_name import METHODS
 from plan_jax.alignment.methods.mgca import clipped_attention
 from plan_jax.alignment.objective import objective
@@ -176,3 +176,29 @@ def test_global_only_grounds_by_the_text_embedding_alone():
     np.testing.assert_allclose(row, want, rtol=1e-5, atol=1e-6)
   for row in np.asarray(attention.weight):
     np.testing.assert_allclose(row, oracle.soft_region(want, 0.2, 0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("memory_bytes", "mib"),
+  [
+    (None, 16),  # a CPU
+    (16 * 2**30, 1024),
+    (95 * 2**30, 4096),
+    (63_879_000_000, 2048),  # three quarters of 80 GB
+    (2**32 - 1, 128),
+    (2**20, 16),
+  ],
+)
+def test_the_memory_for_a_tile_is_a_sixteenth_of_the_devices(memory_bytes, mib):
+  assert choose_tile_mib(memory_bytes) == mib
+  chosen = dataclasses.replace(ALIGNMENT, tile_mib=0).with_tile_mib(memory_bytes)
+  assert chosen == dataclasses.replace(ALIGNMENT, tile_mib=mib)
+
+
+def test_memory_that_is_given_stays():
+  assert ALIGNMENT.with_tile_mib(2**40) is ALIGNMENT
+
+
+def test_nothing_is_chosen_while_a_program_is_traced():
+  with pytest.raises(ValueError, match="tile_mib: is 0"):
+    objective(case(), STAGE, dataclasses.replace(ALIGNMENT, tile_mib=0, implementation="chunked"))

@@ -240,16 +240,33 @@ def test_tiles_fit_the_memory_and_fill_alike():
       score, (batch, 196, 64), (batch, 32, 64), images=images, reports=reports, mib=mib
     )
 
-  assert tile(10_000).reports == 8  # 256 words
   chosen = tile(16)
   assert chosen.reports <= 8
   assert score.tile_bytes(*chosen, 196, 32, 64) <= 16 * 2**20
-  assert tile(10_000).images == 96 and tile(10_000, batch=3) == (3, 3)
+  # All images with 256 words; with as many reports as there is memory for, at the most all.
+  with_256_words = score.tile_bytes(96, 8, 196, 32, 64) // 2**20 + 1
+  assert tile(with_256_words) == (96, 8)
+  assert tile(3 * with_256_words) == (96, 24)
+  assert tile(10_000) == (96, 96) and tile(10_000, batch=3) == (3, 3)
+  assert tile(10_000, reports=7) == (96, 7) and tile(10_000, images=5) == (5, 8)
   assert tile(10_000, images=5, reports=7) == (5, 7)
   assert tile(16, images=8).images == 8
-  with pytest.raises(ValueError, match=r"tile_mib: is 1; a tile of 64 images x 64"):
+  with pytest.raises(ValueError, match=r"tile_mib: comes to 1; a tile of 64 images x 64"):
     tile(1, images=64, reports=64)
   with pytest.raises(ValueError, match="1 images x 1 reports .* needs"):
     pairwise.tile(score, (8, 10_000, 64), (8, 300, 64), images=0, reports=0, mib=1)
   with jax.set_mesh(mesh(8, 1)):
-    assert tile(10_000, batch=64).images == 8  # of one device
+    assert tile(10_000, batch=64) == (8, 8)  # of one device
+
+
+@pytest.mark.parametrize("name", ["plan", "gloria"])
+def test_the_memory_for_a_tile_changes_no_value(name):
+  """Least, most, and between; every gradient too."""
+  inputs, keys, want = by_full(name, 24)
+  shapes = (24, P, D), (24, W, D)
+  tiles = [pairwise.tile(SCORES[name], *shapes, images=0, reports=0, mib=n) for n in (1, 2, 2**20)]
+  assert tiles[0] != tiles[1] and tiles[0].images < 24 and tiles[2] == (24, 24)
+  for tile in tiles:
+    with jax.enable_x64():
+      got = loss(in_tiles(*tile), SCORES[name], keys)(*inputs)
+    assert_same(got, want, 1e-11)

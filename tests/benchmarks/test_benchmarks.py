@@ -26,7 +26,7 @@ from input_pipeline.readers import by_name, folder
 from input_pipeline.readers.raw import stored_images
 from input_pipeline.text import diagnostic_terms, tokenizer
 from paths import ROOT
-from plan_jax.models.two_towers import build
+from plan_jax.models.two_towers import build, image_encoder
 from plan_jax.training import assembly
 from tiny_runs import mesh_of
 
@@ -61,6 +61,31 @@ def test_the_torch_loop_is_gloria():
   np.testing.assert_allclose(value, wanted, rtol=1e-4)
   for a, b in zip(gradients, others, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-3 * float(b.abs().max()))
+
+
+def test_the_count_of_an_encoder_is_that_of_xla():
+  """Of its products; XLA adds a little for norms, softmax and GELU. Blocks above are not run."""
+  made = stored_features.config("", 1)
+  made.model.image_px = 112
+  made.model.image.vit.update(embed_dim=256, num_heads=2, mlp_dim=1024, grid=8, layers=(2,))
+  stored, flops = stored_features.count(made)
+  assert stored == 2 * 8 * 8 * 256
+  encoder = image_encoder(made.model.image)
+  image = np.zeros((1, 112, 112, 1), np.float32)
+  params = jax.eval_shape(encoder.init, jax.random.key(0), image)
+  by_xla = jax.jit(encoder.apply).lower(params, image).cost_analysis()["flops"]
+  assert 1 <= by_xla / flops < 1.05
+
+
+def test_storing_is_predicted(capsys):
+  stored_features.predict(1000)
+  rows = [[cell.strip() for cell in row.split("|")] for row in capsys.readouterr().out.splitlines()]
+  (row,) = (row[2:-1] for row in rows if len(row) > 1 and "518 px" in row[1])
+  assert row[:2] == ["2,103", "2"]  # 37 x 37 x 768 numbers of 2 bytes
+  gflop = float(row[2])
+  assert [float(x) for x in row[3:]] == [
+    pytest.approx(1000 * gflop / (3600 * rate), abs=1e-3) for rate in (239_277, 121)
+  ]
 
 
 @pytest.mark.slow  # compiles every encoder, forwards and backwards

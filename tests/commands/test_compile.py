@@ -15,7 +15,7 @@ from plan_jax.commands import programs as compiled_programs
 from plan_jax.models.layers import attention, dense
 from plan_jax.models.layers.convolution import convolve
 from plan_jax.runtime import hlo, mesh, topology
-from plan_jax.training import footprint
+from plan_jax.training import assembly, footprint
 from plan_jax.training.assembly import assemble_on
 from tiny_runs import TINY, flags, mesh_of, tiny
 
@@ -72,7 +72,7 @@ def run(*more):
 def test_the_table_and_its_values(eight, capsys, tmp_path):
   """A program that fits, one that does not: exit status 1, with the keys that may mend it."""
   with pytest.raises(SystemExit) as ended:
-    run(f"--json={tmp_path / 'a.json'}", "--config.train.batch_size=64", "--config.seed=3")
+    run(f"--json={tmp_path / 'new/a.json'}", "--config.train.batch_size=64", "--config.seed=3")
   assert ended.value.code == 1
   out, err = capsys.readouterr()
   assert "1 of 2: step of stage words ..." in err and "compiled in 0:0" in err
@@ -85,7 +85,7 @@ def test_the_table_and_its_values(eight, capsys, tmp_path):
   assert "docs.cloud.google.com/tpu/docs/v5e" in out and "not measured" in out
   assert "step of stage refine: 17.00 GiB a chip do not fit: 1.00 too many" in out
   assert "--config.train.micro_batches=2" in out and "--config.train.batch_size=56" in out
-  record = json.loads((tmp_path / "a.json").read_text())
+  record = json.loads((tmp_path / "new/a.json").read_text())
   assert record["chips"] == 8 and record["batch_size"] == 64
   first, second = record["programs"].values()
   assert first["collectives"] == [
@@ -120,7 +120,8 @@ def test_what_the_compiler_refuses_does_not_fit(eight, capsys, tmp_path, message
     (["--config.train.batch_size=12"], r"config\.train\.batch_size: is 12; .* the 8 devices"),
     (["--config.mesh.fsdp=3"], r"config\.mesh\.fsdp: is 3; must divide the 8 devices"),
     (["rest"], "unexpected argument 'rest'"),
-    (["--json=/nowhere/a.json"], "--json=/nowhere/a.json: name a file in a folder"),
+    (["--json=configs"], "--json=configs cannot be written: name another path"),
+    (["--json=README.md/a.json"], "--json=README.md/a.json cannot be written"),
   ],
 )
 def test_an_error_is_one_line(eight, more, message):
@@ -149,13 +150,40 @@ def test_weights_that_are_not_here_are_told(eight, capsys):
 def test_remedies_are_those_that_save_enough():
   """Of a state that is split by fsdp, and of temporaries that micro-batches would halve."""
   large = {"model.text.embed_dim": 512, "model.text.mlp_dim": 2048}
-  config = tiny(**large, **{"train.batch_size": 64, "alignment.tile_mib": 64})
+  config = tiny(**large, **{"train.batch_size": 64})
   parts = assemble_on(mesh.make_mesh(-1, 1), config, 200)
   held = footprint.chip_bytes(parts.abstract_state)
   assert "mesh.fsdp=2" in footprint.remedies(parts, held // 4, 0)
   assert footprint.remedies(parts, held, 0) == []
   keys = footprint.remedies(parts, 2**24, 2**25)
-  assert {"train.micro_batches=2", "train.batch_size=32", "alignment.tile_mib=32"} <= set(keys)
+  assert {"train.micro_batches=2", "train.batch_size=32"} <= set(keys)
+
+
+@pytest.mark.parametrize("mib", [80, 0])
+def test_a_smaller_tile_is_a_remedy_where_the_tile_is_large(monkeypatch, mib):
+  """By what it holds: 64 MiB, of 32 images and 16 reports, of those given or of those chosen."""
+  monkeypatch.setattr(assembly, "memory_bytes", lambda mesh: 2**31)  # a sixteenth: 128 MiB
+
+  def remedies(batch, words):
+    sizes = {"train.batch_size": batch, "text.max_words": words, "alignment.tile_mib": mib}
+    parts = assemble_on(mesh.make_mesh(-1, 1), tiny(**sizes), 200)
+    return footprint.remedies(parts, 2**24, 2**25)
+
+  assert "alignment.tile_mib=32" in remedies(256, 32)
+  assert not any("tile" in key for key in remedies(64, 16))  # which holds 4 MiB in all
+
+
+def test_a_tile_is_chosen_for_the_mesh_before_the_program_is_traced(monkeypatch):
+  """Once: the step of 0 is, on CPUs, the step of 16; the config keeps its 0."""
+  texts = []
+  for mib in (0, 16):
+    with monkeypatch.context() as patched:
+      config = tiny(**{"alignment.tile_mib": mib, "train.batch_size": 64})
+      parts = assemble_on(mesh.make_mesh(-1, 1), config, 200)
+      assert (parts.alignment.tile_mib, config.alignment.tile_mib) == (16, mib)
+      patched.setattr(assembly, "memory_bytes", lambda mesh: pytest.fail("it is traced"))
+      texts.append(compiled_programs._lower_step(parts, "refine").as_text())
+  assert texts[0] == texts[1]
 
 
 # --- programs for a TPU -----------------------------------------------------------------------

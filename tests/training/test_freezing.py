@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from plan_jax.alignment.methods.base import Alignment
 from plan_jax.models import freezing
 from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.training.assembly import assemble
@@ -53,7 +52,7 @@ def trained(steps=2, **change):
     parts.optimizer,
     parts.schedule,
     parts.stages[0],
-    Alignment(**config.alignment),
+    parts.alignment,
     parts.train,
   )
   step = jax.jit(step)
@@ -118,7 +117,7 @@ def test_freezing_costs_no_backward_pass(micro_batches):
       parts.optimizer,
       parts.schedule,
       parts.stages[0],
-      Alignment(**config.alignment),
+      parts.alignment,
       parts.train,
     )
     shapes = jax.eval_shape(parts.initial_state)

@@ -1,7 +1,7 @@
 """Common parts of the local alignments: their inputs, settings, and what each must provide."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 import jax
@@ -11,7 +11,6 @@ from input_pipeline.section import (
   Count,
   FiniteFloat,
   PositiveFloat,
-  PositiveInt,
   Section,
   Share,
   Weight,
@@ -20,6 +19,21 @@ from input_pipeline.section import (
 from plan_jax.alignment import blockwise, pairwise
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.similarity import narrow
+
+_CPU_TILE_MIB = 16  # what the caches of a CPU can hold
+_TILES = 16  # that a device's memory would hold
+
+
+def choose_tile_mib(memory_bytes: int | None) -> int:
+  """Chooses the MiB for a tile on devices of so much memory; None: on CPUs.
+
+  A power of two, so that devices whose limits differ a little run one program, and at most a
+  sixteenth: parameters, optimizer and activations, which a larger batch needs too, have the rest.
+  """
+  if memory_bytes is None:
+    return _CPU_TILE_MIB
+  mib = memory_bytes // _TILES // 2**20
+  return max(_CPU_TILE_MIB, 2 ** (mib.bit_length() - 1))
 
 
 class SwappedWords(NamedTuple):
@@ -90,7 +104,8 @@ class Alignment(Section):
     dtype: of the products of words and pixels, see similarity.product.
     implementation: of the contrast over all pairs, a name of pairwise.IMPLEMENTATIONS.
     tile_images, tile_reports: how many are compared at once; 0: as many as fit into `tile_mib`.
-    tile_mib: memory for a tile.
+    tile_mib: memory for a tile; 0: `with_tile_mib` chooses it, before anything is traced. Values
+      are the same to rounding, whatever it is.
   """
 
   method: str
@@ -102,7 +117,7 @@ class Alignment(Section):
   implementation: Annotated[str, one_of(*pairwise.IMPLEMENTATIONS)]
   tile_images: Count
   tile_reports: Count
-  tile_mib: PositiveInt
+  tile_mib: Count
   # A run's config may be older than these keys.
   side_weight: Weight = 0.0
   swap_weight: Weight = 0.0
@@ -117,6 +132,10 @@ class Alignment(Section):
   def swaps_sides(self) -> bool:
     """Need for the reports' sentences with left and right exchanged."""
     return self.method == "plan" and (self.swap_weight > 0 or self.move_weight > 0)
+
+  def with_tile_mib(self, memory_bytes: int | None) -> "Alignment":
+    """Returns the settings for devices of so much memory; `choose_tile_mib` where it is 0."""
+    return self if self.tile_mib else replace(self, tile_mib=choose_tile_mib(memory_bytes))
 
 
 class WordAttention(NamedTuple):
@@ -154,7 +173,12 @@ def choose_tile(
   pixels: tuple[int, int, int],
   words: tuple[int, int, int],
 ) -> pairwise.Tile:
-  """Returns the tile for pixels (B, P, D) and words (B, W, D); raises ValueError if none fits."""
+  """Returns the tile for pixels (B, P, D) and words (B, W, D), for a `tile_mib` above 0.
+
+  Raises ValueError where none fits.
+  """
+  if not alignment.tile_mib:
+    raise ValueError("tile_mib: is 0; Alignment.with_tile_mib has not chosen it")
   images, reports, mib = alignment.tile_images, alignment.tile_reports, alignment.tile_mib
   return pairwise.tile(score, pixels, words, images=images, reports=reports, mib=mib)
 

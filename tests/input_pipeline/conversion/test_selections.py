@@ -363,6 +363,7 @@ def test_the_command_line_tells_its_errors(tmp_path, command):
   flags = f"--source={source}", "--selection=all_test", f"--out={tmp_path}/file/x.json"
   _, error = command(*flags)
   assert error.startswith(f"error: {tmp_path}/file: File exists; name another path")
+  assert command("--selection=all_test", "--selection_seed=-1") == ("", 2)
 
 
 @real
