@@ -128,7 +128,7 @@ def _alignment() -> dict:
     implementation="ring",  # the same on one device: "chunked", or "full"
     tile_images=0,  # compared at once; 0: as many as fit into tile_mib
     tile_reports=0,
-    tile_mib=0,  # of memory for them; 0: 16 on CPUs, else a sixteenth of a device's memory
+    tile_mib=0,  # of memory for them; 0: 32 on CPUs, else a sixteenth of a device's memory
   )
 
 

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
       swapped_side_fraction=0.0,
     )
   )
-  config.text.update(vocabulary_size=1000, max_tokens=64, max_words=32)
+  config.text.update(vocabulary_size=1000, max_tokens=64, max_words=32, concise_fraction=0.3)
   config.model.update(image_px=128, embed_dim=64, dtype="float32")
   config.model.image.update(depth=18, width=0.5, stages=3, output_stride=8, dilated=False)
   config.model.image.vit.update(embed_dim=192, depth=6, num_heads=3, mlp_dim=768, grid=8)
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.alignment.dtype = "float32"
   config.model.image.spread_stage = 1
-  config.alignment.update(smooth_steps=4, spread_steps=4, side_weight=1.0)
+  config.alignment.update(smooth_steps=4, smooth_share=0.5, spread_steps=4, side_weight=1.0)
   config.alignment.update(spread_tau=0.05, spread_radius_fraction=0.09)
 
   config.curriculum.refine.start_fraction = 0.65

@@ -10,7 +10,7 @@ from configs import ablation
 
 def get_config() -> ConfigDict:
   """The runs of configs/ablation.py: 96 px, batch 16, 1,000 steps."""
-  return ablation.small()
+  return ablation.get_config()
 
 
 def sweep() -> list[dict[str, object]]:

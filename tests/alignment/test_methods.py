@@ -181,12 +181,12 @@ def test_global_only_grounds_by_the_text_embedding_alone():
 @pytest.mark.parametrize(
   ("memory_bytes", "mib"),
   [
-    (None, 16),  # a CPU
+    (None, 32),  # a CPU
     (16 * 2**30, 1024),
     (95 * 2**30, 4096),
     (63_879_000_000, 2048),  # three quarters of 80 GB
     (2**32 - 1, 128),
-    (2**20, 16),
+    (2**20, 32),
   ],
 )
 def test_the_memory_for_a_tile_is_a_sixteenth_of_the_devices(memory_bytes, mib):

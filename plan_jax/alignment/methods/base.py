@@ -20,7 +20,7 @@ from plan_jax.alignment import blockwise, pairwise
 from plan_jax.alignment.curriculum import Stage
 from plan_jax.alignment.similarity import narrow
 
-_CPU_TILE_MIB = 16  # what the caches of a CPU can hold
+_CPU_TILE_MIB = 32  # what the caches of a CPU can hold
 _TILES = 16  # that a device's memory would hold
 
 
