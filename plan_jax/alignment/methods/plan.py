@@ -70,7 +70,8 @@ def loss(
   total, accuracy = info_nce(terms, keys.valid)
   if alignment.word_weight:
     weights = jax.lax.stop_gradient(weights)
-    total += alignment.word_weight * word_info_nce(terms, keys.valid, weights)
+    words = word_info_nce(terms, keys.valid, weights, alignment.least_trust)
+    total += alignment.word_weight * words
   return total, accuracy
 
 
