@@ -14,6 +14,7 @@ from input_pipeline import records
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from input_pipeline.readers import chexpert_radiologists
 from input_pipeline.readers.by_name import FACTS
 from input_pipeline.readers.folder import MANIFEST
 from input_pipeline.readers.raw import tables
@@ -33,6 +34,7 @@ class EvaluationSet:
   is_own: bool  # it is of the run's own data
   features: Path | None = None  # folder of their stored features
   findings: tuple[str, ...] = ()  # whose labels and regions are scored; all where empty
+  radiologists: Path | None = None  # tables of who read it too, see `chexpert_radiologists`
 
   @property
   def attached_name(self) -> str:
@@ -77,7 +79,8 @@ class EvaluationSet:
 def own(config: ConfigDict, folder, features: Path | None = None) -> EvaluationSet:
   """Opens the run's own data. Raises UserError where the split is absent or not to be scored."""
   name, split = config.data.dataset, config.evaluation.split
-  chosen = EvaluationSet(name, name, Path(folder), split, True, features)
+  readers = radiologists(config.data, Path(folder))
+  chosen = EvaluationSet(name, name, Path(folder), split, True, features, radiologists=readers)
   return checked(chosen, "config.evaluation.split")
 
 
@@ -92,11 +95,19 @@ def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
         chosen.split,
         False,
         _features(config, name, chosen, workdir),
+        radiologists=radiologists(chosen, _folder(name, chosen, workdir)),
       ),
       f"config.evaluation.sets.{name}.split",
     )
     for name, chosen in given(config).items()
   ]
+
+
+def radiologists(chosen: ConfigDict, folder: Path) -> Path | None:
+  """Finds the tables of radiologists in the source of CheXpert, or in the folder of its records."""
+  if chosen.dataset != "chexpert":
+    return None
+  return chexpert_radiologists.find(Path(chosen.source or folder))
 
 
 def stores_features(config: ConfigDict) -> bool:
@@ -221,7 +232,12 @@ def _features(config: ConfigDict, name: str, chosen: ConfigDict, workdir: Workdi
 
 
 def checked(chosen: EvaluationSet, key: str) -> EvaluationSet:
-  """Returns the set itself. Raises UserError, naming the key, where there is nothing to score."""
+  """Returns the set itself. Raises UserError, naming the key, where there is nothing to score.
+
+  It raises SourceError where a table of radiologists is damaged.
+  """
+  if chosen.radiologists:
+    chexpert_radiologists.read(chosen.radiologists)
   folder, split, splits = chosen.folder, chosen.split, records.splits(chosen.folder)
   if not splits.get(split):
     raise UserError(f"{key} {split!r} is not in {folder} (its splits: {', '.join(splits)})")
