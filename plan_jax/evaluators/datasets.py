@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from input_pipeline.readers import chexpert_radiologists
 from input_pipeline.readers.by_name import FACTS
 from input_pipeline.readers.folder import MANIFEST
 from input_pipeline.readers.raw import tables
+from plan_jax.evaluators.decoded import DecodedImages
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
@@ -35,6 +37,7 @@ class EvaluationSet:
   features: Path | None = None  # folder of their stored features
   findings: tuple[str, ...] = ()  # whose labels and regions are scored; all where empty
   radiologists: Path | None = None  # tables of who read it too, see `chexpert_radiologists`
+  decoded: DecodedImages | None = field(default=None, compare=False)  # None: none are shared
 
   @property
   def attached_name(self) -> str:
@@ -59,9 +62,13 @@ class EvaluationSet:
       log.info(f"{what}: {without} of the {split} images have no {where} and are left out")
     silent = not what or not processes.is_primary()
     bar = tqdm(range(len(source)), desc=what, unit="image", disable=silent, mininterval=1)
-    return (self._limited(source[i]) for i in bar)
+    shared = self.decoded if split == self.split else None
+    return (self._prepared(source[i], shared) for i in bar)
 
-  def _limited(self, example: Example) -> Example:
+  def _prepared(self, example: Example, shared: DecodedImages | None) -> Example:
+    """Lets an example share its image, and limits it to `findings`."""
+    if shared is not None:
+      example = replace(example, pixels=partial(shared.get, example))
     if not self.findings:
       return example
     labels = {name: value for name, value in example.labels.items() if name in self.findings}

@@ -52,11 +52,14 @@ class ImageEmbeddings:
     self._known: dict[str, np.ndarray] = {}
     self._waiting: dict[str, np.ndarray | EncodedImage] = {}
 
-  def add(self, example: Example) -> None:
-    """Adds an image. Raises ValueError, naming it, where it is unreadable."""
+  def add(self, example: Example, image: np.ndarray | EncodedImage | None = None) -> None:
+    """Adds an image, which is decoded unless it is given.
+
+    Raises ValueError, naming it, where it is unreadable.
+    """
     if example.image_id in self._known or example.image_id in self._waiting:
       return
-    self._waiting[example.image_id] = model_input(example)
+    self._waiting[example.image_id] = model_input(example) if image is None else image
     if len(self._waiting) == self._batch:
       self._embed()
 

@@ -106,6 +106,7 @@ class Scores:
 class ZeroShot(Evaluator):
   """Evaluator of all these protocols, with each set of prompts."""
 
+  takes_labelled = True
   protocols: tuple[str, ...] = PROTOCOLS
   prompts: tuple[PromptSet, ...] = ()
 
