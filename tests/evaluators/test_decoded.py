@@ -195,9 +195,16 @@ def test_examples_are_let_go(name):
       region = Region("left mass", "mass", np.array([[6, 2, 9, 5]], np.float32))
       regions = (region,) if i % 2 else ()
       example = Example(
-        png(noise(10, 10, seed=i)), 10, 10, f"i{i}", f"s{i}", f"p{i}",
-        sentences=(f"mass number {i}",), labels={"mass": i % 2}, regions=regions,
-      )  # fmt: skip
+        png(noise(10, 10, seed=i)),
+        10,
+        10,
+        f"i{i}",
+        f"s{i}",
+        f"p{i}",
+        sentences=(f"mass number {i}",),
+        labels={"mass": i % 2},
+        regions=regions,
+      )
       weakref.finalize(example, gone)
       alive += 1
       most = max(most, alive)
