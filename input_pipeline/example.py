@@ -63,6 +63,7 @@ class Example:
     text_kind: "report" for a radiologist's words, "labels" for a sentence made from labels.
     place: shard and number of the record it was read from, for messages; "" before that.
     features: from the number of a view to its stored features, see `features`; None without.
+    pixels: gives the decoded image where several readers share it; None: each decodes `image`.
   """
 
   image: bytes
@@ -80,6 +81,7 @@ class Example:
   text_kind: str = "report"
   place: str = field(default="", compare=False, repr=False)
   features: Callable[[int], np.ndarray] | None = field(default=None, compare=False, repr=False)
+  pixels: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
   @property
   def is_lateral(self) -> bool:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from plan_jax.evaluators import (
 from plan_jax.evaluators.base import Evaluator
 from plan_jax.evaluators.by_name import DEFINITIONS, configured
 from plan_jax.evaluators.datasets import EvaluationSet, fingerprints
+from plan_jax.evaluators.decoded import DecodedImages
 from plan_jax.evaluators.embeddings import Embeddings, embed_pairs
 from plan_jax.evaluators.phrases import phrases
 from plan_jax.inference import calibration, prompts
@@ -129,15 +131,17 @@ def _score(
 ) -> tuple[list[Row], dict[str, ExampleScores], list[dict]]:
   """Applies the evaluators: all rows, the per-example scores by task, what is kept of each."""
   common = {"data": dataset.data, **_draws(config)}
-  embeddings = Embeddings(model, dataset)
+  dataset = replace(dataset, decoded=DecodedImages())
+  evaluators = [evaluator for evaluator in evaluators if evaluator.applies(dataset)]
+  offered = any(evaluator.takes_labelled for evaluator in evaluators)
+  embeddings = Embeddings(model, dataset, offered=offered)
   results, by_task, entries = [], {}, []
   for evaluator in evaluators:
-    if evaluator.applies(dataset):
-      scores = evaluator.score(model, dataset, embeddings)
-      results += evaluator.rows(scores, **common)
-      kept = evaluator.example_scores(scores)
-      entries += stored_scores.describe(evaluator, scores, kept)
-      by_task |= kept
+    scores = evaluator.score(model, dataset, embeddings)
+    results += evaluator.rows(scores, **common)
+    kept = evaluator.example_scores(scores)
+    entries += stored_scores.describe(evaluator, scores, kept)
+    by_task |= kept
   if not results:
     log.info(f"{dataset.data} has nothing to score: no regions, no texts, no finding of both kinds")
   return results, by_task, entries

@@ -171,8 +171,9 @@ def evaluate_set(
     processes.on_primary(lambda: held.enter_context(lock(place.path)))
     processes.on_primary(claim)
     stored = place.features if datasets.stores_features(config) else None
+    readers = datasets.radiologists(chosen, records_folder)
     dataset = EvaluationSet(
-      name, chosen.dataset, records_folder, chosen.split, False, stored, findings
+      name, chosen.dataset, records_folder, chosen.split, False, stored, findings, readers
     )
     sets = [datasets.checked(dataset, "--split")]
     if stored:

@@ -22,6 +22,7 @@ class Evaluator(abc.ABC):
 
   protocols: tuple[str, ...]
   needs: ClassVar[str] = ""  # of a data set: "text" or "regions"
+  takes_labelled: ClassVar[bool] = False  # `score` asks for `Embeddings.labelled`
 
   def applies(self, dataset: EvaluationSet) -> bool:
     """Tells whether the data set has what the protocols need."""

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,9 +15,11 @@ from input_pipeline import records
 from input_pipeline.conversion import convert
 from input_pipeline.errors import UserError
 from input_pipeline.example import Example
+from input_pipeline.readers import chexpert_radiologists
 from input_pipeline.readers.by_name import FACTS
 from input_pipeline.readers.folder import MANIFEST
 from input_pipeline.readers.raw import tables
+from plan_jax.evaluators.decoded import DecodedImages
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
@@ -33,6 +36,8 @@ class EvaluationSet:
   is_own: bool  # it is of the run's own data
   features: Path | None = None  # folder of their stored features
   findings: tuple[str, ...] = ()  # whose labels and regions are scored; all where empty
+  radiologists: Path | None = None  # tables of who read it too, see `chexpert_radiologists`
+  decoded: DecodedImages | None = field(default=None, compare=False)  # None: none are shared
 
   @property
   def attached_name(self) -> str:
@@ -57,9 +62,13 @@ class EvaluationSet:
       log.info(f"{what}: {without} of the {split} images have no {where} and are left out")
     silent = not what or not processes.is_primary()
     bar = tqdm(range(len(source)), desc=what, unit="image", disable=silent, mininterval=1)
-    return (self._limited(source[i]) for i in bar)
+    shared = self.decoded if split == self.split else None
+    return (self._prepared(source[i], shared) for i in bar)
 
-  def _limited(self, example: Example) -> Example:
+  def _prepared(self, example: Example, shared: DecodedImages | None) -> Example:
+    """Lets an example share its image, and limits it to `findings`."""
+    if shared is not None:
+      example = replace(example, pixels=partial(shared.get, example))
     if not self.findings:
       return example
     labels = {name: value for name, value in example.labels.items() if name in self.findings}
@@ -77,7 +86,8 @@ class EvaluationSet:
 def own(config: ConfigDict, folder, features: Path | None = None) -> EvaluationSet:
   """Opens the run's own data. Raises UserError where the split is absent or not to be scored."""
   name, split = config.data.dataset, config.evaluation.split
-  chosen = EvaluationSet(name, name, Path(folder), split, True, features)
+  readers = radiologists(config.data, Path(folder))
+  chosen = EvaluationSet(name, name, Path(folder), split, True, features, radiologists=readers)
   return checked(chosen, "config.evaluation.split")
 
 
@@ -92,11 +102,19 @@ def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
         chosen.split,
         False,
         _features(config, name, chosen, workdir),
+        radiologists=radiologists(chosen, _folder(name, chosen, workdir)),
       ),
       f"config.evaluation.sets.{name}.split",
     )
     for name, chosen in given(config).items()
   ]
+
+
+def radiologists(chosen: ConfigDict, folder: Path) -> Path | None:
+  """Finds the tables of radiologists in the source of CheXpert, or in the folder of its records."""
+  if chosen.dataset != "chexpert":
+    return None
+  return chexpert_radiologists.find(Path(chosen.source or folder))
 
 
 def stores_features(config: ConfigDict) -> bool:
@@ -221,7 +239,12 @@ def _features(config: ConfigDict, name: str, chosen: ConfigDict, workdir: Workdi
 
 
 def checked(chosen: EvaluationSet, key: str) -> EvaluationSet:
-  """Returns the set itself. Raises UserError, naming the key, where there is nothing to score."""
+  """Returns the set itself. Raises UserError, naming the key, where there is nothing to score.
+
+  It raises SourceError where a table of radiologists is damaged.
+  """
+  if chosen.radiologists:
+    chexpert_radiologists.read(chosen.radiologists)
   folder, split, splits = chosen.folder, chosen.split, records.splits(chosen.folder)
   if not splits.get(split):
     raise UserError(f"{key} {split!r} is not in {folder} (its splits: {', '.join(splits)})")

@@ -11,7 +11,7 @@ import numpy as np
 
 from input_pipeline import records
 from input_pipeline.example import Example
-from input_pipeline.images import decode_batches
+from input_pipeline.images import EncodedImage, decode_batches
 from input_pipeline.text import reports
 from plan_jax.evaluators import labelled_images
 from plan_jax.evaluators.datasets import EvaluationSet
@@ -60,11 +60,20 @@ class Pairs:
 
 
 class Embeddings:
-  """Embeddings of one data set, made when an evaluator first asks for them."""
+  """Embeddings of one data set, made when an evaluator first asks for them.
 
-  def __init__(self, model: Predictor, dataset: EvaluationSet):
+  With `offered`, when an evaluator decodes an image that is labelled, if that is earlier.
+  """
+
+  def __init__(self, model: Predictor, dataset: EvaluationSet, *, offered: bool = False):
     self._model, self._dataset = model, dataset
     self._images = ImageEmbeddings(model)
+    self._offered = offered and not model.has_pair_scores
+
+  def offer(self, example: Example, image: np.ndarray | EncodedImage) -> None:
+    """Takes an image with a label of 1 or 0 that was decoded, so that it is not decoded again."""
+    if self._offered:
+      self._images.add(example, image)
 
   @cached_property
   def pairs(self) -> Pairs | None:

@@ -25,6 +25,7 @@ class Images:
 
   embeddings: np.ndarray  # float32 [N, D], of the model
   ids: list[str]  # [N], as all that follow
+  studies: list[str]
   patients: list[str]
   views: list[str]
   labels: list[dict[str, int]]
@@ -51,11 +52,14 @@ class ImageEmbeddings:
     self._known: dict[str, np.ndarray] = {}
     self._waiting: dict[str, np.ndarray | EncodedImage] = {}
 
-  def add(self, example: Example) -> None:
-    """Adds an image. Raises ValueError, naming it, where it is unreadable."""
+  def add(self, example: Example, image: np.ndarray | EncodedImage | None = None) -> None:
+    """Adds an image, which is decoded unless it is given.
+
+    Raises ValueError, naming it, where it is unreadable.
+    """
     if example.image_id in self._known or example.image_id in self._waiting:
       return
-    self._waiting[example.image_id] = model_input(example)
+    self._waiting[example.image_id] = model_input(example) if image is None else image
     if len(self._waiting) == self._batch:
       self._embed()
 
@@ -92,14 +96,15 @@ def embed(
       without += 1
       continue
     embeddings.add(example)
-    columns.append((example.image_id, example.patient_id, example.view, example.labels))
+    about = example.image_id, example.study_id, example.patient_id, example.view
+    columns.append((*about, example.labels))
   if without:
     total = without + len(columns)
     notify(f"{what}: {without} of {total} images have no label of 1 or 0 and are left out")
   if not columns:
     return None
-  ids, patients, views, labels = map(list, zip(*columns, strict=True))
-  embedded = Images(embeddings.of(ids), ids, patients, views, labels)
+  ids, studies, patients, views, labels = map(list, zip(*columns, strict=True))
+  embedded = Images(embeddings.of(ids), ids, studies, patients, views, labels)
   if uncertain := sum(value == -1 for each in labels for value in each.values()):
     notify(f"{what}: {uncertain} uncertain pairs of image and finding are left out")
   if alone := embedded.findings()[1]:

@@ -37,19 +37,17 @@ Scores = dict[str, ExampleScores]  # by model: "run" and "chance"
 
 def score_mass_inside(model: Predictor, examples: Iterable[Example], *, batch: int = 64) -> Scores:
   """Scores every phrase; empty where there is none. Raises UserError as `phrase_batches`."""
-  kept, values = [], []
+  who, values = [], []
   for images, phrases in phrase_batches(examples, batch):
     maps = model.maps(images, [phrase.text for phrase in phrases], "words")
     for phrase, heatmap in zip(phrases, maps, strict=True):
       values.append([mass_inside(heatmap, phrase.mask), phrase.mask.mean()])
-    kept += phrases
-  if not kept:
+    who += [phrase.who for phrase in phrases]
+  if not who:
     return {}
-  who = [phrase.id for phrase in kept], [phrase.label for phrase in kept]
-  patients = [phrase.example.patient_id for phrase in kept]
   columns = np.array(values, np.float64).T[..., None]
   return {
-    name: ExampleScores(*who, patients, METRICS, column)
+    name: ExampleScores(*map(list, zip(*who, strict=True)), METRICS, column)
     for name, column in zip((RUN, "chance"), columns, strict=True)
   }
 

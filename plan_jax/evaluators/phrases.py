@@ -29,6 +29,11 @@ class Phrase:
     """Names the phrase in per-example scores."""
     return example_id(self.example.image_id, self.text)
 
+  @property
+  def who(self) -> tuple[str, str, str]:
+    """Id, finding and patient: what scores keep, for the image and the mask are large."""
+    return self.id, self.label, self.example.patient_id
+
 
 def phrases(example: Example) -> list[Phrase]:
   """Groups the regions of an example by phrase, in their order; phrases without a word are none.

@@ -21,7 +21,7 @@ Protocol "presence-v1":
 - Chance baseline `chance`: an AUC of .5, without an interval. Peaks have none.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,20 +43,22 @@ METRICS = ("AUC", "mean peak present", "mean peak absent")
 
 
 _Pair = tuple[str, str, str, bool]  # example id, finding, patient, the finding is present
+Offer = Callable[[Example, np.ndarray | EncodedImage], None]  # takes an image once it is decoded
 
 
 def score_presence(
-  model: Predictor, examples: Iterable[Example], *, batch: int = 64
+  model: Predictor, examples: Iterable[Example], *, batch: int = 64, offer: Offer | None = None
 ) -> ExampleScores | None:
   """Takes the peak of every image and finding; None where no finding has both kinds.
 
   `example_scores.SCORED` are the metrics. `batch` phrases are read at a time, those of an image
-  follow each other; images without a label of 1 or 0 are not decoded. What is left out is logged.
-  Raises ValueError where an image is unreadable (the message names it), or a peak is no number.
+  follow each other. Images without a label of 1 or 0 are not decoded, and `offer` takes the others.
+  What is left out is logged. Raises ValueError where an image is unreadable (the message names it),
+  or a peak is no number.
   """
   labels: list[dict[str, int]] = []
   pairs, peaks = [], []
-  for images, part in _batches(examples, batch, labels):
+  for images, part in _batches(examples, batch, labels, offer):
     values = np.asarray(model.peaks(images, [finding for _, finding, *_ in part]), np.float64)
     if values.shape != (len(part),):
       raise ValueError(f"the model gave peaks {values.shape} for {len(part)} phrases")
@@ -112,7 +114,7 @@ class Presence(Evaluator):
     self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
   ) -> ExampleScores | None:
     """Scores every image and finding."""
-    return score_presence(model, dataset.examples(what="presence"))
+    return score_presence(model, dataset.examples(what="presence"), offer=embeddings.offer)
 
   def example_scores(self, scores: ExampleScores | None) -> dict[str, ExampleScores]:
     """Picks the peaks."""
@@ -138,7 +140,10 @@ def _log_left_out(labels: list[dict[str, int]]) -> None:
 
 
 def _batches(
-  examples: Iterable[Example], batch: int, labels: list[dict[str, int]]
+  examples: Iterable[Example],
+  batch: int,
+  labels: list[dict[str, int]],
+  offer: Offer | None,
 ) -> Iterator[tuple[list[np.ndarray | EncodedImage], list[_Pair]]]:
   """Yields at most `batch` pairs at a time, and the image of each, adding all images."""
   images: list[np.ndarray | EncodedImage] = []
@@ -149,6 +154,8 @@ def _batches(
     if not known:
       continue
     image = model_input(example)
+    if offer:
+      offer(example, image)
     for finding, present in known.items():
       images.append(image)
       name = example_id(example.image_id, finding)

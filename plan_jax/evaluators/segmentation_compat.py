@@ -80,7 +80,9 @@ def score_segmentation(
   ids, groups, patients, values = [], [], [], []
   scale = model.global_scale() or 1.0
   for part in _batches(examples, prompts, batch):
-    images = [model_input(example) for example, _, _ in part]
+    once = {example.image_id: example for example, _, _ in part}
+    inputs = {image_id: model_input(example) for image_id, example in once.items()}
+    images = [inputs[example.image_id] for example, _, _ in part]
     texts = [prompts.prompts(finding).positive[0] for _, finding, _ in part]
     grids = model.similarities(images, texts, "phrase")
     for (example, finding, mask), grid in zip(part, grids, strict=True):

@@ -67,7 +67,7 @@ def score_side(
     reasons[reason := _why_left_out(phrase)] += 1
     return not reason
 
-  kept, values = [], []
+  who, values = [], []
   for images, phrases in phrase_batches(examples, batch, keep):
     texts = [phrase.text for phrase in phrases]
     asked = images * 2, texts + [mirror.swapped(text) for text in texts], "words"
@@ -82,21 +82,16 @@ def score_side(
       own, other = balances[i], balances[len(phrases) + i]
       brighter = peaks[i] - peaks[len(phrases) + i] > TOLERANCE
       values.append([own * _OF_IMAGE[_side(phrase)] > 0, own * other < 0, brighter])
-    kept += phrases
+    who += [phrase.who for phrase in phrases]
   count = reasons.pop("", 0)
   if reasons:
     parts = [f"{number} {reason}" for reason, number in sorted(reasons.items())]
     total = count + reasons.total()
     log.info(f"side: {count} of {total} phrases are scored; left out: {terminal.join(parts)}")
-  if not kept:
+  if not who:
     return None
-  return ExampleScores(
-    [phrase.id for phrase in kept],
-    [phrase.label for phrase in kept],
-    [phrase.example.patient_id for phrase in kept],
-    METRICS,
-    np.array(values, np.float64),
-  )
+  columns = map(list, zip(*who, strict=True))
+  return ExampleScores(*columns, METRICS, np.array(values, np.float64))
 
 
 def side_rows(scores: ExampleScores | None, *, data: str, **draws: int) -> list[Row]:

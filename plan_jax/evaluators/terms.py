@@ -86,14 +86,14 @@ def score_terms(
   list of terms names it. How many sentences were left out is logged. Raises ValueError where
   `kinds` gives something else than `KINDS`, or a significance is no number.
   """
-  sentences = [
-    (example, number, sentence, kinds(example, number))
+  sentences = [  # without their images
+    (example.image_id, example.patient_id, number, sentence, kinds(example, number))
     for example in examples
     for number, sentence in enumerate(example.sentences)
   ]
   # A sentence read alone has the same words in every report: it is read once.
   significances: dict[str, list[float]] = {}
-  distinct = list(dict.fromkeys(sentence for _, _, sentence, _ in sentences))
+  distinct = list(dict.fromkeys(sentence for *_, sentence, _ in sentences))
   for start in range(0, len(distinct), batch):
     part = distinct[start : start + batch]
     texts = model.significances([(sentence,) for sentence in part])
@@ -102,15 +102,15 @@ def score_terms(
 
   cut = 0
   ids, groups, patients, values = [], [], [], []
-  for example, number, sentence, word_kinds in sentences:
+  for image_id, patient_id, number, sentence, word_kinds in sentences:
     if unknown := set(word_kinds) - set(KINDS):
       raise ValueError(f"{sentence!r} has words of kind {', '.join(sorted(unknown))}")
     if len(word_kinds) != len(significances[sentence]):
       cut += 1
       continue
-    ids += [example_id(example.image_id, f"{number}.{word}") for word in range(len(word_kinds))]
+    ids += [example_id(image_id, f"{number}.{word}") for word in range(len(word_kinds))]
     groups += word_kinds
-    patients += [example.patient_id] * len(word_kinds)
+    patients += [patient_id] * len(word_kinds)
     values += zip(significances[sentence], listed(sentence), strict=True)
   if cut:
     log.info(

@@ -25,6 +25,7 @@ Protocol "zero-shot-v1" (task "zero-shot-SET", for each set of prompts):
 - A finding scores by its own examples, `macro` is the plain mean of the findings. "view PA" and so
   on is the macro AUC among the images of that view, where at least two views have 50 images; over
   the findings that are present and absent in each of these views, so that views can be compared.
+- Where single radiologists have read the images too, there are rows of each (`radiologists`).
 - Chance baselines: `chance` (AUC .5, average precision the share of positives, MCC 0), `constant`
   (the same answer for all images: F1 of "present", accuracy of the commoner answer).
 
@@ -53,6 +54,7 @@ Intervals are 95 % percentile intervals of 1,000 bootstrap draws of patients.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,7 @@ from plan_jax.evaluators.classification import (
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.evaluators.embeddings import Embeddings
 from plan_jax.evaluators.labelled_images import Images
+from plan_jax.evaluators.radiologists import radiologist_rows, readings
 from plan_jax.evaluators.zero_shot_classes import (
   Classes,
   class_names,
@@ -96,12 +99,14 @@ class Scores:
   views: list[str]  # [U], of the examples
   thresholds: dict[str, tuple[float, int]] | None  # by finding, with the images behind it
   classes: Classes | None  # of the images with one finding, or None
+  readings: ExampleScores | None = None  # of `radiologists.readings`, or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Evaluator):
   """Evaluator of all these protocols, with each set of prompts."""
 
+  takes_labelled = True
   protocols: tuple[str, ...] = PROTOCOLS
   prompts: tuple[PromptSet, ...] = ()
 
@@ -112,7 +117,7 @@ class ZeroShot(Evaluator):
   def score(self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings) -> list[Scores]:
     """Scores the images by every set of prompts; thresholds are of validation images."""
     if model.has_pair_scores:
-      return self._score_pairs(model, embeddings)
+      return self._score_pairs(model, dataset, embeddings)
     images = embeddings.labelled
     if images is None:
       return []
@@ -122,12 +127,14 @@ class ZeroShot(Evaluator):
 
     local = examples if GLORIA in self.protocols else None
     validation = embeddings.validation
+    options = {"local_examples": local, "radiologists": dataset.radiologists}
     return [
-      score_zero_shot(model, images, prompts, validation, local_examples=local)
-      for prompts in self.prompts
+      score_zero_shot(model, images, prompts, validation, **options) for prompts in self.prompts
     ]
 
-  def _score_pairs(self, model: Predictor, embeddings: Embeddings) -> list[Scores]:
+  def _score_pairs(
+    self, model: Predictor, dataset: EvaluationSet, embeddings: Embeddings
+  ) -> list[Scores]:
     """Scores the images by a model that scores pairs, once for all sets of prompts."""
     labels = embeddings.labels()
     known = [each for prompts in self.prompts for each in map(prompts.prompts, labels) if each]
@@ -138,8 +145,10 @@ class ZeroShot(Evaluator):
     images, validation = embeddings.labelled_by(vectors)
     if images is None:
       return []
+    options = {"radiologists": dataset.radiologists}
     return [
-      score_zero_shot(vectors, images, prompts.of_pairs(), validation) for prompts in self.prompts
+      score_zero_shot(vectors, images, prompts.of_pairs(), validation, **options)
+      for prompts in self.prompts
     ]
 
   def rows(self, scores: list[Scores], **common) -> list[Row]:
@@ -152,6 +161,8 @@ class ZeroShot(Evaluator):
     for each in scores:
       if each.example_scores and {PROTOCOL, TEST_THRESHOLD} & {*self.protocols}:
         kept[f"zero-shot-{each.prompts.name}"] = each.example_scores
+      if each.readings and PROTOCOL in self.protocols:
+        kept[f"zero-shot-{each.prompts.name}@radiologists"] = each.readings
       task = f"zero-shot-classes-{each.prompts.name}"
       if each.classes and CLASSES_PROTOCOL in self.protocols:
         kept[task] = each.classes.example_scores()
@@ -189,7 +200,8 @@ def _restored(name: str, kept: dict[str, ExampleScores], facts: dict[str, Any]) 
     thresholds = {finding: (value, images) for finding, (value, images) in thresholds.items()}
   parts = {key.removeprefix(task): each for key, each in kept.items() if key.startswith(task)}
   classes = Classes.of_parts(parts, facts["has_local"]) if parts else None
-  return Scores(PromptSet.of_json(facts["prompts"]), examples, views, thresholds, classes)
+  chosen, read = PromptSet.of_json(facts["prompts"]), kept.get(f"zero-shot-{name}@radiologists")
+  return Scores(chosen, examples, views, thresholds, classes, read)
 
 
 def score_zero_shot(
@@ -199,6 +211,7 @@ def score_zero_shot(
   validation: Images | None = None,
   *,
   local_examples: Callable[[], Iterable[Example]] | None = None,
+  radiologists: Path | None = None,
   notify: Callable[[str], None] = log.info,
 ) -> Scores:
   """Scores the images by a set of prompts.
@@ -209,6 +222,7 @@ def score_zero_shot(
     validation: images to choose thresholds on, of other patients; None for .5.
     local_examples: gives the examples of the images once more, for local similarities; None does
       without these.
+    radiologists: folder of the tables of who read the images too; None without.
     notify: takes what is left out.
 
   Raises:
@@ -250,7 +264,8 @@ def score_zero_shot(
         f"zero-shot classes, prompts {prompts.name}: {left} of {len(images.ids)} images have no"
         " single finding with prompts and a second image, and are left out"
       )
-  return Scores(prompts, scores, views, thresholds, single)
+  read = readings(scores, images, radiologists) if scores and radiologists else None
+  return Scores(prompts, scores, views, thresholds, single, read)
 
 
 def zero_shot_rows(
@@ -294,6 +309,9 @@ def _finding_rows(head: tuple[str, str, str], scores: Scores, draws: dict[str, i
   elif scores.prompts.has_negatives:
     thresholds, suffix = dict.fromkeys(scores.example_scores.groups, 0.5), " at .5"
   rows = finding_rows(head, scores.example_scores, thresholds, draws, suffix=suffix)
+  rows += radiologist_rows(
+    head, scores.example_scores, scores.readings, thresholds, draws, suffix=suffix
+  )
   rows += [
     Row(*head, name, "threshold", RUN, value, np.nan, np.nan, images)
     for name, (value, images) in (scores.thresholds or {}).items()

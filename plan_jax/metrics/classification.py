@@ -3,7 +3,8 @@
 Binary: average precision, and with a threshold F1, accuracy, Matthews' correlation (MCC;
 Biochimica et Biophysica Acta 405, 1975), sensitivity and specificity. Of k classes: accuracy and
 the F1 of each class. Weights are how often an example counts; a weighting without positive or
-without negative examples has no metric, nor has a class without examples an F1.
+without negative examples has no metric, nor has a class without examples an F1. Of a ROC curve, the
+sensitivity at a given specificity.
 
 Shapes: N examples, R weightings, k classes.
 """
@@ -49,6 +50,26 @@ def thresholded(
   mcc = ratio(tp * tn - fp * fn, margins, 0.0)
   metrics = np.stack([f1, accuracy, mcc, ratio(tp, tp + fn), ratio(tn, tn + fp)], axis=1)
   return np.where(((tp + fn > 0) & (tn + fp > 0))[:, None], metrics, np.nan)
+
+
+def sensitivity_at(
+  specificity: Float64[np.ndarray, " R"],
+  scores: Num[np.ndarray, " N"],
+  positive: Bool[np.ndarray, " N"],
+  weights: Num[np.ndarray, "R N"],
+) -> Float64[np.ndarray, " R"]:
+  """Reads the ROC curve of each weighting at a specificity, the highest where the curve rises.
+
+  Between two thresholds it is a straight line: what a draw between both gives. Specificities within
+  1e-9 are one. NaN where the positive or the negative examples have no weight, or the specificity
+  is NaN. Raises ValueError where a score is NaN.
+  """
+  tp, fp = (np.pad(side, ((0, 0), (1, 0))) for side in _cumulated(scores, positive, weights))
+  rise, fall = ratio(tp, tp[:, -1:]), ratio(fp, fp[:, -1:])
+  # A little to the right, so that rounding does not miss the end of a rise.
+  at = 1 - specificity + 1e-9
+  read = [np.interp(x, *curve) for x, *curve in zip(at, fall, rise, strict=True)]
+  return np.where((tp[:, -1] > 0) & (fp[:, -1] > 0), read, np.nan)
 
 
 def best_threshold(scores: Num[np.ndarray, " N"], positive: Bool[np.ndarray, " N"]) -> float:

@@ -48,6 +48,8 @@ DEFINITIONS = {
   "pointing": "Share of the phrases for which the map's maximum lies in the true region.",
   "presence": "Whether the map of a finding peaks higher in images that have it than in others.",
   "R@K": "Share of the queries for which a right candidate is among the first K.",
+  "radiologist": "One of those who read the images beside the ones whose majority is the truth; no"
+  " chance baseline, and no verdict compares with them.",
   "random": "Chance baseline: noise.",
   "reranked": "Of the nearest candidates, ordered anew by global and local similarity together.",
   "retrieval": "Finding the report of an image among many, and the image of a report.",

@@ -28,7 +28,7 @@ def range_plot(cells: dict[str, Row], together: Sequence[Row]) -> dict | None:
 
   best = tables.best_chance(cells)
   ticks = [
-    (x(row.value), f"{name} {tables.number(row.value)}", 3 if name == best.model else 1)
+    (x(row.value), f"{name} {tables.number(row.value)}", 3 if best and name == best.model else 1)
     for name, row in cells.items()
     if name != RUN and math.isfinite(row.value)
   ]

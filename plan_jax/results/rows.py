@@ -16,6 +16,8 @@ from input_pipeline.digests import DamagedError
 from input_pipeline.files import replace_text
 
 RUN = "run"
+# Models of rows beside a run that are no chance baselines: "radiologist 1", ...
+RADIOLOGIST, MEAN_RADIOLOGIST = "radiologist", "mean radiologist"
 REMEDY = "delete it, and evaluate again (--mode=evaluate)"
 # Followed during training, on the validation split: (task, group, metric).
 FOLLOWED = (
@@ -46,7 +48,7 @@ class Row:
   data: str  # the data set and split, e.g. "phantom/test"
   group: str  # a finding, "macro" for the mean over findings, or "all"
   metric: str  # e.g. "mIoU"
-  model: str  # "run", or the name of a chance baseline
+  model: str  # "run", the name of a chance baseline, or a radiologist's
   value: float  # NaN where no example has one
   low: float  # ends of its 95 % bootstrap interval; NaN where there is none
   high: float  # ends of its 95 % bootstrap interval; NaN where there is none
@@ -57,6 +59,11 @@ class Row:
 def scalar_name(task: str, metric: str) -> str:
   """Names a metric of `FOLLOWED` in the curves and as `best_metric`."""
   return f"validation/{task}/{metric.replace(' ', '_')}"
+
+
+def is_chance(model: str) -> bool:
+  """Tells whether the model of a row is a chance baseline: neither the run nor a radiologist."""
+  return model not in (RUN, MEAN_RADIOLOGIST) and not model.startswith(f"{RADIOLOGIST} ")
 
 
 def lower_is_better(metric: str) -> bool:

@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from input_pipeline.terminal import escape
 from plan_jax.metrics.bootstrap import MACRO, Summary
-from plan_jax.results.rows import HEADLINES, RUN, Row, lower_is_better
+from plan_jax.results.rows import HEADLINES, RUN, Row, is_chance, lower_is_better
 
 LEAST_PATIENTS = 20  # that a verdict needs: the bootstrap of fewer tells too little
 Patients = Mapping[tuple[str, str], Mapping[str, int]]  # (data, task) -> group -> their number
@@ -92,7 +92,7 @@ def chance_baselines(rows: Iterable[Row]) -> list[str]:
 
 def best_chance(cells: dict[str, Row]) -> Row | None:
   """Returns the best chance baseline among the models of one (group, metric); None without one."""
-  known = [row for name, row in cells.items() if name != RUN and not math.isnan(row.value)]
+  known = [row for name, row in cells.items() if is_chance(name) and not math.isnan(row.value)]
   if not known:
     return None
   pick = min if lower_is_better(known[0].metric) else max

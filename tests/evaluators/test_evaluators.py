@@ -33,7 +33,7 @@ COMMON = {"data": "toy/validation", "resamples": 20, "seed": 0}
 class Dataset:
   """Examples in memory, as `EvaluationSet` gives them."""
 
-  dataset, split, data = "phantom", "validation", "toy/validation"
+  dataset, split, data, radiologists = "phantom", "validation", "toy/validation", None
 
   def __init__(self, examples):
     self._examples = list(examples)

@@ -6,6 +6,16 @@ from fakes import dicom
 from fakes.images import table
 
 TRAIN = ("image_id", "rad_id", "class_name", "x_min", "y_min", "x_max", "y_max")
+# The findings of the published tables: with boxes, and of the whole image.
+BOXED = (
+  *("Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture"),
+  *("Consolidation", "Edema", "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung Opacity"),
+  *("Lung cavity", "Lung cyst", "Mediastinal shift", "Nodule/Mass", "Other lesion"),
+  *("Pleural effusion", "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis"),
+  "Rib fracture",
+)
+WHOLE = ("COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other diseases", "No finding")
+NAMED = {*BOXED, *WHOLE} - {"Other lesion", "Other diseases"}
 _NONE = {"class_name": "No finding"}
 
 
@@ -59,4 +69,16 @@ def write(folder, rows=ROWS, *, kaggle=False, labels=True):
   if not kaggle:
     for i in range(2):
       dicom.write(folder / "test" / f"t{i}{suffix}", width=96, height=100, seed=2 + i)
+  return folder
+
+
+def write_all_findings(folder):
+  """The tables of an image, without it, in which all readers name every finding."""
+  readers = [f"R{i}" for i in (1, 2, 3)]
+  rows = [box("f0", reader, name, 5, 5, 30, 30) for reader in readers for name in BOXED]
+  table(folder / "annotations" / "annotations_train.csv", rows, TRAIN)
+  columns = (TRAIN[0], *TRAIN[2:])
+  table(folder / "annotations" / "annotations_test.csv", [{"image_id": "t1"} | _NONE], columns)
+  whole = [{"image_id": "f0", "rad_ID": reader} | dict.fromkeys(WHOLE, 1) for reader in readers]
+  table(folder / "annotations" / "image_labels_train.csv", whole)
   return folder

@@ -4,38 +4,10 @@ import json
 
 import pytest
 
+from fakes import vindr
 from input_pipeline.phantom.radiograph import FINDINGS
 from input_pipeline.readers import chestx_det10, chexpert, nih14, rsna
 from plan_jax.inference import prompts
-
-VINDR = (
-  "Aortic enlargement",
-  "Atelectasis",
-  "Calcification",
-  "Cardiomegaly",
-  "Clavicle fracture",
-  "Consolidation",
-  "Edema",
-  "Emphysema",
-  "Enlarged PA",
-  "ILD",
-  "Infiltration",
-  "Lung Opacity",
-  "Lung cavity",
-  "Lung cyst",
-  "Mediastinal shift",
-  "Nodule/Mass",
-  "Pleural effusion",
-  "Pleural thickening",
-  "Pneumothorax",
-  "Pulmonary fibrosis",
-  "Rib fracture",
-  "COPD",
-  "Lung tumor",
-  "Pneumonia",
-  "Tuberculosis",
-  "No finding",
-)
 
 
 def write(path, **content):
@@ -44,13 +16,15 @@ def write(path, **content):
 
 
 def test_sets_in_the_folder():
-  radzero = ("radzero", "radzero_chestx_det10", "radzero_rsna")
-  names = ("biovil", "carzero", "chexzero", "gloria", "ours", *radzero)
-  assert sorted(path.stem for path in prompts.FOLDER.glob("*.json")) == list(names)
+  general = ("biovil", "carzero", "chexzero", "gloria", "ours", "radzero")
+  of_sets = ("radzero_chestx_det10", "radzero_rsna", "conns_padchest_gr")
+  names = (*general, *of_sets, "cxr_clip_vindr", "vindr", "vios_s_vindr")
+  assert sorted(path.stem for path in prompts.FOLDER.glob("*.json")) == sorted(names)
   sets = {each.name: each for each in prompts.load(names)}
   assert {name for name, each in sets.items() if each.has_negatives} == {
     "biovil",
     "chexzero",
+    "cxr_clip_vindr",
     "ours",
   }
   assert len({each.fingerprint for each in sets.values()}) == len(names)
@@ -59,11 +33,17 @@ def test_sets_in_the_folder():
     ("radzero", "Opacity", "There is Lung Opacity"),
     ("radzero_chestx_det10", "Nodule", "There is Lung Nodule"),
     ("radzero_rsna", "Lung Opacity", "There is Pneumonia"),
+    ("vindr", "Enlarged PA", "There is enlarged pulmonary artery."),
+    ("vios_s_vindr", "ILD", "The patient has Pneumonia"),
+    ("conns_padchest_gr", "nsg tube", "There is NSG tube."),
   ):
     assert sets[name].prompts(label) == prompts.Prompts((text,), ())
   assert sets["radzero_rsna"].prompts("Normal") is None
   assert sets["chexzero"].prompts("Pleural_Thickening") == prompts.Prompts(
     ("pleural thickening",), ("no pleural thickening",)
+  )
+  assert sets["cxr_clip_vindr"].prompts("Nodule/Mass") == prompts.Prompts(
+    ("Nodule/Mass",), ("No Nodule/Mass",)
   )
   assert sets["carzero"].prompts("Nodule/Mass") == prompts.Prompts(
     ("There is nodule or mass.",), ()
@@ -78,7 +58,7 @@ def test_sets_in_the_folder():
 
 def test_ours_knows_the_labels_of_every_reader():
   (ours,) = prompts.load(("ours",))
-  labels = {*chexpert.LABELS, *nih14.LABELS, *chestx_det10.FINDINGS, *VINDR, *FINDINGS}
+  labels = {*chexpert.LABELS, *nih14.LABELS, *chestx_det10.FINDINGS, *vindr.NAMED, *FINDINGS}
   own = labels | {rsna.FINDING, "Normal"}
   for label in own:
     said = ours.prompts(label)

@@ -1,5 +1,6 @@
 """Weighted figures of classification against plain loops over repeated units."""
 
+import itertools
 import math
 
 import numpy as np
@@ -69,6 +70,51 @@ def test_average_precision_by_hand():
   )
   with pytest.raises(ValueError, match="NaN"):
     of([1, math.nan], [0, 1])
+
+
+def naive_sensitivity_at(specificity, scores, positive):
+  """Walks along the curve; `specificity` is a share of the negative examples."""
+  if not any(positive) or all(positive):
+    return math.nan
+  points = [(0.0, 0.0)]
+  for threshold in sorted(set(scores), reverse=True):
+    taken = [p for s, p in zip(scores, positive, strict=True) if s >= threshold]
+    negatives = len(positive) - sum(positive)
+    points.append(((len(taken) - sum(taken)) / negatives, sum(taken) / sum(positive)))
+  x = 1 - specificity
+  if at := [y for fall, y in points if math.isclose(fall, x, abs_tol=1e-9)]:
+    return max(at)
+  left, right = next(p for p in itertools.pairwise(points) if p[0][0] < x < p[1][0])
+  return left[1] + (x - left[0]) / (right[0] - left[0]) * (right[1] - left[1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_roc_curve_is_read_as_by_a_plain_walk(seed):
+  rng = np.random.default_rng(seed)
+  n = int(rng.integers(2, 25))
+  scores = rng.integers(-2, 3, n) / 7 if seed % 2 else rng.normal(size=n)
+  positive, answers = rng.random(n) < 0.4, rng.random(n) < 0.5
+  weights = rng.integers(0, 4, (25, n))
+  weights[0], weights[1] = 1, 0
+  points = classification.thresholded(answers, positive, weights)[:, 4]
+  points[5:10] = rng.random(5)
+  got = classification.sensitivity_at(points, scores, positive, weights)
+  for r, row in enumerate(weights):
+    walked = naive_sensitivity_at(points[r], *repeated(row, scores, positive))
+    assert got[r] == pytest.approx(walked, abs=1e-7, nan_ok=True)
+  assert np.isnan(got[1])
+
+
+def test_ends_of_a_roc_curve():
+  scores, positive = np.array([3.0, 2.0, 1.0]), np.array([True, False, True])
+  weights = np.ones((4, 3))
+  got = classification.sensitivity_at(np.array([1, 0.5, 0, np.nan]), scores, positive, weights)
+  np.testing.assert_allclose(got, [0.5, 0.5, 1, np.nan], atol=1e-7)
+  # A threshold that all share is a line from end to end.
+  got = classification.sensitivity_at(np.array([0.75]), np.zeros(3), positive, weights[:1])
+  np.testing.assert_allclose(got, [0.25], atol=1e-7)
+  with pytest.raises(ValueError, match="NaN"):
+    classification.sensitivity_at(np.ones(4), scores * np.nan, positive, weights)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -128,6 +128,12 @@ def test_standing_to_the_best_chance_baseline(metric, low, high, expected):
     assert tables.best_chance(cells).model == "good"
   assert tables.standing(cells) == expected
   assert tables.standing(cells, 19) == ""
+  # A radiologist is none: no verdict compares with one, and a metric may have no other.
+  best = tables.best_chance(cells)
+  for name, value in (("radiologist 1", 0.99), ("mean radiologist", -0.99)):
+    cells[name] = row(name, value)
+  assert tables.best_chance(cells) == best and tables.standing(cells) == expected
+  assert tables.best_chance({"run": cells["run"], "radiologist 1": cells["radiologist 1"]}) is None
 
 
 def test_patients_behind_a_row():
