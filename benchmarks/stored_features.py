@@ -85,8 +85,8 @@ def predict(images: int) -> None:
     made.model.image_px = side
     stored, flops = count(made)
     hours = (f"{images * flops / (3.6e12 * rate):,.3f}" for rate in _RATES.values())
-    sizes = f"{stored / 1e3:,.0f}", f"{images * stored / 1e9:,.0f}", f"{flops / 1e9:.1f}"
-    rows.append((f"{name}, block {made.model.image.vit.layers[-1]}, {side} px", *sizes, *hours))
+    values = f"{stored / 1e3:,.0f}", f"{images * stored / 1e9:,.0f}", f"{flops / 1e9:.1f}"
+    rows.append((f"{name}, block {made.model.image.vit.layers[-1]}, {side} px", *values, *hours))
   heads = ["kB an image", f"GB of {images:,}", "GFLOP an image", *(f"hours of {x}" for x in _RATES)]
   print(tabulate(rows, ["", *heads], tablefmt="github", disable_numparse=True))
 
@@ -161,6 +161,8 @@ def main() -> None:
   parser.add_argument("--json", help="file to write all values to")
   parser.add_argument("--predict", type=at_least(1), help="prints what so many images would take")
   options = parser.parse_args()
+  if options.predict and options.json:
+    parser.error("--json: is of what is measured; --predict prints alone")
   if options.predict:
     predict(options.predict)
     return

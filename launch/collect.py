@@ -22,7 +22,7 @@ from plan_jax.metrics import bootstrap
 from plan_jax.metrics.bootstrap import MACRO, Summary
 from plan_jax.results import example_scores
 from plan_jax.results.example_scores import ExampleScores
-from plan_jax.results.rows import HEADLINES, RUN, Row
+from plan_jax.results.rows import HEADLINES, RUN, Row, is_chance
 
 REFERENCE = "(base)"
 ALL = "all"  # the group of every example
@@ -308,7 +308,7 @@ def _chance_baselines(scored: Sequence[Scored], columns: Sequence[Column]) -> li
     data = _label(study.data_of(result.run.overrides))
     for model, rows in result.rows.items():
       for column in columns:
-        if model != RUN and column in rows:
+        if is_chance(model) and column in rows:
           cells = values.setdefault((model, f"{data}, {rows[column].data}"), {})
           cells.setdefault(column, []).append(rows[column].value)
   return [

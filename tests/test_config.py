@@ -262,7 +262,7 @@ def test_batch_that_does_not_divide_over_the_devices():
     ),
     (
       {"train.batch_size": 800, "alignment.tile_images": 100, "alignment.tile_reports": 100},
-      r"config\.alignment\.tile_mib: comes to 16; a tile of 100 images x 100 reports",
+      r"config\.alignment\.tile_mib: comes to 32; a tile of 100 images x 100 reports",
     ),
   ],
 )

@@ -34,7 +34,7 @@ def read(folder: Path) -> dict[str, Readings]:
 
   Raises SourceError where there is no table, or a study or label is not as it must be.
   """
-  paths = sorted(folder.glob("*.csv"))
+  paths = sorted(folder.glob("[!.]*.csv"))
   if not paths:
     raise SourceError(f"{folder}: there is no table of a radiologist, such as bc4.csv")
   return {path.name: _read(path) for path in paths}

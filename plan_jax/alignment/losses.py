@@ -37,8 +37,9 @@ def word_info_nce(
 
   Pooled scores let a report's easiest word answer for all; here every word answers for itself. A
   word that its own image fits less than a mean image would is trusted less, for the report may be
-  wrong: its weight is multiplied by n p, p the probability that the contrast gives its own image of
-  the n that are valid, at least by `least_trust` and at most by 1, without gradient.
+  wrong: its weight is multiplied by n p, p the probability that the contrast gives its own image
+  among its negatives, n the number of valid images (those that are no negatives too), at least by
+  `least_trust` and at most by 1, without gradient.
   `valid` is as in `info_nce`; the loss is 0 where no word has weight, which is >= 0.
   """
   weight = jnp.where(valid[:, None], weight, 0)

@@ -86,7 +86,7 @@ class EvaluationSet:
 def own(config: ConfigDict, folder, features: Path | None = None) -> EvaluationSet:
   """Opens the run's own data. Raises UserError where the split is absent or not to be scored."""
   name, split = config.data.dataset, config.evaluation.split
-  readers = radiologists(config.data, Path(folder))
+  readers = radiologists(config.data, Path(folder), split)
   chosen = EvaluationSet(name, name, Path(folder), split, True, features, radiologists=readers)
   return checked(chosen, "config.evaluation.split")
 
@@ -102,7 +102,7 @@ def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
         chosen.split,
         False,
         _features(config, name, chosen, workdir),
-        radiologists=radiologists(chosen, _folder(name, chosen, workdir)),
+        radiologists=radiologists(chosen, _folder(name, chosen, workdir), chosen.split),
       ),
       f"config.evaluation.sets.{name}.split",
     )
@@ -110,11 +110,12 @@ def attached(config: ConfigDict, workdir: Workdir) -> list[EvaluationSet]:
   ]
 
 
-def radiologists(chosen: ConfigDict, folder: Path) -> Path | None:
-  """Finds the tables of radiologists in the source of CheXpert, or in the folder of its records."""
-  if chosen.dataset != "chexpert":
+def radiologists(chosen: ConfigDict, folder: Path, split: str) -> Path | None:
+  """Finds the tables of CheXpert's radiologists in its source, or in the folder of its records."""
+  if chosen.dataset != "chexpert" or split != "test":
     return None
-  return chexpert_radiologists.find(Path(chosen.source or folder))
+  places = [Path(chosen.source)] if chosen.source else []
+  return next(filter(None, map(chexpert_radiologists.find, [*places, folder])), None)
 
 
 def stores_features(config: ConfigDict) -> bool:

@@ -16,7 +16,7 @@ They are no chance baselines, and no verdict compares with them. Intervals are t
 rows: 1,000 bootstrap draws of patients.
 """
 
-from collections.abc import Container
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ def radiologist_rows(
   head: tuple[str, str, str],
   scores: ExampleScores,
   read: ExampleScores | None,
-  thresholds: Container[str],
+  thresholds: Collection[str],
   draws: dict[str, int],
   *,
   suffix: str = "",

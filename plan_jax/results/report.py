@@ -152,7 +152,7 @@ def _section(
     "protocol": protocol,
     "data": data,
     "definition": definition,
-    "models": tables.chance_baselines(rows),
+    "models": tables.beside(rows),
     "gallery": any(row.gallery is not None for row in rows),
     "group": first,
     "lines": [

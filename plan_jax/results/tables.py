@@ -17,7 +17,7 @@ def table(rows: Iterable[Row]) -> str:
   """Returns one table for each (task, protocol, data): the run with its interval, baselines, n."""
   parts = []
   for (task, protocol, data), block in grouped(rows).items():
-    models = chance_baselines(block)
+    models = beside(block)
     gallery = any(row.gallery is not None for row in block)
     lines, previous = [], None
     for (group, metric), cells in cells_of(block).items():
@@ -42,9 +42,7 @@ def headline(rows: Iterable[Row]) -> str:
       row = models.get(RUN)
       if wanted != task or row is None:
         continue
-      chance = ", ".join(
-        f"{name} {number(models[name].value)}" for name in chance_baselines(models.values())
-      )
+      chance = ", ".join(f"{name} {number(models[name].value)}" for name in beside(models.values()))
       size = f"n {row.n}" + (f", gallery {row.gallery}" if row.gallery is not None else "")
       name = f"{group} {metric}" if group != "all" else metric
       line = [f"{data} {protocol}", name, with_interval(row), f"({size})"]
@@ -85,8 +83,8 @@ def cells_of(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Row]]:
   return {key: cells for name in order for key, cells in groups[name].items()}
 
 
-def chance_baselines(rows: Iterable[Row]) -> list[str]:
-  """Returns the names of the chance baselines among the rows, in their order."""
+def beside(rows: Iterable[Row]) -> list[str]:
+  """Returns the names of what stands beside the run, in their order: baselines, radiologists."""
   return list(dict.fromkeys(row.model for row in rows if row.model != RUN))
 
 

@@ -71,7 +71,8 @@ def remedies(parts: Assembly, excess: int, temporaries: int) -> list[str]:
       advice.append("model.remat=blocks")
     if config.model.dtype == "float32" and kept >= 0.5:
       advice.append("model.dtype=bfloat16")
-    if tile := _smaller_tile(parts, excess):
+    given = config.alignment.tile_images or config.alignment.tile_reports
+    if not given and (tile := _smaller_tile(parts, excess)):
       advice.append(f"alignment.tile_mib={tile}")
     if smaller := int(share * kept):
       advice.append(f"train.batch_size={smaller * chips}")

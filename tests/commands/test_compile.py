@@ -161,7 +161,7 @@ def test_remedies_are_those_that_save_enough():
 
 @pytest.mark.parametrize("mib", [80, 0])
 def test_a_smaller_tile_is_a_remedy_where_the_tile_is_large(monkeypatch, mib):
-  """By what it holds: 64 MiB, of 32 images and 16 reports, of those given or of those chosen."""
+  """By what it holds: 48 MiB, of 32 images and reports, of those given or of those chosen."""
   monkeypatch.setattr(assembly, "memory_bytes", lambda mesh: 2**31)  # a sixteenth: 128 MiB
 
   def remedies(batch, words):
@@ -170,17 +170,17 @@ def test_a_smaller_tile_is_a_remedy_where_the_tile_is_large(monkeypatch, mib):
     return footprint.remedies(parts, 2**24, 2**25)
 
   assert "alignment.tile_mib=32" in remedies(256, 32)
-  assert not any("tile" in key for key in remedies(64, 16))  # which holds 4 MiB in all
+  assert not any("tile" in key for key in remedies(64, 16))  # which holds 1.5 MiB in all
 
 
 def test_a_tile_is_chosen_for_the_mesh_before_the_program_is_traced(monkeypatch):
-  """Once: the step of 0 is, on CPUs, the step of 16; the config keeps its 0."""
+  """Once: the step of 0 is, on CPUs, the step of 32; the config keeps its 0."""
   texts = []
-  for mib in (0, 16):
+  for mib in (0, 32):
     with monkeypatch.context() as patched:
       config = tiny(**{"alignment.tile_mib": mib, "train.batch_size": 64})
       parts = assemble_on(mesh.make_mesh(-1, 1), config, 200)
-      assert (parts.alignment.tile_mib, config.alignment.tile_mib) == (16, mib)
+      assert (parts.alignment.tile_mib, config.alignment.tile_mib) == (32, mib)
       patched.setattr(assembly, "memory_bytes", lambda mesh: pytest.fail("it is traced"))
       texts.append(compiled_programs._lower_step(parts, "refine").as_text())
   assert texts[0] == texts[1]
