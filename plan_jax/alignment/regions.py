@@ -36,16 +36,20 @@ def soft_evidence(similarity: Float[Array, "*n P"], tau: float, gamma: float) ->
 
 
 def _evidence(s, tau, gamma):
-  """Returns the evidence, and what its gradient needs: e, (x, Z, e0, t, N), see below."""
+  """Returns the evidence, and sums that its gradient needs: see `_evidence_backward`."""
   exp = jnp.exp((s - s.max(-1, keepdims=True)) / tau)
   partition = exp.sum(-1)
   plain = (exp * s).sum(-1) / partition
   if not gamma:
-    return plain, (exp, partition, plain, None, None)
-  kept = jax.nn.relu(exp - (gamma / s.shape[-1]) * partition[..., None])
+    return plain, (exp, partition, plain, None)
+  cut = (gamma / s.shape[-1] * partition)[..., None]
+  # All sums over what passes are of one pass over the pixels, where a compiler joins them.
+  passes = exp > cut
+  kept = jnp.where(passes, exp - cut, 0)
   total, weighted = kept.sum(-1) / partition, (kept * s).sum(-1) / partition
+  count, passed = jnp.where(passes, 1.0, 0.0).sum(-1), jnp.where(passes, s, 0).sum(-1)
   evidence = (weighted + jax.nn.relu(_LEAST - total) * plain) / jnp.maximum(total, _LEAST)
-  return evidence, (exp, partition, plain, total, weighted)
+  return evidence, (exp, partition, plain, (total, weighted, count, passed))
 
 
 def _evidence_forward(s, tau, gamma):
@@ -62,17 +66,19 @@ def _evidence_backward(tau, gamma, residuals, gradient):
 
     `m de / ds = k + a / tau (1 (s - h) - (N - h t + g sum 1 (s - h)) + u (tau + s - e0))`.
   """
-  s, evidence, (exp, partition, plain, total, weighted) = residuals
+  s, evidence, (exp, partition, plain, suppressed) = residuals
   if not gamma:
     scaled = (gradient / partition)[..., None]
     return (scaled * exp * (1 + (s - evidence[..., None]) / tau),)
+  total, weighted, count, passed = suppressed
   share = gamma / s.shape[-1]
-  cut = share * partition[..., None]
+  cut = (share * partition)[..., None]
   missing = jax.nn.relu(_LEAST - total)
   centre = jnp.where(missing > 0, plain, evidence)
-  above = jnp.where(exp > cut, s - centre[..., None], 0)
-  offset = weighted - centre * total + share * above.sum(-1) - missing * (tau - plain)
-  slope = above - offset[..., None] + missing[..., None] * s
+  offset = weighted - centre * total + share * (passed - centre * count) - missing * (tau - plain)
+  slope = (
+    jnp.where(exp > cut, s - centre[..., None], 0) - offset[..., None] + missing[..., None] * s
+  )
   scaled = (gradient / (partition * jnp.maximum(total, _LEAST)))[..., None]
   return (scaled * (jax.nn.relu(exp - cut) + exp / tau * slope),)
 
