@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
   config.data.options.size_px = 96
   config.model.image_px = 96
   config.model.image.width = 0.375
+  config.alignment.smooth_share = 0.5  # a finding is a pixel or two
   config.train.steps = 1000
   config.data.threads = 1
   config.checkpoint.every_steps = 0
