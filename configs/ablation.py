@@ -30,7 +30,6 @@ PLAIN = {
   "alignment.smooth_steps": 0,
   "alignment.spread_steps": 0,
   "alignment.side_weight": 0.0,
-  "alignment.least_trust": 1.0,
   "text.concise_fraction": 0.0,
 }
 BASELINES = [{"alignment.method": name} for name in ("none", "gloria", "sparc", "mgca")]
@@ -39,7 +38,6 @@ BASELINES = [{"alignment.method": name} for name in ("none", "gloria", "sparc", 
 def sweep() -> list[dict[str, object]]:
   """Every method on five seeds; PLAN without each of its parts, and harder images, on three."""
   no_suppression = {"curriculum.refine.gamma": 0.0}
-  all_trusted = {"alignment.least_trust": 1.0}
   no_filter = {"alignment.term_weight": 0.0}
   no_filter |= {f"curriculum.{stage}.term_filter": False for stage in ("words", "refine")}
   parts = [
@@ -49,7 +47,6 @@ def sweep() -> list[dict[str, object]]:
     {"text.concise_fraction": 0.0},
     {"alignment.spread_steps": 0},
     {"alignment.swap_weight": 1.0, "alignment.move_weight": 0.2},
-    all_trusted,
     no_suppression,
     no_filter,
     {"alignment.word_weight": 0.0},
@@ -70,6 +67,6 @@ def sweep() -> list[dict[str, object]]:
     data | method | {"seed": seed}
     for data in harder
     for seed in range(3)
-    for method in ({}, PLAIN, all_trusted)
+    for method in ({}, PLAIN, no_suppression)
   ]
   return runs + [method | {"seed": seed} for seed in range(5) for method in BASELINES]

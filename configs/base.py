@@ -115,7 +115,6 @@ def _alignment() -> dict:
     mask_positives=True,  # reports that say the same are no negatives
     beta=5.0,  # sharpness of the pooling over words
     word_weight=3.0,  # of the contrast of single words over the images
-    least_trust=1.0,  # in a word that fits its own image less than a mean image; 1: all are trusted
     term_weight=1.0,  # of the diagnostic terms as a teacher of the significance
     side_weight=0.0,  # of "a term's region lies in the half of the image that its sentence names"
     swap_weight=0.0,  # of "with left and right exchanged the sentence fits its image less"

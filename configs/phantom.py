@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.alignment.dtype = "float32"
   config.model.image.spread_stage = 1
   config.alignment.update(smooth_steps=4, spread_steps=4, side_weight=1.0)
-  config.alignment.update(spread_tau=0.05, spread_radius_fraction=0.09, least_trust=0.1)
+  config.alignment.update(spread_tau=0.05, spread_radius_fraction=0.09)
 
   config.curriculum.refine.start_fraction = 0.65
   config.train.update(steps=1440, batch_size=16, learning_rate=1.5e-3, log_every_steps=40)

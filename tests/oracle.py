@@ -50,18 +50,16 @@ def info_nce(logits, positives, valid):
   return loss / len(rows) / 2 if rows else 0.0
 
 
-def word_info_nce(logits, positives, valid, weight, least_trust=1.0):
-  """Contrasts, word by word, its own image with the others; what fits badly weighs less."""
+def word_info_nce(logits, positives, valid, weight):
+  """Contrasts, word by word, its own image with the others."""
   loss = total = 0.0
   rows = [i for i in range(len(valid)) if valid[i]]
   for j in rows:
     for w in range(weight.shape[1]):
       others = [i for i in rows if i != j and not positives[i, j]]
       candidates = np.array([logits[i, j, w] for i in [j, *others]])
-      own = np.exp(candidates[0]) / np.exp(candidates).sum()
-      trusted = weight[j, w] * min(max(len(rows) * own, least_trust), 1)
-      loss -= trusted * np.log(own)
-      total += trusted
+      loss -= weight[j, w] * (candidates[0] - np.log(np.exp(candidates).sum()))
+      total += weight[j, w]
   return loss / total if total else 0.0
 
 

@@ -28,25 +28,15 @@ def info_nce(
 
 
 def word_info_nce(
-  terms: ContrastTerms,
-  valid: Bool[Array, " B"],
-  weight: Float[Array, "B W"],
-  least_trust: float = 1.0,
+  terms: ContrastTerms, valid: Bool[Array, " B"], weight: Float[Array, "B W"]
 ) -> Float[Array, ""]:
   """Contrasts each single word's own image with all images (ours); a weighted mean over the words.
 
-  Pooled scores let a report's easiest word answer for all; here every word answers for itself. A
-  word that its own image fits less than a mean image would is trusted less, for the report may be
-  wrong: its weight is multiplied by n p, p the probability that the contrast gives its own image
-  among its negatives, n the number of valid images (those that are no negatives too), at least by
-  `least_trust` and at most by 1, without gradient.
+  Pooled scores let a report's easiest word answer for all; here every word answers for itself.
   `valid` is as in `info_nce`; the loss is 0 where no word has weight, which is >= 0.
   """
   weight = jnp.where(valid[:, None], weight, 0)
   cross_entropy = jax.nn.softplus(terms.word_log_partition - terms.positive_word)
-  if least_trust < 1:
-    fits = valid.sum() * jnp.exp(-jax.lax.stop_gradient(cross_entropy))
-    weight *= jnp.clip(fits, least_trust, 1)
   total = weight.sum()
   return (weight * cross_entropy).sum() / jnp.where(total > 0, total, 1)
 

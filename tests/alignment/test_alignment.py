@@ -259,7 +259,6 @@ def test_objective_equals_the_oracle(implementation, mask_positives):
     mask_positives=mask_positives,
     beta=BETA,
     word_weight=2.5,
-    least_trust=0.4,
     term_weight=0.3,
     side_weight=0.0,
     spread_steps=0,
@@ -281,7 +280,7 @@ def test_objective_equals_the_oracle(implementation, mask_positives):
   single = 9 * oracle_evidence(pixels, words, region)
   want = 0.7 * oracle.info_nce(3 * image @ report.T, positives, valid)
   want += 2.0 * oracle.info_nce(9 * z, positives, valid)
-  want += 2.0 * 2.5 * oracle.word_info_nce(single, positives, valid, significance, 0.4)
+  want += 2.0 * 2.5 * oracle.word_info_nce(single, positives, valid, significance)
   likelihood = np.where(term, significance, 1 - significance)
   want -= 0.3 * np.log(likelihood[mask]).mean()
   np.testing.assert_allclose(loss, want, rtol=1e-5)

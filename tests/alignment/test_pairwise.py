@@ -52,7 +52,7 @@ def loss(contrast, score, keys):
     total = losses.info_nce(terms, keys.valid)[0]
     if terms.positive_word.size:
       weights = jax.lax.stop_gradient(weights)
-      total += 2.5 * losses.word_info_nce(terms, keys.valid, weights, 0.3)
+      total += 2.5 * losses.word_info_nce(terms, keys.valid, weights)
     return total, terms
 
   return jax.jit(jax.value_and_grad(f, (0, 1, 2, 3), has_aux=True))
@@ -100,7 +100,7 @@ def test_full_equals_loops(name):
     for i, j, w in np.ndindex(e.shape):
       if weights[j, w] > 0:
         e[i, j, w] = oracle.evidence(pixels[i], words[j, w], *region)
-    want += 2.5 * oracle.word_info_nce(scale * e, positives, valid, weights, 0.3)
+    want += 2.5 * oracle.word_info_nce(scale * e, positives, valid, weights)
   np.testing.assert_allclose(got, want, rtol=1e-9)
 
 

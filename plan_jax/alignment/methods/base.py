@@ -92,7 +92,6 @@ class Alignment(Section):
     mask_positives: whether reports that say the same are left out of each other's negatives.
     beta: of `plan`, see similarity.pool_words.
     word_weight: of `plan`, weight of the contrast of single words over the images.
-    least_trust: of `plan`, see losses.word_info_nce.
     term_weight: of `plan`, weight of the significance's own loss, towards the diagnostic terms; 0:
       it learns from the other losses alone.
     side_weight, swap_weight, move_weight: of `plan`, weights of sides.side_losses; all 0: sides are
@@ -120,7 +119,6 @@ class Alignment(Section):
   tile_reports: Count
   tile_mib: Count
   # A run's config may be older than these keys.
-  least_trust: Share = 1.0
   side_weight: Weight = 0.0
   swap_weight: Weight = 0.0
   move_weight: Weight = 0.0

@@ -70,8 +70,7 @@ def loss(
   total, accuracy = info_nce(terms, keys.valid)
   if alignment.word_weight:
     weights = jax.lax.stop_gradient(weights)
-    words = word_info_nce(terms, keys.valid, weights, alignment.least_trust)
-    total += alignment.word_weight * words
+    total += alignment.word_weight * word_info_nce(terms, keys.valid, weights)
   return total, accuracy
 
 
