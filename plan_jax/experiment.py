@@ -171,7 +171,7 @@ def evaluate_set(
     processes.on_primary(lambda: held.enter_context(lock(place.path)))
     processes.on_primary(claim)
     stored = place.features if datasets.stores_features(config) else None
-    readers = datasets.radiologists(chosen, records_folder)
+    readers = datasets.radiologists(chosen, records_folder, chosen.split)
     dataset = EvaluationSet(
       name, chosen.dataset, records_folder, chosen.split, False, stored, findings, readers
     )
