@@ -11,12 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 import tiny_pairs
 from configs import baselines
-from input_pipeline.text import tokenizer as tokens
-from tiny_baselines import EXAMPLES
+from tiny_baselines import read_tokenizer, write_vocabulary
 
 
 def write(out: Path) -> dict[str, list[str]]:
@@ -24,10 +22,8 @@ def write(out: Path) -> dict[str, list[str]]:
   torch.manual_seed(0)
   vocabulary = out / "vocabulary"
   vocabulary.mkdir(parents=True)
-  tokens.train(
-    [" ".join(example.sentences) for example in EXAMPLES], vocabulary, vocabulary_size=120
-  )
-  tokenizer = AutoTokenizer.from_pretrained(str(vocabulary), local_files_only=True)
+  write_vocabulary(vocabulary)
+  tokenizer = read_tokenizer(vocabulary)
   flags = {}
   for name in baselines.BASELINES:
     folder = out / name

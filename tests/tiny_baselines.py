@@ -30,16 +30,23 @@ TINY_VIT = dict(embed_dim=64, depth=2, num_heads=1, mlp_dim=96)
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-  """A folder with a vocabulary of the phantom's words."""
   folder = tmp_path_factory.mktemp("vocabulary")
-  texts = [" ".join(example.sentences) for example in EXAMPLES]
-  tokens.train(texts, folder, vocabulary_size=120)
+  write_vocabulary(folder)
   return folder
 
 
 @pytest.fixture(scope="module")
 def tokenizer(vocabulary):
-  return AutoTokenizer.from_pretrained(str(vocabulary), local_files_only=True)
+  return read_tokenizer(vocabulary)
+
+
+def write_vocabulary(folder):
+  """Writes a vocabulary of the phantom's words."""
+  tokens.train([" ".join(text.sentences) for text in EXAMPLES], folder, vocabulary_size=120)
+
+
+def read_tokenizer(folder):
+  return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def config_of(name, **paths):

@@ -45,9 +45,10 @@ def score_mass_inside(model: Predictor, examples: Iterable[Example], *, batch: i
     who += [phrase.who for phrase in phrases]
   if not who:
     return {}
+  ids, labels, patients = map(list, zip(*who, strict=True))
   columns = np.array(values, np.float64).T[..., None]
   return {
-    name: ExampleScores(*map(list, zip(*who, strict=True)), METRICS, column)
+    name: ExampleScores(ids, labels, patients, METRICS, column)
     for name, column in zip((RUN, "chance"), columns, strict=True)
   }
 

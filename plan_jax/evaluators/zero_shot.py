@@ -145,9 +145,10 @@ class ZeroShot(Evaluator):
     images, validation = embeddings.labelled_by(vectors)
     if images is None:
       return []
-    options = {"radiologists": dataset.radiologists}
     return [
-      score_zero_shot(vectors, images, prompts.of_pairs(), validation, **options)
+      score_zero_shot(
+        vectors, images, prompts.of_pairs(), validation, radiologists=dataset.radiologists
+      )
       for prompts in self.prompts
     ]
 
