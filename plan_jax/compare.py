@@ -9,11 +9,11 @@ shows those of each finding too. Every metric whose scores both runs keep by exa
 paired bootstrap of patients, the same draws for both. Images that are scored for a finding are
 compared by AUC and average precision and, where both runs have a threshold, by F1, accuracy, MCC,
 sensitivity and specificity, each at its own threshold; detectors by mAP, AP50 and FROC; words by
-the areas that their significance gives. Not compared are published protocols (compat-), strata by
-view, galleries by kind of text, the F1 of zero-shot classes, mean peaks and mean significance. A
-difference is called real where its interval excludes zero and 20 patients or more are behind it.
-That tells apart two models, not two methods: for those, train several seeds of each
-(`launch.sweep`).
+the areas that their significance gives. Of published protocols those of grounding and segmentation
+are compared. Not compared are the others, strata by view, galleries by kind of text, the F1 of
+zero-shot classes, mean peaks and mean significance. A difference is called real where its interval
+excludes zero and 20 patients or more are behind it. That tells apart two models, not two methods:
+for those, train several seeds of each (`launch.sweep`).
 """
 
 import math
@@ -26,13 +26,15 @@ from pathlib import Path
 from input_pipeline.command_line import Parser, at_least
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape_lines
-from plan_jax.evaluators import differences
+from plan_jax.evaluators import differences, segmentation_compat
 from plan_jax.metrics import bootstrap
 from plan_jax.metrics.bootstrap import MACRO, Summary
 from plan_jax.results import boxes, example_scores, rows, tables, word_contrasts
 from plan_jax.results.example_scores import PART, SCORED, ExampleScores
 from plan_jax.results.tables import LEAST_PATIENTS
 from plan_jax.runtime.workdir import Workdir
+
+_PUBLISHED = tuple(f"{task}{PART}compat-" for task in ("grounding", "segmentation"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _tasks(path: Path) -> dict[str, partial[_Task]]:
   names = {
     file.relative_to(folder).with_suffix("").as_posix(): file
     for file in folder.rglob("*.csv")
-    if PART not in file.name  # chance baselines and published protocols
+    if PART not in file.name or file.name.startswith(_PUBLISHED)  # others are chance baselines
   }
   return {name: partial(_task, evaluation, name, file) for name, file in names.items()}
 
@@ -184,6 +186,9 @@ def _changes(a: _Task, b: _Task, draws: dict[str, int]) -> Iterator[differences.
     return differences.word_changes(a.scores, b.scores, draws)
   if a.boxes.exists() and b.boxes.exists():
     return differences.detector_changes(boxes.read(a.boxes), boxes.read(b.boxes), draws)
+  if a.scores.metrics == segmentation_compat.METRICS:
+    (first, _), (second, _) = (segmentation_compat.at_best(x.scores) for x in (a, b))
+    return differences.mean_changes(first, second, draws)
   if a.scores.metrics == SCORED:
     return differences.ranked_changes(a.scores, b.scores, (a.thresholds, b.thresholds), draws)
   return differences.mean_changes(a.scores, b.scores, draws)

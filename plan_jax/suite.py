@@ -1,33 +1,22 @@
 """A suite: one model on all data sets that a project reports together, and one table of them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from input_pipeline.conversion import settings
 from input_pipeline.errors import UserError
-from input_pipeline.files import replace_text
 from input_pipeline.terminal import escape, join
 from plan_jax import config as config_lib
 from plan_jax import experiment
-from plan_jax.evaluators.suites import SUITES, Shown, SuiteSet
+from plan_jax.evaluators import suite_table
+from plan_jax.evaluators.suite_table import Head, Line
+from plan_jax.evaluators.suites import SUITES, SuiteSet
 from plan_jax.inference.load import load
-from plan_jax.results import tables
-from plan_jax.results.rows import RUN, Row
+from plan_jax.results.rows import Row
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
-
-_HEAD = ("data", "task", "metric", "value [95 %]", "n", "threshold", "protocol")
-
-
-@dataclass(frozen=True)
-class Line:
-  """A line of a suite's table."""
-
-  data: str  # the set
-  shown: Shown
-  row: Row | None  # None where the set is not there, or nothing of it could be scored
 
 
 def evaluate_suite(
@@ -42,7 +31,8 @@ def evaluate_suite(
     folder: each set is a folder below, named as in the suite: raw data, or records.
     out: gets a folder for each set and suite.md, the table; by default WORKDIR/suites/NAME.
 
-  Raises UserError where the folder holds no set of the suite, or model or data are not fit.
+  Raises UserError where the folder holds no set of the suite, records were converted by other rules
+  than the suite's, or model or data are not fit.
   """
   suite = SUITES[name]
   present = {key: chosen for key, chosen in suite.items() if (folder / key).is_dir()}
@@ -52,7 +42,9 @@ def evaluate_suite(
     )
   for key, chosen in suite.items():
     if key not in present:
-      log.info(f"suite {name}: {key} is missing: {escape(remedy(key, chosen, folder))}")
+      log.info(f"suite {name}: {key} is missing: {escape(suite_table.remedy(key, chosen, folder))}")
+  for key, chosen in present.items():
+    _check_records(chosen, folder / key)
   place, is_baseline = Path(out or workdir.suites / name), "baseline" in config
   configs = {key: _config_of(config, key, chosen, folder / key) for key, chosen in present.items()}
   first = next(iter(configs.values()))
@@ -77,60 +69,41 @@ def evaluate_suite(
       title=f"suite {name}, {key}: {title}",
       **head,
     )
-    lines = lines_of(suite, rows)
+    lines, top = suite_table.lines_of(name, rows), Head(name, folder, title)
     # After every set: what stops the next costs none of those before.
-    processes.on_primary(lambda: _write(place / "suite.md", name, title, lines, folder))  # noqa: B023
-  log.info(f"\n{table(lines, folder, suite)}\n\nsuite: {place / 'suite.md'}")
+    processes.on_primary(lambda: suite_table.write(place, top, lines))  # noqa: B023
+  log.info(f"\n{suite_table.table(top, lines)}\n\nsuite: {place / suite_table.FILE}")
   return lines
 
 
-def lines_of(suite: dict[str, SuiteSet], rows: dict[str, list[Row]]) -> list[Line]:
-  """Picks the shown rows of every set, in the suite's order."""
-  return [
-    Line(key, shown, next((row for row in rows.get(key, ()) if _is(row, shown)), None))
-    for key, chosen in suite.items()
-    for shown in chosen.shown
+def _check_records(chosen: SuiteSet, folder: Path) -> None:
+  """Raises UserError where a folder of records was converted otherwise than the suite has it."""
+  if not _is_records(folder):
+    return
+  stored = settings.read(folder)
+  options = dict(chosen.options)
+  wanted = {"dataset": chosen.dataset, "selection": chosen.selection, "limit": None} | options
+  different = [
+    f"{name}={stored.get(name)!r} instead of {value!r}"
+    for name, value in wanted.items()
+    if stored.get(name) != value
   ]
+  if different:
+    flags = {"dataset": chosen.dataset, "selection": chosen.selection} | options
+    command = " ".join(f"--{name}={value}" for name, value in flags.items() if value)
+    raise UserError(
+      f"{folder} was converted with {join(different)}, which is not the suite's: convert it by"
+      f" python -m input_pipeline.conversion {command}, or put the raw data there"
+    )
 
 
-def _is(row: Row, shown: Shown) -> bool:
-  protocol = row.protocol.partition(",")[0]
-  wanted = (shown.task, shown.protocol, shown.group, shown.metric, RUN)
-  return (row.task, protocol, row.group, row.metric, row.model) == wanted
-
-
-def table(lines: list[Line], folder: Path, suite: dict[str, SuiteSet], style: str = "plain") -> str:
-  """Returns the table; a set that is missing has a line of how to get it."""
-  cells = []
-  for line in lines:
-    shown, row = line.shown, line.row
-    group = "" if shown.group == "all" else f"{shown.group} "
-    names = [line.data, shown.task, f"{group}{shown.metric}"]
-    if row is None:
-      chosen = suite[line.data]
-      is_there = (folder / line.data).is_dir()
-      reason = "not scored" if is_there else remedy(line.data, chosen, folder)
-      cells.append([*names, "-", "-", shown.threshold, reason])
-    else:
-      value = tables.with_interval(row)
-      cells.append([*names, value, row.n, shown.threshold, row.protocol])
-  return tables.aligned(cells, _HEAD, texts=len(_HEAD), style=style)
-
-
-def remedy(key: str, chosen: SuiteSet, folder: Path) -> str:
-  """Writes how to get a set."""
-  return f"put its folder at {folder / key} (docs/data/{chosen.dataset}.md)"
-
-
-def _write(path: Path, name: str, title: str, lines: list[Line], folder: Path) -> None:
-  text = table(lines, folder, SUITES[name], "github")
-  head = f"# Suite {name}: {escape(title)}\n\nIntervals: 95 %, bootstrap of patients."
-  replace_text(path, f"{head}\n\n{text}\n")
+def _is_records(folder: Path) -> bool:
+  return (folder / "dataset_info.json").is_file()
 
 
 def _entry(key: str, chosen: SuiteSet, folder: Path) -> ConfigDict:
   """Makes an entry of config.evaluation.sets of a folder of raw data or of records."""
-  is_records = (folder / "dataset_info.json").is_file()
+  is_records = _is_records(folder)
   return ConfigDict(
     dict(
       dataset=chosen.dataset,

@@ -9,7 +9,7 @@ import sklearn.metrics
 from input_pipeline import digests
 from input_pipeline.errors import UserError
 from plan_jax import compare
-from plan_jax.evaluators import detection
+from plan_jax.evaluators import detection, segmentation_compat
 from plan_jax.metrics import auc
 from plan_jax.metrics.detection import METRICS, Image, detection_metrics
 from plan_jax.results import boxes, example_scores, rows, word_contrasts
@@ -194,6 +194,38 @@ def test_protocols_of_others_on_one_side_do_not_matter(tmp_path):
   more = replace(result.rows[0], protocol="compat-other")
   rows.write(Workdir(b).evaluation, replace(result, rows=[*result.rows, more]))
   assert len(compare.compare(a, b)[0]) == 3
+
+
+def test_published_protocols_of_maps_are_compared_and_chance_is_not(tmp_path):
+  rng = np.random.default_rng(0)
+
+  def overlaps():
+    """Dice above each threshold of positives, the peak of negatives; every third is negative."""
+    values = rng.random((60, len(segmentation_compat.METRICS)))
+    absent = np.arange(60) % 3 == 0
+    values[absent, :-1], values[~absent, -1] = np.nan, np.nan
+    return replace(means(0.0, ("f",)), metrics=segmentation_compat.METRICS, values=values)
+
+  maps, points = "segmentation@compat-radzero-segmentation-v1", "grounding@compat-radzero-v2"
+  sides = [
+    {maps: overlaps(), points: means(shift, ("all",)), "grounding@centre": means(shift)}
+    for shift in (0.0, 0.1)
+  ]
+  a, b = (run(tmp_path / name, side) for name, side in zip("ab", sides, strict=True))
+  found = by_name(compare.compare(a, b)[0])
+  assert {name for name, *_ in found} == {maps, points}
+  assert found[points, "all", "score"].change.value == pytest.approx(0.1)
+  assert (points, "macro", "score") not in found
+  dices, shares = [], []
+  for side in sides:
+    values = side[maps].values
+    best = np.nanmean(values[:, :-1], axis=0).argmax()
+    dices.append(np.nanmean(values[:, best]))
+    shares.append(np.nanmean(values[::3, -1] <= best / 100))
+  for metric, pair in (("Dice", dices), ("specificity", shares)):
+    one = found[maps, "f", metric]
+    assert (one.a, one.b) == pytest.approx(tuple(pair))
+    assert one.change.value == pytest.approx(pair[1] - pair[0])
 
 
 def test_command_line(tmp_path):

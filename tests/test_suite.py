@@ -8,12 +8,23 @@ import sys
 import pytest
 from absl import flags
 
-from fakes import chestx_det10, openi, padchest_gr, physionet, siim
-from input_pipeline.conversion import convert
+from fakes import (
+  chestx_det10,
+  chexpert,
+  nih14,
+  openi,
+  padchest,
+  padchest_gr,
+  physionet,
+  rsna,
+  siim,
+)
+from input_pipeline.conversion import convert, selection_builders
 from input_pipeline.errors import UserError
 from input_pipeline.readers.by_name import READERS, default_options
 from paths import ROOT
 from plan_jax import suite
+from plan_jax.__main__ import main
 from plan_jax.evaluators import stored_scores
 from plan_jax.evaluators.by_name import EVALUATORS
 from plan_jax.evaluators.suites import SUITES
@@ -44,47 +55,85 @@ def test_suites_name_what_there_is(name):
     assert {shown.protocol for shown in chosen.shown} == scored
 
 
-def test_a_run_on_the_sets_that_are_there(run, tmp_path, capsys):
-  folder = tmp_path / "sets"
+def _write_radzero(folder, monkeypatch):
+  """Makes all sets of "radzero" in small, each with what its rows need."""
   openi.write(folder / "openi")
+  nih14.write(folder / "nih14", size_px=64)
+  padchest.write(folder / "padchest")
   chestx_det10.write(folder / "chestx_det10")
+  names = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+  views = ("view1_frontal", "view2_lateral")
+  test = [
+    {"Path": f"test/patient6474{i}/study1/{view}.jpg"} | dict.fromkeys(names, f"{i}.0")
+    for i in (0, 1)
+    for view in views
+  ]
+  chexpert.write(folder / "chexpert", test=test)
   physionet.write(folder / "ms_cxr", size_px=64)
-  siim.write(tmp_path / "siim")
-  whole = {"selection": "all_test", "image_px": 64, "workers": 0, "progress": False}
-  convert.convert("siim", folder / "siim", source=str(tmp_path / "siim"), **whole)
+  images = [f"i{i:02}" for i in range(20)]
+  outlined = [f"{name},{130 if i % 2 else -1}{' 10' * (i % 2)}" for i, name in enumerate(images)]
+  siim.write(folder / "siim", outlined, images=images, size_px=64)
+  boxes = [f"{name},{'8,9,20,30,1' if i % 2 else ',,,,0'}" for i, name in enumerate(images)]
+  rsna.write(folder / "rsna", boxes, classes=False, size_px=64, images=images)
+  monkeypatch.setattr(selection_builders, "_RSNA_PATIENTS", len(images))
+  monkeypatch.setattr(selection_builders, "_RSNA_HELD", 6)
+
+
+def test_a_run_on_all_sets(run, tmp_path, capsys, monkeypatch):
+  _write_radzero(folder := tmp_path / "sets", monkeypatch)
   before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
   lines = suite.evaluate_suite(run.load_config(), run, "radzero", folder)
-  printed = capsys.readouterr().out
+  assert "is missing" not in capsys.readouterr().out
+  assert all(line.row and 0 <= line.row.value <= 1 for line in lines)
+  sizes = {(line.data, line.shown.metric, line.shown.group): line.row.n for line in lines}
+  assert sizes["siim", "AUC", "macro"] == 3 and sizes["rsna", "AUC", "macro"] == 6
+  assert sizes["siim", "Dice", "macro"] + sizes["siim", "specificity", "macro"] == 3
+  assert sizes["chexpert", "AUC", "macro"] == 4 * 5  # laterals too
   place = run.path / "suites" / "radzero"
-  scored = {(line.data, line.shown.metric) for line in lines if line.row}
-  assert scored == {
-    ("openi", "AUC"),
-    ("chestx_det10", "AUC"),
-    ("chestx_det10", "pointing any box"),
-    ("ms_cxr", "pointing first box"),
-    ("ms_cxr", "pointing any box"),
-    ("siim", "Dice"),
-    ("siim", "specificity"),
-  }
-  assert all(0 <= line.row.value <= 1 for line in lines if line.row)
-  sizes = {(line.data, line.shown.metric): line.row.n for line in lines if line.row}
-  assert (sizes["siim", "Dice"], sizes["siim", "specificity"]) == (1, 2)
-  for key in ("nih14", "padchest", "chexpert", "rsna"):
-    text = f"{key} is missing: put its folder at {folder / key} (docs/data/{key}.md)"
-    assert printed.count(text) == 1
-  written = (place / "suite.md").read_text()
-  assert f"put its folder at {folder / 'nih14'}" in written and written.count("\n| ") > len(lines)
-  for key in ("openi", "chestx_det10", "ms_cxr", "siim"):
+  for key in SUITES["radzero"]:
     workdir = Workdir(place / key)
     evaluation = rows.read(workdir.evaluation)
     assert repr(stored_scores.remake(workdir.example_scores)) == repr((evaluation.rows, []))
     assert {row.data for row in evaluation.rows} == {f"{key}/test"}
-  dice = next(line for line in lines if line.shown.metric == "Dice")
-  assert dice.shown.threshold == "highest on the scored images" in written
+  written = (place / "suite.md").read_text()
+  assert "highest on the scored images" in written and written.count("\n| ") == len(lines) + 1
   assert {path: path.stat().st_mtime_ns for path in before} == before  # the run's own stay
-  # The sum of the tables says no more than the evaluations do.
+  # The table says no more than the evaluations do, and is made of their scores again.
   one = next(line.row for line in lines if line.data == "openi")
   assert f"{one.value:.3f}" in written and one.protocol in written and one.n == 5
+  main(["tables", str(place)])
+  again = capsys.readouterr().out
+  cells = [line.strip("| ").split() for line in written.splitlines() if line.startswith("| ")]
+  assert [line.split() for line in again.splitlines()][-len(cells) - 1 : -1] == [
+    [cell for cell in line if cell != "|"] for line in cells
+  ]
+
+
+def test_what_is_missing_is_said(run, tmp_path, capsys):
+  folder = tmp_path / "sets"
+  openi.write(folder / "openi")
+  lines = suite.evaluate_suite(run.load_config(), run, "radzero", folder, str(tmp_path / "out"))
+  printed, written = capsys.readouterr().out, (tmp_path / "out" / "suite.md").read_text()
+  assert {line.data for line in lines if line.row} == {"openi"}
+  for key in SUITES["radzero"].keys() - {"openi"}:
+    text = f"put its folder at {folder / key} (docs/data/{key}.md)"
+    assert printed.count(f"{key} is missing: {text}") == 1 and text in written
+  main(["tables", str(tmp_path / "out")])
+  again = capsys.readouterr().out
+  assert again.count("put its folder") == printed.count("put its folder") - 7
+
+
+def test_records_of_other_rules_are_refused(run, tmp_path):
+  siim.write(tmp_path / "siim")
+  whole = {"selection": "all_test", "image_px": 64, "workers": 0, "progress": False}
+  folder = tmp_path / "sets"
+  convert.convert("siim", folder / "siim", source=str(tmp_path / "siim"), **whole)
+  words = "selection='all_test' instead of 'siim_images'.*--dataset=siim --selection=siim_images"
+  with pytest.raises(UserError, match=words):
+    suite.evaluate_suite(run.load_config(), run, "radzero", folder)
+  (folder / "siim" / "convert.json").unlink()
+  with pytest.raises(UserError, match="nobody knows how it was converted"):
+    suite.evaluate_suite(run.load_config(), run, "radzero", folder)
 
 
 def test_findings_limit_what_is_scored(run, tmp_path):

@@ -16,6 +16,7 @@ from input_pipeline.readers.raw.stored_images import FORMATS, MAX_DECODED_PX
 
 _RECORDS_VERSION = 2  # raise it when serialization.features or store_image changes what is written
 _FILE = "convert.json"
+_REMEDY = "give it back from a copy, or name a new folder"
 
 
 class ConvertError(UserError):
@@ -27,6 +28,16 @@ def require_type(name: str, value: Any, kind: type | types.UnionType) -> None:
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
     needed = getattr(kind, "__name__", kind)
     raise ConvertError(f"{name} is {value!r} of type {type(value).__name__}; it must be {needed}")
+
+
+def read(out: Path) -> dict[str, Any]:
+  """Reads the `Settings.content` that a folder of records was converted with.
+
+  Raises ConvertError where it has none, and DamagedError where they are not as they were written.
+  """
+  if not (out / _FILE).exists():
+    raise ConvertError(f"{out} has no {_FILE}, so nobody knows how it was converted")
+  return digests.read_sealed(out / _FILE, _REMEDY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +134,7 @@ class Settings:
       if not is_vacant(out):
         raise ConvertError(f"{out} holds other files; name a new or empty folder")
       return
-    before = digests.read_sealed(out / _FILE, "give it back from a copy, or name a new folder")
+    before = read(out)
     for name in sorted(before.keys() | content.keys()):
       old, new = before.get(name), content.get(name)
       is_raised = name == "max_decoded_px" and old is not None and old < new

@@ -2,12 +2,13 @@
 
   plan-jax tables runs/a
   plan-jax tables scores/a scores/b --resamples=10000
+  plan-jax tables runs/a/suites/radzero
   plan-jax tables runs/a --json > rows.jsonl
 
 SCORES is the folder of a run or of an evaluation, or its example_scores/ alone, which may be
-copied. The rows are those of evaluation.json, the intervals of the same bootstrap; --resamples and
---seed draw others. Tasks that are learned on an encoder keep their rows in evaluation.json alone,
-and are named.
+copied; or the folder of a suite, whose own table comes last. The rows are those of evaluation.json,
+the intervals of the same bootstrap; --resamples and --seed draw others. Tasks that are learned on
+an encoder keep their rows in evaluation.json alone, and are named.
 """
 
 import json
@@ -18,8 +19,10 @@ from input_pipeline.command_line import Parser, at_least
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape, escape_lines, join
 from plan_jax.commands import inputs
+from plan_jax.evaluators.suites import SUITES
 from plan_jax.results import tables
-from plan_jax.results.rows import as_json
+from plan_jax.results.rows import Row
+from plan_jax.results.rows import as_json as to_json
 from plan_jax.runtime.workdir import Workdir
 
 
@@ -31,20 +34,37 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--seed", type=at_least(0), help="of the draws")
   parser.add_argument("--json", action="store_true", help="one JSON object a row and line")
   options = parser.parse_args(arguments)
+  draws = {"resamples": options.resamples, "seed": options.seed}
   with inputs.errors():
-    from plan_jax.evaluators import stored_scores  # takes seconds, which --help does without
+    from plan_jax.evaluators import suite_table  # takes seconds, which --help does without
 
     for path in options.scores:
-      folder = folder_of(path)
-      rows, rest = stored_scores.remake(folder, resamples=options.resamples, seed=options.seed)
-      if options.json:
-        for row in rows:
-          print(json.dumps({"scores": str(path)} | as_json(row)))
-        continue
-      text = f"{escape(str(path))}\n\n{tables.table(rows)}\n"
-      if rest:
-        text += f"\nleft out, their rows are in evaluation.json alone: {join(rest)}\n"
-      print(escape_lines(text))
+      head = suite_table.read_head(path)
+      sets = {} if head is None else {key: path / key for key in SUITES[head.suite]}
+      rows = {
+        key: _print(place, draws, as_json=options.json)
+        for key, place in (sets or {"": path}).items()
+        if place.is_dir() or not sets
+      }
+      if head is not None and not options.json:
+        table = suite_table.table(head, suite_table.lines_of(head.suite, rows))
+        print(escape_lines(f"{escape(str(path))}: suite {head.suite}\n\n{table}\n"))
+
+
+def _print(path: Path, draws: dict[str, int | None], *, as_json: bool) -> list[Row]:
+  """Prints the tables of one evaluation, and returns their rows."""
+  from plan_jax.evaluators import stored_scores
+
+  rows, rest = stored_scores.remake(folder_of(path), **draws)
+  if as_json:
+    for row in rows:
+      print(json.dumps({"scores": str(path)} | to_json(row)))
+    return rows
+  text = f"{escape(str(path))}\n\n{tables.table(rows)}\n"
+  if rest:
+    text += f"\nleft out, their rows are in evaluation.json alone: {join(rest)}\n"
+  print(escape_lines(text))
+  return rows
 
 
 def folder_of(path: Path) -> Path:

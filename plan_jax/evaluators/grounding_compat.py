@@ -34,6 +34,7 @@ own runs see the whole image. Sources, read as code unless said otherwise:
 - "compat-radzero-findings-v1" (RadZero on ChestX-Det10): the same in any box of the phrase, where
   the model is asked not for the phrase but by the first prompt of its finding, "There is ...", of
   the first set of `config.evaluation.prompts`. Findings without a prompt are left out and counted.
+  "compat-conns-findings-v1" (CoNNS) is the mean of the same examples over all findings.
 - "compat-aep-sharpened-v1" (KAF's threshold sharpening): "compat-aep-v2" of another map, which is
   no measure of the map itself, so it is reported apart. On what is scored the map u in [0, 1]
   becomes 1 / (1 + exp(-96 (u - b))), b its quantile 1 - q, q the share of pixels above its mean
@@ -50,9 +51,9 @@ to .085, mIoU .007, to .037). Phrases are one where they agree after normalisati
 case alone, vios-s nothing. Of maxima that tie the first counts. On PadChest-GR KAF unites the boxes
 of a sentence, where on MS-CXR it sums them as above: pixels of two of its boxes differ.
 
-compat-g2g, compat-radzero and compat-any-box average over the examples, all others by finding and
-then over the findings ("macro"). Intervals as everywhere: 1,000 bootstrap draws of patients. A CNR
-that does not exist is left out.
+compat-g2g, compat-radzero, compat-any-box and compat-conns average over the examples, all others by
+finding and then over the findings ("macro"). Intervals as everywhere: 1,000 bootstrap draws of
+patients. A CNR that does not exist is left out.
 """
 
 import functools
@@ -262,6 +263,9 @@ PROTOCOLS = {
   "compat-any-box-v1": Rules(("pointing any box",), lambda phrase: ["all"], _any_box),
   "compat-radzero-findings-v1": Rules(
     ("pointing any box",), lambda phrase: [phrase.label], _any_box, by_prompt=True
+  ),
+  "compat-conns-findings-v1": Rules(
+    ("pointing any box",), lambda phrase: ["all"], _any_box, by_prompt=True
   ),
   "compat-aep-sharpened-v1": Rules(
     ("signed CNR", "mIoU", "mean Dice", "P@1"),

@@ -22,7 +22,7 @@ RadZero rounds the corners of RSNA's boxes down, and splits SIIM by row, as MGCA
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,7 +44,7 @@ from plan_jax.runtime.logging import log
 PROTOCOL, _TASK = "compat-radzero-segmentation-v1", "segmentation"
 _THRESHOLDS = np.arange(101).astype(np.float32) / np.float32(100)
 _PEAK = "peak"  # of a negative; the other metrics are the Dice of a positive above each threshold
-_METRICS = (*(f"Dice above {threshold:.2f}" for threshold in _THRESHOLDS), _PEAK)
+METRICS = (*(f"Dice above {threshold:.2f}" for threshold in _THRESHOLDS), _PEAK)
 
 _Case = tuple[Example, str, np.ndarray | None]  # finding and mask, bool [H, W]; None: absent
 
@@ -54,7 +54,7 @@ class Scores:
   """Scores of images and findings."""
 
   fingerprint: str  # of the prompts
-  example_scores: ExampleScores  # grouped by finding, `_METRICS` as metrics
+  example_scores: ExampleScores  # grouped by finding, `METRICS` as metrics
 
 
 def dice_above(
@@ -88,7 +88,7 @@ def score_segmentation(
     for (example, finding, mask), grid in zip(part, grids, strict=True):
       heatmap = model.to_image(grid * np.float32(scale), (example.height, example.width))
       heatmap = np.nan_to_num(1 / (1 + np.exp(-np.asarray(heatmap, np.float32))))
-      line = np.full(len(_METRICS), np.nan)
+      line = np.full(len(METRICS), np.nan)
       if mask is None:
         line[-1] = heatmap.max()
       else:
@@ -103,7 +103,7 @@ def score_segmentation(
     return None
   columns = [[column[i] for i in kept] for column in (ids, groups, patients)]
   table = np.stack([values[i] for i in kept])
-  return Scores(prompts.fingerprint, ExampleScores(*columns, _METRICS, table))
+  return Scores(prompts.fingerprint, ExampleScores(*columns, METRICS, table))
 
 
 def _batches(examples: Iterable[Example], prompts: PromptSet, batch: int) -> Iterator[list[_Case]]:
@@ -134,11 +134,11 @@ def _batches(examples: Iterable[Example], prompts: PromptSet, batch: int) -> Ite
     yield waiting
 
 
-def segmentation_rows(scores: Scores | None, *, data: str, **draws: int) -> list[Row]:
-  """Makes rows by group ("macro" first) and metric; none of none."""
-  if scores is None:
-    return []
-  each = scores.example_scores
+def at_best(each: ExampleScores) -> tuple[ExampleScores, dict[str, tuple[int, int]]]:
+  """Takes Dice and specificity (NaN of the other kind) at the best threshold of each finding.
+
+  Returns them, and by finding the threshold's place and the number of positives behind it.
+  """
   dice, peaks, chosen = each.values[:, :-1], each.values[:, -1], {}
   values = np.full((len(each.ids), 2), np.nan)
   for name, places in example_places(each).items():
@@ -147,11 +147,19 @@ def segmentation_rows(scores: Scores | None, *, data: str, **draws: int) -> list
     values[places, 0] = dice[places, best]
     absent = ~np.isnan(peaks[places])
     values[places[absent], 1] = peaks[places[absent]] <= _THRESHOLDS[best]
+  return replace(each, metrics=("Dice", "specificity"), values=values), chosen
+
+
+def segmentation_rows(scores: Scores | None, *, data: str, **draws: int) -> list[Row]:
+  """Makes rows by group ("macro" first) and metric; none of none."""
+  if scores is None:
+    return []
+  each, chosen = at_best(scores.example_scores)
   head = (_TASK, f"{PROTOCOL}, prompts {scores.fingerprint}", data)
   rows = []
-  means = bootstrap.grouped_means(values, each.groups, each.patients, **draws)
+  means = bootstrap.grouped_means(each.values, each.groups, each.patients, **draws)
   for group, summaries in means.items():
-    for metric, s in zip(("Dice", "specificity"), summaries, strict=True):
+    for metric, s in zip(each.metrics, summaries, strict=True):
       rows.append(Row(*head, group, metric, RUN, s.value, s.low, s.high, s.n))
     if group in chosen:
       place, n = chosen[group]

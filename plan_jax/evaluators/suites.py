@@ -3,10 +3,11 @@
 A suite is data alone: `plan_jax.suite` runs it. Protocols are those of the evaluators' modules.
 
 - "radzero": what RadZero's evaluation code measures (deepnoid-ai/RadZero, exp/cxr_pt/inference):
-  macro AUC of the prompt "There is ..." (Open-I by CARZero's 18 findings, CheXpert by its five),
-  pointing on ChestX-Det10 and on the phrases of MS-CXR with one box, Dice on SIIM and RSNA. Two of
-  its lists are not public: of PadChest all images are here that a physician labelled, and of MS-CXR
-  the phrases of one box in its own test split, where RadZero has 167.
+  macro AUC of the prompt "There is ..." (Open-I by CARZero's 18 findings, CheXpert by its five on
+  images of all views), pointing on ChestX-Det10 (the mean of ten findings and, as CoNNS has it,
+  that of all examples) and on the phrases of MS-CXR with one box, AUC and Dice on SIIM and RSNA.
+  Two of its lists are not here: of PadChest all images are scored that a physician labelled, and of
+  MS-CXR the phrases of one box in its own test split, where RadZero has 167.
 - "aep": KAF's benchmark (tahsirmunna/kaf-ground): all phrases of MS-CXR, and those of eight
   findings in PadChest-GR's test split, with its sharpening apart.
 """
@@ -51,13 +52,14 @@ def _areas(dataset: str, prompts: str = "radzero", **more: Any) -> SuiteSet:
 
 
 def _dice(dataset: str, prompts: str, selection: str) -> SuiteSet:
-  """Makes a set of which Dice and specificity are shown."""
+  """Makes a set of which macro AUC, Dice and specificity are shown."""
   protocol = "compat-radzero-segmentation-v1"
   shown = tuple(
     Shown("segmentation", protocol, "macro", metric, ON_SCORED)
     for metric in ("Dice", "specificity")
   )
-  return SuiteSet(dataset, {"segmentation_compat": (protocol,)}, shown, (prompts,), selection)
+  evaluators = {"segmentation_compat": (protocol,)}
+  return _areas(dataset, prompts, selection=selection, evaluators=evaluators, shown=shown)
 
 
 def _maps(dataset: str, **more: Any) -> SuiteSet:
@@ -73,7 +75,7 @@ def _maps(dataset: str, **more: Any) -> SuiteSet:
 
 
 _POINTING = ("compat-radzero-v2", "compat-any-box-v1")
-_FINDINGS = "compat-radzero-findings-v1"
+_FINDINGS = ("compat-radzero-findings-v1", "compat-conns-findings-v1")
 _CHEXPERT = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 _PADCHEST_GR = (
   *("alveolar pattern", "aortic elongation", "atelectasis", "cardiomegaly"),
@@ -90,10 +92,15 @@ SUITES: dict[str, dict[str, SuiteSet]] = {
       "chestx_det10",
       "radzero_chestx_det10",
       selection="own_test",
-      evaluators={"grounding_compat": (_FINDINGS,)},
-      shown=(Shown("grounding", _FINDINGS, "macro", "pointing any box"),),
+      evaluators={"grounding_compat": _FINDINGS},
+      shown=(
+        Shown("grounding", _FINDINGS[0], "macro", "pointing any box"),
+        Shown("grounding", _FINDINGS[1], "all", "pointing any box"),
+      ),
     ),
-    "chexpert": _areas("chexpert", selection="own_test", findings=_CHEXPERT),
+    "chexpert": _areas(
+      "chexpert", selection="own_test", options={"views": "all"}, findings=_CHEXPERT
+    ),
     "ms_cxr": SuiteSet(
       "ms_cxr",
       {"grounding_compat": _POINTING},

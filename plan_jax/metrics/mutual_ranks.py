@@ -14,6 +14,8 @@ from plan_jax.metrics.ranking import TOLERANCE, Ranks
 
 _TILE = (512, 1024)  # scores of so many queries and candidates: 2 MiB
 _HITS = 2**22  # scores of hits at a time
+# Above the larger side of a tile. Its square is 2**24: up to there float32 counts exactly.
+_PACKED = 4096.0
 
 
 def mutual_ranks(
@@ -28,11 +30,14 @@ def mutual_ranks(
   Args:
     images, texts: [N, D], of unit norm.
     keys: image i and text j are hits for each other where keys[i] == keys[j].
-    tile: images and texts that are compared at once.
+    tile: images and texts that are compared at once, at most 4,095 of each.
 
   Raises:
-    ValueError: the shapes do not fit, or an embedding is not of unit norm (to 1 %).
+    ValueError: the shapes do not fit, a tile is larger, or an embedding is not of unit norm (to
+      1 %).
   """
+  if max(tile) >= _PACKED:
+    raise ValueError(f"a tile of {tile}: at most 4,095 of each side")
   if images.ndim != 2 or images.shape != texts.shape or len(images) != len(keys):
     raise ValueError(f"{images.shape}, {texts.shape} and {len(keys)} keys do not fit")
   images, texts = images.astype(np.float32), texts.astype(np.float32)
@@ -102,13 +107,17 @@ def _count(
 ) -> tuple[Int[Array, "2 I"], Int[Array, "2 J"]]:
   """Counts the misses of a tile above each best hit, and with those that are tied."""
   (images, image_group, image_best), (texts, text_group, text_best) = row, column
-  # As exact on an accelerator as the scores of the hits are.
-  scores = jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST)
-  miss = image_group[:, None] != text_group[None]
+  exact = jax.lax.Precision.HIGHEST  # on an accelerator too, as the scores of the hits are
+  scores = jnp.matmul(images, texts.T, precision=exact)
+  scores = jnp.where(image_group[:, None] != text_group[None], scores, -jnp.inf)
 
-  def count(best, axis):
-    above = miss & (scores > best + TOLERANCE)
-    reached = miss & (scores >= best - TOLERANCE)
-    return jnp.stack([x.sum(axis, dtype=jnp.int32) for x in (above, reached)])
+  def counted(best):
+    return _PACKED * (scores > best + TOLERANCE) + (scores >= best - TOLERANCE)
 
-  return count(image_best[:, None], 1), count(text_best[None], 0)
+  # Sums as matrix products, which take a third of the time of two sums of each.
+  ones = [jnp.ones(size, jnp.float32) for size in scores.shape]
+  by_row = jnp.matmul(counted(image_best[:, None]), ones[1], precision=exact)
+  by_column = jnp.matmul(ones[0], counted(text_best[None]), precision=exact)
+  return tuple(
+    jnp.stack(jnp.divmod(each.astype(jnp.int32), int(_PACKED))) for each in (by_row, by_column)
+  )

@@ -25,7 +25,11 @@ def train_rows(prefix="CheXpert-v1.0-small/"):
   ]
 
 
-def write(folder, name="CheXpert-v1.0-small", *, plus=False, batches=False):
+# The test table came later, with paths from "test/" on and labels alone.
+TEST = ({"Path": "test/patient64741/study1/view1_frontal.jpg", "Edema": "1.0"},)
+
+
+def write(folder, name="CheXpert-v1.0-small", *, plus=False, batches=False, test=TEST):
   """The folder as unpacked; `batches` leaves the training images in their archives' folders."""
   home = folder / ("CheXpert-v1.0 batch 1 (validate & csv)" if batches else name)
   prefix = f"{'CheXpert-v1.0' if batches else name}/"
@@ -33,8 +37,6 @@ def write(folder, name="CheXpert-v1.0-small", *, plus=False, batches=False):
   valid = [row(f"{prefix}valid/patient64541/study1/view1_frontal.jpg", Edema="0.0")]
   table(home / "train.csv", train, COLUMNS)
   table(home / "valid.csv", valid, COLUMNS)
-  # The test table came later, with paths from "test/" on and labels alone.
-  test = [{"Path": "test/patient64741/study1/view1_frontal.jpg", "Edema": "1.0"}]
   table(home / "test.csv", test, ["Path", *LABELS])
   for i, cells in enumerate([*train, *valid, *test]):
     path = cells["Path"].removeprefix(prefix)

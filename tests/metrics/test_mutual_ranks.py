@@ -49,6 +49,13 @@ def test_one_point_for_everything_is_chance():
     assert ranks.recall(10) == pytest.approx(np.full(333, 10 / 333))
 
 
+def test_counts_of_a_whole_tile_are_exact():
+  images = _unit(np.ones((1100, 4)))
+  reports = images * np.where(np.arange(1100) % 2, -1, 1)[:, None].astype(np.float32)
+  keys = np.arange(1100)
+  _assert_ranks(mutual_ranks(images, reports, keys), images @ reports.T, keys)
+
+
 def test_no_pairs_have_no_ranks():
   none = np.zeros((0, 4), np.float32)
   assert [len(r.above) for r in mutual_ranks(none, none, np.arange(0))] == [0, 0]
@@ -56,6 +63,8 @@ def test_no_pairs_have_no_ranks():
 
 def test_bad_embeddings_are_named():
   unit = np.eye(3, dtype=np.float32)
+  with pytest.raises(ValueError, match="4,095"):
+    mutual_ranks(unit, unit, np.arange(3), tile=(4096, 1))
   with pytest.raises(ValueError, match="do not fit"):
     mutual_ranks(unit, unit[:2], np.arange(3))
   with pytest.raises(ValueError, match="of texts is not of unit norm"):
