@@ -58,7 +58,7 @@ def arrays(batch: int, words: int, pixels: int, channels: int):
 def ours(method: str, implementation: str, shape, dtype: str, mib: int):
   """Compiles value and gradients; returns them with their arguments."""
   batch, words, pixels, channels = shape
-  plan = PlanScore(0.2, 1.0, 5.0, True, dtype)
+  plan = PlanScore(0.2, 5.0, True, dtype)
   score = {"plan": plan, "gloria": GloriaScore(dtype)}[method]
   index = jnp.arange(batch, dtype=jnp.int32)
   keys = pairwise.Keys(index, index + 1, index, jnp.ones(batch, bool))

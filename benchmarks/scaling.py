@@ -91,7 +91,7 @@ class Shape:
 def score_of(shape: Shape) -> PlanScore:
   """Returns the score that `Shape` counts."""
   dtype = "bfloat16" if shape.feature_bytes == 2 else "float32"
-  return PlanScore(0.2, 1.0, 5.0, single=True, dtype=dtype)
+  return PlanScore(0.2, 5.0, single=True, dtype=dtype)
 
 
 def program(shape: Shape, devices=None):

@@ -133,16 +133,15 @@ def _alignment() -> dict:
 
 
 def _curriculum() -> dict:
-  """One entry a stage."""
+  """One entry a stage: one stage, unless a config adds others that begin later."""
   words = dict(
     start_fraction=0.0,
     global_weight=1.0,
     local_weight=1.0,  # 0: the global loss alone
     tau=0.2,  # temperature of the soft region
-    gamma=0.0,  # uniform shares of weight that a pixel must exceed; 0: none are suppressed
     term_filter=True,  # words weigh by their significance; else all alike
   )
-  return dict(words=words, refine=words | dict(start_fraction=0.6, gamma=1.0))
+  return dict(words=words)
 
 
 def _train() -> dict:

@@ -38,7 +38,6 @@ def get_config(variant: str = "") -> ConfigDict:
   config.alignment.update(smooth_steps=4, spread_steps=4, side_weight=1.0)
   config.alignment.update(spread_tau=0.05, spread_radius_fraction=0.09)
 
-  config.curriculum.refine.start_fraction = 0.65
   config.train.update(steps=1440, batch_size=16, learning_rate=1.5e-3, log_every_steps=40)
   config.checkpoint.every_steps = 240
   config.evaluation.update(every_steps=720, during_images=100, max_tokens=128, max_words=64)

@@ -3,12 +3,9 @@
 import numpy as np
 
 
-def soft_region(s, tau, gamma):
+def soft_region(s, tau):
   a = np.exp((s - s.max()) / tau)
-  a = a / a.sum()
-  kept = np.maximum(a - gamma / len(s), 0)
-  missing = max(0.01 - kept.sum(), 0)
-  return (kept + missing * a) / max(kept.sum(), 0.01)
+  return a / a.sum()
 
 
 def minmax_region(s):
@@ -19,14 +16,14 @@ def minmax_region(s):
   return a / a.sum()
 
 
-def evidence(pixels, word, tau, gamma):
+def evidence(pixels, word, tau):
   """Computes the evidence of one word [D] in one image [P, D]."""
   s = pixels @ word
-  return float(soft_region(s, tau, gamma) @ s)
+  return float(soft_region(s, tau) @ s)
 
 
-def scores(pixels, words, significance, region, beta):
-  """Computes [I, J] from [I, P, D], [J, W, D] and [J, W]; `region` is (tau, gamma)."""
+def scores(pixels, words, significance, tau, beta):
+  """Computes [I, J] from [I, P, D], [J, W, D] and [J, W]."""
   out = np.zeros((len(pixels), len(words)))
   for i, image in enumerate(pixels):
     for j, report in enumerate(words):
@@ -34,7 +31,7 @@ def scores(pixels, words, significance, region, beta):
       if not weighted:
         continue
       r = significance[j, weighted]
-      e = np.array([evidence(image, report[w], *region) for w in weighted])
+      e = np.array([evidence(image, report[w], tau) for w in weighted])
       out[i, j] = np.log((r * np.exp(beta * e)).sum() / r.sum()) / beta
   return out
 
@@ -110,6 +107,6 @@ def mgca_loss(pixels, words, mask, attention):
     if m.any():
       v, t, w = l2_normalize(v), l2_normalize(report[m]), w[m]
       w = np.clip(w, *np.quantile(w, [0.1, 0.9]))
-      a = np.stack([soft_region(row, 0.1, 0) for row in t @ v.T])
+      a = np.stack([soft_region(row, 0.1) for row in t @ v.T])
       losses.append(_within(l2_normalize(a @ v), t, w / w.sum(), 1 / 0.1))
   return np.mean(losses)

@@ -271,7 +271,7 @@ def test_what_the_devices_cannot_do_is_named(change, message):
     config_lib.check_devices(tiny(**change))
 
 
-@pytest.mark.parametrize("name", ["phantom", "folder", "base", "ablation", "scale_study"])
+@pytest.mark.parametrize("name", ["phantom", "folder", "base", "ablation"])
 def test_shipped_configs_are_possible(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   if config.data.dataset == "folder":

@@ -34,7 +34,7 @@ ALIGNMENT = dataclasses.replace(
   tile_reports=8,
   tile_mib=256,
 )
-STAGE = curriculum.Stage("refine", 0.0, 1.0, 1.0, 0.2, 0.5)
+STAGE = curriculum.Stage("words", 0.0, 1.0, 1.0, 0.2)
 
 
 def on_both(function, *args):

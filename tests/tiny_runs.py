@@ -30,7 +30,6 @@ TINY = {
   "model.text.mlp_dim": 16,
   "model.text.depth": 1,
   "model.text.dropout": 0.1,
-  "curriculum.refine.gamma": 0.5,
   "train.steps": 6,
   "train.batch_size": 8,
   "train.log_every_steps": 1,
@@ -44,7 +43,10 @@ TINY = {
 
 
 def tiny(**more) -> ConfigDict:
+  """Makes the config of a tiny run, of two stages."""
   config = phantom.get_config()
+  later = {"start_fraction": 0.65, "tau": 0.1}
+  config.curriculum.refine = ConfigDict(config.curriculum.words.to_dict() | later)
   config.lock()
   config.update_from_flattened_dict(TINY | more)
   return config

@@ -1,13 +1,11 @@
 """Curriculum: which losses, soft regions and term filter hold from which step on."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from input_pipeline.section import (
-  NOT_NEGATIVE,
   PositiveFloat,
   Section,
   SectionError,
@@ -26,7 +24,7 @@ class Stage(Section):
     start_fraction: share of training done when the stage begins.
     global_weight: weight of the global loss.
     local_weight: weight of the local loss; 0: there is none, and words have no regions.
-    tau, gamma: of `regions.soft_region`.
+    tau: of `regions.soft_region`.
     term_filter: whether words are weighted by their significance, or all alike.
   """
 
@@ -35,7 +33,6 @@ class Stage(Section):
   global_weight: Weight = 1.0
   local_weight: Weight = 0.0
   tau: PositiveFloat = 0.2
-  gamma: Annotated[float, NOT_NEGATIVE] = 0.0
   term_filter: bool = False
 
   def __post_init__(self):

@@ -2,7 +2,7 @@
 
   plan-jax compile --config=configs/mimic.py --topology=v5e:4x4
   plan-jax compile --config=configs/mimic.py:vit,512 --topology=v5p:2x2x4 \
-    --config.train.batch_size=1024 --stage=refine --json=programs.json
+    --config.train.batch_size=1024 --stage=words --json=programs.json
 
 The training step of each stage, and the two encoders as the evaluation runs them: from shapes
 alone, without data and weights. A table says what each needs of a chip's memory, and does. Large

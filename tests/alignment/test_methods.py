@@ -32,7 +32,7 @@ ALIGNMENT = Alignment(
   tile_reports=2,
   tile_mib=1,
 )
-STAGE = curriculum.Stage("s", 0.0, 0.0, 1.0, 0.25, 0.0)
+STAGE = curriculum.Stage("s", 0.0, 0.0, 1.0, 0.25)
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
 
 
@@ -175,7 +175,7 @@ def test_global_only_grounds_by_the_text_embedding_alone():
   for row in np.asarray(attention.similarity):
     np.testing.assert_allclose(row, want, rtol=1e-5, atol=1e-6)
   for row in np.asarray(attention.weight):
-    np.testing.assert_allclose(row, oracle.soft_region(want, 0.2, 0), rtol=1e-4)
+    np.testing.assert_allclose(row, oracle.soft_region(want, 0.2), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_run_without_a_local_loss_grounds_by_similarity(model):
 
 
 def test_words_are_attended_as_at_the_stage_of_training(tmp_path):
-  """Suppression begins with the last stage."""
+  """The last stage has sharper regions."""
   tokenizer = tokens.train(["small left effusion"] * 9, tmp_path, vocabulary_size=60)
   config = tiny(**{"train.steps": 100, "evaluation.batch_size": 2})
   parts = assemble(config, tokenizer)

@@ -73,7 +73,7 @@ def test_flags_that_fit_no_study(tmp_path, capsys):
 
 VALUES = [
   {},
-  {"model.image.mean": (0.25,), "curriculum.refine.gamma": 0},
+  {"model.image.mean": (0.25,), "curriculum.words.tau": 1},
   {"evaluation.evaluators.terms.protocols": (), "data.augment": False},
   {"data.source": "a folder/with 'quotes' $and more", "alignment.beta": 0.1 + 0.2, "seed": 7},
   {"train.learning_rate": 1},

@@ -17,7 +17,7 @@ def attend(image, text, stage: Stage, alignment: Alignment) -> WordAttention:
   similarity = jnp.broadcast_to(
     image.global_pixels @ text.embedding, (text.mask.shape[-1], image.global_pixels.shape[-2])
   )
-  return WordAttention(soft_region(similarity, TAU, 0.0), similarity)
+  return WordAttention(soft_region(similarity, TAU), similarity)
 
 
 METHOD = Method(None, attend)

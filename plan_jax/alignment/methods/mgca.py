@@ -38,7 +38,7 @@ def loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Computes (loss, accuracy) of the words against the regions of one report."""
   pixels, words = l2_normalize(x.pixels), l2_normalize(x.words)
-  attention = soft_region(jnp.einsum("...wd,...pd->...wp", words, pixels), TAU, 0.0)
+  attention = soft_region(jnp.einsum("...wd,...pd->...wp", words, pixels), TAU)
   regions = l2_normalize(jnp.einsum("bwp,bpd->bwd", attention, pixels))
   weight = clipped_attention(x.attention, x.mask)
   return words_info_nce(regions, words, weight, x.mask, 1 / TAU)

@@ -21,14 +21,13 @@ class PlanScore:
   """Logits of pairs: scale times the pooled evidence of the words.
 
   Attributes:
-    tau, gamma: of the regions, see `soft_region`.
+    tau: of the regions, see `soft_region`.
     beta: of `pool_words`.
     single: whether the words' own logits (scale times evidence) are wanted too.
     dtype: as of `similarity.product`.
   """
 
   tau: float
-  gamma: float
   beta: float
   single: bool
   dtype: str = "float32"
@@ -43,7 +42,7 @@ class PlanScore:
     """Computes the logits of pairs and of single words, from unit norm; words may be zero."""
     # Words come before pixels: products with either side are of rows in memory order.
     similarity = product("jwd,ipd->jwip", self.dtype, words, pixels)
-    evidence = jnp.moveaxis(soft_evidence(similarity, self.tau, self.gamma), -1, 0)
+    evidence = jnp.moveaxis(soft_evidence(similarity, self.tau), -1, 0)
     single = scale * (evidence if self.single else evidence[..., :0])
     return scale * pool_words(evidence, word_weights, self.beta), single
 
@@ -57,7 +56,7 @@ def pair_score(alignment: Alignment, stage: Stage) -> PlanScore | None:
   if not stage.local_weight:
     return None
   a = alignment
-  return PlanScore(stage.tau, stage.gamma, a.beta, a.word_weight > 0, a.dtype)
+  return PlanScore(stage.tau, a.beta, a.word_weight > 0, a.dtype)
 
 
 def loss(
@@ -112,7 +111,7 @@ def own_regions(
   """Computes regions and evidence of words in one image, from any norm."""
   operands = l2_normalize(words), l2_normalize(pixels)
   similarity = product("wd,pd->wp", alignment.dtype, *operands)
-  weight = soft_region(similarity, stage.tau, stage.gamma)
+  weight = soft_region(similarity, stage.tau)
   return WordAttention(weight, similarity), (weight * similarity).sum(-1)
 
 
