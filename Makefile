@@ -33,10 +33,8 @@ $(READY_DOCS): pyproject.toml
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --group docs
 	touch $@
 
-# Huge pages for the buffers that XLA takes anew for every step (docs/launching.md).
 demo: setup
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
-	  $(BIN)/python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom
+	$(BIN)/python -m plan_jax.main --config=configs/phantom.py --workdir=runs/phantom
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist=loadfile -m "not slow"
