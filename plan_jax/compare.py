@@ -97,7 +97,8 @@ def compare(
       continue
     patients = first.scores.patients_by_group()
     for group, *rest in _changes(first, second, {"resamples": resamples, "seed": seed}):
-      compared.append(Difference(name, group, *rest, patients.get(group, patients[MACRO])))
+      behind = min(patients.get(group, patients[MACRO]), rest[-1].n)  # n: examples that have it
+      compared.append(Difference(name, group, *rest, behind))
   if not compared:
     reasons = "; ".join(left_out) or "they have no per-example scores"
     raise UserError(f"{a} and {b} cannot be compared: {reasons}")
@@ -163,7 +164,7 @@ def _task(evaluation: rows.Evaluation, name: str, file: Path) -> _Task:
   chosen = [
     row
     for row in evaluation.rows
-    # The published protocols of others have no scores here, and one run may do without them.
+    # The rules of published protocols are in the names of their files.
     if (row.task, row.data) == (task, data) and not row.protocol.startswith("compat-")
   ]
   return _Task(file, scores, chosen, f"{data} ({evaluation.data.get(data)})")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline.conversion import settings
+from input_pipeline.conversion import convert, selections, settings
 from input_pipeline.errors import UserError
+from input_pipeline.readers.by_name import default_options
 from input_pipeline.terminal import escape, join
 from plan_jax import config as config_lib
 from plan_jax import experiment
@@ -69,9 +70,10 @@ def evaluate_suite(
       title=f"suite {name}, {key}: {title}",
       **head,
     )
-    lines, top = suite_table.lines_of(name, rows), Head(name, folder, title)
+    top = Head(name, folder.absolute(), title, tuple(rows))
     # After every set: what stops the next costs none of those before.
-    processes.on_primary(lambda: suite_table.write(place, top, lines))  # noqa: B023
+    processes.on_primary(lambda: suite_table.write(place, top, rows))  # noqa: B023
+  lines = suite_table.lines_of(name, rows)
   log.info(f"\n{suite_table.table(top, lines)}\n\nsuite: {place / suite_table.FILE}")
   return lines
 
@@ -81,15 +83,17 @@ def _check_records(chosen: SuiteSet, folder: Path) -> None:
   if not _is_records(folder):
     return
   stored = settings.read(folder)
-  options = dict(chosen.options)
-  wanted = {"dataset": chosen.dataset, "selection": chosen.selection, "limit": None} | options
+  if str(stored["selection"]).startswith("hash "):  # of a file, whose name and seed lie beside
+    selection = selections.load(folder / convert.SELECTION)
+    stored |= {"selection": selection.name, "selection_seed": selection.seed}
+  flags = {"dataset": chosen.dataset, "selection": chosen.selection} | dict(chosen.options)
+  wanted = default_options(chosen.dataset) | {"selection_seed": 0, "limit": None} | flags
   different = [
     f"{name}={stored.get(name)!r} instead of {value!r}"
     for name, value in wanted.items()
     if stored.get(name) != value
   ]
   if different:
-    flags = {"dataset": chosen.dataset, "selection": chosen.selection} | options
     command = " ".join(f"--{name}={value}" for name, value in flags.items() if value)
     raise UserError(
       f"{folder} was converted with {join(different)}, which is not the suite's: convert it by"

@@ -1,5 +1,7 @@
 """Suites: what lies in the folder is scored by the suite's rules, what does not is said."""
 
+import functools
+import json
 import math
 import shutil
 import subprocess
@@ -19,8 +21,9 @@ from fakes import (
   rsna,
   siim,
 )
-from input_pipeline.conversion import convert, selection_builders
+from input_pipeline.conversion import convert, selection_builders, selections
 from input_pipeline.errors import UserError
+from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.by_name import READERS, default_options
 from paths import ROOT
 from plan_jax import suite
@@ -118,9 +121,14 @@ def test_what_is_missing_is_said(run, tmp_path, capsys):
   for key in SUITES["radzero"].keys() - {"openi"}:
     text = f"put its folder at {folder / key} (docs/data/{key}.md)"
     assert printed.count(f"{key} is missing: {text}") == 1 and text in written
+  # What lies in a folder that was not scored, of an earlier evaluation say, is in no table.
+  (tmp_path / "out" / "siim" / "example_scores").mkdir(parents=True)
   main(["tables", str(tmp_path / "out")])
   again = capsys.readouterr().out
   assert again.count("put its folder") == printed.count("put its folder") - 7
+  main(["tables", "--json", str(tmp_path / "out")])
+  given = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert {row["data"] for row in given} == {"openi/test"}
 
 
 def test_records_of_other_rules_are_refused(run, tmp_path):
@@ -132,8 +140,41 @@ def test_records_of_other_rules_are_refused(run, tmp_path):
   with pytest.raises(UserError, match=words):
     suite.evaluate_suite(run.load_config(), run, "radzero", folder)
   (folder / "siim" / "convert.json").unlink()
-  with pytest.raises(UserError, match="nobody knows how it was converted"):
+  with pytest.raises(UserError, match="nobody knows how it was converted: convert it anew"):
     suite.evaluate_suite(run.load_config(), run, "radzero", folder)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({}, ""),
+    ({"selection_seed": 3}, "selection_seed=3 instead of 0"),
+    ({"limit": 1}, "limit=1 instead of None"),
+    ({"labels": "all"}, "labels='all' instead of 'physician'"),
+  ],
+)
+def test_all_that_decides_the_records_counts(tmp_path, change, words):
+  padchest.write(tmp_path / "raw")
+  small = {"image_px": 64, "workers": 0, "progress": False, "selection": "all_test"} | change
+  convert.convert("padchest", tmp_path / "records", source=str(tmp_path / "raw"), **small)
+  check = functools.partial(
+    suite._check_records, SUITES["radzero"]["padchest"], tmp_path / "records"
+  )
+  if not words:
+    return check()
+  with pytest.raises(UserError, match=words):
+    check()
+
+
+def test_records_by_a_file_of_the_suite_s_selection(tmp_path):
+  padchest.write(tmp_path / "raw")
+  source = str(tmp_path / "raw")
+  items = readers.open_reader("padchest", source, {}).items
+  (tmp_path / "all.json").write_text(selections.make("all_test", items, 0).to_json())
+  small = {"image_px": 64, "workers": 0, "progress": False}
+  chosen = {"selection": str(tmp_path / "all.json")}
+  convert.convert("padchest", tmp_path / "records", source=source, **small, **chosen)
+  suite._check_records(SUITES["radzero"]["padchest"], tmp_path / "records")
 
 
 def test_findings_limit_what_is_scored(run, tmp_path):

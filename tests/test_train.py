@@ -141,7 +141,7 @@ SHAPES = [
 ]
 STEPS = 3
 BASELINE_METHODS = [name for name in METHODS if name not in ("plan", "none")]
-ONE_STAGE = {"curriculum.refine.start_fraction": 0.0, "curriculum.words.start_fraction": 0.99}
+ONE_STAGE = {"curriculum.late.start_fraction": 0.0, "curriculum.words.start_fraction": 0.99}
 
 
 def on_mesh(monkeypatch, data, fsdp):
@@ -226,7 +226,7 @@ def test_the_loss_falls(folder):
       "train.learning_rate": 5e-3,
       "model.text.dropout": 0.0,
       "data.augment": False,
-      "curriculum.refine.start_fraction": 0.99,
+      "curriculum.late.start_fraction": 0.99,
     }
   )
   _, metrics = run_steps(config, folder, 40)
@@ -236,7 +236,7 @@ def test_the_loss_falls(folder):
 
 
 def test_stages_change_what_is_measured(folder):
-  changes = {"curriculum.refine.start_fraction": 0.6, "curriculum.words.local_weight": 0.0}
+  changes = {"curriculum.late.start_fraction": 0.6, "curriculum.words.local_weight": 0.0}
   measured = run_steps(tiny(**{"train.steps": 3, **changes}), folder, 3)[1]
   assert ["loss_local" in metrics for metrics in measured] == [False, False, True]
 

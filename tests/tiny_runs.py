@@ -46,7 +46,7 @@ def tiny(**more) -> ConfigDict:
   """Makes the config of a tiny run, of two stages."""
   config = phantom.get_config()
   later = {"start_fraction": 0.65, "tau": 0.1}
-  config.curriculum.refine = ConfigDict(config.curriculum.words.to_dict() | later)
+  config.curriculum.late = ConfigDict(config.curriculum.words.to_dict() | later)
   config.lock()
   config.update_from_flattened_dict(TINY | more)
   return config

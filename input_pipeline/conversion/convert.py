@@ -28,7 +28,7 @@ from input_pipeline.readers.source import Source, check_patients
 from input_pipeline.shards import index_path, read_index
 from input_pipeline.terminal import escape
 
-_SELECTION = "selection.json"
+SELECTION = "selection.json"
 
 
 @disk_errors()
@@ -95,7 +95,7 @@ def convert(
     (out / "dataset_info.json").unlink(missing_ok=True)  # incomplete from here on
     settings.write(out)
     if selection:
-      replace_text(out / _SELECTION, selection.to_json())
+      replace_text(out / SELECTION, selection.to_json())
     _tidy(out, shards)
     runner = runner or functools.partial(in_processes, workers=workers)
     left_out = [{"path": path, "reason": reason} for path, reason in source.left_out]

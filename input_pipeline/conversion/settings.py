@@ -36,7 +36,9 @@ def read(out: Path) -> dict[str, Any]:
   Raises ConvertError where it has none, and DamagedError where they are not as they were written.
   """
   if not (out / _FILE).exists():
-    raise ConvertError(f"{out} has no {_FILE}, so nobody knows how it was converted")
+    raise ConvertError(
+      f"{out} has no {_FILE}, so nobody knows how it was converted: convert it anew"
+    )
   return digests.read_sealed(out / _FILE, _REMEDY)
 
 

@@ -24,7 +24,7 @@ def soft_evidence(similarity: Float[Array, "*n P"], tau: float) -> Float[Array, 
 
 
 def _evidence(s, tau):
-  """Returns the evidence, and of what its gradient is made: `exp(s / tau)`, unscaled, its sum."""
+  """Returns the evidence, `exp((s - max s) / tau)` and its sum over the pixels."""
   exp = jnp.exp((s - s.max(-1, keepdims=True)) / tau)
   partition = exp.sum(-1)
   return (exp * s).sum(-1) / partition, exp, partition

@@ -19,7 +19,6 @@ from input_pipeline.command_line import Parser, at_least
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape, escape_lines, join
 from plan_jax.commands import inputs
-from plan_jax.evaluators.suites import SUITES
 from plan_jax.results import tables
 from plan_jax.results.rows import Row
 from plan_jax.results.rows import as_json as to_json
@@ -40,12 +39,8 @@ def main(arguments: Sequence[str]) -> None:
 
     for path in options.scores:
       head = suite_table.read_head(path)
-      sets = {} if head is None else {key: path / key for key in SUITES[head.suite]}
-      rows = {
-        key: _print(place, draws, as_json=options.json)
-        for key, place in (sets or {"": path}).items()
-        if place.is_dir() or not sets
-      }
+      places = {"": path} if head is None else {key: path / key for key in head.scored}
+      rows = {key: _print(place, draws, as_json=options.json) for key, place in places.items()}
       if head is not None and not options.json:
         table = suite_table.table(head, suite_table.lines_of(head.suite, rows))
         print(escape_lines(f"{escape(str(path))}: suite {head.suite}\n\n{table}\n"))

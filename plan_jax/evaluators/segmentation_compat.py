@@ -188,7 +188,8 @@ class PublishedSegmentation(Evaluator):
 
   def example_scores(self, scores: Scores | None) -> dict[str, ExampleScores]:
     """Names the scores; the task itself is that of segmentations that are learned."""
-    return {f"{_TASK}@{PROTOCOL}": scores.example_scores} if scores else {}
+    name = f"{_TASK}@{PROTOCOL}"
+    return {f"{name}-{scores.fingerprint}": scores.example_scores} if scores else {}
 
   def facts(self, scores: Scores | None) -> dict[str, str]:
     """Collects the fingerprint of the prompts."""

@@ -1,9 +1,10 @@
 """The table of a suite: a line for each value that it shows, and of what is missing.
 
 A folder of a suite holds the table, suite.md; suite.json, sealed: {"suite", "sets": the folder of
-the data, "title"}; and a folder for each set that was scored.
+the data, "title", "scored"}; and a folder for each set that was scored.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,13 @@ class Head:
     suite: one of `SUITES`.
     sets: folder that holds, or should hold, a folder of each set.
     title: of the model.
+    scored: the sets that were scored.
   """
 
   suite: str
   sets: Path
   title: str
+  scored: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,8 @@ def table(head: Head, lines: Sequence[Line], style: str = "plain") -> str:
     group = "" if shown.group == "all" else f"{shown.group} "
     names = [line.data, shown.task, f"{group}{shown.metric}"]
     if row is None:
-      chosen = SUITES[head.suite][line.data]
-      is_there = (head.sets / line.data).is_dir()
-      reason = "not scored" if is_there else remedy(line.data, chosen, head.sets)
+      how = remedy(line.data, SUITES[head.suite][line.data], head.sets)
+      reason = "nothing to score" if line.data in head.scored else how
       cells.append([*names, "-", "-", shown.threshold, reason])
     else:
       value = tables.with_interval(row)
@@ -75,9 +77,10 @@ def remedy(key: str, chosen: SuiteSet, folder: Path) -> str:
   return f"put its folder at {folder / key} (docs/data/{chosen.dataset}.md)"
 
 
-def write(folder: Path, head: Head, lines: Sequence[Line]) -> None:
-  """Writes the table, and of what it can be made again."""
-  facts = {"suite": head.suite, "sets": str(head.sets), "title": head.title}
+def write(folder: Path, head: Head, rows: Mapping[str, Sequence[Row]]) -> None:
+  """Writes the table of the rows of every set, and of what it can be made again."""
+  facts = dataclasses.asdict(head) | {"sets": str(head.sets)}
+  lines = lines_of(head.suite, rows)
   folder.mkdir(parents=True, exist_ok=True)
   replace_text(folder / _FACTS, digests.seal(facts))
   text = f"# Suite {head.suite}: {escape(head.title)}\n\nIntervals: 95 %, bootstrap of patients."
@@ -91,7 +94,7 @@ def read_head(folder: Path) -> Head | None:
   facts = digests.read_sealed(folder / _FACTS, "evaluate the suite again")
   if facts["suite"] not in SUITES:
     raise digests.DamagedError(f"{folder / _FACTS} is of another version; evaluate the suite again")
-  return Head(facts["suite"], Path(facts["sets"]), facts["title"])
+  return Head(**facts | {"sets": Path(facts["sets"]), "scored": tuple(facts["scored"])})
 
 
 def _is(row: Row, shown: Shown) -> bool:

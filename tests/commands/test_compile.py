@@ -58,7 +58,7 @@ def eight(monkeypatch):
   text = "ENTRY %main (x: f32[4]) -> f32[8] {\n  %all = f32[262144]{0} all-gather(%x)\n}\n"
   programs = {
     "step of stage words": lambda: Lowered(fake(text, temporaries=2**30)),
-    "step of stage refine": lambda: Lowered(fake(text, temporaries=17 * 2**30)),
+    "step of stage late": lambda: Lowered(fake(text, temporaries=17 * 2**30)),
   }
   monkeypatch.setattr(topology, "devices", lambda name: jax.devices())
   monkeypatch.setattr(compiled_programs, "_programs", lambda parts, stage: programs)
@@ -83,7 +83,7 @@ def test_the_table_and_its_values(eight, capsys, tmp_path):
   assert rows["fits into 16 GiB"] == ["yes", "NO"]
   assert rows["estimate: memory at the peak, ms"] == ["1.00", "1.00"]
   assert "docs.cloud.google.com/tpu/docs/v5e" in out and "not measured" in out
-  assert "step of stage refine: 17.00 GiB a chip do not fit: 1.00 too many" in out
+  assert "step of stage late: 17.00 GiB a chip do not fit: 1.00 too many" in out
   assert "--config.train.micro_batches=2" in out and "--config.train.batch_size=56" in out
   record = json.loads((tmp_path / "new/a.json").read_text())
   assert record["chips"] == 8 and record["batch_size"] == 64
@@ -125,7 +125,7 @@ def test_what_the_compiler_refuses_does_not_fit(eight, capsys, tmp_path, message
   ],
 )
 def test_an_error_is_one_line(eight, more, message):
-  del eight["step of stage refine"]
+  del eight["step of stage late"]
   with pytest.raises(SystemExit, match=f"^error: .*{message}") as ended:
     run(*more)
   assert "\n" not in str(ended.value)
@@ -133,14 +133,14 @@ def test_an_error_is_one_line(eight, more, message):
 
 def test_a_stage_that_is_none_is_named():
   parts = assemble_on(mesh_of(), tiny(), 50)
-  with pytest.raises(UserError, match="--stage=none: the config has the stages words, refine"):
+  with pytest.raises(UserError, match="--stage=none: the config has the stages words, late"):
     compiled_programs._programs(parts, "none")
-  assert list(compiled_programs._programs(parts, "refine")) == ["step of stage refine"]
+  assert list(compiled_programs._programs(parts, "late")) == ["step of stage late"]
   assert list(compiled_programs._programs(parts, None))[2:] == ["image encoder", "text encoder"]
 
 
 def test_weights_that_are_not_here_are_told(eight, capsys):
-  del eight["step of stage refine"]
+  del eight["step of stage late"]
   run("--config.model.text.weights=/models/bert")
   err = capsys.readouterr().err
   assert "config.model.text.weights: /models/bert is not here: sizes are those" in err
@@ -182,7 +182,7 @@ def test_a_tile_is_chosen_for_the_mesh_before_the_program_is_traced(monkeypatch)
       parts = assemble_on(mesh.make_mesh(-1, 1), config, 200)
       assert (parts.alignment.tile_mib, config.alignment.tile_mib) == (32, mib)
       patched.setattr(assembly, "memory_bytes", lambda mesh: pytest.fail("it is traced"))
-      texts.append(compiled_programs._lower_step(parts, "refine").as_text())
+      texts.append(compiled_programs._lower_step(parts, "late").as_text())
   assert texts[0] == texts[1]
 
 
@@ -225,7 +225,7 @@ def test_a_tiny_step_for_four_chips():
   """The ring's reports travel, words and pixels are gathered nowhere, no form is of CPUs."""
   config = tiny(**{"alignment.dtype": "bfloat16", "alignment.implementation": "ring"})
   parts = assemble_on(mesh.make_mesh(4, 1, topology.devices("v5e:2x2")), config, 200)
-  lowered = compiled_programs._lower_step(parts, "refine")
+  lowered = compiled_programs._lower_step(parts, "late")
   assert not any(form in lowered.as_text() for form in CPU_FORMS)
   does = hlo.read(lowered.compile().as_text())
   assert does.cycles > 0 and does.product_flops > 0

@@ -56,6 +56,15 @@ def test_counts_of_a_whole_tile_are_exact():
   _assert_ranks(mutual_ranks(images, reports, keys), images @ reports.T, keys)
 
 
+def test_counts_of_the_largest_tile_are_exact():
+  images = _unit(np.ones((4095, 2)))
+  reports = images.copy()
+  reports[0] *= -1
+  by_image, _ = mutual_ranks(images, reports, np.arange(4095), tile=(4095, 4095))
+  assert by_image.above[0] == 4094 and by_image.tied_misses[0] == 0
+  assert (by_image.above[1:] == 0).all() and (by_image.tied_misses[1:] == 4093).all()
+
+
 def test_no_pairs_have_no_ranks():
   none = np.zeros((0, 4), np.float32)
   assert [len(r.above) for r in mutual_ranks(none, none, np.arange(0))] == [0, 0]

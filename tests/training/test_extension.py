@@ -51,14 +51,14 @@ def test_a_training_grows_only(trained, steps):
 @pytest.mark.parametrize("fraction", [0.02, 0.07, 0.1, 0.3, 0.55, 0.6, 0.65, 0.9, 1 / 3])
 def test_stages_begin_at_the_very_steps(trained, fraction):
   for steps in (4, 10, 23, 100, 720, 30_000):
-    config = tiny(**{"train.steps": steps, "curriculum.refine.start_fraction": fraction})
+    config = tiny(**{"train.steps": steps, "curriculum.late.start_fraction": fraction})
     before = curriculum.stages(config.curriculum)
     begin = next(i for i in range(steps + 1) if curriculum.stage_at(before, i, steps) == before[1])
     for longer in (steps + 1, steps + 9, 2 * steps, 17 * steps):
       now = extension.extended(extension.extended(config, trained, longer), trained, longer + 1)
       after = curriculum.stages(now.curriculum)
       names = [curriculum.stage_at(after, i, longer + 1).name for i in (begin - 1, begin)]
-      assert names == ["words", "refine"], (steps, longer)
+      assert names == ["words", "late"], (steps, longer)
 
 
 def test_other_overrides_are_refused_and_free_ones_are_not_kept(trained, tmp_path):
