@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
   config.text.places = True
   config.alignment.update(side_weight=1.0, smooth_steps=0, spread_steps=8)
   config.alignment.update(spread_tau=0.2, spread_radius_fraction=0.0625)
+  # Sharper regions in the last third.
+  later = dict(start_fraction=0.65, tau=0.15)
+  config.curriculum.refine = ConfigDict(config.curriculum.words.to_dict() | later)
   config.model.text.max_position = 512
   config.train.update(steps=300, batch_size=32, learning_rate=1e-3, weight_decay=1.0)
   config.evaluation.every_steps = 100

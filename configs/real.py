@@ -29,6 +29,7 @@ def sweep() -> list[dict[str, object]]:
     {"alignment.side_weight": 0.0},
     {"alignment.spread_steps": 0},
     {"alignment.side_weight": 0.0, "alignment.spread_steps": 0},
+    {"curriculum.refine.tau": 0.2},  # as the stage before it
     {"text.places": False},
     {"data.flip_fraction": 0.0},
   ]
