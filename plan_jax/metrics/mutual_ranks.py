@@ -82,8 +82,8 @@ def _misses(images, texts, group, best, tile) -> Int[np.ndarray, "2 2 N"]:
   by_text = np.zeros((2, len(columns) * tile[1]), np.int64)
   blocks = tqdm(enumerate(rows), total=len(rows), desc="ranks", unit="block", delay=1)
   for i, row in blocks:
-    for j, column in enumerate(columns):
-      by_row, by_column = jax.device_get(_count(row, column))
+    counts = jax.device_get([_count(row, column) for column in columns])
+    for j, (by_row, by_column) in enumerate(counts):
       by_image[:, i * tile[0] : (i + 1) * tile[0]] += by_row
       by_text[:, j * tile[1] : (j + 1) * tile[1]] += by_column
   return np.stack([by_image[:, : len(group)], by_text[:, : len(group)]])

@@ -48,7 +48,7 @@ class PlanScore:
 
   def tile_bytes(self, *shape: int) -> int:
     """Bounds from above what the gradient of `logits` holds at once, for I, J, P, W, D."""
-    return tile_bytes(6, 0, *shape)  # by XLA's count
+    return tile_bytes(6, 0, *shape)  # XLA holds 4
 
 
 def pair_score(alignment: Alignment, stage: Stage) -> PlanScore | None:
