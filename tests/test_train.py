@@ -23,7 +23,7 @@ from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import read_scalars
 from plan_jax.training.assembly import assemble
 from plan_jax.training.step import StagedStep, dropout_key, make_step
-from tiny_runs import flags, tiny
+from tiny_runs import flags, tiny, two_stages
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +141,6 @@ SHAPES = [
 ]
 STEPS = 3
 BASELINE_METHODS = [name for name in METHODS if name not in ("plan", "none")]
-ONE_STAGE = {"curriculum.late.start_fraction": 0.0, "curriculum.words.start_fraction": 0.99}
 
 
 def on_mesh(monkeypatch, data, fsdp):
@@ -151,7 +150,7 @@ def on_mesh(monkeypatch, data, fsdp):
   monkeypatch.setattr("plan_jax.training.assembly.make_mesh", lambda *_: made)
   monkeypatch.setattr(mesh, "_SMALL", 64)
   swaps = {"alignment.swap_weight": 1.0, "alignment.move_weight": 0.2}
-  return tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0, **ONE_STAGE, **swaps})
+  return tiny(**{"model.image.norm": "batch", "model.text.dropout": 0.0, **swaps})
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +191,6 @@ def test_micro_batches_change_nothing_but_memory(folder):
     "model.image.norm": "channel",
     "model.text.dropout": 0.0,
     "train.batch_size": 16,
-    **ONE_STAGE,
   }
   micro = {"train.micro_batches": 2, "model.remat": "blocks"}
   whole, wanted = run_steps(tiny(**settings), folder, STEPS)
@@ -226,7 +224,6 @@ def test_the_loss_falls(folder):
       "train.learning_rate": 5e-3,
       "model.text.dropout": 0.0,
       "data.augment": False,
-      "curriculum.late.start_fraction": 0.99,
     }
   )
   _, metrics = run_steps(config, folder, 40)
@@ -237,7 +234,7 @@ def test_the_loss_falls(folder):
 
 def test_stages_change_what_is_measured(folder):
   changes = {"curriculum.late.start_fraction": 0.6, "curriculum.words.local_weight": 0.0}
-  measured = run_steps(tiny(**{"train.steps": 3, **changes}), folder, 3)[1]
+  measured = run_steps(two_stages(**{"train.steps": 3, **changes}), folder, 3)[1]
   assert ["loss_local" in metrics for metrics in measured] == [False, False, True]
 
 
@@ -251,7 +248,6 @@ def test_every_method_learns_and_grounds(folder, method):
       "alignment.method": method,
       "train.steps": 3,
       "train.learning_rate": 1e-3,
-      **ONE_STAGE,
     }
   )
   state, metrics = run_steps(config, folder, 3)

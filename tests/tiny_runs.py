@@ -43,12 +43,19 @@ TINY = {
 
 
 def tiny(**more) -> ConfigDict:
-  """Makes the config of a tiny run, of two stages."""
   config = phantom.get_config()
-  later = {"start_fraction": 0.65, "tau": 0.1}
-  config.curriculum.late = ConfigDict(config.curriculum.words.to_dict() | later)
   config.lock()
   config.update_from_flattened_dict(TINY | more)
+  return config
+
+
+def two_stages(**more) -> ConfigDict:
+  """Makes a tiny config whose regions sharpen in a second stage, "late"."""
+  config = tiny()
+  later = {"start_fraction": 0.65, "tau": 0.1}
+  with config.unlocked():
+    config.curriculum.late = ConfigDict(config.curriculum.words.to_dict() | later)
+  config.update_from_flattened_dict(more)
   return config
 
 

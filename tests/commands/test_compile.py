@@ -17,7 +17,7 @@ from plan_jax.models.layers.convolution import convolve
 from plan_jax.runtime import hlo, mesh, topology
 from plan_jax.training import assembly, footprint
 from plan_jax.training.assembly import assemble_on
-from tiny_runs import TINY, flags, mesh_of, tiny
+from tiny_runs import TINY, flags, mesh_of, tiny, two_stages
 
 HAS_LIBTPU = bool(os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu"))
 needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed")
@@ -132,7 +132,7 @@ def test_an_error_is_one_line(eight, more, message):
 
 
 def test_a_stage_that_is_none_is_named():
-  parts = assemble_on(mesh_of(), tiny(), 50)
+  parts = assemble_on(mesh_of(), two_stages(), 50)
   with pytest.raises(UserError, match="--stage=none: the config has the stages words, late"):
     compiled_programs._programs(parts, "none")
   assert list(compiled_programs._programs(parts, "late")) == ["step of stage late"]
@@ -182,7 +182,7 @@ def test_a_tile_is_chosen_for_the_mesh_before_the_program_is_traced(monkeypatch)
       parts = assemble_on(mesh.make_mesh(-1, 1), config, 200)
       assert (parts.alignment.tile_mib, config.alignment.tile_mib) == (32, mib)
       patched.setattr(assembly, "memory_bytes", lambda mesh: pytest.fail("it is traced"))
-      texts.append(compiled_programs._lower_step(parts, "late").as_text())
+      texts.append(compiled_programs._lower_step(parts, "words").as_text())
   assert texts[0] == texts[1]
 
 
@@ -225,7 +225,7 @@ def test_a_tiny_step_for_four_chips():
   """The ring's reports travel, words and pixels are gathered nowhere, no form is of CPUs."""
   config = tiny(**{"alignment.dtype": "bfloat16", "alignment.implementation": "ring"})
   parts = assemble_on(mesh.make_mesh(4, 1, topology.devices("v5e:2x2")), config, 200)
-  lowered = compiled_programs._lower_step(parts, "late")
+  lowered = compiled_programs._lower_step(parts, "words")
   assert not any(form in lowered.as_text() for form in CPU_FORMS)
   does = hlo.read(lowered.compile().as_text())
   assert does.cycles > 0 and does.product_flops > 0

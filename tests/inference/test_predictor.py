@@ -15,7 +15,7 @@ from plan_jax.alignment.methods.by_name import pair_score
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.inference.load import of_state
 from plan_jax.training.assembly import assemble
-from tiny_runs import tiny
+from tiny_runs import tiny, two_stages
 
 EXAMPLES = [radiograph.example(1, i, 64) for i in range(5)]
 IMAGES = [images.decode(example.image) for example in EXAMPLES]
@@ -89,7 +89,7 @@ def test_run_without_a_local_loss_grounds_by_similarity(model):
 def test_words_are_attended_as_at_the_stage_of_training(tmp_path):
   """The last stage has sharper regions."""
   tokenizer = tokens.train(["small left effusion"] * 9, tmp_path, vocabulary_size=60)
-  config = tiny(**{"train.steps": 100, "evaluation.batch_size": 2})
+  config = two_stages(**{"train.steps": 100, "evaluation.batch_size": 2})
   parts = assemble(config, tokenizer)
   state = jax.device_get(parts.initial_state())
   maps = []

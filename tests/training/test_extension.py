@@ -9,7 +9,7 @@ from plan_jax.alignment import curriculum
 from plan_jax.results import rows
 from plan_jax.runtime.workdir import Workdir, WorkdirError
 from plan_jax.training import extension
-from tiny_runs import tiny
+from tiny_runs import tiny, two_stages
 
 STEPS = {"train.steps": 4, "evaluation.report_images": 0}
 
@@ -51,7 +51,7 @@ def test_a_training_grows_only(trained, steps):
 @pytest.mark.parametrize("fraction", [0.02, 0.07, 0.1, 0.3, 0.55, 0.6, 0.65, 0.9, 1 / 3])
 def test_stages_begin_at_the_very_steps(trained, fraction):
   for steps in (4, 10, 23, 100, 720, 30_000):
-    config = tiny(**{"train.steps": steps, "curriculum.late.start_fraction": fraction})
+    config = two_stages(**{"train.steps": steps, "curriculum.late.start_fraction": fraction})
     before = curriculum.stages(config.curriculum)
     begin = next(i for i in range(steps + 1) if curriculum.stage_at(before, i, steps) == before[1])
     for longer in (steps + 1, steps + 9, 2 * steps, 17 * steps):

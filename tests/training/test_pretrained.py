@@ -207,7 +207,6 @@ def test_a_run_starts_from_weights_and_needs_them_only_then(tmp_path):
       "model.text.weights": str(folder),
       "train.steps": 2,
       "train.ema_decay": 0.9,
-      "curriculum.late.start_fraction": 0.99,
       "train.learning_rate": 1e-8,
       "checkpoint.every_steps": 1,
     }
