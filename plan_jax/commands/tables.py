@@ -19,9 +19,9 @@ from input_pipeline.command_line import Parser, at_least
 from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape, escape_lines, join
 from plan_jax.commands import inputs
+from plan_jax.evaluators import suite_table
 from plan_jax.results import tables
-from plan_jax.results.rows import Row
-from plan_jax.results.rows import as_json as to_json
+from plan_jax.results.rows import Row, as_json
 from plan_jax.runtime.workdir import Workdir
 
 
@@ -35,25 +35,23 @@ def main(arguments: Sequence[str]) -> None:
   options = parser.parse_args(arguments)
   draws = {"resamples": options.resamples, "seed": options.seed}
   with inputs.errors():
-    from plan_jax.evaluators import suite_table  # takes seconds, which --help does without
-
     for path in options.scores:
       head = suite_table.read_head(path)
       places = {"": path} if head is None else {key: path / key for key in head.scored}
-      rows = {key: _print(place, draws, as_json=options.json) for key, place in places.items()}
+      rows = {key: _print(place, draws, in_lines=options.json) for key, place in places.items()}
       if head is not None and not options.json:
         table = suite_table.table(head, suite_table.lines_of(head.suite, rows))
         print(escape_lines(f"{escape(str(path))}: suite {head.suite}\n\n{table}\n"))
 
 
-def _print(path: Path, draws: dict[str, int | None], *, as_json: bool) -> list[Row]:
+def _print(path: Path, draws: dict[str, int | None], *, in_lines: bool) -> list[Row]:
   """Prints the tables of one evaluation, and returns their rows."""
-  from plan_jax.evaluators import stored_scores
+  from plan_jax.evaluators import stored_scores  # takes seconds, which --help does without
 
   rows, rest = stored_scores.remake(folder_of(path), **draws)
-  if as_json:
+  if in_lines:
     for row in rows:
-      print(json.dumps({"scores": str(path)} | to_json(row)))
+      print(json.dumps({"scores": str(path)} | as_json(row)))
     return rows
   text = f"{escape(str(path))}\n\n{tables.table(rows)}\n"
   if rest:
