@@ -57,11 +57,13 @@ def in_processes(job: Callable[[Any], Any], tasks: Sequence, workers: int | None
     pool.shutdown(wait=True, cancel_futures=True)
 
 
-def progress_bar(name: str, total: int, *, initial: int = 0, show: bool = True) -> tqdm.tqdm:
-  """Returns a bar of images on stderr, which a log file gets every 30 seconds."""
+def progress_bar(
+  name: str, total: int, *, initial: int = 0, show: bool = True, unit: str = "image"
+) -> tqdm.tqdm:
+  """Returns a bar on stderr, which a log file gets every 30 seconds."""
   interval = 0.5 if sys.stderr.isatty() else 30
   options = {"disable": not show, "mininterval": interval, "dynamic_ncols": True}
-  return tqdm.tqdm(total=total, initial=initial, unit="image", desc=name, **options)
+  return tqdm.tqdm(total=total, initial=initial, unit=unit, desc=name, **options)
 
 
 def set_up() -> None:

@@ -40,11 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     else:
       items = _texts(options.texts)
     model = load(options.workdir)
-    embed, check = model.embed_images, check_images
+    embed, check, unit = model.embed_images, check_images, "image"
     if options.texts is not None:
-      embed, check = model.embed_texts, check_texts
+      embed, check, unit = model.embed_texts, check_texts, "text"
     names, parts, failures = [], [], inputs.Failures(len(items))
-    with progress_bar("embed", len(items)) as bar:
+    with progress_bar("embed", len(items), unit=unit) as bar:
       for start in range(0, len(items), _CHUNK):
         chunk = []
         for name, item in items[start : start + _CHUNK]:

@@ -16,16 +16,21 @@ from plan_jax.runtime.logging import log
 
 _RATE = "1/8"  # of RATES: predictions above its limit are drawn
 _TRUE, _PREDICTED = (242, 215, 38), (60, 140, 255)  # blue, green, red
+_LINES = (0, 1, -1, 2, -2, 3, -3)  # a text moves down by as many of its height until it is free
 
 
 class Canvas:
-  """An image to draw on, small ones enlarged; `pixels` is BGR [H, W, 3]."""
+  """An image to draw on, small ones enlarged; `pixels` is BGR [H, W, 3].
+
+  A text that would cover another one moves a few lines up or down, and stays within the image.
+  """
 
   def __init__(self, pixels: np.ndarray):
     """`pixels`: uint8 [H, W]."""
     self.pixels, self._scale = enlarged(pixels)
     self._size = self.pixels.shape[1::-1]
     self._width = max(1, max(self._size) // SIDE)
+    self._written: list[np.ndarray] = []  # x0, y0, x1, y1 of each text
 
   def box(self, box: np.ndarray, color: tuple, text: str, *, below: bool) -> None:
     """Draws a box in pixels of the image, and a text above or below it."""
@@ -44,7 +49,22 @@ class Canvas:
 
   def _text(self, text: str, x: int, y: int, color: tuple) -> None:
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * self._width
-    cv2.putText(self.pixels, text, (x + 2, y), font, size, color, self._width, cv2.LINE_AA)
+    (width, height), depth = cv2.getTextSize(text, font, size, self._width)
+    x = max(0, min(x + 2, self._size[0] - width - 1))
+    line = height + depth
+    places = [np.array([x, y - height, x + width, y + depth]) + [0, k * line] * 2 for k in _LINES]
+    free = [box for box in places if self._is_free(box)]
+    box = (free or places)[0]
+    self._written.append(box)
+    at = x, int(box[3]) - depth
+    cv2.putText(self.pixels, text, at, font, size, color, self._width, cv2.LINE_AA)
+
+  def _is_free(self, box: np.ndarray) -> bool:
+    """Tells whether a box lies within the image's height and on no text."""
+    inside = box[1] >= 0 and box[3] <= self._size[1]
+    return inside and all(
+      (box[:2] >= other[2:]).any() or (box[2:] <= other[:2]).any() for other in self._written
+    )
 
 
 def write_boxes(
