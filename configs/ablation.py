@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   return config
 
 
-# Soft regions as the contrast of whole reports makes them.
+# Soft regions alone: without what spreads them, tells sides or shortens sentences.
 PLAIN = {
   "alignment.smooth_steps": 0,
   "alignment.spread_steps": 0,

@@ -245,7 +245,7 @@ def transfer_task(
 def evaluation_set(
   dataset: str, *, split: str = "test", selection: str = "", **options
 ) -> ConfigDict:
-  """A further data set to evaluate on; it is left out, and that is said, until it has a source.
+  """A further data set to evaluate on; without a source or records it is left out, and named.
 
   Its records lie in WORKDIR/records_NAME, its stored features, where the run has such, in
   WORKDIR/features_NAME, or where `records` and `features` say.

@@ -38,6 +38,7 @@ def freeze(config: ConfigDict) -> None:
   config.data.store_features = True
   config.data.augment = False
   config.model.image.name = "vit"
+  config.model.image.spread_stage = 0  # features are stored of the last stage alone
   # The last block's pixels hold what belongs to the whole image, and a contrast chooses them.
   config.model.image.vit.update(depth=12, layers=(8,))
   config.train.freeze = ("^image_encoder/",)

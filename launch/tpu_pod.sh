@@ -102,5 +102,5 @@ start="bash plan_jax/launch/tpu_worker.sh start $(quoted "$workdir.logs" env "${
 sent=$HOME/.cache/plan_jax/$name.tar.gz # once: what a restart runs is what was started
 run mkdir -p "$(dirname "$sent")"
 run tar -czf "$sent" --exclude=__pycache__ -C "$root" \
-  plan_jax input_pipeline configs launch requirements.txt pyproject.toml README.md
+  plan_jax input_pipeline configs launch requirements.txt pyproject.toml setup.py README.md
 keep_running start_all

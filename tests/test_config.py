@@ -75,6 +75,8 @@ def test_frozen_configs_want_weights(config):
     config_lib.check(config)
   config.model.image.weights = "a folder"
   config_lib.check(config)
+  config.model.image.name = "resnet"  # as the folder may tell
+  config_lib.check_programs(config)
 
 
 @pytest.mark.parametrize("name", baselines.BASELINES)

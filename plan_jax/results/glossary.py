@@ -26,15 +26,16 @@ DEFINITIONS = {
   "IoU": "Intersection over union of the map, cut at a threshold (IoU@.3: at .3 of its maximum),"
   " and the true region: 0 is apart, 1 is equal.",
   "macro": "Plain mean over the findings: a rare one counts as much as a frequent one.",
-  "map": "Similarity of a phrase to every place of the image, scaled to a maximum of 1. It has a"
-  " maximum also where the finding is absent: see presence.",
+  "map": "Where a phrase is shown: the regions of its words together, or in a baseline its own"
+  " similarity to every place, scaled to a maximum of 1. It has a maximum also where the finding is"
+  " absent: see presence.",
   "mass inside": "Share of a map's sum that lies in the true region.",
   "MCC": "Matthews correlation coefficient, at the threshold: 0 is chance, 1 is perfect.",
   "mean box": "Chance baseline: the mean of all true regions of the training images.",
   "mean box per finding": "Chance baseline: the mean of the training images' true regions of the"
   " phrase's finding. It knows anatomy, not the image.",
-  "mean box per place": "Chance baseline: the mean of the training images' true regions of the"
-  " phrase's finding, and of the sides and lung fields that the phrase names.",
+  "mean box per place": "Chance baseline: the mean of the training images' true regions of all"
+  " phrases that name the same sides and lung fields; where there are none, that of the finding.",
   "mean Dice": "Mean Dice coefficient of map and true region over thresholds of .1 to .5.",
   "mean peak": "Mean of the maximum of a finding's map before scaling. Its scale is the model's.",
   "median rank": "Place of the right candidate for the median query; 1 is best.",

@@ -258,6 +258,18 @@ def test_a_pod_is_started_again_as_a_whole(fakes, pod):
   assert fakes.calls("uv").count(pip) == 4
 
 
+def test_what_a_pod_is_sent_can_be_installed(fakes, pod):
+  pytest.importorskip("setuptools")
+  assert fakes.run(*tpu_pod(fakes, "echo done")).returncode == 0
+  sent = pod / "0" / "plan_jax"
+  made = subprocess.run(
+    [sys.executable, "setup.py", "-q", "egg_info"], cwd=sent, capture_output=True, text=True
+  )
+  assert made.returncode == 0, made.stderr
+  names = (sent / "plan_jax.egg-info" / "SOURCES.txt").read_text()
+  assert "plan_jax/main.py" in names and "input_pipeline/loader.py" in names
+
+
 def test_a_preempted_pod_is_made_anew(fakes, pod):
   main = f'[[ -e "{pod}/again" ]] || {{ echo PREEMPTED >"{pod}/state"; exit 255; }}'
   done = fakes.run(*tpu_pod(fakes, main, "--create=--accelerator-type=v6e-16 --spot"))
