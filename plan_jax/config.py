@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -69,9 +68,6 @@ def check(config: ConfigDict) -> None:
   check_programs(config)
   with_key(entries, config)
   _check_files(config)
-  folder = run.text.tokenizer
-  wanted = f"there is no folder {folder}, and nothing is downloaded"
-  _require("text.tokenizer", not folder or Path(folder).is_dir(), wanted)
 
 
 def check_programs(config: ConfigDict) -> None:
@@ -93,13 +89,18 @@ def check_baseline(config: ConfigDict) -> None:
   _check_files(config)
 
 
-def check_devices(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def check_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Returns the mesh of these devices, by default those here, which wakes the backend.
 
-  Raises UserError, naming the key, where they do not fit the config.
+  Raises UserError, naming the key, where they do not make the config's mesh.
   """
   where = () if devices is None else (devices,)
-  mesh = with_key(make_mesh, config.mesh.data, config.mesh.fsdp, *where, key="mesh.")
+  return with_key(make_mesh, config.mesh.data, config.mesh.fsdp, *where, key="mesh.")
+
+
+def check_devices(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh as `check_mesh`. Raises UserError where it cannot train by the config."""
+  mesh = check_mesh(config, devices)
   train = config.train
   _require(
     "train.batch_size",

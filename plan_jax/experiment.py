@@ -63,7 +63,8 @@ def _run(
   if steps:
     config = extension.extended(config, workdir, steps)
   config_lib.check(config)
-  config_lib.check_devices(config)
+  trains = mode in ("train", "all")
+  (config_lib.check_devices if trains else config_lib.check_mesh)(config)
   if steps:
     processes.on_primary(lambda: extension.extend(config, workdir))
   if mode == "features" and not config.data.store_features:
@@ -121,7 +122,7 @@ def evaluate_on(config: ConfigDict, workdir: Workdir, chosen: ConfigDict, out: s
   config, chosen = ConfigDict(config.to_dict()), ConfigDict(chosen.to_dict())
   config.mesh = {"data": -1, "fsdp": 1}  # of the devices here
   config.data.limit = 0  # of the run's own images
-  config.evaluation.update(sets=ConfigDict(), transfer=ConfigDict())
+  config.evaluation.sets, config.evaluation.transfer = ConfigDict(), ConfigDict()
   name = datasets.settle(chosen)
   config_lib.check(config)
   digest = datasets.conversion_digest(config, chosen)

@@ -45,7 +45,7 @@ from plan_jax.models import lora
 from plan_jax.models.two_towers import build
 from plan_jax.models.weights.files import read_safetensors
 from plan_jax.results import model_card
-from plan_jax.runtime.workdir import Workdir
+from plan_jax.runtime.workdir import TENSORS, Workdir
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # the function is lowered for each of them
 _CARD = "README.md"  # a text of its own, which may be edited
@@ -82,7 +82,7 @@ def write(workdir: Workdir, out: str | Path, *, step: int | None = None) -> Path
     card = model_card.text(workdir, config, model.step, tuple(grid))  # with what the run learned
     shutil.copytree(workdir.tokenizer, temporary, dirs_exist_ok=True)
     tensors = safetensors.save(exported.flat(variables))
-    (temporary / exported.TENSORS).write_bytes(tensors)
+    (temporary / TENSORS).write_bytes(tensors)
     (temporary / _FUNCTION).write_bytes(function.serialize())
     if model.calibration:
       calibration.write(temporary / workdir.calibration.name, model.calibration)
@@ -109,7 +109,7 @@ def serving(folder: str | Path) -> Callable[[dict], dict]:
     raise UserError(f"folder is of type {type(folder).__name__}: give the path of an exported one")
   folder = Path(folder)
   exported.check(folder)
-  weights = jax.device_put(read_safetensors(folder / exported.TENSORS))
+  weights = jax.device_put(read_safetensors(folder / TENSORS))
   function = jax_export.deserialize(bytearray((folder / _FUNCTION).read_bytes()))
   return lambda batch: function.call(weights, {name: jnp.asarray(x) for name, x in batch.items()})
 

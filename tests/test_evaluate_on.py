@@ -62,6 +62,17 @@ def test_a_folder_without_splits_is_evaluated_whole(run, tmp_path, capsys):
     experiment.evaluate_on(run.load_config(), run, given(tmp_path / "=other"), str(twin))
 
 
+def test_the_runs_own_sets_and_tasks_take_no_part(run, monkeypatch):
+  config, taken = run.load_config(), []
+  config.evaluation.sets = {"other": given("somewhere")}
+  config.evaluation.transfer = {"probe": {"task": "linear_probe"}}
+  monkeypatch.setattr(
+    experiment, "evaluate_set", lambda model, config, *_, **__: taken.append(config)
+  )
+  experiment.evaluate_on(config, run, given(run.path.parent / "records", "validation"))
+  assert not taken[0].evaluation.sets and not taken[0].evaluation.transfer
+
+
 def test_records_are_taken_as_they_are(run, tmp_path):
   folder, out = run.path.parent / "records", tmp_path / "out"
   before = records.fingerprint(folder)

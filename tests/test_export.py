@@ -69,6 +69,8 @@ def test_round_trip_keeps_the_bits(run):
   before, after = load(run[0]), load(run[1])
   with pytest.raises(UserError, match="is an exported folder: give no step and no config"):
     load(run[1], step=1)
+  with pytest.raises(WorkdirError, match="is an exported folder, which ground.*: name the run"):
+    Workdir(run[1]).load_model_config()
   assert after.step == before.step == 1
   jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
   np.testing.assert_array_equal(

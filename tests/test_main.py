@@ -13,17 +13,18 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import digests
+from input_pipeline import digests, records
 from input_pipeline.conversion import convert
 from input_pipeline.disk import DiskError
 from input_pipeline.errors import UserError
+from input_pipeline.files import replace_text
 from input_pipeline.locks import LockedError, lock
 from input_pipeline.phantom import radiograph
 from paths import ROOT
 from plan_jax import experiment
 from plan_jax.results import rows
 from plan_jax.runtime.workdir import Workdir
-from tiny_runs import flags, tiny
+from tiny_runs import flags, tiny, untrained
 
 DEMO = {"train.steps": 4, "evaluation.every_steps": 2}
 
@@ -106,6 +107,20 @@ def test_evaluate_again(demo, capsys):
     (r.task, r.model, r.group, r.metric, r.n) for r in before
   ]
   np.testing.assert_allclose([r.value for r in after], [r.value for r in before], rtol=1e-3)
+
+
+def test_an_evaluation_asks_for_nothing_that_only_training_needs(tmp_path, capsys):
+  """A batch that the eight devices here cannot share, a vocabulary that is kept in the run."""
+  folder = str(tmp_path / "records")
+  config = untrained(tmp_path, **{"data.records": folder, "train.batch_size": 12})
+  run = Workdir(tmp_path / "a")
+  config.text.tokenizer = "/gone"
+  replace_text(run.config, digests.seal(config.to_dict()))
+  replace_text(run.records_note, digests.seal({"fingerprint": records.fingerprint(folder)}))
+  experiment.run(run.load_config(), run, "evaluate")
+  assert f"report: {run.report}" in capsys.readouterr().out
+  with pytest.raises(UserError, match=r"train\.batch_size: is 12; must be a multiple of the 8"):
+    experiment.run(run.load_config(), run, "train")
 
 
 def test_errors_of_the_user_are_one_line(demo):

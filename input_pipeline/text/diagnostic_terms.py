@@ -3,7 +3,8 @@
 A list of words, and a few rules of negation after the manner of NegEx (Chapman et al. 2001): within
 a statement, which ends at a semicolon, a full stop, a "but" or a ", with", a denial such as "no"
 reaches to the end, and one such as "absent" or "not seen" back to the beginning. "No change in" and
-"cannot be excluded" deny nothing.
+"cannot be excluded" deny nothing. "Resolution of" and "removal of" deny what is gone, up to the
+next comma or "with".
 """
 
 import re
@@ -47,8 +48,11 @@ _CHANGE = {
   "worsening",
   "progression",
   "growth",
+  "resolution",
 }
 _NOT_CHANGED = {"increased", "decreased", "improved", "worsened", "progressed"}  # after "not" alone
+_GONE = {"resolution", "removal"}  # before "of"
+_PARTLY = {"no", "not", "without", "partial", "incomplete", "minimal"}  # before those: still there
 _HEDGED = re.compile(r"\b(?:cannot|can not|not|may not) be (?:excluded|ruled out)|\bnot excluded")
 _ENDS = {"but", "however", "except", "although", "though"}
 
@@ -75,11 +79,14 @@ class Terms:
     words = [sentence[start:end].lower() for start, end in spans]
     if not words:
       return []
-    starts = [0]
+    starts, gone = [0], False
     for i in range(1, len(words)):
       gap = sentence[spans[i - 1][1] : spans[i][0]]
-      if re.search("[;.]", gap) or words[i] in _ENDS or ("," in gap and words[i] == "with"):
+      gone |= words[i - 1] in _GONE
+      pauses = "," in gap, words[i] == "with"
+      if re.search("[;.]", gap) or words[i] in _ENDS or all(pauses) or (gone and any(pauses)):
         starts.append(i)
+        gone = False
     out = []
     for start, stop in zip(starts, [*starts[1:], len(words)], strict=True):
       statement = words[start:stop]
@@ -134,13 +141,15 @@ def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:
   """Marks the words of a statement that no denial reaches; `terms` marks the findings."""
   start, stop = 0, len(statement)
   for i, word in enumerate(statement):
-    after = statement[i + 1 : i + 4]
+    before, after = statement[max(i - 2, 0) : i], statement[i + 1 : i + 4]
     if word == "no" and after[:1] == ["longer"]:
       return [False] * len(statement)
     if word in _BACKWARD or (word == "not" and _SEEN & set(after[:2])):
       start = i + 1
-    elif _denies(word, after, terms[i + 1 : i + 4]):
-      stop = min(stop, i)
+    else:
+      gone = word in _GONE and after[:1] == ["of"] and _PARTLY.isdisjoint(before)
+      if gone or _denies(word, after, terms[i + 1 : i + 4]):
+        stop = min(stop, i)
   return [start <= i < stop for i in range(len(statement))]
 
 

@@ -62,7 +62,7 @@ def samples(path: str | Path) -> list[UInt8[np.ndarray, "_ _"]]:
   Records that cannot be read are named in the log, and give none.
   """
   workdir = Workdir(path)
-  if (workdir.path / "model.safetensors").is_file():
+  if workdir.is_exported():
     return []
   try:
     source = records.RecordSource(

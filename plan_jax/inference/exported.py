@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from input_pipeline import digests
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.models.weights.files import WeightsError, read_safetensors
+from plan_jax.runtime.workdir import TENSORS
 from plan_jax.training.assembly import Assembly, assemble
 from plan_jax.training.state import TrainState
 
-TENSORS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 _REMEDY = "fetch or export it again (plan-jax export)"
 
 

@@ -37,21 +37,14 @@ def load(
   """
   if not isinstance(workdir, Workdir):
     workdir = Workdir(workdir)
-  if any((workdir.path / name).is_file() for name in (exported.TENSORS, digests.SUMS)):
+  if workdir.is_exported():
     if not (step is None and config is None):
       raise WorkdirError(f"{workdir.path} is an exported folder: give no step and no config")
     return _calibrated(of_state(*exported.read(workdir.path)), workdir)
   if not (step is None or isinstance(step, int | np.integer)) or isinstance(step, bool):
     raise WorkdirError(f"step is {step!r}: give a whole number, or leave it out")
   if config is None:
-    config = workdir.load_config()
-    if "baseline" in config:
-      raise WorkdirError(f"{workdir.path} holds the evaluation of a baseline, and no model to load")
-    if "on" in config:
-      raise WorkdirError(
-        f"{workdir.path} holds an evaluation of a run on other data, and no model to load: name"
-        " the run's own folder"
-      )
+    config = workdir.load_model_config()
     config.mesh = {"data": -1, "fsdp": 1}  # of the devices here, not those it was trained on
   elif not isinstance(config, ConfigDict):
     raise WorkdirError(

@@ -30,6 +30,8 @@ FREE = (
   "train.log_every_steps",
 )
 
+TENSORS = "model.safetensors"  # in an exported folder
+
 ON_OTHER_DATA = "; to evaluate a run on other data: plan-jax evaluate --workdir=RUN --on=FOLDER"
 
 
@@ -61,6 +63,10 @@ class Workdir:
     self.example_scores = self.path / "example_scores"  # the scores behind it, one file a task
     self.report = self.path / "report" / "index.html"
     self.suites = self.path / "suites"  # evaluations by suites, a folder each
+
+  def is_exported(self) -> bool:
+    """Tells whether the folder is one that `plan_jax.export` wrote, and no run."""
+    return any((self.path / name).is_file() for name in (TENSORS, digests.SUMS))
 
   def example_scores_of(self, task: str, name: str = "") -> Path:
     """Gives the file of the scores of a task; `name` is that of an attached evaluation set."""
@@ -115,7 +121,12 @@ class Workdir:
 
   def begun(self) -> bool:
     """Tells whether there is a checkpoint."""
-    return self.checkpoints.is_dir() and any(p.name.isdigit() for p in self.checkpoints.iterdir())
+    return self.newest_step() is not None
+
+  def newest_step(self) -> int | None:
+    """Gives the step of the newest checkpoint, None without any; unfinished ones have no number."""
+    steps = [int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()]
+    return max(steps, default=None)
 
   def claim_records(self, folder: Path, fingerprint: str) -> None:
     """Notes the records of a new run, or checks that the run here has the same.
@@ -139,11 +150,31 @@ class Workdir:
     """Loads the config that the run was started with; its sequences are tuples, as they were."""
     return ConfigDict(_with_tuples(self.read_config()))
 
+  def load_model_config(self) -> ConfigDict:
+    """Loads the config as `load_config`, of a run that has a model of its own.
+
+    Raises WorkdirError also of a folder of an evaluation alone.
+    """
+    config = self.load_config()
+    if "baseline" in config:
+      raise WorkdirError(f"{self.path} holds the evaluation of a baseline, and no model to load")
+    if "on" in config:
+      raise WorkdirError(
+        f"{self.path} holds an evaluation of a run on other data, and no model to load: name"
+        " the run's own folder"
+      )
+    return config
+
   def read_config(self) -> dict:
     """Reads the config that the run was started with, as JSON has it.
 
     Raises WorkdirError where there is none, DamagedError where it is not as it was written.
     """
+    if self.is_exported():
+      raise WorkdirError(
+        f"{self.path} is an exported folder, which ground, embed, classify and app take: name the"
+        " run that it was made of"
+      )
     if not self.config.exists():
       raise WorkdirError(
         f"{self.path} holds no run (no config.json): train first, or name another --workdir"

@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from input_pipeline import digests
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir, WorkdirError, differences
 
@@ -62,9 +61,7 @@ def extend(config: ConfigDict, workdir: Workdir) -> None:
       f"--steps={steps}: {workdir.path} belongs to a run of another config ({differ}): leave these"
       " keys out, or name another --workdir"
     )
-  checkpoints = Checkpoints(workdir.checkpoints, create=False)
-  step = checkpoints.latest()
-  checkpoints.close()
+  step = workdir.newest_step()  # not by Orbax, which would wait for the other processes
   note = read(workdir)
   note.setdefault(str(step), before)  # where no step was done since, the schedule before led here
   replace_text(workdir.extended, digests.seal(note, indent=2))

@@ -85,6 +85,8 @@ def check(config: ConfigDict) -> None:
   """
   folder, size = tokenizer_folder(config), None
   key = "text.tokenizer" if config.text.tokenizer else "model.text.weights"
+  if folder and not Path(folder).is_dir():
+    raise TokenizerError(f"config.{key}: there is no folder {folder}, and nothing is downloaded")
   try:
     size = Tokenizer(Path(folder)).vocabulary_size if folder else None
   except TokenizerError as error:

@@ -74,7 +74,7 @@ def start(settings: Settings) -> Job:
   out = Workdir(settings.out)
   if out.evaluation.exists() and not out.begun():  # without a checkpoint, whose it is is not known
     raise UserError(f"{settings.out} holds an evaluation already: name another --out")
-  config = Workdir(settings.workdir).load_config()
+  config = Workdir(settings.workdir).load_model_config()
   settings = dataclasses.replace(settings, image_px=settings.image_px or config.model.image_px)
   stride = math.lcm(settings.STRIDE, image_encoder(config.model.image).output_stride)
   if settings.image_px % stride:

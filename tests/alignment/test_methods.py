@@ -10,7 +10,7 @@ import pytest
 import oracle
 from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods.base import Alignment, EmbeddedBatch, choose_tile_mib
-from plan_jax.alignment.methods.by_name import METHODS
+from plan_jax.alignment.methods.by_name import METHODS, pair_score
 from plan_jax.alignment.methods.mgca import clipped_attention
 from plan_jax.alignment.objective import objective
 from plan_jax.models.two_towers import ImageFeatures, TextFeatures
@@ -202,3 +202,11 @@ def test_memory_that_is_given_stays():
 def test_nothing_is_chosen_while_a_program_is_traced():
   with pytest.raises(ValueError, match="tile_mib: is 0"):
     objective(case(), STAGE, dataclasses.replace(ALIGNMENT, tile_mib=0, implementation="chunked"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stage_without_a_local_loss_scores_no_pairs(method):
+  alignment = dataclasses.replace(ALIGNMENT, method=method)
+  assert (pair_score(alignment, STAGE) is not None) == (method in ("plan", "gloria"))
+  stage = dataclasses.replace(STAGE, global_weight=1.0, local_weight=0.0)
+  assert pair_score(alignment, stage) is None

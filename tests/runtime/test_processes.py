@@ -43,10 +43,13 @@ def draw(out, **more):
 
 @pytest.fixture
 def start():
-  """Starts processes of one run, each with `devices`; all are ended with the test."""
+  """Starts processes of one run, each with `devices`; all are ended with the test.
+
+  Without `new` a run goes on by its own config.
+  """
   running = []
 
-  def begin(where, *arguments, count=2, devices=1, cwds=None, **more):
+  def begin(where, *arguments, count=2, devices=1, cwds=None, new=True, **more):
     with socket.socket() as free:
       free.bind(("127.0.0.1", 0))
       address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -56,11 +59,11 @@ def start():
         sys.executable,
         "-m",
         "plan_jax.main",
-        f"--config={ROOT}/configs/phantom.py",
         f"--workdir={where}",
         *arguments,
-        *flags(**SETTINGS, **more),
       ]
+      if new:
+        command += [f"--config={ROOT}/configs/phantom.py", *flags(**SETTINGS, **more)]
       if count > 1:
         command += ["--distributed", f"--coordinator_address={address}"]
         command += [f"--num_processes={count}", f"--process_id={index}"]
@@ -157,6 +160,15 @@ def test_two_processes_are_one_run(start, never, folder, tmp_path):
   assert "report: " not in second and "ETA" not in second and "image/s" not in second
   events = list((two / "tensorboard").iterdir())
   assert len(events) == 1
+
+
+def test_two_processes_train_a_run_for_longer(start, never, tmp_path):
+  shutil.copytree(never[0], tmp_path / "run")
+  running = start(tmp_path / "run", "--mode=train", "--steps=8", new=False)
+  outputs = finish(running, timeout=BOUND)
+  assert "trains on from step 6 to 8" in outputs[0]
+  run = workdir.Workdir(tmp_path / "run")
+  assert run.newest_step() == run.load_config().train.steps == 8
 
 
 @pytest.mark.slow  # minutes, where other tests take the cores; then also the time to meet runs out

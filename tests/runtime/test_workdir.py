@@ -1,4 +1,5 @@
 import pytest
+from ml_collections import ConfigDict
 
 from plan_jax.runtime.workdir import Workdir, WorkdirError
 from tiny_runs import tiny
@@ -28,3 +29,25 @@ def test_a_config_that_failed_before_training_can_be_mended(tmp_path):
   with pytest.raises(WorkdirError, match=r"train\.batch_size: 16 there, 8 now"):
     run.claim(tiny())
   run.claim(tiny(**{"train.batch_size": 16, "evaluation.resamples": 7, "data.workers": 3}))
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    ({"baseline": {"name": "gloria"}}, "the evaluation of a baseline, and no model to load"),
+    ({"on": {"dataset": "folder"}}, "on other data, and no model to load: name the run's own"),
+  ],
+)
+def test_a_folder_of_an_evaluation_alone_has_no_model(tmp_path, config, message):
+  run = Workdir(tmp_path / "run")
+  run.claim(ConfigDict(config))
+  with pytest.raises(WorkdirError, match=message):
+    run.load_model_config()
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_number(tmp_path):
+  run = Workdir(tmp_path / "run")
+  assert run.newest_step() is None and not run.begun()
+  for name in ("8", "10", "12.orbax-checkpoint-tmp"):
+    (run.checkpoints / name).mkdir(parents=True)
+  assert run.newest_step() == 10 and run.begun()

@@ -182,6 +182,14 @@ def test_a_broken_config_of_weights(tmp_path, content):
     load_encoders(config.model)
 
 
+def test_a_tokenizer_that_is_not_there_is_refused_before_any_work(tmp_path):
+  run = Workdir(tmp_path / "run")
+  message = r"config\.text\.tokenizer: there is no folder /nowhere, and nothing is downloaded"
+  with pytest.raises(tokenizer.TokenizerError, match=message):
+    experiment.run(tiny(**{"text.tokenizer": "/nowhere"}), run, "train")
+  assert not run.path.exists()
+
+
 @pytest.mark.parametrize(
   ("key", "message"),
   [

@@ -20,9 +20,12 @@ METHODS: dict[str, Method] = {
 
 
 def pair_score(alignment: Alignment, stage: Stage) -> pairwise.Score | None:
-  """Returns the score of all image x report pairs; None where the method compares none."""
+  """Returns the score of all image x report pairs.
+
+  None where the method compares none, and in a stage without a local loss.
+  """
   score = METHODS[alignment.method].pair_score
-  return None if score is None else score(alignment, stage)
+  return None if score is None or not stage.local_weight else score(alignment, stage)
 
 
 def pair_tile(

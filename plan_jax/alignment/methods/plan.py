@@ -51,12 +51,9 @@ class PlanScore:
     return tile_bytes(6, 0, *shape)  # XLA holds 4
 
 
-def pair_score(alignment: Alignment, stage: Stage) -> PlanScore | None:
-  """Returns the score of a stage; None where it has no local loss."""
-  if not stage.local_weight:
-    return None
-  a = alignment
-  return PlanScore(stage.tau, a.beta, a.word_weight > 0, a.dtype)
+def pair_score(alignment: Alignment, stage: Stage) -> PlanScore:
+  """Returns the score of a stage."""
+  return PlanScore(stage.tau, alignment.beta, alignment.word_weight > 0, alignment.dtype)
 
 
 def loss(
