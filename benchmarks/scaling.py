@@ -139,11 +139,12 @@ class Chip(NamedTuple):
   link: float
 
 
+_V5E, _V5P = ((chip.flops, chip.hbm_rate) for chip in map(topology.CHIPS.get, ("v5e", "v5p")))
 # One direction of one link: a ring sends to one neighbour.
 CHIPS = (
   # docs.cloud.google.com/tpu/docs, and NVIDIA's data sheet
-  Chip("TPU v5e", 197e12, 819e9, 50e9),  # 4 links, 400 GB/s both ways
-  Chip("TPU v5p", 459e12, 2765e9, 100e9),  # 6 links of 800 Gbit/s
+  Chip("TPU v5e", *_V5E, 50e9),  # 4 links, 400 GB/s both ways
+  Chip("TPU v5p", *_V5P, 100e9),  # 6 links of 800 Gbit/s
   Chip("H100, NVLink", 989e12, 3350e9, 450e9),  # SXM; 900 GB/s both ways
   Chip("H100, 400 Gbit/s network", 989e12, 3350e9, 50e9),  # the same, one adapter a GPU
 )

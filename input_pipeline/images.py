@@ -1,7 +1,7 @@
 """Images as arrays: decoded, fitted to the model's square, augmented, and brought back."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -65,15 +65,15 @@ def model_input(example: Example) -> np.ndarray | EncodedImage:
 
 
 def decode_batches(
-  examples: Iterable[Example], batch: int
-) -> Iterator[tuple[list[Example], list[np.ndarray]]]:
+  examples: Iterable[Example], batch: int, decode: Callable = decode_example
+) -> Iterator[tuple[list[Example], list]]:
   """Yields the examples, `batch` at a time, each list with its decoded images, uint8 [H, W].
 
-  One batch is held at a time. Raises UserError as `decode_example` does.
+  One batch is held at a time. `decode` may be `model_input`. Raises UserError as it does.
   """
   examples = iter(examples)
   while group := list(itertools.islice(examples, batch)):
-    yield group, [decode_example(example) for example in group]
+    yield group, [decode(example) for example in group]
 
 
 def fit_matrix(height: int, width: int, size_px: int) -> np.ndarray:

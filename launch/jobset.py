@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, at_least
 from input_pipeline.errors import UserError
 from plan_jax.runtime.logging import configure, log
 
@@ -121,31 +121,19 @@ def _parser() -> Parser:
   add("--workdir", required=True, help="folder of the run, in the shared volume")
   add("--claim", required=True, help="PersistentVolumeClaim, ReadWriteMany: the shared volume")
   add("--mount", default="/mnt/shared", help="where the hosts see it (default %(default)s)")
-  add("--hosts", type=_positive, default=1, help="pods (default 1)")
-  add("--gpus", type=_positive, help="NVIDIA GPUs of each host")
-  add("--tpus", type=_positive, help="TPU chips of each host (GKE)")
+  add("--hosts", type=at_least(1), default=1, help="pods (default 1)")
+  add("--gpus", type=at_least(1), help="NVIDIA GPUs of each host")
+  add("--tpus", type=at_least(1), help="TPU chips of each host (GKE)")
   pairs = {"type": _pair, "action": "append", "default": []}
   label = "label that the nodes must have; may be repeated"
   add("--node-selector", **pairs, metavar="KEY=VALUE", help=label)
   add("--env", **pairs, metavar="NAME=VALUE", help="environment of the run; may be repeated")
   grace = "from SIGTERM to SIGKILL, to save a checkpoint (default %(default)s)"
-  add("--grace-seconds", type=_positive, default=300, help=grace)
-  add("--crashes", type=_count, default=3, help="restarts after a crash (default %(default)s)")
+  add("--grace-seconds", type=at_least(1), default=300, help=grace)
+  add("--crashes", type=at_least(0), default=3, help="restarts after a crash (default %(default)s)")
   add("--kubectl", default="", help='options of kubectl: --kubectl="--namespace=team"')
   add("--dry-run", action="store_true", help="print the YAML, execute nothing")
   return parser
-
-
-def _count(text: str) -> int:
-  if not re.fullmatch(r"[0-9]{1,9}", text):
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-  return int(text)
-
-
-def _positive(text: str) -> int:
-  if not _count(text):
-    raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
-  return int(text)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import digests, records
@@ -287,10 +286,6 @@ def _claim(config: ConfigDict, workdir: Workdir, *, new: bool) -> Path:
   processes.assert_equal("the config", json.dumps(config.to_dict(), sort_keys=True))
   processes.on_primary(claim)
   for path in (workdir.config, folder):
-    if not processes.wait_for(path):
-      raise UserError(
-        f"process {jax.process_index()} does not see {path}, which process 0 has: --workdir and"
-        " config.data.records must be folders that all hosts share"
-      )
+    processes.require(path)
   processes.assert_equal(f"the data in {folder} (its fingerprint)", records.fingerprint(folder))
   return folder

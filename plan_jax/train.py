@@ -99,7 +99,11 @@ def train(
 
 
 def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> Tokenizer:
-  """Makes the run's own vocabulary, trained on the training reports or copied from a folder."""
+  """Makes the run's own vocabulary, trained on the training reports or copied from a folder.
+
+  Raises TokenizerError, WeightsError or DamagedError, and UserError where a process does not see
+  what the first one wrote.
+  """
 
   def make():
     if folder := pretrained.tokenizer_folder(config):
@@ -113,14 +117,17 @@ def make_tokenizer(config: ConfigDict, workdir: Workdir, source) -> Tokenizer:
   path = workdir.tokenizer / digests.SUMS
   # What a run has learned is of the vocabulary that it began with.
   processes.on_primary(lambda: None if path.exists() or workdir.begun() else make())
-  processes.wait_for(path)
+  processes.require(path)
   return load_tokenizer(workdir)
 
 
 def make_batches(
   config: ConfigDict, words: Tokenizer, source, start_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The batches of this host from step `start_step` on, without an end."""
+  """The batches of this host from step `start_step` on, without an end.
+
+  Raises TermsError, and UserError where the batches cannot be made of these records.
+  """
   encode = loader.Encode(
     words,
     diagnostic_terms.load(config.text.terms, places=config.text.places),

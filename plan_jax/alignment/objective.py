@@ -28,7 +28,9 @@ def objective(
   keys = pairwise.Keys(index, x.report_key, x.study_key, x.mask.any(-1))
   if not alignment.mask_positives:
     keys = keys._replace(text=jnp.zeros_like(index), study=index)
-  cosine = x.global_scale * (x.image_embedding @ x.text_embedding.T)
+  # Exact where accelerators would round the operands: the scale goes up to 100.
+  cosine = jnp.matmul(x.image_embedding, x.text_embedding.T, precision="highest")
+  cosine *= x.global_scale
   terms = pairwise.contrast_terms(cosine, cosine[..., None][..., :0], keys)
   loss, accuracy = info_nce(terms, keys.valid)
   total = stage.global_weight * loss

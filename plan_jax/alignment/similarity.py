@@ -24,13 +24,14 @@ def product(
 
   Args:
     formula: as of `jnp.einsum`.
-    dtype: "bfloat16" rounds the operands to that first, gradients too; "float32" does nothing.
+    dtype: "bfloat16" rounds the operands to that first, gradients too; "float32" keeps them, where
+      a TPU or GPU would round them by itself.
     a, b: the operands.
   """
   precise = jnp.promote_types(a.dtype, jnp.float32)
   einsum = partial(jnp.einsum, formula, preferred_element_type=precise)
   if dtype != "bfloat16":
-    return einsum(a, b)
+    return einsum(a, b, precision="highest")
 
   def in_bfloat16(a, b):
     return einsum(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))

@@ -74,7 +74,8 @@ def _step(features: Float[Array, "Q C"], diffusion: Diffusion) -> Float[Array, "
   place = jnp.stack(jnp.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
   distance = jnp.square(place[:, None] - place).sum(-1)
   distance /= 2 * diffusion.radius_fraction**2
-  return jax.nn.softmax(x @ x.T / diffusion.tau - distance, axis=-1)
+  cosine = jnp.matmul(x, x.T, precision="highest")  # which a small tau enlarges
+  return jax.nn.softmax(cosine / diffusion.tau - distance, axis=-1)
 
 
 def _enlarge(weight: Float[Array, "W P"], size: int) -> Float[Array, "W Q"]:

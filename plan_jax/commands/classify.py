@@ -17,6 +17,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.terminal import escape
 from plan_jax.commands import inputs
 
+_CHUNK = 32  # images held at a time
+
 
 def main(arguments: Sequence[str]) -> None:
   """Runs the command line."""
@@ -24,26 +26,34 @@ def main(arguments: Sequence[str]) -> None:
   with inputs.command():
     # Here: they take seconds, which --help does without.
     from plan_jax.inference import prompts
-    from plan_jax.inference.inputs import check_phrases
+    from plan_jax.inference.inputs import check_images, check_phrases
     from plan_jax.inference.load import load
 
     images = inputs.list_images(options.image)
     check_phrases(options.classes, "--class")
-    prompts.load([options.prompts])
+    prompts.load([options.prompts])  # before the model, which takes seconds
     model = load(options.workdir)
+    classify = prompts.classifier(model, options.classes, options.prompts)
     failures = inputs.Failures(len(images))
     with progress_bar("classify", len(images), show=len(images) > 1) as bar:
-      for path in images:
-        row: dict = {"image": str(path)}
-        try:
-          row["scores"] = model.classify(path, options.classes, options.prompts)
-        except UserError as error:
-          if len(images) == 1:
-            raise
-          failures.add(str(path), error)
-          row["error"] = str(error)
-        print(json.dumps(row) if options.json else _text(row), flush=True)
-        bar.update()
+      for start in range(0, len(images), _CHUNK):
+        rows: list[dict] = []
+        read = {}  # place in the rows -> image
+        for place, path in enumerate(images[start : start + _CHUNK]):
+          rows.append({"image": str(path)})
+          try:
+            (read[place],) = check_images(path)
+          except UserError as error:
+            if len(images) == 1:
+              raise
+            failures.add(str(path), error)
+            rows[place]["error"] = str(error)
+        scores = classify(list(read.values())) if read else []
+        for place, row in zip(read, scores, strict=True):
+          rows[place]["scores"] = row
+        for row in rows:
+          print(json.dumps(row) if options.json else _text(row), flush=True)
+        bar.update(len(rows))
     failures.finish(model.note)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_pipeline.example import Example
-from input_pipeline.images import decode_batches
+from input_pipeline.images import decode_batches, model_input
 from input_pipeline.text import reports
 from plan_jax.evaluators import class_retrieval, retrieval
 from plan_jax.evaluators.base import Evaluator
@@ -99,7 +99,7 @@ def features(model: Predictor, examples: Iterable[Example]) -> tuple[np.ndarray,
   wanted = (each for each in examples if reports.normalise(" ".join(each.sentences)))
   parts = [
     model.local_features(images, [example.sentences for example in part])
-    for part, images in decode_batches(wanted, 64)
+    for part, images in decode_batches(wanted, 64, model_input)
   ]
   return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 

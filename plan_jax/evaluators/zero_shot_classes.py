@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_pipeline.example import Example
-from input_pipeline.images import decode_batches
+from input_pipeline.images import decode_batches, model_input
 from plan_jax.evaluators.class_retrieval import single_finding
 from plan_jax.evaluators.labelled_images import Images
 from plan_jax.inference.predictor import Predictor
@@ -125,7 +125,7 @@ def image_similarities(
   compare = model.local_similarities([(text,) for text in texts])
   similarities = np.full((len(ids), len(texts)), np.nan)
   wanted = (example for example in examples if example.image_id in place)
-  for part, decoded in decode_batches(wanted, 64):
+  for part, decoded in decode_batches(wanted, 64, model_input):
     similarities[[place[example.image_id] for example in part]] = compare(decoded)
   if np.isnan(similarities).any():
     first = ids[int(np.isnan(similarities).any(1).argmax())]

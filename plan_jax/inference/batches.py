@@ -26,6 +26,11 @@ def run(function: Callable[[list], Any], items: Sequence, batch: int) -> Any:
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(items)], *parts)
 
 
+def size_of_few(count: int, most: int, devices: int) -> int:
+  """Gives the size of a batch for few items: a power of 2 or, where more, all devices or `most`."""
+  return min(most, -(-(2 ** (count - 1).bit_length()) // devices) * devices)
+
+
 def cut(arrays: Any, size: int) -> list[Any]:
   """Cuts a tree of arrays into parts of `size` rows, the last filled up with its last row."""
   count = len(jax.tree.leaves(arrays)[0])

@@ -21,6 +21,7 @@ from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
 from plan_jax.training.state import TrainState, weights_of
 
 _FEATURE_BYTES = 2**28  # of local features, on each device at a time
+_PAIR_BYTES = 2**30  # of pairs that are attended, on each device at a time
 _PAIRS = 2**13  # of images and texts, compared on each device at a time
 
 
@@ -51,6 +52,7 @@ class Predictor:
     self.has_significance = spec.has_significance
     self.map_sigma, self.map_nearest = spec.map_sigma, spec.map_nearest
     self._mesh, self._batch = mesh, -(-batch_size // mesh.size) * mesh.size
+    self._most_pairs = max(1, _PAIR_BYTES // max(1, spec.pair_bytes)) * mesh.size
     self._left_out, self._warned = 0, {""}
 
     def jit(function, **kwargs):
@@ -160,7 +162,7 @@ class Predictor:
     Returns the scores of one image by class, of several a list of them. Raises InputError for a
     class without prompts, and PromptsError.
     """
-    scores = prompt_sets.classify(self, images, classes, prompts)
+    scores = prompt_sets.classifier(self, classes, prompts)(images)
     return scores[0] if is_image(images) else scores
 
   def ground(self, images: Images, phrases: Phrases) -> Grounding | list[Grounding]:
@@ -256,9 +258,7 @@ class Predictor:
   def significances(self, texts: Texts) -> list[list[tuple[str, float]]]:
     """The words of each text in order, as far as the model reads it, with their significance."""
     texts = inputs.check_texts(texts)
-    significance = self._run(
-      lambda batch: self._text_features(batch).significance, self._encode(texts)
-    )
+    significance = self._run(self._text_features, self._encode(texts)).significance
     return [
       [
         (word, sum(float(weights[place]) for place in places))
@@ -309,7 +309,7 @@ class Predictor:
 
     query_bytes = 4 * (images.shape[1] * pixels[0].size + texts.shape[1] * words[0].size)
     batch = max(1, _FEATURE_BYTES // query_bytes) * self._mesh.size
-    return self._run(logits, list(zip(images, texts, strict=True)), min(batch, self._batch))
+    return self._run(logits, list(zip(images, texts, strict=True)), batch)
 
   def local_similarities(self, texts: Texts) -> Callable[[Images], Float[np.ndarray, "N T"]]:
     """Makes a function of N images: their local similarity to each of T texts.
@@ -361,17 +361,16 @@ class Predictor:
     inputs.check_pairs(images, texts)
     image_places, images = batches.distinct(images, id)
     text_places, texts = batches.distinct(texts, tuple)
-    batch = 2 ** (len(image_places) - 1).bit_length() if few else self._batch
-    batch = min(self._batch, -(-batch // self._mesh.size) * self._mesh.size)
-    image = self._run(self._image_features, images, batch)
-    text = self._run(self._text_features, self._encode(texts), batch)
+    image = self._run(self._image_features, images, few=few)
+    text = self._run(self._text_features, self._encode(texts), few=few)
 
     def function(pairs):
       i, j = np.array(pairs).T
       batch = jax.tree.map(lambda x: x[i], image), jax.tree.map(lambda x: x[j], text)
       return self._pair_functions[name](self.variables, *spread(batch, self._mesh), self.stage)
 
-    return self._run(function, list(zip(image_places, text_places, strict=True)), batch)
+    places = zip(image_places, text_places, strict=True)
+    return self._run(function, list(places), self._most_pairs, few=few)
 
   def _encode(self, texts, *, same_length: bool = False) -> list[dict]:
     encoded = self.spec.texts.encode(inputs.check_texts(texts), same_length=same_length)
@@ -395,5 +394,7 @@ class Predictor:
     arrays = {name: np.stack([text[name] for text in encoded]) for name in encoded[0]}
     return self._embed_texts(self.variables, spread(arrays, self._mesh))
 
-  def _run(self, function, items, batch: int = 0):
-    return batches.run(function, items, batch or self._batch)
+  def _run(self, function, items, most: int = 0, *, few: bool = False):
+    most = min(most or self._batch, self._batch)
+    size = batches.size_of_few(len(items), most, self._mesh.size) if few else most
+    return batches.run(function, items, size)

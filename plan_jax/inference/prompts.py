@@ -16,7 +16,7 @@ a set have negative prompts, or none.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,8 +207,10 @@ def presence_scores(
   return 1 / (1 + np.exp(similarity(prompts.negative) - positive))
 
 
-def classify(model: Any, images: Any, classes: Sequence[str], name: str) -> list[dict[str, float]]:
-  """Scores images for classes by the set of that name, each {class: score}.
+def classifier(
+  model: Any, classes: Sequence[str], name: str
+) -> Callable[[Any], list[dict[str, float]]]:
+  """Makes a function of images, each to {class: score}; the set's prompts are embedded once.
 
   Raises InputError for a class without prompts or without a known word, and PromptsError.
   """
@@ -224,12 +226,17 @@ def classify(model: Any, images: Any, classes: Sequence[str], name: str) -> list
   every = [text for each in texts.values() for side in each for text in side]
   if model.has_pair_scores:
     model, chosen = PairVectors(model, every), chosen.of_pairs()
-  images, embeddings = model.embed_images(images), embed(model, every)
-  columns = {
-    each: presence_scores(model, images, prompts, embeddings, chosen.ensemble).tolist()
-    for each, prompts in texts.items()
-  }
-  return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+  embeddings = embed(model, every)
+
+  def classify(images: Any) -> list[dict[str, float]]:
+    embedded = model.embed_images(images)
+    columns = {
+      each: presence_scores(model, embedded, prompts, embeddings, chosen.ensemble).tolist()
+      for each, prompts in texts.items()
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+  return classify
 
 
 def _path(name: str) -> Path:

@@ -55,9 +55,18 @@ class RunTexts:
   max_words: int
 
   def encode(self, texts: Sequence[Text], *, same_length: bool = False) -> EncodedTexts:
-    """Arrays of N texts, all of one length; counts the sentences left out."""
+    """Arrays of N texts, all of one length; counts the sentences left out.
+
+    Of the whole length, or of a half, a quarter, ... of it, whichever holds the longest text.
+    """
     encoded = [self._encode(text) for text in texts]
-    return EncodedTexts([text.arrays() for text in encoded], sum(text.dropped for text in encoded))
+    halvings = 0 if same_length else min(map(self._halvings, encoded), default=0)
+    tokens, words = self.max_tokens >> halvings, self.max_words >> halvings
+    arrays = [
+      {name: x[: words if name == "word_mask" else tokens] for name, x in text.arrays().items()}
+      for text in encoded
+    ]
+    return EncodedTexts(arrays, sum(text.dropped for text in encoded))
 
   def knows(self, text: str) -> bool:
     """Tells whether the vocabulary knows a word of a text."""
@@ -70,6 +79,12 @@ class RunTexts:
   def report_words(self, text: Text) -> list[tuple[str, list[int]]]:
     """The words that fit, each at its one place."""
     return [(word, [w]) for word, w in self.words(text)]
+
+  def _halvings(self, text: Encoded) -> int:
+    """Counts how often both lengths can be halved and hold the text, and 16 tokens and 8 words."""
+    tokens = int(np.flatnonzero(text.sentence_index >= 0).max(initial=0)) + 1
+    lengths = (self.max_tokens, max(16, tokens)), (self.max_words, max(8, len(text.words)))
+    return max(0, min((most // length).bit_length() - 1 for most, length in lengths))
 
   def _encode(self, text: Text) -> Encoded:
     return self.tokenizer.encode(text, max_tokens=self.max_tokens, max_words=self.max_words)
@@ -104,8 +119,19 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
     local_similarity=local_logits,
     # GLoRIA's published score contains its temperature.
     similarity_divisor=GloriaScore.scale if alignment.method == "gloria" else 1.0,
+    pair_bytes=12 * spread_pixels(config) ** 2,  # weights of a step, before and after the softmax
     has_significance=True,
   )
+
+
+def spread_pixels(config: ConfigDict) -> int:
+  """Counts the pixels of the grid on which regions spread; 0 where they do not."""
+  encoder, model = image_encoder(config.model.image), config.model
+  if config.alignment.method != "plan" or not config.alignment.spread_steps:
+    return 0
+  stage = model.image.get("spread_stage", 0) if model.image.name == "resnet" else 0
+  stride = min(2 ** (stage + 1), encoder.output_stride) if stage else encoder.output_stride
+  return (-(-model.image_px // stride)) ** 2
 
 
 def embed_images(model: TwoTowers, alignment: Alignment, variables: dict, image) -> ImageFeatures:

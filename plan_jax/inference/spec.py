@@ -90,6 +90,7 @@ class ModelSpec:
     ground_phrase: (variables, image, text, stage) -> map [P] >= 0 of any scale, and the signed
       similarity [P] of the phrase's own embedding.
     local_bytes: size of `Predictor.local_features` of a pair.
+    pair_bytes: what the attention of a pair holds beside its maps.
     note: sentence about `EncodedTexts.left_out`, with "{}" for the count.
     scales: variables -> inverse temperatures of the global and of the local logits.
     stage_at: training step -> stage.
@@ -123,6 +124,7 @@ class ModelSpec:
   local_logits: Callable[..., jax.Array] | None = None
   local_similarity: Callable[..., jax.Array] | None = None
   similarity_divisor: float = 1.0
+  pair_bytes: int = 0
   has_significance: bool = False
   prompt_embedding: Callable = lambda text: text.embedding
   pair_scores: Callable[..., jax.Array] | None = None

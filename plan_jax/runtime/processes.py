@@ -90,12 +90,19 @@ def on_primary(work: Callable[[], None]) -> None:
     raise error
 
 
-def wait_for(path: Path) -> bool:
-  """Waits for a file of the first process, as network disks may lag; tells whether it is here."""
+def require(path: Path) -> None:
+  """Waits for a file of the first process, as network disks may lag.
+
+  Raises UserError where it does not come.
+  """
   deadline = time.monotonic() + _WAIT_SECONDS
   while not (exists := path.exists()) and time.monotonic() < deadline:
     time.sleep(0.5)
-  return exists
+  if not exists:
+    raise UserError(
+      f"process {jax.process_index()} does not see {path}, which process 0 has: --workdir and"
+      " config.data.records must be folders that all hosts share"
+    )
 
 
 def assert_equal(name: str, value: str) -> None:

@@ -100,7 +100,8 @@ class Assembly:
 def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
   """Builds the parts for the devices here; nothing is computed yet.
 
-  Raises ValueError naming a key that does not fit.
+  Raises ValueError, naming a key that does not fit, and MeshError, where the mesh is not of the
+  devices here.
   """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
   return assemble_on(mesh, config, tokenizer.vocabulary_size)

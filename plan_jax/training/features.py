@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import LoadedEncoder, load_image
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
+from plan_jax.runtime.mesh import batch_sharding, everywhere, make_mesh
 from plan_jax.runtime.workdir import Workdir
 
 # Where the weights lie, and what learns on the features, or is refused with them.
@@ -65,7 +67,7 @@ def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]], workdir: Workdi
       processes.on_primary(partial(held.enter_context, lock(folder)))
     if jobs := _missing(config, sets, fingerprint):  # but for what another run has made by now
       variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
-      _make(config, lambda image: model.apply(variables, image), jobs, fingerprint)
+      _make(config, _on_devices(model, variables), jobs, fingerprint)
     processes.assert_equal("the encoder of the stored features", fingerprint)  # all are done
 
 
@@ -86,15 +88,24 @@ def _missing(config: ConfigDict, sets: Sequence[tuple[Path, Path]], fingerprint:
   return jobs
 
 
-def _make(config: ConfigDict, encoder: Callable, jobs: list[Job], fingerprint: str) -> None:
-  side, batch = config.model.image_px, config.evaluation.batch_size
+def _on_devices(model: nn.Module, variables: dict) -> Callable:
+  """Makes the function of [B, S, S, 1] to features [B, P, C]; the devices here share the batch."""
+  mesh = make_mesh(-1, 1, jax.local_devices())
+  whole = everywhere(mesh)
 
-  @jax.jit
-  def encode(image):
-    x = encoder(image)
+  def encode(variables, image):
+    x = model.apply(variables, image)
     return x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float16)
 
-  _, pixels, channels = jax.eval_shape(encode, np.zeros((1, side, side, 1), np.float32)).shape
+  function = jax.jit(encode, in_shardings=(whole, batch_sharding(mesh)))
+  # An argument, for what a function closes over is compiled into its program.
+  return partial(function, jax.device_put(variables, whole))
+
+
+def _make(config: ConfigDict, encode: Callable, jobs: list[Job], fingerprint: str) -> None:
+  side, devices = config.model.image_px, jax.local_device_count()
+  batch = -(-config.evaluation.batch_size // devices) * devices
+  _, pixels, channels = jax.eval_shape(encode, np.zeros((batch, side, side, 1), np.float32)).shape
   view_bytes = 2 * pixels * channels
   _require_room(jobs, view_bytes)
   total = sum(job.count * job.views for job in jobs)

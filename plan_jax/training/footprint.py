@@ -7,6 +7,7 @@ import jax
 
 from plan_jax.alignment.methods.by_name import pair_score, pair_tile
 from plan_jax.models.layers.remat import REMAT
+from plan_jax.runtime.checkpoints import abstract_state
 from plan_jax.runtime.mesh import make_mesh, state_sharding
 from plan_jax.training.assembly import Assembly, pair_shapes
 
@@ -107,11 +108,6 @@ def _wider_fsdp(parts: Assembly, excess: int) -> int:
       continue
     mesh = make_mesh(-1, fsdp, parts.mesh.devices.ravel())
     shardings = state_sharding(parts.abstract_state, mesh)
-    split = jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-      parts.abstract_state,
-      shardings,
-    )
-    if held - chip_bytes(split) >= excess:
+    if held - chip_bytes(abstract_state(parts.abstract_state, shardings)) >= excess:
       return fsdp
   return 0

@@ -37,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _learn(settings: Settings) -> None:
   # Here, as in `parse`: they take seconds to import, and --help needs none of it.
-  from plan_jax.runtime import preemption
+  from plan_jax.runtime import compilation, preemption
   from plan_jax.transfer.by_name import learn
 
+  compilation.use_cache()
   signal.signal(signal.SIGTERM, preemption.interrupt)
   try:
     learn(settings)

@@ -103,7 +103,7 @@ class Features:
       in_shardings=(whole, batch_sharding(mesh)),
       out_shardings=whole,
     )
-    self._pooled = partial(function, weights)
+    self._pooled = partial(function, jax.device_put(weights, whole))
 
   def embed_images(self, arrays: list[np.ndarray]) -> np.ndarray:
     """Embeds images uint8 [H, W], of any size: float32 [N, C]."""

@@ -13,6 +13,7 @@ from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods.base import Alignment
 from plan_jax.alignment.methods.by_name import pair_score
 from plan_jax.alignment.similarity import l2_normalize
+from plan_jax.inference import batches
 from plan_jax.inference.load import of_state
 from plan_jax.training.assembly import assemble
 from tiny_runs import tiny, two_stages
@@ -127,3 +128,31 @@ def test_local_logits_are_those_of_training(method, tmp_path):
   similarity = model.local_similarities(texts[:3])(IMAGES)
   scale = 10 if method == "gloria" else config.model.scale_init
   np.testing.assert_allclose(similarity, logits[:, :3] / scale, atol=1e-2)
+
+
+def test_short_texts_are_read_in_short_arrays(model):
+  short, report = ("small effusion",), tuple(s for example in EXAMPLES for s in example.sentences)
+  texts = model.spec.texts
+  (cut,), (whole,) = (texts.encode([short], same_length=same).arrays for same in (False, True))
+  for name in ("tokens", "word_mask"):
+    halvings = (len(whole[name]) // len(cut[name])).bit_length() - 1
+    assert halvings > 0 and len(cut[name]) == len(whole[name]) >> halvings
+    np.testing.assert_array_equal(cut[name], whole[name][: len(cut[name])])
+  assert len(texts.encode([short, report]).arrays[0]["tokens"]) > len(cut["tokens"])
+  together = model.embed_texts([short, report])[0]
+  np.testing.assert_allclose(model.embed_texts([short])[0], together, atol=1e-5)
+
+
+def test_pairs_are_attended_in_parts_where_all_would_not_fit(model, monkeypatch):
+  phrases = ["small left effusion", "the heart is large"] * 8
+  whole = model.maps_on_grid(IMAGES[:1] * 16, phrases)
+  monkeypatch.setattr(model, "_most_pairs", 8)
+  np.testing.assert_allclose(model.maps_on_grid(IMAGES[:1] * 16, phrases), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("count", "most", "devices", "want"),
+  [(1, 32, 1, 1), (5, 32, 1, 8), (40, 32, 1, 32), (1, 32, 8, 8)],
+)
+def test_a_batch_of_few_is_a_power_of_two(count, most, devices, want):
+  assert batches.size_of_few(count, most, devices) == want

@@ -20,7 +20,7 @@ from input_pipeline.locks import LockedError, lock
 from paths import ROOT
 from plan_jax import config as config_lib
 from plan_jax import experiment, train
-from plan_jax.evaluators import grounding, labelled_images
+from plan_jax.evaluators import grounding, labelled_images, reranking, zero_shot_classes
 from plan_jax.evaluators.datasets import EvaluationSet
 from plan_jax.inference.inputs import InputError
 from plan_jax.inference.load import load
@@ -342,3 +342,22 @@ def test_what_would_change_the_features_is_refused(made, changes, message):
   config.update_from_flattened_dict(changes)
   with pytest.raises(config_lib.ConfigError, match=message):
     config_lib.check(config)
+
+
+def test_what_compares_all_pairs_reads_stored_features_too(made):
+  _, path = made
+  source = records.RecordSource(path / "records", "test", features=path / "features")
+  examples, seen = [source[i] for i in range(len(source))], []
+
+  class Model:
+    def local_features(self, images, texts):
+      seen.extend(images)
+      return (np.zeros((len(images), 1)),) * 3
+
+    def local_similarities(self, texts):
+      return lambda images: seen.extend(images) or np.zeros((len(images), len(texts)))
+
+  reranking.features(Model(), examples)
+  zero_shot_classes.image_similarities(Model(), examples, [x.image_id for x in examples], ["edema"])
+  assert len(seen) == 2 * len(source)
+  assert all(isinstance(image, images.EncodedImage) for image in seen)
