@@ -1,7 +1,8 @@
 """Command lines whose mistakes are one line."""
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from input_pipeline.terminal import escape
@@ -16,6 +17,13 @@ def at_least(least: int) -> Callable[[str], int]:
     return int(text)
 
   return read
+
+
+def split_rest(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+  """Splits arguments, by default of this process, at the first "--", which is dropped."""
+  arguments = list(sys.argv[1:] if arguments is None else arguments)
+  cut = arguments.index("--") if "--" in arguments else len(arguments)
+  return arguments[:cut], arguments[cut + 1 :]
 
 
 def path(text: str) -> str:

@@ -10,11 +10,11 @@ Beam or without.
 import os
 import pickle
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from input_pipeline.command_line import split_rest
 from input_pipeline.conversion import command, convert, workers
 from input_pipeline.conversion.job import Job, Shard
 
@@ -83,15 +83,14 @@ def results(
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Prints the summary, or one error with exit status 1."""
-  argv = list(sys.argv[1:] if argv is None else argv)
-  cut = argv.index("--") if "--" in argv else len(argv)
-  options = command.parser("python -m launch.convert_beam", __doc__).parse_args(argv[:cut])
+  own, rest = split_rest(argv)
+  options = command.parser("python -m launch.convert_beam", __doc__).parse_args(own)
 
   options.out = os.path.abspath(options.out)  # a worker stands elsewhere
   options.source = options.source and os.path.abspath(options.source)
 
   def runner(job: Job, shards: list[Shard]) -> Iterator[tuple[Shard, list[dict[str, str]]]]:
-    return results(job, shards, argv[cut + 1 :])
+    return results(job, shards, rest)
 
   command.run(**vars(options), runner=runner, progress=False)
 

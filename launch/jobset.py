@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from input_pipeline.command_line import Parser, at_least
+from input_pipeline.command_line import Parser, at_least, split_rest
 from input_pipeline.errors import UserError
 from plan_jax.runtime.logging import configure, log
 
@@ -27,11 +27,10 @@ _GKE_TPU = ("cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-to
 def main(argv: Sequence[str] | None = None) -> None:
   """Starts the JobSet; exit status 1 with one line for an error."""
   configure()
-  argv = list(sys.argv[1:] if argv is None else argv)
-  cut = argv.index("--") if "--" in argv else len(argv)
-  options = _parser().parse_args(argv[:cut])
+  own, rest = split_rest(argv)
+  options = _parser().parse_args(own)
   try:
-    content = jobset(options, argv[cut + 1 :])
+    content = jobset(options, rest)
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False, width=1000)
     command = ["kubectl", "create", "--filename=-", *shlex.split(options.kubectl)]
     if options.dry_run:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.command_line import Parser, at_least
+from input_pipeline.command_line import Parser, at_least, split_rest
 from input_pipeline.disk import disk_errors
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
@@ -31,13 +31,12 @@ _POLL = 0.1
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line: exit status 1 with one line for an error, or where a run failed."""
   configure()
-  argv = list(sys.argv[1:] if argv is None else argv)
-  cut = argv.index("--") if "--" in argv else len(argv)
-  options = _parser().parse_args(argv[:cut])
+  own, rest = split_rest(argv)
+  options = _parser().parse_args(own)
   out = Path(options.out)
   try:
     columns = collect.columns(options.metrics)
-    runs = study.load(options.config, options.out, argv[cut + 1 :])
+    runs = study.load(options.config, options.out, rest)
     collect.check_reference(runs, options.against)
     collect.check_set(runs, options.set)
     if options.mode == "print":

@@ -47,7 +47,7 @@ def read_backend(folder: Path) -> tuple:
   path = next((folder / name for name in _READERS if (folder / name).is_file()), None)
   if path is None:
     raise TokenizerError(
-      f"{folder} holds neither tokenizer.json nor vocab.txt: name a local Hugging Face folder"
+      f"{folder} holds none of {', '.join(FILES)}: name a local Hugging Face folder"
     )
   try:
     backend = _READERS[path.name](path, settings)
@@ -147,6 +147,7 @@ def _sentencepiece(path: Path, settings: dict):
 
 
 _READERS = {"tokenizer.json": _whole, "vocab.txt": _bare, "spiece.model": _sentencepiece}
+FILES = tuple(_READERS)  # any of which is a vocabulary
 
 
 def _special_names(folder: Path, settings: dict, tokens: dict[str, int]) -> dict[str, str]:

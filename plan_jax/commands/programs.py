@@ -169,13 +169,14 @@ def _lower_step(parts: Assembly, name: str) -> jax.stages.Lowered:
 
 def _encoders(parts: Assembly) -> dict[str, Callable[[], jax.stages.Lowered]]:
   """Returns what lowers the encoders as `Predictor` runs them."""
-  config, evaluation = parts.config, parts.config.evaluation
+  evaluation = parts.config.evaluation
   batch = -(-evaluation.batch_size // parts.mesh.size) * parts.mesh.size
 
   def arrays(shape, dtype):
     return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=batch_sharding(parts.mesh))
 
-  image = arrays((config.model.image_px, config.model.image_px, 1), np.float32)
+  image = parts.abstract_batch()["image"]  # stored features, where the run has such
+  image = arrays(image.shape[1:], image.dtype)
   tokens = arrays((evaluation.max_tokens,), np.int32)
   text = dict.fromkeys(TOKENS, tokens) | {"word_mask": arrays((evaluation.max_words,), np.bool_)}
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import terminal
 from input_pipeline.text.tokenizer import Tokenizer
-from input_pipeline.text.vocabulary import TokenizerError
+from input_pipeline.text.vocabulary import FILES, TokenizerError
 from plan_jax.models.two_towers import image_encoder, text_encoder
 from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import LoadedEncoder, load_image, load_text
@@ -126,7 +126,7 @@ def tokenizer_folder(config) -> str:
   folder = config.model.text.weights
   if config.text.tokenizer or not folder:
     return config.text.tokenizer
-  if any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+  if any((Path(folder) / name).is_file() for name in FILES):
     return folder
   if not Path(folder).exists():
     raise WeightsError(
@@ -134,6 +134,6 @@ def tokenizer_folder(config) -> str:
       " checkpoint file or a Hugging Face folder on this machine"
     )
   raise WeightsError(
-    f"config.model.text.weights {folder} comes without a vocabulary (tokenizer.json or vocab.txt):"
+    f"config.model.text.weights {folder} comes without a vocabulary ({', '.join(FILES)}):"
     " name the folder of the one it was trained with in config.text.tokenizer"
   )

@@ -181,7 +181,7 @@ def test_what_does_not_fit_clip(tmp_path, byte_pairs, vocabulary):
   model, _, folder, file = theirs.clip(tmp_path, byte_pairs, **theirs.TINY)
   with pytest.raises(UserError, match="tokenizer: is empty; .* openai/clip-vit-base-patch32"):
     load.load(config_of("chexzero", weights=file))
-  with pytest.raises(UserError, match="weights: .* holds neither tokenizer.json"):
+  with pytest.raises(UserError, match="weights: .* holds none of tokenizer.json"):
     load.load(config_of("clip", weights=folder))
   theirs.save_byte_pairs(folder)
   loaded = load.load(config_of("clip", weights=folder))

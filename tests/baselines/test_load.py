@@ -90,7 +90,7 @@ def test_vocabulary_and_text_that_are_not_the_weights(tmp_path, vocabulary, toke
     load.load(config_of("biovil", weights=weights, text=folder, tokenizer=vocabulary))
   with pytest.raises(UserError, match="text: .* no checkpoint of CXR-BERT: it is Bio"):
     load.load(config_of("biovil_t", weights=weights, text=weights, tokenizer=vocabulary))
-  with pytest.raises(UserError, match="text: .* holds neither tokenizer.json"):
+  with pytest.raises(UserError, match="text: .* holds none of tokenizer.json"):
     load.load(config_of("biovil_t", weights=weights, text=folder))
   _, _, _, wider = biovil(tmp_path, tokenizer, "biovil", out=12)
   with pytest.raises(UserError, match="gives vectors of 12, the images' are of 10"):

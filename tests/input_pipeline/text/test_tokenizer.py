@@ -192,7 +192,7 @@ def bert(*added):
 
 WRONG = {
   "absent": (lambda folder: None, "there is no folder .*, and nothing is downloaded"),
-  "empty": (put, "holds neither tokenizer.json nor vocab.txt"),
+  "empty": (put, "holds none of tokenizer.json, vocab.txt, spiece.model"),
   "no_json": (lambda folder: put(folder, tokenizer_json="{"), "tokenizer.json is no JSON"),
   "list": (lambda folder: put(folder, tokenizer_json="[]"), "tokenizer.json holds a list"),
   "deep": (lambda folder: put(folder, tokenizer_json="[" * 100_000), "tokenizer.json is no JSON"),
