@@ -216,6 +216,8 @@ def _run(file: str, get_config, out: str, overrides: Overrides, extra: tuple[str
     config = localised(config, given)
     config = pretrained.with_settings(config, workdir, given)
     config_lib.check(config)
+    if not workdir.begun():
+      pretrained.tokenizer_folder(config)  # raises where it is not there
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, UserError) as error:
     raise StudyError(f"{file}, run {name(overrides)}: {one_line(error)}") from error
   for key, value in overrides.items():

@@ -23,7 +23,7 @@ from plan_jax.runtime.checkpoints import Checkpoints
 from plan_jax.runtime.logging import read_scalars
 from plan_jax.training.assembly import assemble
 from plan_jax.training.step import StagedStep, dropout_key, make_step
-from tiny_runs import flags, tiny, two_stages
+from tiny_runs import flags, tiny, two_stages, untrained
 
 
 @pytest.fixture(scope="session")
@@ -298,6 +298,14 @@ def test_the_step_is_a_function_of_its_inputs_and_ema_follows_it(folder):
     lambda a, b, ema: np.testing.assert_allclose(ema, (a + b) / 2, atol=1e-6),
     *(state.params, first[0].params, first[0].ema),
   )
+
+
+def test_a_vocabulary_that_was_damaged_is_named_at_once(tmp_path):
+  config = untrained(tmp_path, **{"data.records": str(tmp_path / "records")})
+  run = workdir.Workdir(tmp_path / "a")
+  (run.tokenizer / digests.SUMS).unlink()
+  with pytest.raises(digests.MissingError, match="give back .*tokenizer from a copy"):
+    train.make_tokenizer(config, run, None)
 
 
 def test_no_checkpoint_to_load(tmp_path):

@@ -79,20 +79,20 @@ class Terms:
     words = [sentence[start:end].lower() for start, end in spans]
     if not words:
       return []
-    starts, gone = [0], False
+    starts, pauses = [0], [False]
     for i in range(1, len(words)):
       gap = sentence[spans[i - 1][1] : spans[i][0]]
-      gone |= words[i - 1] in _GONE
-      pauses = "," in gap, words[i] == "with"
-      if re.search("[;.]", gap) or words[i] in _ENDS or all(pauses) or (gone and any(pauses)):
+      pauses.append("," in gap or words[i] == "with")
+      if re.search("[;.]", gap) or words[i] in _ENDS or ("," in gap and words[i] == "with"):
         starts.append(i)
-        gone = False
     out = []
     for start, stop in zip(starts, [*starts[1:], len(words)], strict=True):
       statement = words[start:stop]
       terms = [_is_in(word, self.findings) for word in statement]
       text = sentence[spans[start][0] : spans[stop - 1][1]].lower()
-      affirmed = [True] * len(terms) if _HEDGED.search(text) else _affirmed(statement, terms)
+      affirmed = [True] * len(terms)
+      if not _HEDGED.search(text):
+        affirmed = _affirmed(statement, terms, pauses[start:stop])
       finding = [is_term and stands for is_term, stands in zip(terms, affirmed, strict=True)]
       beside = any(finding)
       out += [
@@ -137,20 +137,25 @@ def load(path: str | Path = "", *, places: bool = False) -> Terms:
   return Terms(frozenset(findings), frozenset(anatomy) | (PLACES if places else frozenset()))
 
 
-def _affirmed(statement: list[str], terms: list[bool]) -> list[bool]:
-  """Marks the words of a statement that no denial reaches; `terms` marks the findings."""
+def _affirmed(statement: list[str], terms: list[bool], pauses: list[bool]) -> list[bool]:
+  """Marks the words of a statement that no denial reaches.
+
+  `terms` marks the findings, `pauses` the words behind a comma and each "with".
+  """
   start, stop = 0, len(statement)
+  leaves, gone = False, []
   for i, word in enumerate(statement):
     before, after = statement[max(i - 2, 0) : i], statement[i + 1 : i + 4]
     if word == "no" and after[:1] == ["longer"]:
       return [False] * len(statement)
     if word in _BACKWARD or (word == "not" and _SEEN & set(after[:2])):
       start = i + 1
-    else:
-      gone = word in _GONE and after[:1] == ["of"] and _PARTLY.isdisjoint(before)
-      if gone or _denies(word, after, terms[i + 1 : i + 4]):
-        stop = min(stop, i)
-  return [start <= i < stop for i in range(len(statement))]
+    elif _denies(word, after, terms[i + 1 : i + 4]):
+      stop = min(stop, i)
+    removed = word in _GONE and after[:1] == ["of"] and _PARTLY.isdisjoint(before)
+    leaves = removed or (leaves and not pauses[i])
+    gone.append(leaves)
+  return [start <= i < stop and not gone[i] for i in range(len(statement))]
 
 
 def _denies(word: str, after: list[str], terms: list[bool]) -> bool:

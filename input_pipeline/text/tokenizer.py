@@ -49,9 +49,9 @@ class Encoded(NamedTuple):
 class Tokenizer:
   """Tokens with their words; picklable, so that loader workers can hold one.
 
-  The folder holds tokenizer.json, or vocab.txt for BERT's WordPiece; nothing in it is executed.
+  The folder holds one of `vocabulary.FILES`; nothing in it is executed.
 
-  Raises TokenizerError, naming the folder, where it holds neither, or a vocabulary without [CLS],
+  Raises TokenizerError, naming the folder, where it holds none, or a vocabulary without [CLS],
   [SEP] and [PAD], or one whose tokens do not tell their words.
   """
 

@@ -35,7 +35,7 @@ def read_backend(folder: Path) -> tuple:
   Returns the Tokenizer of the library tokenizers, without padding and truncation, and the content
   of tokenizer_config.json. The class that it names is not used.
 
-  Raises TokenizerError, naming the folder, where there is neither file, one is broken, both
+  Raises TokenizerError, naming the folder, where there is none of `FILES`, one is broken, both
   disagree, or the vocabulary has a token of several words.
   """
   folder = Path(folder)

@@ -42,7 +42,8 @@ class Answers:
     log.setLevel(logging.ERROR)  # that a blank image shows nothing is no news
     for model in self.models.values():
       model.ground(blank, "left effusion")
-      model.attend(blank, "left effusion")
+      for sentences in (1, 4, 16, 64):  # texts are read in arrays of some lengths
+        model.attend(blank, [("There is a left effusion.",) * sentences])
     log.setLevel(level)
 
   def about(self) -> dict:

@@ -95,6 +95,8 @@ def require(path: Path) -> None:
 
   Raises UserError where it does not come.
   """
+  if is_primary():
+    return
   deadline = time.monotonic() + _WAIT_SECONDS
   while not (exists := path.exists()) and time.monotonic() < deadline:
     time.sleep(0.5)

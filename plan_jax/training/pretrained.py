@@ -85,8 +85,6 @@ def check(config: ConfigDict) -> None:
   """
   folder, size = tokenizer_folder(config), None
   key = "text.tokenizer" if config.text.tokenizer else "model.text.weights"
-  if folder and not Path(folder).is_dir():
-    raise TokenizerError(f"config.{key}: there is no folder {folder}, and nothing is downloaded")
   try:
     size = Tokenizer(Path(folder)).vocabulary_size if folder else None
   except TokenizerError as error:
@@ -120,12 +118,17 @@ def load_encoders(model, vocabulary_size: int | None = None) -> dict[str, Loaded
 def tokenizer_folder(config) -> str:
   """Returns the folder of config.text.tokenizer, else of the text weights; empty: train one.
 
-  Raises WeightsError for text weights that are not there, or come without a vocabulary, which would
-  mean nothing to them.
+  Raises TokenizerError where there is no such folder, and WeightsError for text weights that are
+  not there, or come without a vocabulary, which would mean nothing to them.
   """
-  folder = config.model.text.weights
-  if config.text.tokenizer or not folder:
-    return config.text.tokenizer
+  folder, given = config.model.text.weights, config.text.tokenizer
+  if given and not Path(given).is_dir():
+    raise TokenizerError(
+      f"config.text.tokenizer: there is no folder {given}, and nothing is downloaded: name one on"
+      " this machine"
+    )
+  if given or not folder:
+    return given
   if any((Path(folder) / name).is_file() for name in FILES):
     return folder
   if not Path(folder).exists():

@@ -51,6 +51,7 @@ class Canvas:
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * self._width
     (width, height), depth = cv2.getTextSize(text, font, size, self._width)
     x = max(0, min(x + 2, self._size[0] - width - 1))
+    y = max(height, min(y, self._size[1] - depth))
     line = height + depth
     places = [np.array([x, y - height, x + width, y + depth]) + [0, k * line] * 2 for k in _LINES]
     free = [box for box in places if self._is_free(box)]

@@ -284,4 +284,4 @@ def test_only_loopback_is_private(host, right):
 def test_warming_up_calls_what_requests_will():
   model = Squares()
   Answers({"a": model}, Images()).warm_up()
-  assert model.calls == ["ground", "attend"]
+  assert model.calls == ["ground"] + ["attend"] * 4

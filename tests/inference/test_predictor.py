@@ -1,5 +1,7 @@
 """The Predictor of a run: its stages, its local scores, its words; see also test_model_specs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,11 @@ from plan_jax.alignment.methods.by_name import pair_score
 from plan_jax.alignment.similarity import l2_normalize
 from plan_jax.inference import batches
 from plan_jax.inference.load import of_state
+from plan_jax.inference.predictor import Predictor
+from plan_jax.inference.run_spec import spread_pixels
+from plan_jax.models.two_towers import build
 from plan_jax.training.assembly import assemble
-from tiny_runs import tiny, two_stages
+from tiny_runs import mesh_of, tiny, two_stages
 
 EXAMPLES = [radiograph.example(1, i, 64) for i in range(5)]
 IMAGES = [images.decode(example.image) for example in EXAMPLES]
@@ -144,15 +149,44 @@ def test_short_texts_are_read_in_short_arrays(model):
 
 
 def test_pairs_are_attended_in_parts_where_all_would_not_fit(model, monkeypatch):
-  phrases = ["small left effusion", "the heart is large"] * 8
-  whole = model.maps_on_grid(IMAGES[:1] * 16, phrases)
-  monkeypatch.setattr(model, "_most_pairs", 8)
-  np.testing.assert_allclose(model.maps_on_grid(IMAGES[:1] * 16, phrases), whole, atol=1e-5)
+  small = Predictor(model.spec, model.variables, mesh_of(1), batch_size=8, step=model.step)
+  phrases = ["small left effusion", "the heart is large"] * 4
+  whole, sizes, run = small.maps_on_grid(IMAGES[:1] * 8, phrases), [], batches.run
+  monkeypatch.setattr(batches, "run", lambda *x: sizes.append(x[2]) or run(*x))
+  monkeypatch.setattr(small, "_most_pairs", 3)
+  np.testing.assert_allclose(small.maps_on_grid(IMAGES[:1] * 8, phrases), whole, atol=1e-5)
+  assert sizes == [8, 8, 3]  # images, texts, pairs
+  sizes.clear()
+  small.ground(IMAGES[0], phrases[:2])
+  assert sizes == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+  ("change", "side"),
+  [
+    ({"alignment.spread_steps": 0}, 0),
+    ({"model.image.spread_stage": 1}, 16),
+    ({"model.image.spread_stage": 2}, 8),
+    ({"model.image.spread_stage": 0}, 8),
+    ({"alignment.method": "gloria"}, 0),
+  ],
+)
+def test_the_memory_of_a_pair_is_by_the_grid_of_what_looks_alike(change, side):
+  config = tiny(**{"model.image.output_stride": 8} | change)
+  assert spread_pixels(config) == side**2
+  if side:
+    model = build(config.model, 50)
+    image = np.zeros((1, 64, 64, 1), np.float32)
+    variables = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), image, method=model.embed_images)
+    )
+    embed = partial(model.apply, method=model.embed_images)
+    assert jax.eval_shape(embed, variables, image).features.shape[1] == side**2
 
 
 @pytest.mark.parametrize(
   ("count", "most", "devices", "want"),
-  [(1, 32, 1, 1), (5, 32, 1, 8), (40, 32, 1, 32), (1, 32, 8, 8)],
+  [(1, 32, 1, 1), (5, 32, 1, 8), (40, 32, 1, 32), (1, 32, 8, 8), (5, 33, 3, 9), (2, 33, 3, 3)],
 )
 def test_a_batch_of_few_is_a_power_of_two(count, most, devices, want):
   assert batches.size_of_few(count, most, devices) == want

@@ -231,6 +231,7 @@ def test_a_run_has_the_sizes_of_its_weights(tmp_path, capsys):
   folder = tmp_path / "bert"
   folder.mkdir()
   (folder / "config.json").write_text(json.dumps(SIZES))
+  (folder / "vocab.txt").touch()
   weights = {"model.text.weights": str(folder)}
   (run,) = load(tmp_path, [weights], ["--config.text.max_tokens=150"])
   assert (run.config.model.text.embed_dim, run.config.model.text.max_position) == (24, 160)
@@ -244,6 +245,11 @@ def test_a_run_has_the_sizes_of_its_weights(tmp_path, capsys):
   assert re.fullmatch("python .*# complete\n# 1 of 1 runs are complete\n", capsys.readouterr().out)
   with pytest.raises(UserError, match=r"run .*: the command .*\.embed_dim=16, 24 in"):
     load(tmp_path, [weights | {"model.text.embed_dim": 16}])
+
+
+def test_a_vocabulary_that_is_not_there_is_refused_before_any_run(tmp_path):
+  with pytest.raises(UserError, match=r"run .*: config\.text\.tokenizer: there is no folder /none"):
+    load(tmp_path, [{"text.tokenizer": "/none"}])
 
 
 def test_a_small_likeness_is_complete_when_it_is(tmp_path):

@@ -61,8 +61,8 @@ def test_the_vocabulary_comes_with_the_weights(tmp_path):
   config.model.text.weights = str(tmp_path / "bert")
   (tmp_path / "bert" / "vocab.txt").write_text("[PAD]")
   assert tokenizer_folder(config) == str(tmp_path / "bert")
-  config.text.tokenizer = "other"
-  assert tokenizer_folder(config) == "other"
+  config.text.tokenizer = str(tmp_path)
+  assert tokenizer_folder(config) == str(tmp_path)
 
 
 HUGGING_FACE = {

@@ -46,6 +46,11 @@ def named(sentence):
     ("Partial resolution of the effusion.", ["effusion"]),
     ("No resolution of the effusion.", ["effusion"]),
     ("A nodule on high resolution images.", ["nodule"]),
+    ("No pneumothorax following removal of the chest tube, pleural effusion or mass.", []),
+    ("No pneumothorax, status post removal of pacemaker, or effusion.", []),
+    ("No nodule on high resolution images, effusion or pneumothorax.", []),
+    ("Pneumothorax seen before chest tube removal, now resolved.", []),
+    ("The pneumothorax seen prior to removal of the tube, has resolved.", []),
     ("", []),
   ],
 )
