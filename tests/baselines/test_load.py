@@ -35,7 +35,7 @@ vocabulary, tokenizer = tiny_baselines.vocabulary, tiny_baselines.tokenizer
     (
       "gloria",
       {"weights": "none.pt", "tokenizer": "."},
-      "tokenizer: . holds neither",
+      "tokenizer: . holds none of tokenizer.json",
     ),
   ],
 )
