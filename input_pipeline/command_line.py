@@ -1,6 +1,7 @@
 """Command lines whose mistakes are one line."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -8,12 +9,14 @@ from typing import NoReturn
 from input_pipeline.terminal import escape
 
 
-def at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int, *, most: float = math.inf) -> Callable[[str], int]:
   """Makes the type of a flag that is a whole number, 0 or 1 at the least."""
 
   def read(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < least:
       raise argparse.ArgumentTypeError(f"{text!r} is not {least} or more")
+    if int(text) > most:
+      raise argparse.ArgumentTypeError(f"{text!r} is not {most} or less")
     return int(text)
 
   return read

@@ -23,6 +23,8 @@ from plan_jax.runtime.logging import configure, log
 _PORT = 8476  # of the coordinator; any that is free in its pod will do
 _GKE_TPU = ("cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-topology")
 
+_COUNT, _POSITIVE = (at_least(least, most=999_999_999) for least in (0, 1))  # of Kubernetes
+
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Starts the JobSet; exit status 1 with one line for an error."""
@@ -120,16 +122,16 @@ def _parser() -> Parser:
   add("--workdir", required=True, help="folder of the run, in the shared volume")
   add("--claim", required=True, help="PersistentVolumeClaim, ReadWriteMany: the shared volume")
   add("--mount", default="/mnt/shared", help="where the hosts see it (default %(default)s)")
-  add("--hosts", type=at_least(1), default=1, help="pods (default 1)")
-  add("--gpus", type=at_least(1), help="NVIDIA GPUs of each host")
-  add("--tpus", type=at_least(1), help="TPU chips of each host (GKE)")
+  add("--hosts", type=_POSITIVE, default=1, help="pods (default 1)")
+  add("--gpus", type=_POSITIVE, help="NVIDIA GPUs of each host")
+  add("--tpus", type=_POSITIVE, help="TPU chips of each host (GKE)")
   pairs = {"type": _pair, "action": "append", "default": []}
   label = "label that the nodes must have; may be repeated"
   add("--node-selector", **pairs, metavar="KEY=VALUE", help=label)
   add("--env", **pairs, metavar="NAME=VALUE", help="environment of the run; may be repeated")
   grace = "from SIGTERM to SIGKILL, to save a checkpoint (default %(default)s)"
-  add("--grace-seconds", type=at_least(1), default=300, help=grace)
-  add("--crashes", type=at_least(0), default=3, help="restarts after a crash (default %(default)s)")
+  add("--grace-seconds", type=_POSITIVE, default=300, help=grace)
+  add("--crashes", type=_COUNT, default=3, help="restarts after a crash (default %(default)s)")
   add("--kubectl", default="", help='options of kubectl: --kubectl="--namespace=team"')
   add("--dry-run", action="store_true", help="print the YAML, execute nothing")
   return parser

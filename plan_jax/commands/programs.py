@@ -27,7 +27,7 @@ from plan_jax.commands import inputs
 from plan_jax.inference.run_spec import embed_images
 from plan_jax.runtime import bundled, hlo, topology
 from plan_jax.runtime.logging import duration
-from plan_jax.runtime.mesh import batch_sharding, everywhere
+from plan_jax.runtime.mesh import batch_sharding, everywhere, shared_rows
 from plan_jax.runtime.run_flags import config_error
 from plan_jax.training import footprint, pretrained
 from plan_jax.training.assembly import TOKENS, Assembly, assemble_on
@@ -170,7 +170,7 @@ def _lower_step(parts: Assembly, name: str) -> jax.stages.Lowered:
 def _encoders(parts: Assembly) -> dict[str, Callable[[], jax.stages.Lowered]]:
   """Returns what lowers the encoders as `Predictor` runs them."""
   evaluation = parts.config.evaluation
-  batch = -(-evaluation.batch_size // parts.mesh.size) * parts.mesh.size
+  batch = shared_rows(evaluation.batch_size, parts.mesh.size)
 
   def arrays(shape, dtype):
     return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=batch_sharding(parts.mesh))

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from plan_jax.inference.inputs import InputError
-from plan_jax.runtime.mesh import batch_sharding
+from plan_jax.runtime.mesh import batch_sharding, shared_rows
 
 
 def run(function: Callable[[list], Any], items: Sequence, batch: int) -> Any:
@@ -28,7 +28,7 @@ def run(function: Callable[[list], Any], items: Sequence, batch: int) -> Any:
 
 def size_of_few(count: int, most: int, devices: int) -> int:
   """Gives the size of a batch for few items: a power of 2 or, where more, all devices or `most`."""
-  return min(most, -(-(2 ** (count - 1).bit_length()) // devices) * devices)
+  return min(most, shared_rows(2 ** (count - 1).bit_length(), devices))
 
 
 def cut(arrays: Any, size: int) -> list[Any]:

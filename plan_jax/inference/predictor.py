@@ -17,7 +17,7 @@ from plan_jax.inference.image_inputs import is_image
 from plan_jax.inference.inputs import Images, InputError, Phrases, Texts
 from plan_jax.inference.spec import ModelSpec
 from plan_jax.runtime.logging import log
-from plan_jax.runtime.mesh import batch_sharding, everywhere, spread
+from plan_jax.runtime.mesh import batch_sharding, everywhere, shared_rows, spread
 from plan_jax.training.state import TrainState, weights_of
 
 _FEATURE_BYTES = 2**28  # of local features, on each device at a time
@@ -51,7 +51,7 @@ class Predictor:
     self.spec, self.grid, self.local_bytes = spec, spec.grid, spec.local_bytes
     self.has_significance = spec.has_significance
     self.map_sigma, self.map_nearest = spec.map_sigma, spec.map_nearest
-    self._mesh, self._batch = mesh, -(-batch_size // mesh.size) * mesh.size
+    self._mesh, self._batch = mesh, shared_rows(batch_size, mesh.size)
     self._most_pairs = max(1, _PAIR_BYTES // max(1, spec.pair_bytes)) * mesh.size
     self._left_out, self._warned = 0, {""}
 

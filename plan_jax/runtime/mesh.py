@@ -76,6 +76,11 @@ def quick_draws() -> Iterator[None]:
     jax.config.update(name, before)
 
 
+def shared_rows(rows: int, devices: int) -> int:
+  """Rounds the rows of a batch up to a multiple of the devices that share it."""
+  return -(-rows // devices) * devices
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Splits the first axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -25,7 +25,7 @@ from plan_jax.models.weights.files import WeightsError
 from plan_jax.models.weights.load import LoadedEncoder, load_image
 from plan_jax.runtime import processes
 from plan_jax.runtime.logging import log
-from plan_jax.runtime.mesh import batch_sharding, everywhere, make_mesh
+from plan_jax.runtime.mesh import batch_sharding, everywhere, make_mesh, shared_rows
 from plan_jax.runtime.workdir import Workdir
 
 # Where the weights lie, and what learns on the features, or is refused with them.
@@ -103,8 +103,8 @@ def _on_devices(model: nn.Module, variables: dict) -> Callable:
 
 
 def _make(config: ConfigDict, encode: Callable, jobs: list[Job], fingerprint: str) -> None:
-  side, devices = config.model.image_px, jax.local_device_count()
-  batch = -(-config.evaluation.batch_size // devices) * devices
+  side = config.model.image_px
+  batch = shared_rows(config.evaluation.batch_size, jax.local_device_count())
   _, pixels, channels = jax.eval_shape(encode, np.zeros((batch, side, side, 1), np.float32)).shape
   view_bytes = 2 * pixels * channels
   _require_room(jobs, view_bytes)

@@ -35,7 +35,7 @@ from plan_jax.evaluators.classification import macro_auc, scored
 from plan_jax.evaluators.labelled_images import Images
 from plan_jax.results.example_scores import ExampleScores
 from plan_jax.runtime.logging import log
-from plan_jax.runtime.mesh import batch_sharding, everywhere
+from plan_jax.runtime.mesh import batch_sharding, everywhere, shared_rows
 from plan_jax.transfer import labels, logistic
 from plan_jax.transfer.encoder import letterboxed, pooled
 from plan_jax.transfer.job import Job
@@ -96,7 +96,7 @@ class Features:
   def __init__(self, encoder: nn.Module, weights: dict, image_px: int, mesh: Mesh):
     """`weights`: {"params", "batch_stats"}; `image_px`: side of the square."""
     self._image_px, self._mesh = image_px, mesh
-    self._batch = -(-_BATCH // mesh.size) * mesh.size
+    self._batch = shared_rows(_BATCH, mesh.size)
     whole = everywhere(mesh)
     function = jax.jit(
       lambda weights, image: pooled(encoder, weights, image, train=False)[0],

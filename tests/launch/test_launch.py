@@ -303,6 +303,12 @@ def job_of(content):
   return content["spec"]["replicatedJobs"][0]["template"]["spec"]
 
 
+def test_a_number_beyond_those_of_kubernetes_is_refused(capsys):
+  with pytest.raises(SystemExit):
+    jobset.main([*JOBSET, "--crashes=1000000000", "--dry-run"])
+  assert "'1000000000' is not 999999999 or less" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [GPUS, TPUS])
 def test_a_jobset_is_valid(capsys, arguments):
   """Types and names of all fields are those of JobSet and of Kubernetes."""
