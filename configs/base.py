@@ -216,6 +216,7 @@ def _evaluators() -> dict:
     presence=dict(protocols=("presence-v1",)),
     zero_shot=dict(protocols=zero_shot),
     terms=dict(protocols=("terms-v1",)),
+    segmentation_compat=dict(protocols=()),  # see docs/evaluation.md
   )
 
 

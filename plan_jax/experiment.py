@@ -83,7 +83,7 @@ def _run(
   if mode == "all":
     sets = _make_sets(config, workdir, folder)
   elif own:
-    features.store(config, [(folder, own)], workdir)
+    features.store(config, [features.Source(folder, own)], workdir)
   train(config, workdir, folder, _validation(config, folder, own), own)
   if mode == "train":
     return
@@ -177,7 +177,9 @@ def evaluate_set(
     )
     sets = [datasets.checked(dataset, "--split")]
     if stored:
-      features.store(config, [(records_folder, stored)], workdir)
+      features.store(
+        config, [features.Source(records_folder, stored, dataset.image_splits)], workdir
+      )
     return evaluate(model, config, place, sets, **head)
 
 
@@ -260,7 +262,11 @@ def _make_sets(config: ConfigDict, workdir: Workdir, folder: Path) -> list[Evalu
   stored = datasets.own_features(config, workdir)
   sets = [datasets.own(config, folder, stored), *datasets.attached(config, workdir)]
   if datasets.stores_features(config):
-    features.store(config, [(each.folder, each.features) for each in sets], workdir)
+    sources = [
+      features.Source(each.folder, each.features, () if each.is_own else each.image_splits)
+      for each in sets
+    ]
+    features.store(config, sources, workdir)
   processes.assert_equal("the evaluation sets", json.dumps(fingerprints(sets)))
   return sets
 

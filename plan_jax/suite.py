@@ -141,7 +141,7 @@ def _config_of(config: ConfigDict, key: str, chosen: SuiteSet, folder: Path) -> 
     config.evaluation.transfer = ConfigDict()
     # The checkpoint was chosen in training, maybe by prompts that the suite does without.
     checked = ConfigDict(config.to_dict())
-    checked.checkpoint.best_metric = ""
+    checked.checkpoint.update(best_metric="", evaluate="last")
     config_lib.check(checked)
   return config
 

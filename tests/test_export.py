@@ -211,6 +211,33 @@ def test_errors(run, tmp_path):
     load(other)
 
 
+@pytest.mark.parametrize(
+  ("section", "key", "message"),
+  [
+    ("alignment", "eta", "alignment.eta: is no key"),
+    ("curriculum.words", "gamma", "words.gamma: is no key"),
+    ("model.image", "film", "model.image.film: is no key"),
+  ],
+)
+def test_a_run_or_export_of_another_version_is_one_line(run, tmp_path, section, key, message):
+  for original, at in ((run[0].path, ()), (run[1], ("run",))):
+    folder = tmp_path / f"of-{original.name}"
+    shutil.copytree(original, folder)
+    config = digests.read_sealed(folder / "config.json", "") if not at else None
+    about = config or json.loads((folder / "config.json").read_text())
+    place = about
+    for name in (*at, *section.split(".")):
+      place = place[name]
+    place[key] = 1
+    if config:
+      (folder / "config.json").write_text(digests.seal(about))
+    else:
+      (folder / "config.json").write_text(json.dumps(about))
+      digests.write_sums(folder)
+    with pytest.raises(WorkdirError, match=f"of another version of plan_jax: .*{message}"):
+      load(folder)
+
+
 @pytest.mark.parametrize("folder", [None, 5])
 def test_what_is_no_path(folder):
   for read in (export.serving, inspect.unwrap(load)):

@@ -26,6 +26,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.readers import by_name as readers
 from input_pipeline.readers.by_name import READERS, default_options
 from paths import ROOT
+from plan_jax import config as config_lib
 from plan_jax import suite
 from plan_jax.__main__ import main
 from plan_jax.evaluators import stored_scores
@@ -34,6 +35,7 @@ from plan_jax.evaluators.suites import SUITES
 from plan_jax.inference import prompts
 from plan_jax.results import rows
 from plan_jax.runtime import run_flags
+from plan_jax.runtime.checkpoints import CheckpointError
 from plan_jax.runtime.workdir import Workdir
 from tiny_runs import untrained
 
@@ -129,6 +131,16 @@ def test_what_is_missing_is_said(run, tmp_path, capsys):
   main(["tables", "--json", str(tmp_path / "out")])
   given = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
   assert {row["data"] for row in given} == {"openi/test"}
+
+
+def test_the_best_checkpoint_of_a_run_may_be_asked_for(run, tmp_path):
+  openi.write(tmp_path / "openi")
+  config = run.load_config()
+  config.checkpoint.update(evaluate="best", best_metric="validation/retrieval/R@5_image-to-text")
+  config_lib.check(config)
+  # Not that the metric would be none of the suite's: no checkpoint of this run has it.
+  with pytest.raises(CheckpointError, match="was scored by 'validation/retrieval"):
+    suite.evaluate_suite(config, run, "radzero", tmp_path, str(tmp_path / "out"))
 
 
 def test_records_of_other_rules_are_refused(run, tmp_path):

@@ -101,6 +101,10 @@ class Terms:
       ]
     return out
 
+  def lists(self, word: str) -> bool:
+    """Tells whether a word, or its singular, is a finding of the list."""
+    return _is_in(word.lower(), self.findings)
+
   def concise(self, sentence: str) -> str:
     """Cuts a sentence to the words that `named` marks; one without any stays as it is.
 

@@ -85,9 +85,9 @@ class Tokenizer:
   def __reduce__(self):
     return Tokenizer, (self.folder,)
 
-  def knows(self, text: str) -> bool:
+  def knows(self, text: str, *, is_general: bool = False) -> bool:
     """Tells whether a word of a text is known, see `vocabulary.knows`."""
-    return vocabulary.knows(self._backend, text)
+    return vocabulary.knows(self._backend, text, is_general=is_general)
 
   def encode(self, sentences: Sequence[str], *, max_tokens: int, max_words: int) -> Encoded:
     """Encodes sentences in their order; a sentence that does not fit whole is left out and counted.

@@ -6,7 +6,7 @@ from pathlib import Path
 from input_pipeline import json_object
 from input_pipeline.errors import UserError
 from input_pipeline.files import replace_text
-from input_pipeline.text import reports
+from input_pipeline.text import diagnostic_terms, reports
 
 NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -67,18 +67,24 @@ def read_backend(folder: Path) -> tuple:
   return backend, settings
 
 
-def knows(backend, text: str) -> bool:
+def knows(backend, text: str, *, is_general: bool = False) -> bool:
   """Tells whether the vocabulary knows a word of a text.
 
   It does where one token of two letters or more is the word, or a token within has four letters: of
-  single letters and the like any nonsense can be spelt.
+  single letters and the like any nonsense can be spelt. A general vocabulary, which was not made of
+  the reports that were trained on, cuts their words as short ("ed", "##ema"): there a diagnostic
+  term counts however it is cut.
   """
+  terms = diagnostic_terms.load() if is_general else None
   unknown = getattr(backend.model, "unk_token", "<unk>")
   for start, end in reports.words(text):
-    encoding = backend.encode(text[start:end], add_special_tokens=False)
+    word = text[start:end]
+    encoding = backend.encode(word, add_special_tokens=False)
     if unknown not in encoding.tokens:
       lengths = [b - a for a, b in encoding.offsets]
       if max(lengths, default=0) >= (2 if len(lengths) == 1 else 4):
+        return True
+      if terms and lengths and terms.lists(word):
         return True
   return False
 

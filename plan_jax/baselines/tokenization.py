@@ -184,7 +184,8 @@ class BaselineTexts:
 
   def knows(self, text: str) -> bool:
     """Tells whether the vocabulary knows a word of a text."""
-    return vocabularies.knows(self.vocabulary.backend, text.lower())  # as all of them read
+    text = text.lower()  # as all of them read
+    return vocabularies.knows(self.vocabulary.backend, text, is_general=True)
 
   def words(self, text: Text) -> list[tuple[str, int]]:
     """The words that the baseline reads, and the places of their vectors."""

@@ -49,6 +49,11 @@ class EvaluationSet:
     """Name of set and split, for rows."""
     return f"{self.name}/{self.split}"
 
+  @property
+  def image_splits(self) -> tuple[str, ...]:
+    """Splits whose images the model sees: its own, and that of the thresholds."""
+    return tuple({self.split: None, "validation": None})
+
   def examples(
     self, where: str | None = None, what: str = "", split: str = ""
   ) -> Iterator[Example]:
@@ -57,7 +62,8 @@ class EvaluationSet:
     With `what`, shows a bar and logs how many have not.
     """
     split = split or self.split
-    source = records.RecordSource(self.folder, split, where=where, features=self.features)
+    features = self.features if split in self.image_splits else None
+    source = records.RecordSource(self.folder, split, where=where, features=features)
     if what and (without := records.splits(self.folder)[split] - len(source)):
       log.info(f"{what}: {without} of the {split} images have no {where} and are left out")
     silent = not what or not processes.is_primary()

@@ -27,6 +27,7 @@ def read(folder: Path) -> tuple[Assembly, TrainState, Tokenizer]:
   Raises:
     DamagedError: the folder is not whole, or not as it was written; the message names the file.
     WeightsError: it does not fit this version; the message names the tensors.
+    SectionError: nor does its config; the message names the key.
   """
   check(folder)
   about = json.loads((folder / CONFIG).read_text())

@@ -1,11 +1,14 @@
 """The Predictor of a run, from its folder or from a state of training."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import digests
+from input_pipeline.section import SectionError
 from input_pipeline.text.tokenizer import Tokenizer
 from plan_jax.inference import calibration, exported
 from plan_jax.inference.predictor import Predictor
@@ -30,7 +33,8 @@ def load(
     step: of a checkpoint; by default as config.checkpoint.evaluate says.
 
   Raises:
-    WorkdirError: `workdir` holds no run, or an argument is of another type.
+    WorkdirError: `workdir` holds no run, or one of another version; or an argument is of another
+      type.
     CheckpointError: it has no such checkpoint.
     DamagedError: a file of it is not as it was written.
     WeightsError: an exported folder does not fit this version.
@@ -40,7 +44,8 @@ def load(
   if workdir.is_exported():
     if not (step is None and config is None):
       raise WorkdirError(f"{workdir.path} is an exported folder: give no step and no config")
-    return _calibrated(of_state(*exported.read(workdir.path)), workdir)
+    with of_this_version(workdir):
+      return _calibrated(of_state(*exported.read(workdir.path)), workdir)
   if not (step is None or isinstance(step, int | np.integer)) or isinstance(step, bool):
     raise WorkdirError(f"step is {step!r}: give a whole number, or leave it out")
   if config is None:
@@ -57,11 +62,24 @@ def load(
     if step is None:
       step = checkpoints.to_evaluate(config.checkpoint.evaluate)
     tokenizer = load_tokenizer(workdir)
-    parts = assemble(config, tokenizer)
+    with of_this_version(workdir):
+      parts = assemble(config, tokenizer)
     state = checkpoints.restore(parts.abstract_state, step)
   finally:
     checkpoints.close()
   return _calibrated(of_state(parts, state, tokenizer), workdir)
+
+
+@contextlib.contextmanager
+def of_this_version(workdir: Workdir) -> Iterator[None]:
+  """Raises WorkdirError where a key of the config is unknown here, or one of today is missing."""
+  try:
+    yield
+  except SectionError as error:
+    raise WorkdirError(
+      f"{workdir.path} is of another version of plan_jax: in its config {error}. Use the version"
+      " that made it, or train anew"
+    ) from error
 
 
 def _calibrated(model: Predictor, workdir: Workdir) -> Predictor:

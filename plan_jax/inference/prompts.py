@@ -74,9 +74,13 @@ class PromptSet:
     template = content["template"] and prompts(content["template"])
     return cls(**content | {"findings": findings, "template": template})
 
+  def has_own(self, label: str) -> bool:
+    """Tells whether a label has prompts of its own, and none from the template."""
+    return _key(label) in self.findings
+
   def prompts(self, label: str) -> Prompts | None:
     """Looks up the prompts of a label; None where the set has none."""
-    name = reports.normalise(label.replace("_", " "))
+    name = _key(label)
     if name in self.findings:
       return self.findings[name]
     if self.template is None or not name or name.split()[0] in _NOT_FOR_TEMPLATES:
@@ -218,7 +222,9 @@ def classifier(
   classes = check_phrases(classes)
   if not classes:
     raise InputError("classes is empty: name at least one finding")
-  if unknown := [each for each in classes if not model.spec.texts.knows(each)]:
+  knows = model.spec.texts.knows
+  # Prompts of its own may spell out a name that means nothing by itself, such as "COPD".
+  if unknown := [each for each in classes if not (chosen.has_own(each) or knows(each))]:
     raise InputError(f"the class {unknown[0]!r} has no word that the model knows")
   texts = {each: chosen.prompts(each) for each in classes}
   if silent := [each for each, prompts in texts.items() if prompts is None]:
@@ -237,6 +243,10 @@ def classifier(
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
   return classify
+
+
+def _key(label: str) -> str:
+  return reports.normalise(label.replace("_", " "))
 
 
 def _path(name: str) -> Path:
@@ -272,7 +282,7 @@ def _parse(name: str, fingerprint: str, content) -> PromptSet:
     target = entry
     if isinstance(entry, str) and not isinstance(target := given.get(entry), dict):
       raise ValueError(f"{label!r} is the same as {entry!r}, which has no prompts of its own")
-    key = reports.normalise(label.replace("_", " "))
+    key = _key(label)
     if not key or key in findings:
       raise ValueError(f"{label!r} has no name, or one that stands in the set already")
     findings[key] = _prompts(label, target)

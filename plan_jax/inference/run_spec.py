@@ -48,11 +48,18 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class RunTexts:
-  """Reports in the run's vocabulary; sentences that do not fit into the arrays are left out."""
+  """Reports in the run's vocabulary; sentences that do not fit into the arrays are left out.
+
+  Attributes:
+    tokenizer: of the run.
+    max_tokens, max_words: room of the arrays.
+    is_general: whether the vocabulary came with a text encoder, and was not made of the reports.
+  """
 
   tokenizer: Tokenizer
   max_tokens: int
   max_words: int
+  is_general: bool = False
 
   def encode(self, texts: Sequence[Text], *, same_length: bool = False) -> EncodedTexts:
     """Arrays of N texts, all of one length; counts the sentences left out.
@@ -70,7 +77,7 @@ class RunTexts:
 
   def knows(self, text: str) -> bool:
     """Tells whether the vocabulary knows a word of a text."""
-    return self.tokenizer.knows(text)
+    return self.tokenizer.knows(text, is_general=self.is_general)
 
   def words(self, text: Text) -> list[tuple[str, int]]:
     """The words that fit, in order."""
@@ -92,7 +99,7 @@ class RunTexts:
 
 def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> ModelSpec:
   """Describes the model of a run, at every point of its training."""
-  evaluation, alignment = config.evaluation, Alignment(**config.alignment)
+  evaluation, alignment = config.evaluation, Alignment.read_at("alignment", config.alignment)
   stages = curriculum.stages(config.curriculum)
   encoder = image_encoder(config.model.image)
   side = -(-config.model.image_px // encoder.output_stride)
@@ -100,7 +107,12 @@ def run_spec(model: TwoTowers, tokenizer: Tokenizer, config: ConfigDict) -> Mode
   return ModelSpec(
     title="",
     images=Letterbox(config.model.image_px, encoder.first_px),
-    texts=RunTexts(tokenizer, evaluation.max_tokens, evaluation.max_words),
+    texts=RunTexts(
+      tokenizer,
+      evaluation.max_tokens,
+      evaluation.max_words,
+      is_general=bool(config.text.tokenizer or config.model.text.weights),
+    ),
     grid=(side, side),
     embed_images=partial(embed_images, model, alignment),
     embed_texts=partial(model.apply, method=model.embed_texts),

@@ -108,8 +108,12 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer) -> Assembly:
 
 
 def assemble_on(mesh: Mesh, config: ConfigDict, vocabulary_size: int) -> Assembly:
-  """Builds the parts for a mesh, whose devices need not be here, as `assemble`."""
-  train = TrainConfig.read(config.train)
+  """Builds the parts for a mesh, whose devices need not be here, as `assemble`.
+
+  Raises SectionError, which is a ValueError, for a key that is unknown or missing.
+  """
+  train = TrainConfig.read_at("train", config.train)
+  ModelConfig.read_at("model", config.model.to_dict())
   model = build(config.model, vocabulary_size, freeze=train.freeze)
   optimizer, schedule = make_optimizer(train, train.steps)
   shapes = jax.eval_shape(partial(_initial, model, optimizer, config))
@@ -130,7 +134,8 @@ def assemble_on(mesh: Mesh, config: ConfigDict, vocabulary_size: int) -> Assembl
 
 def alignment_on(mesh: Mesh, config: ConfigDict) -> Alignment:
   """Reads the settings of the alignment, the memory of its tiles chosen for the mesh."""
-  return Alignment(**config.alignment).with_tile_mib(memory_bytes(mesh))
+  alignment = Alignment.read_at("alignment", config.alignment)
+  return alignment.with_tile_mib(memory_bytes(mesh))
 
 
 def pair_shapes(config: ConfigDict) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

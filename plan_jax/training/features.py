@@ -32,6 +32,20 @@ from plan_jax.runtime.workdir import Workdir
 _APART = ("weights", "adapter", "lora_rank", "lora_blocks", "spread_stage")
 
 
+class Source(NamedTuple):
+  """Records whose features are wanted.
+
+  Attributes:
+    records, features: their folders.
+    splits: those that are read; none: all, of the run's own data, whose training split is wanted in
+      mirror images too, where the run has them.
+  """
+
+  records: Path
+  features: Path
+  splits: tuple[str, ...] = ()
+
+
 class Job(NamedTuple):
   """Features of a shard that are to be made.
 
@@ -48,14 +62,14 @@ class Job(NamedTuple):
   views: int
 
 
-def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]], workdir: Workdir) -> None:
-  """Makes the features that are missing of sets, (records, features) each, the run's own first.
+def store(config: ConfigDict, sets: Sequence[Source], workdir: Workdir) -> None:
+  """Makes the features that are missing of sets.
 
   Where the run in `workdir` has begun, the weights must be those that it began with. Each process
-  takes its share of the shards. Says beforehand how many bytes an image takes. Mirror images are
-  of the run's own training split. Raises FeaturesError where features that are there are of
-  something else, LockedError where another run makes some in the same folder, WeightsError, and
-  UserError where the disk has no room.
+  takes its share of the shards. Says beforehand how many bytes an image takes.
+
+  Raises FeaturesError where features that are there are of something else, LockedError where
+  another run makes some in the same folder, WeightsError, and UserError where the disk has no room.
   """
   model = image_encoder(config.model.image).clone(dtype=jnp.dtype(config.model.dtype))
   encoder = load_image(config.model.image.weights, model, key="config.model.image")
@@ -71,17 +85,19 @@ def store(config: ConfigDict, sets: Sequence[tuple[Path, Path]], workdir: Workdi
     processes.assert_equal("the encoder of the stored features", fingerprint)  # all are done
 
 
-def _missing(config: ConfigDict, sets: Sequence[tuple[Path, Path]], fingerprint: str) -> list[Job]:
+def _missing(config: ConfigDict, sets: Sequence[Source], fingerprint: str) -> list[Job]:
   """Lists the features that are to be made, the same in all processes."""
-  jobs, own = [], sets[0]
-  for source, folder in sets:
-    for split, shards in records.shard_lengths(source).items():
-      mirrors = config.data.flip_fraction and split == "train" and (source, folder) == own
+  jobs = []
+  for source in sets:
+    for split, shards in records.shard_lengths(source.records).items():
+      if source.splits and split not in source.splits:
+        continue
+      mirrors = config.data.flip_fraction and split == "train" and not source.splits
       views = 2 if mirrors else 1
       jobs += [
-        Job(shard, count, folder, views)
+        Job(shard, count, source.features, views)
         for shard, count in shards
-        if not features.is_stored(folder, shard, fingerprint, views)
+        if not features.is_stored(source.features, shard, fingerprint, views)
       ]
   # Before one of the others makes more of them.
   processes.assert_equal("the list of features to make", str(jobs))

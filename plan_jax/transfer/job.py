@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from input_pipeline import digests, records
 from input_pipeline.errors import UserError
+from plan_jax.inference.load import of_this_version
+from plan_jax.models.config import ModelConfig
 from plan_jax.models.two_towers import image_encoder
 from plan_jax.results import example_scores, tables
 from plan_jax.results import rows as results
@@ -76,6 +78,8 @@ def start(settings: Settings) -> Job:
     raise UserError(f"{settings.out} holds an evaluation already: name another --out")
   config = Workdir(settings.workdir).load_model_config()
   settings = dataclasses.replace(settings, image_px=settings.image_px or config.model.image_px)
+  with of_this_version(Workdir(settings.workdir)):
+    ModelConfig.read_at("model", config.model.to_dict())
   stride = math.lcm(settings.STRIDE, image_encoder(config.model.image).output_stride)
   if settings.image_px % stride:
     raise UserError(f"--image_px={settings.image_px} is no multiple of {stride}")

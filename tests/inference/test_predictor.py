@@ -15,7 +15,8 @@ from plan_jax.alignment import curriculum
 from plan_jax.alignment.methods.base import Alignment
 from plan_jax.alignment.methods.by_name import pair_score
 from plan_jax.alignment.similarity import l2_normalize
-from plan_jax.inference import batches
+from plan_jax.inference import batches, prompts
+from plan_jax.inference.inputs import InputError
 from plan_jax.inference.load import of_state
 from plan_jax.inference.predictor import Predictor
 from plan_jax.inference.run_spec import spread_pixels
@@ -190,3 +191,11 @@ def test_the_memory_of_a_pair_is_by_the_grid_of_what_looks_alike(change, side):
 )
 def test_a_batch_of_few_is_a_power_of_two(count, most, devices, want):
   assert batches.size_of_few(count, most, devices) == want
+
+
+def test_a_class_with_prompts_of_its_own_needs_no_known_name(model):
+  for name in ("vindr", "ours"):  # they spell out what COPD is
+    (scored,) = prompts.classifier(model, ["COPD"], name)(IMAGES[:1])
+    assert scored.keys() == {"COPD"} and np.isfinite(scored["COPD"])
+  with pytest.raises(InputError, match="the class 'COPD' has no word that the model knows"):
+    prompts.classifier(model, ["COPD"], "carzero")

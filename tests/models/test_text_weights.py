@@ -17,7 +17,7 @@ from foreign_weights import (
   torch_resnet,
   torch_vit,
 )
-from input_pipeline.text import tokenizer
+from input_pipeline.text import diagnostic_terms, tokenizer
 from plan_jax.models.bert import Bert
 from plan_jax.models.resnet import ResNet
 from plan_jax.models.vit import ViT
@@ -188,6 +188,14 @@ def minilm():
 MINILM = dict(
   embed_dim=384, depth=6, num_heads=12, mlp_dim=1536, max_position=512, vocabulary_size=30522
 )
+
+
+def test_a_real_bert_knows_every_diagnostic_term():
+  words, terms = tokenizer.Tokenizer(minilm()), diagnostic_terms.load()
+  assert all(words.knows(f"{term}s", is_general=True) for term in terms.findings)
+  assert not words.knows("edema")  # "ed", "##ema"; its own reports would have made it one token
+  for nonsense in ("zxqv", "q", "asdfgh"):
+    assert not words.knows(nonsense, is_general=True)
 
 
 def test_sizes_of_a_real_bert(tmp_path):

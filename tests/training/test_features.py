@@ -58,7 +58,7 @@ def made(tmp_path_factory):
   config_lib.check(config)
   options = config.data.options.to_dict()
   convert.convert("phantom", path / "records", workers=0, progress=False, **options)
-  store.store(config, [(path / "records", path / "features")], NOT_BEGUN)
+  store.store(config, [store.Source(path / "records", path / "features")], NOT_BEGUN)
   return config, path
 
 
@@ -144,7 +144,7 @@ def test_only_what_is_missing_is_made(made, monkeypatch):
   config, path = made
   jobs = []
   monkeypatch.setattr(store, "_make", lambda config, encoder, todo, print_: jobs.extend(todo))
-  folders = [(path / "records", path / "features")]
+  folders = [store.Source(path / "records", path / "features")]
   store.store(config, folders, NOT_BEGUN)
   assert not jobs
   last = sorted((path / "features").glob("*train*[0-9]"))[-1]
@@ -156,6 +156,26 @@ def test_only_what_is_missing_is_made(made, monkeypatch):
   jobs.clear()
   store.store(config, folders, NOT_BEGUN)
   assert not jobs
+
+
+def test_of_other_data_only_what_is_read_is_made(made, tmp_path, monkeypatch):
+  config, path = made
+  jobs = []
+  monkeypatch.setattr(store, "_make", lambda config, encoder, todo, print_: jobs.extend(todo))
+  own = EvaluationSet("own", "phantom", path / "records", "test", True)
+  for split, want in (("test", {"test", "validation"}), ("train", {"train", "validation"})):
+    other = replace(own, split=split, is_own=False)
+    source = store.Source(other.folder, tmp_path / "features", other.image_splits)
+    store.store(config, [source], NOT_BEGUN)
+    assert {job.shard.name.split("-")[1].split(".")[0] for job in jobs} == want
+    assert {job.views for job in jobs} == {1}  # nothing in an evaluation is mirrored
+    jobs.clear()
+  store.store(config, [store.Source(path / "records", tmp_path / "features")], NOT_BEGUN)
+  assert {(job.shard.name.split("-")[1].split(".")[0], job.views) for job in jobs} == {
+    ("train", 2),
+    ("validation", 1),
+    ("test", 1),
+  }
 
 
 KILLED = """
@@ -188,7 +208,7 @@ def test_a_shard_whose_writer_was_killed_is_made_anew(made, tmp_path, index_is_w
   assert len(list(folder.glob("*.tmp-*"))) == 1
   assert len(list(folder.glob("*.index.json"))) == 2 + index_is_written
   assert not features.file_of(folder, shard).exists()
-  store.store(config, [(path / "records", folder)], NOT_BEGUN)
+  store.store(config, [store.Source(path / "records", folder)], NOT_BEGUN)
   assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
     file.name: file.read_bytes() for file in (path / "features").iterdir()
   }
@@ -197,7 +217,7 @@ def test_a_shard_whose_writer_was_killed_is_made_anew(made, tmp_path, index_is_w
 def test_two_runs_do_not_write_into_one_folder(made, tmp_path):
   config, path = made
   with lock(tmp_path), pytest.raises(LockedError, match=str(tmp_path)):
-    store.store(config, [(path / "records", tmp_path)], NOT_BEGUN)
+    store.store(config, [store.Source(path / "records", tmp_path)], NOT_BEGUN)
   assert not list(tmp_path.iterdir())
 
 
@@ -225,7 +245,7 @@ def test_each_process_makes_its_share(made, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda index=index: index)
     note = partial(lambda index, folder, shard, *_: written.append((shard.name, index)), index)
     monkeypatch.setattr(features, "write", note)
-    store.store(config, [(path / "records", tmp_path)], NOT_BEGUN)
+    store.store(config, [store.Source(path / "records", tmp_path)], NOT_BEGUN)
   names = [name for name, _ in written]
   assert len(set(names)) == len(names) == 3
   assert {index for _, index in written} == {0, 1}
@@ -240,7 +260,7 @@ def test_features_of_another_encoder_are_refused(made, key, value):
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(FeaturesError, match=r"of another encoder.*config\.data\.features"):
-    store.store(config, [(path / "records", path / "features")], NOT_BEGUN)
+    store.store(config, [store.Source(path / "records", path / "features")], NOT_BEGUN)
 
 
 def test_weights_that_changed_after_the_run_began_are_refused(made, tmp_path):
@@ -271,7 +291,7 @@ def test_no_room(made, tmp_path, monkeypatch):
   config, path = made
   monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
   with pytest.raises(UserError, match=r"the features take 0\.0 GB.*config\.data\.features"):
-    store.store(config, [(path / "records", tmp_path / "features")], NOT_BEGUN)
+    store.store(config, [store.Source(path / "records", tmp_path / "features")], NOT_BEGUN)
 
 
 def test_values_that_float16_cannot_hold(made, tmp_path):
