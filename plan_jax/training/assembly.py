@@ -63,7 +63,8 @@ class Assembly:
     image = jax.ShapeDtypeStruct((1, side, side, 1), np.float32)
     if config.data.store_features:
       encoder = image_encoder(config.model.image)
-      grid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), image)
+      # The key is made inside: devices of the mesh may be of a topology, on which nothing runs.
+      grid, _ = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x), image)
       image = jax.ShapeDtypeStruct((1, math.prod(grid.shape[1:-1]), grid.shape[-1]), np.float16)
     swaps = self.alignment.swaps_sides
     rows = {

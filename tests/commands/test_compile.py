@@ -236,3 +236,16 @@ def test_a_tiny_step_for_four_chips():
   assert [each.runs for each in features] == [4, 4, 1]
   others = [each for each in does.collectives if each.kind == "all-gather"]
   assert {each.shape for each in others} == {f"f32[4,2,{channels}]"}  # of the global contrast
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_on_stored_features_for_chips_that_are_not_here():
+  """Nothing is computed on the way to the program, for no chip could."""
+  small = {"embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16, "patch_px": 16, "grid": 4}
+  sizes = {f"model.image.vit.{name}": size for name, size in small.items()}
+  sizes |= {"model.image.name": "vit", "model.image.spread_stage": 0, "data.store_features": True}
+  config = tiny(**sizes, **{"train.freeze": ("^image_encoder/",)})
+  parts = assemble_on(mesh.make_mesh(4, 1, topology.devices("v5e:2x2")), config, 200)
+  batch = "tensor<8x16x16xf16>"  # 16 patches of 16 channels
+  assert batch in compiled_programs._lower_step(parts, "words").as_text()
