@@ -31,8 +31,11 @@ _ENCODERS = {
     "vit.num_heads": 2,
     "vit.mlp_dim": 96,
     "vit.grid": 4,
+    "vit.layers": (),
+    "lora_rank": 0,
+    "lora_blocks": 0,
   },
-  "text": {"embed_dim": 48, "depth": 2, "num_heads": 2, "mlp_dim": 96},
+  "text": {"embed_dim": 48, "depth": 2, "num_heads": 2, "mlp_dim": 96, "last_layers": 1},
 }
 _HEAD = {"image_px": 64, "steps": 4, "batch_size": 8, "validate_every_steps": 2, "resamples": 20}
 _TASKS = {

@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.image_px = 512
     config.train.micro_batches = 4
     config.model.remat = "blocks"
-    for name in ("rsna_detection", "object_cxr_detection"):
+    for name in ("rsna_detection", "object_cxr_detection", "siim_segmentation"):
       config.evaluation.transfer[name].flags.image_px = 512
   return config
 
@@ -68,5 +68,5 @@ def attach_others(config: ConfigDict) -> None:
   tasks = config.evaluation.transfer
   tasks.rsna_detection = base.transfer_task("detection", of="rsna", compatibility=True)
   tasks.object_cxr_detection = base.transfer_task("detection", of="object_cxr", compatibility=True)
-  tasks.siim_segmentation = base.transfer_task("segmentation", of="siim")
+  tasks.siim_segmentation = base.transfer_task("segmentation", of="siim", image_px=224)
   tasks.nih14_probe = base.transfer_task("linear_probe", of="nih14")

@@ -4,6 +4,8 @@ plan-jax train --config=configs/phantom.py --workdir=runs/phantom
 """
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -42,7 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(2)
   else:
     bundled.add_to_path()
-    importlib.import_module(COMMANDS[name][0]).main(rest)
+    try:
+      importlib.import_module(COMMANDS[name][0]).main(rest)
+      sys.stdout.flush()
+    except BrokenPipeError:  # of stdout, whose reader went away as `head` does, or of a worker
+      if not _lacks_a_reader(sys.stdout.fileno()):
+        raise
+      # What is left unwritten would be tried once more at exit.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      raise SystemExit(1) from None
+
+
+def _lacks_a_reader(descriptor: int) -> bool:
+  poll = select.poll()
+  poll.register(descriptor, 0)  # errors are told in any case
+  return bool(poll.poll(0))
 
 
 if __name__ == "__main__":

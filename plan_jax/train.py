@@ -137,7 +137,7 @@ def make_batches(
     images.Augment() if config.data.augment else None,
     config.data.flip_fraction,
     Alignment(**config.alignment).swaps_sides,
-    config.text.concise_fraction,
+    config.text.get("concise_fraction", 0.0),  # a run's config may be older
   )
   return loader.batches(
     source,

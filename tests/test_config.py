@@ -47,6 +47,7 @@ def test_boxes_are_detected_at_the_size_of_the_variant():
     tasks = mimic.get_config(variant).evaluation.transfer
     assert tasks.rsna_detection.flags.get("image_px") == side
     assert tasks.object_cxr_detection.flags.get("image_px") == side
+    assert tasks.siim_segmentation.flags.image_px == (side or 224)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,32 @@ def test_frozen_configs_want_weights(config):
   config_lib.check(config)
   config.model.image.name = "resnet"  # as the folder may tell
   config_lib.check_programs(config)
+
+
+@pytest.mark.parametrize("variant", ["frozen", ""])
+def test_the_main_job_takes_images_of_rad_dino_s_size(variant):
+  config = mimic.get_config(variant)
+  config.data.source, config.model.image.weights = "somewhere", "a folder"
+  config.model.image_px, config.model.image.name = 518, "vit"
+  config.model.image.vit.update(variant="dinov2", patch_px=14, grid=37)
+  config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"model.text.last_layers": 4},
+    {"model.image.name": "vit", "model.image.vit.layers": (8,)},
+    {"model.image.name": "vit", "model.image.lora_rank": 4, "model.image.lora_blocks": 6},
+  ],
+)
+def test_runlocal_makes_possible_configs_of_possible_ones(change):
+  config = mimic.get_config()
+  config.data.source = "somewhere"
+  config.update_from_flattened_dict(change)
+  config_lib.check(config)
+  config.runlocal = True
+  config_lib.check(localised(config, set(change) & {"model.image.name"}))
 
 
 @pytest.mark.parametrize("name", baselines.BASELINES)
@@ -163,6 +190,8 @@ def test_unknown_keys_of_a_config_file_are_named():
     ("train.steps", 0, r"config\.train\.steps.*positive"),
     ("alignment.method", "magic", r"alignment\.method: is 'magic'; must be one of plan, none"),
     ("alignment.beta", float("inf"), r"alignment\.beta.*finite"),
+    ("train.learning_rate", float("inf"), r"train\.learning_rate.*finite"),
+    ("train.text_rate", float("inf"), r"train\.text_rate.*finite"),
     ("text.max_tokens", 2, r"text\.max_tokens.*room"),
     ("alignment.word_weight", -1.0, r"alignment\.word_weight.*negative"),
     ("text.terms", "nowhere.txt", r"config\.text\.terms: nowhere\.txt: .* cannot be read"),

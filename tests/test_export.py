@@ -238,6 +238,14 @@ def test_a_run_or_export_of_another_version_is_one_line(run, tmp_path, section, 
       load(folder)
 
 
+@pytest.mark.parametrize("inner", ["checkpoints/1", "tokenizer", "records"])
+def test_a_folder_within_a_run_is_none(run, inner):
+  folder = run[0].path / inner
+  assert folder.is_dir()
+  with pytest.raises(WorkdirError, match=r"holds no run \(no config.json\)"):
+    load(folder)
+
+
 @pytest.mark.parametrize("folder", [None, 5])
 def test_what_is_no_path(folder):
   for read in (export.serving, inspect.unwrap(load)):

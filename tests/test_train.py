@@ -118,6 +118,19 @@ def vocabulary(folder, tmp_path_factory):
   run_steps.tokenizer = train.make_tokenizer(tiny(), run, source)
 
 
+def test_a_run_that_is_older_than_a_key_goes_on(folder):
+  config = tiny(**{"text.concise_fraction": 0.0})
+  source = records.RecordSource(folder, "train", where="text")
+  first = []
+  for _ in range(2):
+    batches = train.make_batches(config, run_steps.tokenizer, source, 3)
+    first.append(next(batches)["tokens"])
+    batches.close()
+    with config.unlocked():
+      config.text = {k: v for k, v in config.text.items() if k != "concise_fraction"}
+  np.testing.assert_array_equal(*first)
+
+
 @pytest.mark.parametrize("swap_weight", [0.0, 1.0])
 def test_the_batch_is_as_it_is_described(folder, swap_weight):
   config = tiny(**{"alignment.swap_weight": swap_weight})

@@ -47,8 +47,10 @@ class Hosts:
   def __contains__(self, name: str | None) -> bool:
     if name in (*_LOOPBACK, self.host.lower()):
       return True
-    if not _is_address(self.host) or not self._address.is_unspecified or name is None:
+    if not _is_address(self.host) or name is None:
       return False
+    if not self._address.is_unspecified:  # browsers write addresses in their short form
+      return _is_address(name) and ipaddress.ip_address(name) == self._address
     return _is_address(name) or name in (socket.gethostname().lower(), socket.getfqdn().lower())
 
 

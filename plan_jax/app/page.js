@@ -100,7 +100,8 @@ class Panel {
     this.part = (selector) => this.root.querySelector(selector);
     this.root.setAttribute("aria-label", `Panel ${number + 1}`);
     this.number = 0; // of the newest question
-    this.question = null; // {path, text}
+    this.question = null; // the newest, {path, text}
+    this.asked = null; // the one that is answered by what is drawn
     this.answer = null; // what is drawn: a word, or a phrase with the `boxes` at `threshold`
     this.words = [];
     for (const name of about.models) this.part("select").append(new Option(name, name));
@@ -151,6 +152,7 @@ class Panel {
       if (!isCurrent()) return;
       this.clear();
       this.model = model;
+      this.asked = question;
       this.part(".warning").textContent = answer.warning;
       if (question.path === "phrase") this.showPhrase(answer);
       else this.showWords(answer.words);
@@ -199,7 +201,7 @@ class Panel {
   renewBoxes() {
     const [answer, least] = [this.answer, threshold()];
     if (!answer?.boxes || answer.threshold === least) return;
-    const body = { image: image.id, model: this.model, text: this.question.text, threshold: least };
+    const body = { image: image.id, model: this.model, text: this.asked.text, threshold: least };
     const isCurrent = () => this.answer === answer && threshold() === least;
     return attempt(async () => {
       const { boxes } = await (await request("boxes", JSON.stringify(body))).json();
@@ -239,7 +241,7 @@ class Panel {
   }
 
   subject() {
-    return this.words.length ? `“${this.answer.text}”` : `“${this.question.text}”`;
+    return this.words.length ? `“${this.answer.text}”` : `“${this.asked.text}”`;
   }
 
   png() {
@@ -249,7 +251,7 @@ class Panel {
   // The facts of what is shown, named as by plan-jax ground --json.
   facts() {
     const common = { image: image.name, width: image.width, height: image.height, model: this.model };
-    const { text } = this.question;
+    const { text } = this.asked;
     if (this.words.length) {
       return { ...common, report: text, words: this.words.map(({ text, weight }) => ({ text, weight })) };
     }

@@ -3,8 +3,9 @@
   plan-jax classify --workdir=runs/a --image=image.dcm --class=pneumothorax --class=effusion
   plan-jax classify --workdir=runs/a --image=FOLDER --class=effusion --json > scores.jsonl
 
-A line an image, of a folder or of a CSV table with the column image. A score, from 0 to 1, is
-that of a finding's prompts against those of its absence: it ranks images, and is no probability.
+A line an image, of a folder or of a CSV table with the column image. A score is that of a
+finding's prompts against those of its absence, from 0 to 1; of a set without those it is a
+similarity, from -1 to 1. It ranks images, and is no probability.
 Exit status 1 says that some images could not be read.
 """
 

@@ -74,7 +74,8 @@ def _jobs(image: str, phrases: list[str]) -> Jobs:
     ]
   if not phrases:
     raise UserError('--phrase is missing, e.g. --phrase="left effusion"')
-  return [(path, check_phrases(phrases, "--phrase")) for path in inputs.list_images(image)]
+  phrases = list(dict.fromkeys(check_phrases(phrases, "--phrase")))  # twice would be boxes twice
+  return [(path, phrases) for path in inputs.list_images(image)]
 
 
 def _folder(out: str | None, single: bool, total: int) -> Path | None:

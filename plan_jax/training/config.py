@@ -6,6 +6,7 @@ from typing import Annotated
 
 from input_pipeline.section import (
   Count,
+  FiniteFloat,
   PositiveFloat,
   PositiveInt,
   Rule,
@@ -50,14 +51,14 @@ class OptimizerConfig(Section):
     layer_decay: factor for each layer of an encoder from the top down.
   """
 
-  learning_rate: PositiveFloat
+  learning_rate: FiniteFloat
   weight_decay: Weight
   warmup_fraction: ShareBelowOne = 0.05
   beta2: ShareBelowOne = 0.999
   clip_norm: PositiveFloat = math.inf
   freeze: tuple[str, ...] = ()
-  image_rate: PositiveFloat = 1.0
-  text_rate: PositiveFloat = 1.0
+  image_rate: FiniteFloat = 1.0
+  text_rate: FiniteFloat = 1.0
   layer_decay: ShareAboveZero = 1.0
 
 

@@ -72,7 +72,15 @@ def store(config: ConfigDict, sets: Sequence[Source], workdir: Workdir) -> None:
   another run makes some in the same folder, WeightsError, and UserError where the disk has no room.
   """
   model = image_encoder(config.model.image).clone(dtype=jnp.dtype(config.model.dtype))
-  encoder = load_image(config.model.image.weights, model, key="config.model.image")
+  try:
+    encoder = load_image(config.model.image.weights, model, key="config.model.image")
+  except WeightsError as error:
+    if not workdir.begun():
+      raise
+    raise WeightsError(
+      f"{error}; the run in {workdir.path} has its own copy: config.data.store_features=False"
+      " encodes images as they come"
+    ) from error
   if workdir.begun():
     _require_same_weights(config, encoder, workdir)
   fingerprint = _fingerprint(config, encoder)

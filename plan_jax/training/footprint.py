@@ -75,7 +75,8 @@ def remedies(parts: Assembly, excess: int, temporaries: int) -> list[str]:
     given = config.alignment.tile_images or config.alignment.tile_reports
     if not given and (tile := _smaller_tile(parts, excess)):
       advice.append(f"alignment.tile_mib={tile}")
-    if smaller := int(share * kept):
+    smaller = int(share * kept) // config.train.micro_batches * config.train.micro_batches
+    if smaller * chips > 1:  # a contrast needs two pairs
       advice.append(f"train.batch_size={smaller * chips}")
   if fsdp := _wider_fsdp(parts, excess):
     advice.append(f"mesh.fsdp={fsdp}")

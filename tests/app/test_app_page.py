@@ -200,6 +200,21 @@ def test_downloads(page):
   assert values == [f"'{TYPED}", "0.75", "40", "1"]
 
 
+def test_what_is_shown_keeps_its_phrase_when_another_is_refused(page):
+  page.browser.execute_script(SAVED)
+  page.type(TYPED)
+  text = page.part("textarea", 0)
+  text.clear()
+  text.send_keys("!!!" + Keys.ENTER)
+  page.wait(lambda: page.text("#error"))
+  for kind in ("json", "csv"):
+    page.part(f".{kind}", 0).click()
+  page.wait(lambda: page.browser.execute_script("return window.saved.length") == 4)
+  read = "return Promise.all(window.saved.map((x) => x.text ? x.text() : x))"
+  facts, _, table, _ = page.browser.execute_script(read)
+  assert json.loads(facts)["phrase"] == TYPED and "!!!" not in table
+
+
 def test_texts_stay_texts(page):
   page.part("textarea", 0).send_keys(TYPED)
   page.part(".report", 0).click()

@@ -259,6 +259,9 @@ def test_headers(client, path):
     ("::", "2001:db8::7", True),
     ("127.0.0.1", "192.0.2.7", False),
     ("127.0.0.1", None, False),
+    ("2001:db8:0:0::5", "2001:db8::5", True),
+    ("2001:db8:0:0::5", "2001:db8::6", False),
+    ("2001:db8:0:0::5", "evil.example", False),
   ],
 )
 def test_names_of_a_host(host, name, right):

@@ -157,6 +157,13 @@ def test_remedies_are_those_that_save_enough():
   assert footprint.remedies(parts, held, 0) == []
   keys = footprint.remedies(parts, 2**24, 2**25)
   assert {"train.micro_batches=2", "train.batch_size=32"} <= set(keys)
+  config.train.micro_batches = 4
+  parts = assemble_on(mesh.make_mesh(-1, 1), config, 200)
+  assert "train.batch_size=32" in footprint.remedies(parts, 2**20, 2**25)  # 7 pairs do not divide
+  config.train.batch_size = 8
+  parts = assemble_on(mesh_of(), config, 200)
+  assert "train.batch_size=4" in footprint.remedies(parts, 2**20, 2**25)
+  assert not any("batch_size" in key for key in footprint.remedies(parts, 2**25 - 1, 2**25))
 
 
 @pytest.mark.parametrize("mib", [80, 0])

@@ -93,6 +93,19 @@ def test_many_phrases_of_an_image_are_grounded_some_at_a_time(
   assert "is too long" in rows[-1]["warning"] and "1 sentences found no room" in caplog.text
 
 
+def test_a_phrase_that_stands_twice_is_grounded_once(run, images, tmp_path, capsys):
+  boxes = tmp_path / "boxes.csv"
+  given = f"--workdir={run}", f"--image={images}/0.png", "--phrase=edema", "--phrase=effusion"
+  written = []
+  for more in ((), ("--phrase=edema",)):
+    run_command(*given, *more, "--json", f"--boxes-out={boxes}")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [json.loads(row)["phrase"] for row in rows] == ["edema", "effusion"]
+    written.append(boxes.read_bytes())
+    boxes.unlink()
+  assert written[0] == written[1]
+
+
 def test_a_warning_is_given_once(run, images, capsys, caplog):
   run_command(f"--workdir={run}", f"--image={images}/0.png", "--phrase=zxqv")
   assert "warning" not in capsys.readouterr().out

@@ -1,10 +1,14 @@
 """plan-jax tables: tables of an evaluation from its scores alone."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
+from paths import ROOT
 from plan_jax.__main__ import main
 from plan_jax.evaluate import evaluate
 from plan_jax.evaluators import datasets
@@ -54,3 +58,25 @@ def test_a_folder_without_whole_scores_is_one_line(evaluated, tmp_path):
   (copied / "grounding@centre.csv").unlink()
   with pytest.raises(SystemExit, match=r"grounding@centre\.csv is missing; evaluate again"):
     main(["tables", str(copied)])
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_reader_that_goes_away_ends_the_command_in_silence(tmp_path, is_read):
+  """As `plan-jax tables RUN --json | head -1`; a broken pipe of something else is an error."""
+  (tmp_path / "other.py").write_text(
+    "def main(rest):\n  print('x' * 10**6)\n  raise BrokenPipeError\n"
+  )
+  code = "from plan_jax import __main__ as m; m.COMMANDS['x'] = ('other', ''); m.main(['x'])"
+  environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+  read, write = os.pipe()
+  os.close(read)
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    stdout=subprocess.DEVNULL if is_read else write,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=environment,
+  )
+  os.close(write)
+  assert done.returncode == 1 and done.stderr.endswith("BrokenPipeError\n" * is_read)
+  assert bool(done.stderr) is is_read

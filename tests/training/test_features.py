@@ -274,6 +274,9 @@ def test_weights_that_changed_after_the_run_began_are_refused(made, tmp_path):
   shutil.rmtree(tmp_path / "features")
   with pytest.raises(WeightsError, match=r"has changed since the run in .* began"):
     experiment.run(config, run, "evaluate")
+  weights.rename(tmp_path / "elsewhere")
+  with pytest.raises(WeightsError, match=r"is not there.*config\.data\.store_features=False"):
+    experiment.run(config, run, "evaluate")
   assert not (tmp_path / "features").exists()
   config.data.store_features = False
   experiment.run(config, run, "evaluate")
