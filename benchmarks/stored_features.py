@@ -131,7 +131,7 @@ def measure(made: ConfigDict, folder: Path, scratch: Path, *, steps: int, repeat
   stored, images = scratch / "features", sum(records.splits(folder).values())
   run = Workdir(scratch / "run")
   began = time.perf_counter()
-  features.store(made, [(folder, stored)], run)
+  features.store(made, [features.Source(folder, stored)], run)
   storing = images / (time.perf_counter() - began)
   sources = {
     name: records.RecordSource(folder, "train", where="text", features=where)
