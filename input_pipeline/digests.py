@@ -72,11 +72,14 @@ def write_sums(folder: Path, *, without: Collection[str] = ()) -> None:
   replace_text(folder / SUMS, "".join([f"# {len(lines)} files\n", *lines]))
 
 
-def lists(folder: Path, name: str) -> bool:
-  """Tells whether SHA256SUMS of `write_sums` list a file; those of others have no head."""
+def has_sums(folder: Path, name: str = "") -> bool:
+  """Tells whether a folder has SHA256SUMS of `write_sums`, of the file `name` where it is given.
+
+  Those of others have no head.
+  """
   path = Path(folder) / SUMS
   content = path.read_bytes() if path.is_file() else b""
-  return content.startswith(b"# ") and f"  {name}\n".encode() in content
+  return content.startswith(b"# ") and (not name or f"  {name}\n".encode() in content)
 
 
 def check_sums(folder: Path, remedy: str, *, below: str = "") -> None:

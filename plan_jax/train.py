@@ -22,6 +22,7 @@ from plan_jax.runtime.logging import log
 from plan_jax.runtime.workdir import Workdir
 from plan_jax.training import pretrained
 from plan_jax.training.assembly import Assembly, assemble
+from plan_jax.training.config import TextConfig
 from plan_jax.training.loop import Loop
 from plan_jax.training.state import TrainState
 from plan_jax.training.step import StagedStep
@@ -128,16 +129,17 @@ def make_batches(
 
   Raises TermsError, and UserError where the batches cannot be made of these records.
   """
+  text = TextConfig.read(config.text)
   encode = loader.Encode(
     words,
-    diagnostic_terms.load(config.text.terms, places=config.text.places),
+    diagnostic_terms.load(text.terms, places=text.places),
     config.model.image_px,
-    config.text.max_tokens,
-    config.text.max_words,
+    text.max_tokens,
+    text.max_words,
     images.Augment() if config.data.augment else None,
     config.data.flip_fraction,
     Alignment(**config.alignment).swaps_sides,
-    config.text.get("concise_fraction", 0.0),  # a run's config may be older
+    text.concise_fraction,
   )
   return loader.batches(
     source,

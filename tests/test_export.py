@@ -238,6 +238,15 @@ def test_a_run_or_export_of_another_version_is_one_line(run, tmp_path, section, 
       load(folder)
 
 
+def test_a_run_that_is_older_than_keys_of_the_model_is_read(run, tmp_path):
+  folder = shutil.copytree(run[0].path, tmp_path / "older")
+  config = digests.read_sealed(folder / "config.json", "")
+  for key in ("lora_rank", "lora_blocks", "spread_stage"):
+    del config["model"]["image"][key]
+  (folder / "config.json").write_text(digests.seal(config))
+  assert load(folder).step == 1
+
+
 @pytest.mark.parametrize("inner", ["checkpoints/1", "tokenizer", "records"])
 def test_a_folder_within_a_run_is_none(run, inner):
   folder = run[0].path / inner

@@ -75,7 +75,6 @@ def knows(backend, text: str, *, is_general: bool = False) -> bool:
   the reports that were trained on, cuts their words as short ("ed", "##ema"): there a diagnostic
   term counts however it is cut.
   """
-  terms = diagnostic_terms.load() if is_general else None
   unknown = getattr(backend.model, "unk_token", "<unk>")
   for start, end in reports.words(text):
     word = text[start:end]
@@ -84,7 +83,7 @@ def knows(backend, text: str, *, is_general: bool = False) -> bool:
       lengths = [b - a for a, b in encoding.offsets]
       if max(lengths, default=0) >= (2 if len(lengths) == 1 else 4):
         return True
-      if terms and lengths and terms.lists(word):
+      if is_general and lengths and diagnostic_terms.load().lists(word):
         return True
   return False
 

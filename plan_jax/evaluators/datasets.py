@@ -52,7 +52,7 @@ class EvaluationSet:
   @property
   def image_splits(self) -> tuple[str, ...]:
     """Splits whose images the model sees: its own, and that of the thresholds."""
-    return tuple({self.split: None, "validation": None})
+    return self.split, "validation"
 
   def examples(
     self, where: str | None = None, what: str = "", split: str = ""

@@ -61,9 +61,10 @@ class ImageEncoderConfig(Section):
   norm: Annotated[str, one_of(*NORMS)]
   projector: Count
   adapter: Count
-  lora_rank: Count
-  lora_blocks: Count
   vit: ViTConfig
+  # A run's config may be older than these keys.
+  lora_rank: Count = 0
+  lora_blocks: Count = 0
   spread_stage: Count = 0
 
   @property

@@ -66,7 +66,7 @@ class Workdir:
 
   def is_exported(self) -> bool:
     """Tells whether the folder is one that `plan_jax.export` wrote, and no run."""
-    return (self.path / TENSORS).is_file() or digests.lists(self.path, TENSORS)
+    return (self.path / TENSORS).is_file() or digests.has_sums(self.path, TENSORS)
 
   def example_scores_of(self, task: str, name: str = "") -> Path:
     """Gives the file of the scores of a task; `name` is that of an attached evaluation set."""

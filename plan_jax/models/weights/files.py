@@ -48,7 +48,7 @@ def read(path: str | Path) -> Weights:
     )
   folder = path if path.is_dir() else path.parent
   settings = read_settings(path / "config.json")
-  if settings.get("library") == "plan_jax" or digests.lists(folder, "model.safetensors"):
+  if settings.get("library") == "plan_jax" or digests.has_sums(folder):
     digests.check_sums(folder, "fetch or export it again (plan-jax export)")
   tensors, digest = {}, hashlib.sha256()
   for file in _files(path) if path.is_dir() else [path]:
